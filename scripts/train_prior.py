@@ -1,0 +1,40 @@
+"""Trains the embedded prior from nothing: pictures, tokenizer, autoencoder, UNet and text encoder.
+
+    python scripts/train_prior.py --out ~/prior-training --minutes 150
+
+Interrupt it whenever you like; the same command goes on from the last checkpoint. The model appears in OUT/model,
+sample sheets in OUT/samples-*.png. Copy OUT/model over nfsd3d/prior/shapes to ship it, or use it as it is:
+prior.model=OUT/model.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of pictures, checkpoints and the model")
+    parser.add_argument("--minutes", type=float, default=150.0, help="training time in all, without the pictures")
+    parser.add_argument("--autoencoder-share", type=float, default=0.25, help="the autoencoder's share of it")
+    parser.add_argument("--pictures", type=int, default=32768, help="how many pictures to render")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    import torch
+
+    from nfsd3d.shapes.teacher import TeacherSettings, train
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    settings = TeacherSettings(
+        pictures=arguments.pictures,
+        seed=arguments.seed,
+        vae_minutes=arguments.minutes * arguments.autoencoder_share,
+        unet_minutes=arguments.minutes * (1 - arguments.autoencoder_share),
+    )
+    print(f"model: {train(arguments.out, settings, torch.device(name))}")
+
+
+if __name__ == "__main__":
+    main()
