@@ -5,8 +5,8 @@ towards +z. A camera looks down its own -z axis, with +x to the right and +y up 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,20 +92,22 @@ class Cameras:
 
     def resized(self, height: int, width: int) -> "Cameras":
         """The same cameras with another image size."""
-        return Cameras(
-            self.azimuth, self.elevation, self.distance, self.fovy, self.light, self.target, height, width
-        )
+        return replace(self, height=height, width=width)
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras with their tensors on ``device``."""
-        tensors = (self.azimuth, self.elevation, self.distance, self.fovy, self.light, self.target)
-        return Cameras(*(tensor.to(device) for tensor in tensors), height=self.height, width=self.width)
+        return self._map(lambda tensor: tensor.to(device))
 
     def __getitem__(self, index: int | slice) -> "Cameras":
+        """Some of the cameras; an integer gives a batch of one."""
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return self._map(lambda tensor: tensor[index])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
         tensors = (self.azimuth, self.elevation, self.distance, self.fovy, self.light, self.target)
-        return Cameras(*(tensor[index] for tensor in tensors), height=self.height, width=self.width)
+        azimuth, elevation, distance, fovy, light, target = map(function, tensors)
+        return Cameras(azimuth, elevation, distance, fovy, light, target, self.height, self.width)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class TeacherSettings:
     unet_layers: int = 2
     text_width: int = 128
     text_layers: int = 2
-    unet_batch: int = 64
+    unet_batch: int = 48
     unet_learning_rate: float = 1e-3
     unet_minutes: float = 120.0
     ema_decay: float = 0.999
@@ -194,8 +194,8 @@ def build_autoencoder(settings: TeacherSettings) -> nn.Module:
     return AutoencoderTiny(
         encoder_block_out_channels=width,
         decoder_block_out_channels=width,
-        num_encoder_blocks=(1, 3, 3),
-        num_decoder_blocks=(3, 3, 1),
+        num_encoder_blocks=(0, 3, 3),
+        num_decoder_blocks=(3, 3, 0),
         latent_channels=4,
         scaling_factor=1.0,
     )

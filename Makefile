@@ -1,0 +1,70 @@
+# make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
+# make test    the test suite
+# make check   lint, types, docstrings
+# make clean   removes .venv and caches (results in outputs/ stay)
+#
+# PYTHON=python3.12        which Python makes .venv (3.11 to 3.13)
+# TORCH_ARGS="..."         extra arguments for installing torch. The registry's Linux wheel brings CUDA along; for a
+#                          machine without a GPU, PyTorch's CPU index is a much smaller download:
+#                          make demo TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# PROMPT="a pink house"    what make demo makes
+# ARGS="seed=1 ..."        further settings for make demo;  PYTEST_ARGS="-k name"  for make test
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+PROMPT ?= a red and white dotted mushroom
+ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Set-up is repeated only when what it depends on has changed.
+VENV_STAMP := $(VENV)/.made
+TORCH_STAMP := $(VENV)/.torch
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: help demo test check clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+$(VENV_STAMP):
+	@command -v $(PYTHON) >/dev/null || { echo "error: there is no $(PYTHON); name one with make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: $$($(PYTHON) --version) will not do: 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(TORCH_STAMP): $(VENV_STAMP)
+	$(PIP) install $(TORCH_ARGS) torch==2.13.0
+	@touch $@
+
+$(RUN_STAMP): $(TORCH_STAMP) pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# prior=shapes, so that the demonstration downloads no model on a machine with a GPU either.
+demo: $(RUN_STAMP)
+	@run="outputs/demo/$$(date +%Y%m%d-%H%M%S)"; \
+	$(BIN)/python launch.py --config configs/nfsd.yaml prompt="$(PROMPT)" prior=shapes run_dir="$$run" $(ARGS) || exit $$?; \
+	printf '\nturntable  %s\nmesh       %s\nreport     %s\n' \
+	  "$$run/turntable.mp4" "$$run/mesh/model.glb" "$$run/report.html"
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(DEV_STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

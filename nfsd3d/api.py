@@ -1,0 +1,149 @@
+"""The Python interface: generate a run, or load one, and look at it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trimesh
+from numpy.typing import NDArray
+
+from nfsd3d import preflight
+from nfsd3d.config import compose, load_run_config
+from nfsd3d.errors import InputError
+from nfsd3d.export.extract import ExtractedMesh, MeshSettings, extract_mesh
+from nfsd3d.export.pictures import render_views, rgb_picture
+from nfsd3d.export.write import write_mesh
+from nfsd3d.generator.nerf import NeRF
+from nfsd3d.settings import Config
+from nfsd3d.train import state
+from nfsd3d.train.build import ELEVATION_DEG, build_generator, viewing_cameras
+from nfsd3d.train.finish import mesh_extras, mesh_settings
+from nfsd3d.train.loop import run
+from nfsd3d.train.metrics import read_metrics
+from nfsd3d.train.summary import read_summary
+
+
+class Run:
+    """A run directory with at least one checkpoint; read-only and final. Made by :func:`load_run`."""
+
+    def __init__(self, directory: Path, config: Config, checkpoint: Path) -> None:
+        """Nothing is loaded before it is needed."""
+        self.directory = directory
+        self.config = config
+        self._checkpoint = checkpoint
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r}, prompt={self.config.prompt!r}, step={self.step})"
+
+    @property
+    def step(self) -> int:
+        """Finished training steps of the checkpoint that is shown."""
+        return state.step_of(self._checkpoint)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of ``summary.json``; empty if the run has not ended."""
+        return read_summary(self.directory)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps, one dictionary each."""
+        path = self.directory / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
+
+    @cached_property
+    def generator(self) -> NeRF:
+        """The trained generator on its device.
+
+        Raises:
+            InputError: the checkpoint is damaged.
+        """
+        generator = build_generator(self.config)
+        state.load_generator(self._checkpoint, generator)
+        return generator.requires_grad_(False)
+
+    def views(self, n: int = 8, size: int = 256, elevation_deg: float = ELEVATION_DEG) -> NDArray[np.uint8]:
+        """[n,size,size,3] images from ``n`` cameras evenly around the object, the first at its front.
+
+        Raises:
+            InputError: a count or size below 1, or an elevation outside [-90, 90].
+        """
+        if n < 1 or size < 1 or not -90 <= elevation_deg <= 90:
+            raise InputError(f"n={n}, size={size}, elevation_deg={elevation_deg}: need n, size >= 1, -90..90 degrees")
+        cameras = viewing_cameras(self.config, n, size, elevation_deg)
+        return np.stack([rgb_picture(view) for view in render_views(self.generator, cameras)])
+
+    def extract(self, settings: MeshSettings | None = None) -> ExtractedMesh:
+        """The surface at the run's own mesh settings, or others.
+
+        Raises:
+            InputError: the field is empty or full at the threshold.
+        """
+        settings = settings or mesh_settings(self.config)
+        return extract_mesh(self.generator, self.config.generator.radius, settings, self.config.machine.device)
+
+    @cached_property
+    def mesh(self) -> trimesh.Trimesh:
+        """The surface at the run's own mesh settings, with vertex colours, z-up (front +x).
+
+        Raises:
+            InputError: as :meth:`extract`.
+        """
+        return self._extracted.mesh.to_trimesh()
+
+    def export(self, path: str | Path) -> Path:
+        """Writes the mesh as ``.glb``, ``.obj``, ``.ply`` or ``.stl``, by the suffix of ``path``; returns the path.
+
+        Raises:
+            InputError: another suffix, or as :meth:`extract`.
+        """
+        path = Path(path)
+        write_mesh(self._extracted.mesh, path, mesh_extras(self.config))
+        return path
+
+    @cached_property
+    def _extracted(self) -> ExtractedMesh:
+        return self.extract()
+
+
+def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: Any) -> Run:
+    """Makes what ``prompt`` describes, as ``launch.py`` does, and returns the finished run.
+
+    ``config`` is an experiment's name or file. ``overrides`` are settings by their dotted key, with plain values:
+    ``generate("a red mushroom", **{"train.steps": 300, "distill": "sds", "export.formats": ["glb", "obj"]})``.
+
+    Raises:
+        InputError: a setting, the prompt or the prior cannot be used.
+        RunFailed: the run diverged, or its export failed.
+        nfsd3d.train.interrupts.Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+    """
+    settings = [f"prompt={prompt}", f"seed={seed}", *(f"{key}={_override(value)}" for key, value in overrides.items())]
+    composed = compose(config, settings)
+    if composed.dry_run:
+        raise InputError("dry_run=true has no result to return: use nfsd3d.config.compose to see a configuration")
+    preflight.check(composed)
+    return load_run(run(preflight.claim_run_dir(composed, Path(config).stem)))
+
+
+def load_run(directory: str | Path, step: int | None = None) -> Run:
+    """A run that exists, at its newest checkpoint or at the one after ``step`` steps.
+
+    Raises:
+        InputError: not a run directory, or no such checkpoint.
+    """
+    config = load_run_config(directory)
+    directory = Path(directory).expanduser()
+    checkpoint = state.latest(directory)
+    if step is not None:
+        checkpoint = checkpoint.with_name(f"step-{step:06d}.json")
+        if not checkpoint.exists():
+            there = ", ".join(str(state.step_of(path)) for path in state.list_checkpoints(checkpoint.parent))
+            raise InputError(f"{directory} has no checkpoint after step {step}; there are: {there}")
+    return Run(directory, config, checkpoint)
+
+
+def _override(value: Any) -> str:
+    """A plain value as the command line would have it: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else str(value) if isinstance(value, Path) else json.dumps(value)

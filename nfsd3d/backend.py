@@ -1,0 +1,140 @@
+"""Which devices and optional packages exist, and what ``auto`` stands for, found out without importing torch."""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from nfsd3d.errors import InputError
+from nfsd3d.settings import Config
+
+# The import name of the package that each implementation needs besides torch, and how to get it.
+_PACKAGES = {
+    "numba": ("numba", "pip install numba"),
+    "tcnn": ("tinycudann", "see docker/Dockerfile for the build"),
+    "nerfacc": ("nerfacc", "pip install nerfacc"),
+}
+_CPU_ONLY = {"numba"}
+_CUDA_ONLY = {"tcnn", "nerfacc"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ``auto`` stands for on this machine, and why."""
+
+    value: str
+    reason: str
+
+
+def is_installed(package: str) -> bool:
+    """Whether ``import package`` would find something; nothing is imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch was built with; None for a build without CUDA or no torch at all."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    match = re.search(r"^cuda\b[^=]*=\s*'([^']+)'", source, re.MULTILINE)
+    return match.group(1) if match else None
+
+
+def visible_gpus() -> int:
+    """How many CUDA devices this process may use, as far as NVIDIA's management library and the environment say.
+
+    The management library, unlike CUDA itself, may be asked before a fork.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        listed = [name.strip() for name in hidden.split(",")]
+        # CUDA reads the list up to the first entry that is no device.
+        limit = next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))
+    else:
+        limit = None
+    present = _count_gpus()
+    return present if limit is None else min(limit, present)
+
+
+def _count_gpus() -> int:
+    name = "nvml.dll" if platform.system() == "Windows" else "libnvidia-ml.so.1"
+    try:
+        library = ctypes.CDLL(name)
+    except OSError:
+        return 0
+    count = ctypes.c_uint(0)
+    if library.nvmlInit_v2() != 0:
+        return 0
+    failed = library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0
+    library.nvmlShutdown()
+    return 0 if failed else count.value
+
+
+def cuda_obstacle() -> str | None:
+    """Why CUDA cannot be used here, in a few words; None when it can."""
+    if visible_gpus() == 0:
+        return "no NVIDIA GPU is visible"
+    if torch_cuda_version() is None:
+        return "the installed torch is built without CUDA"
+    return None
+
+
+def auto_machine() -> Choice:
+    """``cuda`` where a GPU is usable, else ``cpu``."""
+    obstacle = cuda_obstacle()
+    return Choice("cuda", f"{visible_gpus()} GPU(s) visible") if obstacle is None else Choice("cpu", obstacle)
+
+
+def auto_backend(machine: str) -> Choice:
+    """The fastest implementation that is installed for ``machine``."""
+    if machine == "cuda":
+        if is_installed("tinycudann") and is_installed("nerfacc"):
+            return Choice("nvidia", "tinycudann and nerfacc are installed")
+        return Choice("torch", "tinycudann is not installed")
+    if is_installed("numba"):
+        return Choice("numba", "fastest on a CPU")
+    return Choice("torch", "numba is not installed")
+
+
+def auto_prior(machine: str) -> Choice:
+    """Stable Diffusion 2.1 on a GPU, the embedded model on a CPU."""
+    return Choice("sd21", "machine=cuda") if machine == "cuda" else Choice("shapes", "machine=cpu")
+
+
+def check_machine(config: Config) -> None:
+    """Raises `InputError` when the configured device or backend is not there."""
+    device = config.machine.device
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        obstacle = cuda_obstacle()
+        if obstacle is not None:
+            raise InputError(f"machine.device={device}: {obstacle}; use machine=cpu")
+        index = int(device.partition(":")[2] or 0)
+        if index >= visible_gpus():
+            raise InputError(f"machine.device={device}: only {visible_gpus()} GPU(s) are visible, counted from cuda:0")
+    elif config.machine.precision == "float16":
+        raise InputError("machine.precision=float16: not on a CPU; use float32 or bfloat16")
+    for setting, name in (("backend.field", config.backend.field), ("backend.sampler", config.backend.sampler)):
+        if on_cuda and name in _CPU_ONLY:
+            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=torch or nvidia with {device}")
+        if not on_cuda and name in _CUDA_ONLY:
+            raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
+        if name in _PACKAGES:
+            package, remedy = _PACKAGES[name]
+            if not is_installed(package):
+                raise InputError(
+                    f"{setting}={name}: the package {package} is not installed ({remedy}); or backend=torch"
+                )

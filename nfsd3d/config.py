@@ -1,0 +1,425 @@
+"""From an experiment file and ``key=value`` overrides to a validated `Config`.
+
+Besides `nfsd3d.cli` this is the only module that knows Hydra and OmegaConf. Everything here happens before torch is
+imported, so that a wrong setting fails at once.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nfsd3d import backend
+from nfsd3d.backend import Choice
+from nfsd3d.errors import InputError
+from nfsd3d.settings import (
+    NOT_BUILT,
+    BackendConfig,
+    CamerasConfig,
+    Config,
+    DistillConfig,
+    DivergedConfig,
+    EncodingConfig,
+    ExportConfig,
+    GeneratorConfig,
+    LearningRateConfig,
+    MachineConfig,
+    PriorConfig,
+    PromptsConfig,
+    RegularizersConfig,
+    ShadingConfig,
+    TrainConfig,
+    did_you_mean,
+    escape_interpolations,
+    known_keys,
+)
+
+__all__ = [
+    "BackendConfig",
+    "CamerasConfig",
+    "Composition",
+    "Config",
+    "DistillConfig",
+    "DivergedConfig",
+    "EncodingConfig",
+    "Experiment",
+    "ExportConfig",
+    "GeneratorConfig",
+    "LearningRateConfig",
+    "MachineConfig",
+    "PriorConfig",
+    "PromptsConfig",
+    "RegularizersConfig",
+    "ShadingConfig",
+    "TrainConfig",
+    "compose",
+    "compose_experiment",
+    "config_root",
+    "find_experiment",
+    "load_run_config",
+]
+
+_TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
+_PATH_KEYS = ("run_dir", "prior.model", "source_run", "source_image")
+_AUTO_GROUPS = ("machine", "backend", "prior")
+_GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
+
+
+def config_root() -> Path:
+    """The folder of the project's YAML files, in a checkout as in an installed wheel."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+class _ProjectConfigs(SearchPathPlugin):
+    """Lets every experiment file, wherever it lies, name the project's groups and experiments."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Appends the project's folder: what lies beside the experiment file comes first."""
+        search_path.append(provider="nfsd3d", path=f"file://{config_root()}")
+
+
+Plugins.instance().register(_ProjectConfigs)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A primary YAML file: one with a defaults list, or a run's fully resolved ``config.yaml``."""
+
+    path: Path
+    resolved: bool
+
+    @property
+    def name(self) -> str:
+        """Hydra's name of it: the file name without ``.yaml``."""
+        return self.path.stem
+
+    @property
+    def folder(self) -> Path:
+        """Its absolute folder."""
+        return self.path.parent
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A validated configuration, a short ``name`` for its experiment, and what each ``auto`` became."""
+
+    config: Config
+    name: str
+    choices: Mapping[str, Choice]
+
+
+def find_experiment(name_or_path: str | Path) -> Experiment:
+    """The experiment file that ``nfsd``, ``configs/nfsd.yaml`` or any path means.
+
+    A path that does not exist here but begins with ``configs/`` means the project's file of that name, so that the
+    documented commands work from any folder.
+
+    Raises:
+        InputError: no such file (the nearest ones are named), or not a YAML mapping.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if not path.is_file():
+        relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+        inside = config_root() / relative
+        path = inside if inside.suffix else inside.with_name(f"{inside.name}.yaml")
+    if not text or not path.is_file():
+        names = sorted(found.name for found in config_root().glob("*.yaml"))
+        near = did_you_mean(Path(text).with_suffix(".yaml").name, names) if Path(text).name else ""
+        raise InputError(
+            f"--config {text}: no such file{near}; there are {_listed(f'configs/{name}' for name in names)}"
+        )
+    if path.suffix != ".yaml":
+        raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {text}: cannot be read as YAML: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {text}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
+    if "defaults" not in content and not _GROUPS_OF_A_RUN <= content.keys():
+        raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
+    return Experiment(path.resolve(), resolved="defaults" not in content)
+
+
+def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = ()) -> Config:
+    """The configuration of an experiment with ``key=value`` overrides, as on the command line without ``-m``.
+
+    The whole value after ``prompt=`` is one prompt, whatever it contains; ``auto`` choices are made for this machine.
+
+    Raises:
+        InputError: naming the setting, the value and the remedy.
+    """
+    return compose_experiment(find_experiment(name_or_path), overrides).config
+
+
+def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Composition:
+    """As `compose`, together with what was chosen.
+
+    Raises:
+        InputError: naming the setting, the value and the remedy.
+    """
+    parsed = [parse_override(quote(override)) for override in overrides]
+    for override in parsed:
+        if override.is_sweep_override():
+            raise InputError(f"{override.input_line}: several values are a sweep; add -m, or quote the value")
+    choices = resolve_auto(experiment, parsed)
+    values = _compose_with_hydra(experiment, override_lines(experiment, parsed, choices))
+    config = to_config(values)
+    return Composition(config, config.distill.method if experiment.resolved else experiment.name, choices)
+
+
+def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of an existing run with value overrides; its ``run_dir`` is that directory.
+
+    Raises:
+        InputError: no run directory, a damaged ``config.yaml``, or an override that does not fit.
+    """
+    path = Path(run_dir).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{run_dir}: no such run directory; give one that holds a config.yaml")
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{run_dir}: not a run directory, it has no config.yaml")
+    config = compose_experiment(find_experiment(path / "config.yaml"), overrides).config
+    if config.run_dir is not None:
+        raise InputError(f"run_dir={config.run_dir}: an existing run stays in {run_dir}; leave run_dir out")
+    return config.replace(run_dir=str(path.resolve()))
+
+
+def to_config(values: DictConfig) -> Config:
+    """The validated configuration of what Hydra composed.
+
+    Raises:
+        InputError: missing or wrong values.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(values))
+        plain = OmegaConf.to_container(values, resolve=True)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"{error.full_key}: {message}; write \\${{ for a literal ${{") from error
+    if "prompt" in missing:
+        raise InputError('prompt is missing: say what to make, for example prompt="a red mushroom"')
+    if missing:
+        raise InputError(f"{_listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
+    assert isinstance(plain, dict)  # a DictConfig's container
+    return Config.from_dict({str(key): value for key, value in plain.items()})
+
+
+def quote(override: str) -> str:
+    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; other overrides as they are."""
+    key, separator, value = override.partition("=")
+    if separator and (key in _TEXT_KEYS or (key in _PATH_KEYS and value != "null")):
+        return f"{key}={quoted(value)}"
+    return override
+
+
+def quote_sweep(override: str) -> str:
+    """As `quote` for prompts in a sweep: commas separate them, except inside a prompt in quotes.
+
+    Raises:
+        InputError: a quote that is not closed.
+    """
+    key, separator, value = override.partition("=")
+    if not separator or key not in _TEXT_KEYS:
+        return override
+    return f"{key}={','.join(quoted(prompt) for prompt in split_prompts(value))}"
+
+
+_PROMPT_IN_SWEEP = re.compile(
+    r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<plain>[^,"'][^,]*|))\s*(?:,|$)""",
+    re.DOTALL,
+)
+
+
+def split_prompts(value: str) -> list[str]:
+    r"""The prompts in a sweep's ``a, "b, c", 'd'``; inside quotes ``\"`` is a quote.
+
+    Raises:
+        InputError: a quote that is not closed, or text after a closing one.
+    """
+    prompts = []
+    position = 0
+    while True:
+        match = _PROMPT_IN_SWEEP.match(value, position)
+        if match is None:
+            raise InputError(
+                f'prompt={value}: unbalanced quotes in a sweep; write -m \'prompt="a, b","c"\', with \\" for a quote'
+            )
+        quoted = match["double"] if match["double"] is not None else match["single"]
+        prompts.append(match["plain"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
+        position = match.end()
+        if position >= len(value) and not match[0].endswith(","):
+            return prompts
+
+
+def quoted(text: str) -> str:
+    """``text`` as a quoted value of Hydra's override grammar, interpolating nothing."""
+    return QuotedString(text=escape_interpolations(text), quote=Quote.double).with_quotes()
+
+
+def parse_override(text: str) -> Override:
+    """The override that ``text`` means.
+
+    Raises:
+        InputError: not of Hydra's grammar.
+    """
+    if not re.match(r"^[~+]*[^=\s]+=|^~", text):
+        raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key = text.partition("=")[0]
+        raise InputError(
+            f"{text}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
+        ) from error
+
+
+def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[str, Choice]:
+    """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``, by group name.
+
+    Also checks every override's key, and group choices, first.
+
+    Raises:
+        InputError: an unknown key or choice, or a group override of a resolved configuration.
+    """
+    groups = [override for override in overrides if _check_override(experiment, override)]
+    if experiment.resolved:
+        return {}
+    # Only the groups matter here: values may belong to a choice that is not made yet.
+    composed = _compose_with_hydra(experiment, _first_values(groups), with_hydra=True)
+    chosen = {group: str(choice) for group, choice in composed.hydra.runtime.choices.items()}
+    chosen |= {str(group.key_or_group): "auto" for group in groups if "auto" in _values(group)}
+    choices: dict[str, Choice] = {}
+    if chosen.get("machine") == "auto":
+        choices["machine"] = backend.auto_machine()
+    machine = choices["machine"].value if "machine" in choices else chosen.get("machine", "cpu")
+    if chosen.get("backend") == "auto":
+        choices["backend"] = backend.auto_backend(machine)
+    if chosen.get("prior") == "auto":
+        choices["prior"] = backend.auto_prior(machine)
+    return choices
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a group override: several in a sweep."""
+    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
+
+
+def _first_values(overrides: Iterable[Override]) -> list[str]:
+    """The group overrides, each sweep replaced by its first value."""
+    return [
+        f"{override.get_key_element()}={_values(override)[0]}"
+        if override.is_discrete_sweep()
+        else str(override.input_line)
+        for override in overrides
+    ]
+
+
+def override_lines(experiment: Experiment, overrides: Iterable[Override], choices: Mapping[str, Choice]) -> list[str]:
+    """The overrides as text for Hydra, with every ``auto`` replaced by its choice."""
+    lines = []
+    pending = dict(choices)
+    for override in overrides:
+        line = str(override.input_line)
+        if override.key_or_group in choices:
+            pending.pop(override.key_or_group, None)
+            line = _without_auto(override, choices[override.key_or_group])
+        elif experiment.resolved and override.type == OverrideType.CHANGE:
+            # A run's configuration leaves out run_dir, and settings that are newer than it.
+            line = f"++{line}"
+        lines.append(line)
+    return [*lines, *(f"{group}={choice.value}" for group, choice in pending.items())]
+
+
+def _without_auto(override: Override, choice: Choice) -> str:
+    chosen = dict.fromkeys(choice.value if value == "auto" else value for value in _values(override))
+    return f"{override.get_key_element()}={','.join(chosen)}"
+
+
+def _check_override(experiment: Experiment, override: Override) -> bool:
+    """Whether an override with a known key chooses from a group (and not a value)."""
+    key = override.key_or_group
+    if key.startswith(("hydra.", "hydra/")):
+        return False
+    if key in known_keys() and not _options(experiment, key):
+        return False
+    options = _options(experiment, key)
+    if not options:
+        known = [*known_keys(), *_groups()]
+        raise InputError(
+            f"unknown setting {key}{did_you_mean(key, known)}; see --help, or configs/nfsd.yaml for all of them"
+        )
+    if experiment.resolved:
+        raise InputError(_group_override_of_run(experiment, override))
+    if override.type != OverrideType.CHANGE:
+        return True
+    for value in _values(override):
+        if value in NOT_BUILT.get(key, frozenset()):
+            raise InputError(f"{key}={value} is not built yet; choose {key}={_listed(options)}")
+        if value not in options:
+            raise InputError(
+                f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={_listed(options)}"
+            )
+    return True
+
+
+def _group_override_of_run(experiment: Experiment, override: Override) -> str:
+    method = (OmegaConf.load(experiment.path).get("distill") or {}).get("method", "nfsd")
+    start = f"configs/{method}.yaml"
+    return (
+        f"{override.input_line}: {experiment.path} is fully resolved and takes values only (for example train.steps=500); "
+        f"to choose another {override.key_or_group}, start from --config {start}"
+    )
+
+
+def _groups() -> list[str]:
+    return sorted({found.parent.name for found in config_root().glob("*/*.yaml")})
+
+
+def _options(experiment: Experiment, group: str) -> list[str]:
+    """The choices of a group, from the project and beside the experiment file; none if it is not a group."""
+    if not re.fullmatch(r"[\w/-]+", group):
+        return []
+    folders = [experiment.folder / group, config_root() / group]
+    return sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+
+
+def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(experiment.folder), version_base="1.3", job_name="nfsd3d"):
+            return hydra.compose(experiment.name, list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(describe_hydra_error(error)) from error
+
+
+def describe_hydra_error(error: Exception) -> str:
+    """Hydra's or OmegaConf's message on one line, with a hint where one is known."""
+    refused = re.search(r"Could not override '([^']+)'", str(error))
+    if refused:
+        return f"{refused.group(1)}: the chosen groups have no such setting"
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    message = str(error).partition("Config search path")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300]
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(str(name) for name in names)

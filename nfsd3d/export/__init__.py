@@ -1,0 +1,1 @@
+"""From a generator to files: surface, simplification, mesh formats, pictures and video."""

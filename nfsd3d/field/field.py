@@ -1,0 +1,95 @@
+"""A density and a colour at every point of space: hash encoding, a small network and a blob in the middle."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nfsd3d.field.hashgrid import HashGridSpec, hash_encoding
+
+# Corners of a tetrahedron: four evaluations give a central difference (the odd terms cancel), instead of six.
+TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
+# Density gradients (per world unit squared) far below this one have no direction: their normal goes to zero.
+SMALLEST_GRADIENT = 1e-3
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """``density`` [N], at least 0, in 1/world unit; ``albedo`` [N,3] in [0,1]."""
+
+    density: Tensor
+    albedo: Tensor
+
+
+class HashGridField(nn.Module):
+    """Density and albedo in the cube [-radius, radius]^3; beyond it the border's values go on.
+
+    The density is softplus(network + ``blob_scale`` (1 - |x| / ``blob_std``)): a blob in the middle of the world to
+    start from, of ``blob_std`` world units (Magic3D, arXiv 2211.10440). The network has ``hidden_layers`` ReLU layers
+    of ``hidden_width`` without biases. Positions are world units [N,3].
+    """
+
+    def __init__(
+        self,
+        spec: HashGridSpec,
+        backend: str,
+        *,
+        radius: float,
+        hidden_width: int,
+        hidden_layers: int,
+        blob_scale: float,
+        blob_std: float,
+    ) -> None:
+        super().__init__()
+        self.radius = radius
+        self.blob_scale = blob_scale
+        self.blob_std = blob_std
+        self.encoding = hash_encoding(spec, backend)
+        self.network = mlp(spec.width, hidden_width, hidden_layers, 4)
+
+    def forward(self, positions: Tensor) -> FieldSample:
+        """Density and albedo at ``positions`` [N,3]."""
+        raw = self._raw(positions)
+        return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]))
+
+    def density(self, positions: Tensor) -> Tensor:
+        """[N] density at ``positions`` [N,3]."""
+        return self._density(positions, self._raw(positions)[:, 0])
+
+    def analytic_normals(self, positions: Tensor) -> Tensor:
+        """[N,3] unit normals: down the gradient of the density, by one backward pass; no gradient flows from them."""
+        with torch.enable_grad():
+            positions = positions.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.density(positions).sum(), positions)
+        return outward(gradient)
+
+    def finite_difference_normals(self, positions: Tensor, eps: float) -> Tensor:
+        """[N,3] unit normals by differences over ``eps`` world units, differentiable to the parameters."""
+        offsets = positions.new_tensor(TETRAHEDRON)
+        around = positions[None] + eps * offsets[:, None]
+        density = self.density(around.reshape(-1, 3)).reshape(4, -1)
+        return outward(torch.einsum("kn,kd->nd", density, offsets) / (4 * eps))
+
+    def _raw(self, positions: Tensor) -> Tensor:
+        inside = (positions / (2 * self.radius) + 0.5).clamp(0, 1)
+        return self.network(self.encoding(inside))
+
+    def _density(self, positions: Tensor, raw: Tensor) -> Tensor:
+        blob = self.blob_scale * (1 - positions.norm(dim=-1) / self.blob_std)
+        return F.softplus(raw + blob)
+
+
+def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
+    """``layers`` ReLU layers of ``width``, without biases, and a linear output layer."""
+    sizes = [inputs] + [width] * layers
+    modules: list[nn.Module] = []
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        modules += [nn.Linear(before, after, bias=False), nn.ReLU()]
+    return nn.Sequential(*modules, nn.Linear(sizes[-1], outputs, bias=False))
+
+
+def outward(gradient: Tensor) -> Tensor:
+    """[N,3] the unit vectors against ``gradient`` [N,3], smoothly shrinking to zero where it vanishes."""
+    length = (gradient.square().sum(-1, keepdim=True) + SMALLEST_GRADIENT**2).sqrt()
+    return -gradient / length

@@ -1,0 +1,68 @@
+"""The generator g(theta): whatever renders an image that the prior can judge."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from nfsd3d.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What B cameras of H x W pixels see; everything but ``samples_per_ray`` is differentiable.
+
+    ``image`` [B,3,H,W] in [0,1], over the background; ``opacity`` [B,1,H,W] in [0,1]; ``depth`` [B,1,H,W] the mean
+    distance from the camera at which light is stopped, in world units, and ``depth_variance`` [B,1,H,W] its variance
+    within the pixel (both mean something only where ``opacity`` is not near 0; an empty pixel has the distance
+    between the camera and the world's origin, and variance 0). ``samples_per_ray`` is the mean over all rays.
+
+    Present when normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and
+    ``orientation`` [B,1,H,W], how far normals of visible samples face away: the sum of weight * max(n.d, 0)^2, weights
+    detached (Ref-NeRF, arXiv 2112.03907, eq. 11). ``albedo`` [B,3,H,W], over black, is present when the image is
+    shaded.
+    """
+
+    image: Tensor
+    opacity: Tensor
+    depth: Tensor
+    depth_variance: Tensor
+    normal: Tensor | None
+    orientation: Tensor | None
+    albedo: Tensor | None
+    samples_per_ray: float
+
+
+class Generator(Protocol):
+    """What the training loop needs of a generator."""
+
+    def render(
+        self,
+        cameras: Cameras,
+        rng: torch.Generator | None = None,
+        *,
+        background: Tensor | None = None,
+        shading: str = "albedo",
+        ambient: float = 0.1,
+        normals: bool = False,
+    ) -> Rendering:
+        """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``."""
+        ...
+
+    def update(self, step: int, rng: torch.Generator) -> None:
+        """What has to be done before training step ``step`` besides the optimiser's work."""
+        ...
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """Parameters by the name of the learning rate that they train with."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint has to keep."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> object:
+        """Restores what ``state_dict`` gave."""
+        ...

@@ -1,0 +1,246 @@
+"""A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from nfsd3d.cameras import Cameras, Rays
+from nfsd3d.field.background import Background
+from nfsd3d.field.field import HashGridField
+from nfsd3d.field.hashgrid import HashGridSpec
+from nfsd3d.generator import Rendering
+from nfsd3d.render.compositing import accumulate, render_weights
+from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.render.samplers import sample_rays, step_length
+from nfsd3d.render.shading import needs_normals, shade
+
+# Points that export functions evaluate together.
+POINTS_AT_ONCE = 2**18
+# Normals cost several evaluations of the field; samples of a smaller weight do without.
+SMALLEST_VISIBLE_WEIGHT = 1e-3
+# Opacity below which a pixel has no depth.
+SMALLEST_OPACITY = 1e-6
+
+
+@dataclass(frozen=True)
+class NeRFSettings:
+    """Sizes and constants of a NeRF.
+
+    ``radius``: the world's cube is [-radius, radius]^3. ``density_blob_scale`` and ``density_blob_std`` (world
+    units): the blob to start from. ``background``: "learned" (a network of the direction) or "color"
+    (``background_color``, RGB in [0,1]). ``occupancy_*``: cells per axis, steps between updates, decay per update,
+    steps in which all cells are looked at, alpha of one step below which a cell is empty. ``samples_per_ray``: steps
+    in the cube's diagonal; ``max_samples``: samples of all rays of one rendering, at most. ``normals``: "analytic"
+    (exact, no gradient) or "finite_difference" over ``finite_difference_eps`` world units (differentiable), for
+    shading and normal maps in training.
+    """
+
+    radius: float = 1.0
+    encoding: HashGridSpec = field(default_factory=HashGridSpec)
+    hidden_width: int = 64
+    hidden_layers: int = 1
+    density_blob_scale: float = 10.0
+    density_blob_std: float = 0.5
+    background: str = "learned"
+    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    occupancy_resolution: int = 48
+    occupancy_interval: int = 16
+    occupancy_decay: float = 0.95
+    occupancy_warmup: int = 256
+    alpha_threshold: float = 0.01
+    samples_per_ray: int = 64
+    max_samples: int = 2**20
+    normals: str = "finite_difference"
+    finite_difference_eps: float = 0.01
+
+
+class NeRF(nn.Module):
+    """A generator (see ``nfsd3d.generator.Generator``) of views of one object."""
+
+    def __init__(self, settings: NeRFSettings, *, field_backend: str = "torch", sampler_backend: str = "torch") -> None:
+        """Raises InputError for a backend that is not there."""
+        super().__init__()
+        self.settings = settings
+        self.sampler_backend = sampler_backend
+        self.step_size = step_length(settings.radius, settings.samples_per_ray)
+        self.field = HashGridField(
+            settings.encoding,
+            field_backend,
+            radius=settings.radius,
+            hidden_width=settings.hidden_width,
+            hidden_layers=settings.hidden_layers,
+            blob_scale=settings.density_blob_scale,
+            blob_std=settings.density_blob_std,
+        )
+        self.background = Background() if settings.background == "learned" else None
+        self.occupancy = OccupancyGrid(
+            settings.occupancy_resolution,
+            settings.radius,
+            step_size=self.step_size,
+            alpha_threshold=settings.alpha_threshold,
+            decay=settings.occupancy_decay,
+            warmup=settings.occupancy_warmup,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.occupancy.density.device
+
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """Parameters by the name of their learning rate: "encoding", "network" and "background" (may be empty)."""
+        return {
+            "encoding": list(self.field.encoding.parameters()),
+            "network": list(self.field.network.parameters()),
+            "background": [] if self.background is None else list(self.background.parameters()),
+        }
+
+    def update(self, step: int, rng: torch.Generator) -> None:
+        """Renews the occupancy grid every ``occupancy_interval`` steps (at step 0 too); ``rng`` is on the CPU."""
+        if step % self.settings.occupancy_interval == 0:
+            self.occupancy.update(self.field.density, step, rng)
+
+    def render(
+        self,
+        cameras: Cameras,
+        rng: torch.Generator | None = None,
+        *,
+        background: Tensor | None = None,
+        shading: str = "albedo",
+        ambient: float = 0.1,
+        normals: bool = False,
+    ) -> Rendering:
+        """The view of each of the B cameras.
+
+        ``rng``, a generator on the CPU, jitters the samples along the rays; without it the view is deterministic.
+        ``background`` [B,3] in [0,1] replaces the generator's own. ``shading`` is one of ``shading.SHADINGS``, with
+        ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals where shading needs none.
+        """
+        bundle = self._bundle(cameras, background)
+        return _images(self._render_rays(bundle, rng, shading, ambient, normals), cameras)
+
+    @torch.no_grad()
+    def render_in_chunks(
+        self,
+        cameras: Cameras,
+        *,
+        background: Tensor | None = None,
+        shading: str = "albedo",
+        ambient: float = 0.1,
+        normals: bool = False,
+        pixels: int = 2**15,
+    ) -> Rendering:
+        """``render`` of many or large views, without gradient and jitter, ``pixels`` rays at a time."""
+        bundle = self._bundle(cameras, background)
+        parts = [
+            self._render_rays(bundle.part(first, first + pixels), None, shading, ambient, normals)
+            for first in range(0, len(bundle.rays), pixels)
+        ]
+        return _images({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, cameras)
+
+    @torch.no_grad()
+    def density(self, positions: Tensor) -> Tensor:
+        """[N] density at world ``positions`` [N,3], without gradient; N may be millions."""
+        return self._in_parts(self.field.density, positions)
+
+    @torch.no_grad()
+    def albedo(self, positions: Tensor) -> Tensor:
+        """[N,3] albedo in [0,1] at world ``positions`` [N,3], without gradient; N may be millions."""
+        return self._in_parts(lambda part: self.field(part).albedo, positions)
+
+    @torch.no_grad()
+    def normals(self, positions: Tensor) -> Tensor:
+        """[N,3] unit analytic normals at world ``positions`` [N,3], without gradient; N may be millions."""
+        return self._in_parts(self.field.analytic_normals, positions)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+        return torch.cat([function(part) for part in positions.to(self.device).split(POINTS_AT_ONCE)])
+
+    def _bundle(self, cameras: Cameras, background: Tensor | None) -> "_Bundle":
+        cameras = cameras.to(self.device)
+        pixels = cameras.height * cameras.width
+        if background is None and self.background is None:
+            background = torch.tensor([self.settings.background_color]).expand(len(cameras), 3)
+        if background is not None:
+            background = background.to(self.device).repeat_interleave(pixels, 0)
+        return _Bundle(cameras.rays(), cameras.light.repeat_interleave(pixels, 0), background)
+
+    def _render_rays(
+        self, bundle: "_Bundle", rng: torch.Generator | None, shading: str, ambient: float, normals: bool
+    ) -> dict[str, Tensor]:
+        """What each of R rays sees: the fields of Rendering as [R,C]."""
+        rays = bundle.rays
+        with torch.no_grad():
+            samples = sample_rays(
+                rays,
+                self.occupancy,
+                step_size=self.step_size,
+                max_samples=self.settings.max_samples,
+                jitter=rng,
+                backend=self.sampler_backend,
+            )
+            positions = samples.positions(rays)
+            # Depths are counted from the middle of the world, which keeps the variance's digits.
+            middles = rays.origins.norm(dim=-1)
+            depth = samples.t_mids - middles[samples.ray_indices]
+        sample = self.field(positions)
+        weights = render_weights(sample.density, samples)
+        normal = self._normals(positions, weights) if normals or needs_normals(shading) else None
+        to_light = None if normal is None else F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1)
+        colour = shade(shading, sample.albedo, normal, to_light, ambient)
+
+        columns = {"opacity": torch.ones_like(depth)[:, None], "image": colour,
+                   "depth": depth[:, None], "depth_variance": depth.square()[:, None]}  # fmt: skip
+        if normal is not None:
+            columns["normal"] = normal
+        if needs_normals(shading):
+            columns["albedo"] = sample.albedo
+        sums = accumulate(weights[:, None] * torch.cat(list(columns.values()), dim=-1), samples)
+        seen = dict(zip(columns, sums.split([column.shape[-1] for column in columns.values()], dim=-1), strict=True))
+
+        opacity = seen["opacity"]
+        behind = self.background(rays.directions) if bundle.background is None else bundle.background
+        seen["image"] = seen["image"] + (1 - opacity) * behind
+        mean = seen["depth"] / opacity.clamp(min=SMALLEST_OPACITY)
+        seen["depth_variance"] = seen["depth_variance"] / opacity.clamp(min=SMALLEST_OPACITY) - mean.square()
+        seen["depth"] = middles[:, None] + mean
+        if normal is not None:
+            away = (normal * rays.directions[samples.ray_indices]).sum(-1).clamp(min=0).square()
+            seen["orientation"] = accumulate((weights.detach() * away)[:, None], samples)
+        seen["samples"] = samples.offsets.diff()[:, None].float()
+        return seen
+
+    def _normals(self, positions: Tensor, weights: Tensor) -> Tensor:
+        """[S,3] normals of the samples that can be seen, zero for the others."""
+        visible = weights.detach() > SMALLEST_VISIBLE_WEIGHT
+        if self.settings.normals == "analytic" or not torch.is_grad_enabled():
+            normals = self.field.analytic_normals(positions[visible])
+        else:
+            normals = self.field.finite_difference_normals(positions[visible], self.settings.finite_difference_eps)
+        return torch.zeros_like(positions).index_put((visible,), normals)
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """R rays with the light [R,3] and, unless it is learnt, the background [R,3] of each."""
+
+    rays: Rays
+    light: Tensor
+    background: Tensor | None
+
+    def part(self, first: int, last: int) -> "_Bundle":
+        rays = Rays(self.rays.origins[first:last], self.rays.directions[first:last])
+        background = None if self.background is None else self.background[first:last]
+        return _Bundle(rays, self.light[first:last], background)
+
+
+def _images(channels: dict[str, Tensor], cameras: Cameras) -> Rendering:
+    samples_per_ray = float(channels.pop("samples").mean())
+    shape = (len(cameras), cameras.height, cameras.width, -1)
+    images = {name: values.reshape(shape).permute(0, 3, 1, 2) for name, values in channels.items()}
+    absent: dict[str, Tensor | None] = {"normal": None, "orientation": None, "albedo": None}
+    return Rendering(**{**absent, **images}, samples_per_ray=samples_per_ray)  # type: ignore[arg-type]

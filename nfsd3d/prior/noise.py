@@ -1,0 +1,144 @@
+"""The forward diffusion process z_t = alpha z + sigma eps, its parametrisations, and DDIM.
+
+``alpha`` is the square root of the cumulative product ᾱ, and sigma² = 1 - ᾱ (variance preserving, 2006.11239).
+Timesteps are integers, 0 the least noisy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nfsd3d.distill.gradient import guided
+
+if TYPE_CHECKING:
+    from nfsd3d.prior import Prior
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The cumulative products ᾱ [T] of a model with T training steps, decreasing, in [0, 1].
+
+    Methods take timesteps ``t`` [N] (int64), on the schedule's device or on the CPU, and return coefficients in the
+    dtype of ``alphas_cumprod``, or results in the dtype of the latents [N,C,h,w].
+    """
+
+    alphas_cumprod: Tensor
+
+    @property
+    def training_steps(self) -> int:
+        """T, the number of timesteps."""
+        return self.alphas_cumprod.shape[0]
+
+    def to(self, device: torch.device | str) -> NoiseSchedule:
+        """The same schedule on ``device``."""
+        return NoiseSchedule(self.alphas_cumprod.to(device))
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """[N] ᾱ at ``t``."""
+        return self.alphas_cumprod[t]
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise coefficients (alpha, sigma), each [N,1,1,1], in the dtype and on the device of ``like``."""
+        alpha_bar = self.alpha_bar(t).to(like.device)[:, None, None, None]
+        return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+
+    def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """z_t = alpha z + sigma eps."""
+        alpha, sigma = self.alpha_sigma(t, z)
+        return alpha * z + sigma * eps
+
+    def x0_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a noise prediction implies."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return (z_t - sigma * eps) / alpha
+
+    def eps_from_x0(self, z_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction of the clean latent implies."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return (z_t - alpha * x0) / sigma
+
+    def eps_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The noise that a velocity prediction v = alpha eps - sigma x0 implies (2202.00512)."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return sigma * z_t + alpha * v
+
+    def x0_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a velocity prediction implies."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return alpha * z_t - sigma * v
+
+    def v_from_eps(self, z_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The velocity of a noise prediction, v = (eps - sigma z_t) / alpha."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return (eps - sigma * z_t) / alpha
+
+    def sample_timesteps(self, rng: torch.Generator, count: int, t_min: float, t_max: float) -> Tensor:
+        """[count] timesteps, uniform between two fractions of the training steps (both included), on the CPU.
+
+        Raises:
+            ValueError: unless 0 <= t_min <= t_max <= 1.
+        """
+        if not 0 <= t_min <= t_max <= 1:
+            raise ValueError(f"timesteps need 0 <= t_min <= t_max <= 1, got t_min={t_min}, t_max={t_max}")
+        last = self.training_steps - 1
+        low, high = (min(round(fraction * self.training_steps), last) for fraction in (t_min, t_max))
+        return torch.randint(low, high + 1, (count,), generator=rng)
+
+
+def ddim_step(schedule: NoiseSchedule, z_t: Tensor, eps: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
+    """Latents moved deterministically from ``t`` to ``t_next`` [N] along ``eps`` (2010.02502, eq. 12 with eta = 0).
+
+    ``t_next`` may be noisier than ``t`` (inversion); None is the clean end, where the result is the predicted x0.
+    """
+    x0 = schedule.x0_from_eps(z_t, eps, t)
+    return x0 if t_next is None else schedule.add_noise(x0, eps, t_next)
+
+
+def ddim_timesteps(training_steps: int, steps: int) -> list[int]:
+    """``steps`` timesteps from the noisiest down, evenly spaced, always starting at T - 1 (2305.08891, "trailing").
+
+    Raises:
+        ValueError: unless 1 <= steps <= training_steps.
+    """
+    if not 1 <= steps <= training_steps:
+        raise ValueError(f"DDIM needs between 1 and {training_steps} steps, got {steps}")
+    return [round(training_steps * (steps - index) / steps) - 1 for index in range(steps)]
+
+
+@torch.no_grad()
+def ddim_sample(
+    prior: Prior,
+    cond: Tensor,
+    uncond: Tensor,
+    *,
+    guidance_scale: float,
+    steps: int,
+    rng: torch.Generator,
+    on_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """[N,C,h,w] latents drawn with deterministic DDIM from Gaussian noise, one per row of ``cond`` [N,L,D].
+
+    ``uncond`` is [1,L,D] or [N,L,D]. Both branches go through the denoiser in one call of 2N rows; a guidance scale
+    of exactly 1 needs only the conditional one. The starting noise comes from ``rng``, a generator on the CPU, so
+    that a seed means the same on every device. ``on_step`` hears the number of finished steps.
+    """
+    count = cond.shape[0]
+    z_t = torch.randn(count, *prior.latent_shape, generator=rng).to(prior.device)
+    guidance = guidance_scale != 1
+    context = torch.cat([uncond.expand(count, -1, -1), cond]) if guidance else cond
+    times = [torch.full((count,), t, device=prior.device) for t in ddim_timesteps(prior.schedule.training_steps, steps)]
+    for index, t in enumerate(times):
+        if guidance:
+            eps_uncond, eps_cond = prior.predict_eps(z_t.repeat(2, 1, 1, 1), t.repeat(2), context).chunk(2)
+            eps = guided(eps_uncond, eps_cond, guidance_scale)
+        else:
+            eps = prior.predict_eps(z_t, t, context)
+        z_t = ddim_step(prior.schedule, z_t, eps, t, times[index + 1] if index + 1 < steps else None)
+        if on_step is not None:
+            on_step(index + 1)
+    return z_t

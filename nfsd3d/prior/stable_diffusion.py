@@ -1,0 +1,278 @@
+"""A prior from a folder in the diffusers layout of Stable Diffusion: the real models and the embedded one alike."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nfsd3d.errors import InputError
+from nfsd3d.prior.noise import NoiseSchedule
+
+# What the denoiser's output means -> the noise it implies.
+_TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda schedule, z_t, output, t: output,
+    "v_prediction": lambda schedule, z_t, output, t: schedule.eps_from_v(z_t, output, t),
+    "sample": lambda schedule, z_t, output, t: schedule.eps_from_x0(z_t, output, t),
+}
+
+
+class StableDiffusionPrior:
+    """A latent diffusion model with a CLIP text encoder, frozen; implements :class:`nfsd3d.prior.Prior`.
+
+    The networks run in the precision they were loaded in; latents, predictions and gradients are float32.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        schedule: NoiseSchedule,
+        prediction_type: str,
+    ) -> None:
+        """Takes the parts; :meth:`load` reads them from a folder.
+
+        Args:
+            unet: a diffusers UNet2DConditionModel.
+            vae: a diffusers AutoencoderKL or AutoencoderTiny.
+            text_encoder: a transformers CLIPTextModel.
+            tokenizer: its CLIPTokenizer.
+            schedule: what the UNet was trained with.
+            prediction_type: what the UNet predicts: "epsilon", "v_prediction" or "sample".
+
+        Raises:
+            InputError: the parts do not fit together, or are not those of a text-to-image model.
+        """
+        _check_parts(unet, vae, text_encoder, tokenizer, prediction_type)
+        self._unet = unet.eval().requires_grad_(False)
+        self._vae = vae.eval().requires_grad_(False)
+        self._text_encoder: Any | None = text_encoder.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._schedule = schedule.to(unet.device)
+        self._to_eps = _TO_EPS[prediction_type]
+        self.evaluations = 0
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "StableDiffusionPrior":
+        """Reads a model from ``folder`` (see :mod:`nfsd3d.prior.resolve`), whatever precision it was saved in.
+
+        Raises:
+            InputError: the folder's files cannot be read as the model they claim to be; the message names the part.
+        """
+        # Imported here: together they take seconds, and a wrong setting should fail before.
+        from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        folder = Path(folder)
+        with _quiet_loading():
+            vae_class = AutoencoderTiny if _class_name(folder / "vae") == "AutoencoderTiny" else AutoencoderKL
+            unet = _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
+            vae = _load_network(vae_class, folder / "vae", torch_dtype=dtype)
+            text_encoder = _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype)
+            with _named_errors(folder / "tokenizer"):
+                tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+            schedule, prediction_type = _load_schedule(folder / "scheduler")
+        device = torch.device(device)
+        if device.type == "cuda":
+            unet = unet.to(memory_format=torch.channels_last)
+            vae = vae.to(memory_format=torch.channels_last)
+        parts = unet.to(device), vae.to(device), text_encoder.to(device)
+        return cls(*parts, tokenizer, schedule, prediction_type)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model's own scheduler configuration, float64."""
+        return self._schedule
+
+    @property
+    def image_size(self) -> int:
+        """The denoiser's sample size times the autoencoder's factor: 512 for Stable Diffusion 2.1-base."""
+        return self._unet.config.sample_size * 2 ** (len(self._vae.config.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        return self._unet.config.in_channels, self._unet.config.sample_size, self._unet.config.sample_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self._unet.device
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str]) -> Tensor:
+        """[N,L,D] last hidden states of the text encoder, padded to its full length L, float32.
+
+        Punctuation that a small tokenizer has no token for counts as space.
+
+        Raises:
+            InputError: a prompt has more tokens than the encoder reads.
+            RuntimeError: after :meth:`free_text_encoder`.
+        """
+        if self._text_encoder is None:
+            raise RuntimeError("the text encoder was freed: embed every prompt before free_text_encoder()")
+        length = min(self._tokenizer.model_max_length, self._text_encoder.config.max_position_embeddings)
+        prompts = [self._without_unknown_punctuation(prompt) for prompt in prompts]
+        for prompt in prompts:
+            tokens = len(self._tokenizer(prompt, verbose=False).input_ids)
+            if tokens > length:
+                raise InputError(
+                    f"prompt={_shortened(prompt)!r} is {tokens - 2} tokens long and the prior reads {length - 2}: "
+                    "shorten it"
+                )
+        ids = self._tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
+        # No attention mask: these models were trained with attention to the padding.
+        return self._text_encoder(ids.to(self.device)).last_hidden_state.float()
+
+    def free_text_encoder(self) -> None:
+        """Gives the text encoder's memory back, once every prompt has been embedded."""
+        self._text_encoder = None
+
+    def encode(self, image: Tensor) -> Tensor:
+        """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
+
+        Images are resized bilinearly to ``image_size`` (with a low-pass filter when that shrinks them). Takes the
+        posterior mean, so that the same image gives the same latent.
+        """
+        size = self.image_size
+        if image.shape[-2:] != (size, size):
+            shrinks = max(image.shape[-2:]) > size
+            image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
+        encoded = self._vae.encode((image * 2 - 1).to(self._vae.dtype))
+        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        return (latent.float() - self._shift) * self._vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """[B,3,image_size,image_size] images in [0, 1], float32, of latents [B,C,h,w]; no gradient."""
+        latent = z / self._vae.config.scaling_factor + self._shift
+        image = self._vae.decode(latent.to(self._vae.dtype)).sample.float()
+        # The decoder overshoots its range by a little, which is no error.
+        return (image / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+        self.evaluations += z_t.shape[0]
+        t = t.to(z_t.device)
+        output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype)).sample
+        return self._to_eps(self._schedule, z_t, output.float(), t)
+
+    def _without_unknown_punctuation(self, prompt: str) -> str:
+        # The unknown token of these tokenizers is the end of text, which in mid-prompt would hide what follows.
+        # Tokenizers with CLIP's complete byte alphabet have no unknown characters.
+        unknown = self._tokenizer.unk_token_id
+        punctuation = {character for character in prompt if not (character.isalnum() or character.isspace())}
+        dropped = {character for character in punctuation if unknown in self._tokenizer(character).input_ids[1:-1]}
+        return "".join(" " if character in dropped else character for character in prompt)
+
+    @property
+    def _shift(self) -> float:
+        return self._vae.config.shift_factor or 0.0
+
+
+def _check_parts(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, prediction_type: str) -> None:
+    if prediction_type not in _TO_EPS:
+        raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(_TO_EPS)}")
+    if len(tokenizer) <= 2 or len(tokenizer) > text_encoder.config.vocab_size:
+        raise InputError(
+            f"prior.model: a tokenizer of {len(tokenizer)} tokens for a text encoder of "
+            f"{text_encoder.config.vocab_size}: its vocabulary was not read"
+        )
+    if not isinstance(unet.config.sample_size, int):
+        raise InputError(f"prior.model: a UNet with sample_size {unet.config.sample_size}; square latents are needed")
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise InputError(
+            f"prior.model: the UNet takes {unet.config.in_channels} channels and the autoencoder has "
+            f"{vae.config.latent_channels}; inpainting, depth and upscaling models cannot be used"
+        )
+    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
+        raise InputError(
+            f"prior.model: the UNet attends to width {unet.config.cross_attention_dim} and the text encoder has "
+            f"{text_encoder.config.hidden_size}"
+        )
+
+
+@contextmanager
+def _named_errors(folder: Path) -> Iterator[None]:
+    """What the libraries raise for unreadable files, as one error that names the part of the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"prior.model: {folder} cannot be loaded ({reason}); replace the folder with an intact copy"
+        ) from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Neither progress bars nor warnings of the libraries while they read a few files.
+
+    The warnings are about attributes that the libraries themselves wrote; weights that do not match are an error here.
+    """
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [
+        (logging, logging.get_verbosity(), logging.is_progress_bar_enabled())
+        for logging in (diffusers_logging, transformers_logging)
+    ]
+    for logging, _, _ in before:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, verbosity, progress_bar in before:
+            logging.set_verbosity(verbosity)
+            if progress_bar:
+                logging.enable_progress_bar()
+
+
+def _class_name(folder: Path) -> str:
+    with _named_errors(folder):
+        return json.loads((folder / "config.json").read_text())["_class_name"]
+
+
+def _load_network(network: Any, folder: Path, **dtype: torch.dtype) -> Any:
+    """The network in ``folder``, in the wanted precision, its ``fp16`` files where there are no others."""
+    plain = any(path for path in folder.glob("*.safetensors") if ".fp16." not in path.name)
+    with _named_errors(folder):
+        module, loaded = network.from_pretrained(
+            str(folder),
+            variant=None if plain else "fp16",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **dtype,
+        )
+    # The libraries leave weights that the file lacks at random values, with no more than a warning.
+    if loaded["missing_keys"] or loaded["mismatched_keys"]:
+        lacking = sorted(loaded["missing_keys"])[:1] or loaded["mismatched_keys"][:1]
+        raise InputError(f"prior.model: the weights in {folder} do not match its config.json (first: {lacking[0]})")
+    return module
+
+
+def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
+    """The noise schedule and the prediction type of any diffusers scheduler's configuration."""
+    from diffusers import DDPMScheduler
+
+    with _named_errors(folder):
+        # The configuration says what the model was trained with; which sampler wrote it does not matter.
+        scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(str(folder), local_files_only=True))
+    return NoiseSchedule(scheduler.alphas_cumprod.double()), scheduler.config.prediction_type
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

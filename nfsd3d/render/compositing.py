@@ -1,0 +1,58 @@
+"""Volume rendering of packed samples (NeRF, arXiv 2003.08934, eq. 3; Max 1995)."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from nfsd3d.render.samplers import RaySamples
+
+
+def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
+    """[S] the weight of each sample in its ray's colour: T_i (1 - exp(-density_i * dt_i)).
+
+    T_i = exp(-sum of density_j * dt_j over the ray's samples before i) is the transmittance. ``density`` [S] is in
+    1/world unit. The weights of a ray sum to its opacity, at most 1.
+    """
+    depth = density * (samples.t_ends - samples.t_starts)
+    return torch.exp(-exclusive_sum(depth, samples)) * -torch.expm1(-depth)
+
+
+def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
+    """[S] for each sample the sum of ``values`` [S] over the samples before it on its ray."""
+    return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
+
+
+def accumulate(values: Tensor, samples: RaySamples) -> Tensor:
+    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C]; zero for a ray without samples."""
+    return _SumByRay.apply(values, samples.offsets, samples.ray_indices)
+
+
+class _ExclusiveSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+        ctx.save_for_backward(offsets, ray_indices)
+        # One running sum over all rays; float64, because each ray's own sum is a difference of two large numbers.
+        ends = values.double().cumsum(0)
+        running = torch.nn.functional.pad(ends, (1, 0))
+        return (running[:-1] - running[offsets[ray_indices]]).to(values.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        offsets, ray_indices = ctx.saved_tensors
+        ends = gradient.double().cumsum(0)
+        running = torch.nn.functional.pad(ends, (1, 0))
+        return (running[offsets[ray_indices + 1]] - ends).to(gradient.dtype), None, None
+
+
+class _SumByRay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+        ctx.save_for_backward(ray_indices)
+        return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, initial=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (ray_indices,) = ctx.saved_tensors
+        return gradient[ray_indices], None, None

@@ -1,0 +1,43 @@
+"""Ray marching by nerfacc's CUDA kernel (the only file that imports its CUDA part)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nfsd3d.errors import InputError
+from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.render.samplers import Lines
+
+
+def march_nerfacc(
+    lines: Lines, step: float, occupancy: OccupancyGrid
+) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+    """The samples that ``nerfacc.traverse_grids`` finds; see ``samplers.March``.
+
+    Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used.
+    """
+    if lines.near.device.type != "cuda":
+        raise InputError("backend.sampler=nerfacc works on CUDA only; choose backend.sampler=numba, torch or machine=cuda")
+    try:
+        from nerfacc import traverse_grids
+    except ImportError as error:
+        raise InputError(
+            f"backend.sampler=nerfacc: the package cannot be imported ({error}); pip install nerfacc, "
+            "or choose backend.sampler=torch"
+        ) from error
+    radius = occupancy.radius
+    aabbs = torch.tensor([[-radius] * 3 + [radius] * 3], dtype=torch.float32, device=lines.near.device)
+    _, samples, _ = traverse_grids(
+        lines.origins,
+        lines.directions,
+        occupancy.occupied[None],
+        aabbs,
+        # nerfacc's intervals start at the near plane; ours have their first middle ``shift`` steps behind it.
+        near_planes=lines.near + (lines.shift - 0.5) * step,
+        far_planes=lines.far,
+        step_size=step,
+    )
+    counts = torch.bincount(samples.ray_indices, minlength=lines.near.shape[0])
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return offsets, lambda: (samples.ray_indices, samples.vals)

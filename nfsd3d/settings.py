@@ -1,0 +1,611 @@
+"""Every setting of a run as one typed, documented, immutable tree.
+
+The values come from the YAML files in ``configs/`` (see `nfsd3d.config`); nothing here has a second default, except
+the settings that are off unless asked for. Validation is strict: no string becomes a number, no unknown key passes.
+Angles are degrees (``_deg``), lengths are world units (the object lives in the cube of half-width
+``generator.radius``), and fractions of training run from 0 to 1.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PlainSerializer,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from nfsd3d.errors import InputError
+from nfsd3d.schedules import Milestones, Schedule, validate_milestones, validate_schedule
+
+MAX_PROMPT_LENGTH = 1000
+NOT_BUILT: Mapping[str, frozenset[str]] = {
+    "generator": frozenset({"latent", "image"}),
+    "backend": frozenset({"triton"}),
+    "distill": frozenset({"vsd", "dds", "bridge", "ism", "sdi"}),
+}
+"""Choices of a group that are announced but not built yet."""
+
+
+def _not_built(feature: str) -> PydanticCustomError:
+    return PydanticCustomError("not_built", "{feature} is not built yet", {"feature": feature})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_knots(value: object, is_value: Callable[[object], bool], noun: str) -> Any:
+    """A constant as it is, or a list of (fraction of training, value) knots; only types are checked."""
+    if is_value(value):
+        return value
+    if not isinstance(value, list | tuple):
+        raise PydanticCustomError("knots", "must be {noun} or a list of [fraction of training, value]", {"noun": noun})
+    knots = []
+    for knot in value:
+        if not isinstance(knot, list | tuple) or len(knot) != 2 or not _is_number(knot[0]) or not is_value(knot[1]):
+            raise PydanticCustomError("knots", "each knot must be [fraction of training, {noun}]", {"noun": noun})
+        knots.append((float(knot[0]), knot[1]))
+    return knots
+
+
+def _check_schedule(low: float, high: float) -> PlainValidator:
+    """Validator of a schedule whose values lie in ``low..high``."""
+
+    def check(value: object, info: ValidationInfo) -> Schedule:
+        return validate_schedule(_check_knots(value, _is_number, "a number"), info.field_name or "", low, high)
+
+    return PlainValidator(check)
+
+
+def _check_milestones(low: int) -> PlainValidator:
+    """Validator of milestones whose values are at least ``low``."""
+
+    def check(value: object, info: ValidationInfo) -> Milestones:
+        return validate_milestones(_check_knots(value, _is_whole, "a whole number"), info.field_name or "", low)
+
+    return PlainValidator(check)
+
+
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise PydanticCustomError("range", "must be [low, high] with low <= high")
+    return bounds
+
+
+def _check_prompt_text(text: str) -> str:
+    if len(text) > MAX_PROMPT_LENGTH:
+        message = "has {length} characters, the limit is {limit}: shorten it"
+        raise PydanticCustomError("prompt", message, {"length": len(text), "limit": MAX_PROMPT_LENGTH})
+    return text
+
+
+def _check_prompt(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("prompt", 'is empty: say what to make, for example prompt="a red mushroom"')
+    return _check_prompt_text(text)
+
+
+def _check_mesh_threshold(value: object) -> Any:
+    if value == "auto" or (_is_number(value) and value > 0):  # type: ignore[operator]
+        return value
+    raise PydanticCustomError("threshold", "must be auto or a density above 0")
+
+
+def _check_even(value: int) -> int:
+    if value % 2:
+        raise PydanticCustomError("even", "must be even (video frames are)")
+    return value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# A validator of one's own needs a serialiser of one's own: as it is.
+_as_it_is = PlainSerializer(lambda value: value, return_type=Any)
+FractionSchedule = Annotated[Schedule, _check_schedule(0.0, 1.0), _as_it_is]
+WeightSchedule = Annotated[Schedule, _check_schedule(0.0, math.inf), _as_it_is]
+ImageSizes = Annotated[Milestones, _check_milestones(8), _as_it_is]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
+ElevationDeg = Annotated[float, Field(ge=-90, le=90)]
+ElevationRange = Annotated[tuple[ElevationDeg, ElevationDeg], AfterValidator(_ordered)]
+
+
+class Settings(BaseModel):
+    """Base of the tree: immutable, strict types, finite numbers, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class MachineConfig(Settings):
+    """Where the run computes, and how precisely."""
+
+    name: Literal["cpu", "cuda"]
+    """The preset this came from (``machine=cpu|cuda``)."""
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+    """A torch device: ``cpu``, ``cuda`` or ``cuda:N``."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Number format of the prior's networks; gradients and the generator stay in float32."""
+
+
+class BackendConfig(Settings):
+    """Which implementation computes the hash encoding and the samples along rays."""
+
+    field: Literal["torch", "numba", "triton", "tcnn"]
+    """Hash encoding: torch (reference), numba (CPU), tcnn (tiny-cuda-nn)."""
+    sampler: Literal["torch", "numba", "triton", "nerfacc"]
+    """Ray sampler: torch (reference), numba (CPU), nerfacc (CUDA)."""
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        for name in ("field", "sampler"):
+            if getattr(self, name) == "triton":
+                raise _not_built(f"backend.{name}=triton")
+        return self
+
+
+class DistillConfig(Settings):
+    """The distillation method: how noise predictions become a gradient on the latents."""
+
+    method: Literal["nfsd", "sds", "csd"]
+    """Noise-free score distillation (2310.17590), SDS (2209.14988) or CSD (2310.19415)."""
+    guidance_scale: NonNegativeFloat
+    """s in ``eps_uncond + s * (eps_cond - eps_uncond)``; the one convention everywhere."""
+    weighting: Literal["sigma2", "uniform", "sigma_over_alpha", "sigma_alpha"]
+    """w(t): ``sigma2`` is 1 - alpha_bar (the usual one)."""
+    threshold: Fraction = 0.2
+    """NFSD: below this fraction of the model's training timesteps delta_D is eps_uncond itself (the paper: 200 of
+    1000). The other methods have no threshold."""
+
+
+class PriorConfig(Settings):
+    """The pretrained latent diffusion model."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """A preset: shapes (embedded in the package), sd15, sd21, sd21-768."""
+    model: Annotated[str, Field(min_length=1)] | None
+    """Instead of the preset's weights: a hub id or a local folder in the diffusers layout."""
+    offline: bool
+    """Never ask the network; use what is in the local cache."""
+
+
+class PromptsConfig(Settings):
+    """How the prompt follows the camera."""
+
+    view_dependent: bool
+    """Append "front view", "side view", "back view" or "overhead view"."""
+    perp_neg: bool
+    """Perp-Neg (2304.04968)."""
+    front_deg: Annotated[float, Field(ge=0, le=180)]
+    """Front view within this azimuth to either side of the front."""
+    back_deg: Annotated[float, Field(ge=0, le=180)]
+    """Back view beyond this azimuth."""
+    overhead_deg: ElevationDeg
+    """Overhead view above this elevation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.perp_neg:
+            raise _not_built("prompts.perp_neg=true")
+        if self.front_deg > self.back_deg:
+            raise PydanticCustomError("range", "front_deg must not exceed back_deg")
+        return self
+
+
+class EncodingConfig(Settings):
+    """Multiresolution hash encoding (Instant-NGP, 2201.05989)."""
+
+    levels: Annotated[int, Field(ge=1, le=32)]
+    """Number of grids."""
+    features: Literal[1, 2, 4, 8]
+    """Features per grid entry."""
+    log2_entries: Annotated[int, Field(ge=4, le=24)]
+    """Entries per level at most: 2 to this power."""
+    base_resolution: Annotated[int, Field(ge=2, le=1024)]
+    """Cells per axis of the coarsest grid."""
+    growth: Annotated[float, Field(ge=1, le=4)]
+    """Factor of resolution from one level to the next."""
+
+
+class GeneratorConfig(Settings):
+    """The hash-grid NeRF that is optimised."""
+
+    type: Literal["nerf"]
+    """Kind of generator."""
+    radius: PositiveFloat
+    """Half-width of the cube that holds the object."""
+    encoding: EncodingConfig
+    hidden_width: Annotated[int, Field(ge=1, le=1024)]
+    """Neurons per hidden layer."""
+    hidden_layers: Annotated[int, Field(ge=1, le=8)]
+    """Hidden layers of each small MLP."""
+    density_blob_scale: NonNegativeFloat
+    """Height of the initial density blob, before the softplus."""
+    density_blob_std: PositiveFloat
+    """Radius at which the blob falls to 0, in world units."""
+    background: Literal["learned", "color"]
+    """A small network on directions, or one plain colour."""
+    occupancy_resolution: Annotated[int, Field(ge=2, le=512)]
+    """Cells per axis of the occupancy grid."""
+    occupancy_interval: PositiveInt
+    """Steps between its updates."""
+    occupancy_decay: Annotated[float, Field(gt=0, le=1)]
+    """Factor on the remembered density at each update."""
+    occupancy_warmup: Annotated[int, Field(ge=0)]
+    """Steps during which every cell is refreshed, not a random part of them."""
+    alpha_threshold: Annotated[float, Field(ge=0, lt=1)]
+    """Opacity of one sample below which a cell counts as empty."""
+    samples_per_ray: Annotated[int, Field(ge=2, le=4096)]
+    """Samples over the longest way through the cube."""
+    max_samples: Annotated[int, Field(ge=1024)]
+    """Cap on the samples of one rendering; beyond it the step grows."""
+    normals: Literal["analytic", "finite_difference"]
+    """How normals come from the density."""
+    finite_difference_eps: PositiveFloat
+    """Half-step of the finite differences, in world units."""
+
+
+class CamerasConfig(Settings):
+    """What the training cameras are drawn from; each range is [low, high]. Fields of `nfsd3d.cameras.CameraRanges`."""
+
+    distance: PositiveRange
+    """From the origin, in world units."""
+    fovy_deg: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=180)], Annotated[float, Field(gt=0, lt=180)]], AfterValidator(_ordered)
+    ]
+    """Vertical field of view."""
+    elevation_deg: ElevationRange
+    """Above the horizon."""
+    azimuth_deg: Annotated[
+        tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-360, le=360)]],
+        AfterValidator(_ordered),
+    ]
+    """From the front (+x) towards +y."""
+    overhead_probability: Fraction
+    """Probability that the elevation comes from ``overhead_deg`` instead."""
+    overhead_deg: ElevationRange
+    target_jitter: NonNegativeFloat
+    """Standard deviation of the point looked at, in world units."""
+    light_jitter_deg: Annotated[float, Field(ge=0, le=180)]
+    """Half-angle of the cone around the camera in which the light stands."""
+    light_distance: PositiveRange
+
+
+class LearningRateConfig(Settings):
+    """Learning rates of the generator's parameter groups."""
+
+    encoding: PositiveFloat
+    network: PositiveFloat
+    background: PositiveFloat
+
+
+class ShadingConfig(Settings):
+    """Which shading a training step renders with."""
+
+    lambertian: FractionSchedule
+    """Probability of shading with a light, over training; else plain albedo."""
+    textureless: Fraction
+    """Probability, among the shaded steps, of a white surface."""
+    ambient: Fraction
+    """Ambient part of the light; the rest is diffuse."""
+    after: Fraction
+    """Albedo only before this fraction of training."""
+
+
+class RegularizersConfig(Settings):
+    """Weights of the regularisers over training; 0 switches one off."""
+
+    sparsity: WeightSchedule
+    """mean sqrt(opacity^2 + .01): empties the scene."""
+    opaque: WeightSchedule
+    """Binary entropy of the opacity: pushes it to 0 or 1."""
+    orient: WeightSchedule
+    """sum w relu(n . d)^2: turns normals towards the camera (Ref-NeRF, 2112.03907)."""
+    z_variance: WeightSchedule
+    """Variance of depth along solid rays: thins surfaces (HiFA, 2305.18766)."""
+
+
+class DivergedConfig(Settings):
+    """When the run is given up as collapsed or filled with smoke; a non-finite gradient always ends it."""
+
+    after: Fraction
+    """Not before this fraction of training."""
+    window: PositiveInt
+    """Steps in a row that must be beyond a limit."""
+    opacity_below: Fraction
+    """Mean opacity below this: empty."""
+    opacity_above: Fraction
+    """Mean opacity above this: full."""
+
+
+class TrainConfig(Settings):
+    """The optimisation."""
+
+    steps: PositiveInt
+    """Optimisation steps."""
+    batch_size: Annotated[int, Field(ge=1, le=256)]
+    """Views per step."""
+    resolution: ImageSizes
+    """Height and width of the rendered views, over training; they are resized to the prior's size."""
+    t_min: FractionSchedule
+    """Lowest timestep, as a fraction of the model's training timesteps, over training."""
+    t_max: FractionSchedule
+    """Highest timestep, likewise."""
+    learning_rate: LearningRateConfig
+    learning_rate_factor: WeightSchedule
+    """Factor on all learning rates, over training."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+    """AdamW's decay rates."""
+    eps: PositiveFloat
+    """AdamW's eps."""
+    weight_decay: NonNegativeFloat
+    gradient_clip: PositiveFloat | None
+    """Largest norm of the parameters' gradient; null: none."""
+    shading: ShadingConfig
+    random_background: Fraction
+    """Probability of a random plain background instead of the generator's."""
+    regularizers: RegularizersConfig
+    preview_every: PositiveInt
+    """Steps between previews."""
+    preview_size: Annotated[int, Field(ge=16, le=1024)]
+    """Height and width of each preview view in pixels."""
+    log_every: PositiveInt
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: PositiveInt
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt
+    """How many checkpoints stay."""
+    tensorboard: bool
+    """Write TensorBoard events too."""
+    diverged: DivergedConfig
+
+    @model_validator(mode="after")
+    def _timesteps_in_order(self) -> Self:
+        if _lowest(self.t_max) < _lowest(self.t_min) or _highest(self.t_max) < _highest(self.t_min):
+            values = {"low": self.t_min, "high": self.t_max}
+            raise PydanticCustomError("range", "t_min={low} must lie below t_max={high}", values)
+        return self
+
+
+def _lowest(schedule: Schedule) -> float:
+    return min(value for _, value in schedule) if isinstance(schedule, list) else schedule
+
+
+def _highest(schedule: Schedule) -> float:
+    return max(value for _, value in schedule) if isinstance(schedule, list) else schedule
+
+
+class ExportConfig(Settings):
+    """What is made of the finished generator."""
+
+    mesh: bool
+    """Extract a mesh."""
+    formats: Annotated[list[Literal["glb", "obj", "ply", "stl"]], Field(min_length=1)]
+    """Files to write."""
+    resolution: Annotated[int, Field(ge=16, le=1024)]
+    """Cells per axis of the isosurface grid."""
+    threshold: Annotated[Literal["auto"] | float, PlainValidator(_check_mesh_threshold), _as_it_is]
+    """Density of the surface, or auto."""
+    max_faces: Annotated[int, Field(ge=100)]
+    """Simplified to at most so many triangles."""
+    turntable: bool
+    """Write turntable.mp4 and turntable.png."""
+    turntable_frames: Annotated[int, Field(ge=8, le=2000)]
+    turntable_size: Annotated[int, Field(ge=16, le=2048), AfterValidator(_check_even)]
+    """Height and width of each frame's pictures in pixels."""
+    report: bool
+    """Write report.html."""
+
+
+class Config(Settings):
+    """Everything a run depends on. Build one with `nfsd3d.config.compose` or `from_dict`."""
+
+    prompt: Annotated[str, AfterValidator(_check_prompt)]
+    """What to make."""
+    negative_prompt: Annotated[str, AfterValidator(_check_prompt_text)]
+    """What NFSD takes as the description of out-of-domain images."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of everything random."""
+    run_dir: Annotated[str, Field(min_length=1)] | None = None
+    """Directory of the run; null: outputs/<config>/<prompt>/<time>."""
+    dry_run: bool = False
+    """Print the resolved configuration and stop."""
+    viewer: bool = False
+    """Live viewer."""
+    source_run: str | None = None
+    """Editing: a finished run."""
+    source_image: str | None = None
+    """Editing: an image file."""
+    source_prompt: str | None = None
+    """Editing: what the source shows."""
+    machine: MachineConfig
+    backend: BackendConfig
+    distill: DistillConfig
+    prior: PriorConfig
+    prompts: PromptsConfig
+    generator: GeneratorConfig
+    cameras: CamerasConfig
+    train: TrainConfig
+    export: ExportConfig
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.viewer:
+            raise _not_built("viewer=true")
+        for name in ("source_run", "source_image", "source_prompt"):
+            if getattr(self, name) is not None:
+                raise _not_built(f"{name} (editing)")
+        return self
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that ``values`` (nested mappings, lists and plain values) describe.
+
+        Raises `InputError`, on one line, naming each wrong setting with its value and what it must be.
+        """
+        try:
+            # JSON, because pydantic's strict mode takes lists for tuples there and still refuses "1" for 1.
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise InputError(describe_errors(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, lists and plain values; `from_dict` is the inverse."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Text of ``config.yaml`` of a run directory: fully resolved, without ``run_dir`` and ``dry_run``.
+
+        Hydra and OmegaConf read it back to the same values: a literal ``${`` is escaped.
+        """
+        values = {key: value for key, value in self.to_dict().items() if key not in ("run_dir", "dry_run")}
+        return yaml.dump(
+            escape_interpolations(values), Dumper=_ConfigDumper, sort_keys=False, allow_unicode=True, width=110
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """The same configuration with some top-level settings changed, validated again."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+
+class _ConfigDumper(yaml.SafeDumper):
+    """Block style, with lists on one line (knots and ranges read like the tables they are)."""
+
+
+def _represent_text(dumper: _ConfigDumper, text: str) -> yaml.Node:
+    # OmegaConf reads more texts as numbers than YAML does (1e3): quote all that begin like one. Control characters
+    # survive in double quotes only.
+    style = '"' if text[:1] in tuple("+-.0123456789") or not text.isprintable() else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+def _represent_list(dumper: _ConfigDumper, values: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+
+
+_ConfigDumper.add_representer(str, _represent_text)
+_ConfigDumper.add_representer(list, _represent_list)
+
+
+def escape_interpolations(value: Any) -> Any:
+    r"""``value`` with ``${`` in its strings, at any depth, written so that OmegaConf takes it literally (``\${``)."""
+    if isinstance(value, str):
+        return _escape_interpolation(value)
+    if isinstance(value, Mapping):
+        return {key: escape_interpolations(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escape_interpolations(item) for item in value]
+    return value
+
+
+def _escape_interpolation(text: str) -> str:
+    pieces = text.split("${")
+    if len(pieces) == 1:
+        return text
+    # Backslashes count as escapes only right before ${: there each is doubled, and one more escapes the $.
+    escaped = [piece + "\\" * (len(piece) - len(piece.rstrip("\\"))) for piece in pieces[:-1]]
+    return "\\${".join([*escaped, pieces[-1]])
+
+
+def known_keys() -> list[str]:
+    """Every setting as a dotted key, branches included: ``train``, ``train.steps``, ..."""
+
+    def walk(model: type[BaseModel], prefix: str) -> list[str]:
+        keys = []
+        for name, field in model.model_fields.items():
+            keys.append(prefix + name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                keys += walk(field.annotation, f"{prefix}{name}.")
+        return keys
+
+    return walk(Config, "")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``" (did you mean A or B?)"`` with the nearest of ``known``, or ``""``; a key's last part counts too."""
+    known = list(dict.fromkeys(known))
+    near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
+    if not near:
+        last = word.rsplit(".", 1)[-1]
+        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+        near = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def describe_errors(error: ValidationError, limit: int = 4) -> str:
+    """The errors on one line, each with setting, value and what it must be."""
+    # What was written wrong before what was left out.
+    details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
+    lines = [_describe(detail) for detail in details[:limit]]
+    if len(details) > limit:
+        lines.append(f"and {len(details) - limit} more")
+    return "; ".join(lines)
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "model_type": "a group of settings",
+    "finite_number": "a finite number",
+    "string_too_short": "something",
+}
+
+
+def _describe(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "not_built":
+        return detail["msg"]
+    if kind == "extra_forbidden":
+        return f"unknown setting {key}{did_you_mean(key, known_keys())}"
+    if kind == "missing":
+        return (
+            'prompt is missing: say what to make, for example prompt="a red mushroom"'
+            if key == "prompt"
+            else (f"{key} is missing: set it")
+        )
+    if kind == "json_invalid":  # the only way for text that came from Python values
+        return "a text is not valid Unicode: write it in UTF-8"
+    if kind == "prompt":
+        return f"{key} {detail['msg']}"
+    if isinstance(context.get("error"), InputError):  # a schedule's: it begins with the last part of the key
+        return ".".join([*map(str, detail["loc"][:-1]), str(context["error"])])
+    if kind == "literal_error":
+        expected = f"must be {context['expected']}{_nearest_literal(detail['input'], context['expected'])}"
+    elif kind in _EXPECTED:
+        expected = f"must be {_EXPECTED[kind]}"
+    else:
+        message = detail["msg"].replace("Input should be", "must be")
+        expected = message[0].lower() + message[1:]
+    if isinstance(detail["input"], dict):
+        return f"{key}: {expected}"
+    value = detail["input"] if isinstance(detail["input"], str) else json.dumps(detail["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    return f"{key}={shown}: {expected}"
+
+
+def _nearest_literal(value: object, expected: str) -> str:
+    options = [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
+    return did_you_mean(value, options) if isinstance(value, str) else ""

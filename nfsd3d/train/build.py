@@ -1,0 +1,119 @@
+"""The parts of a run, made from its configuration: the only place where settings become objects."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nfsd3d.cameras import CameraRanges, Cameras, orbit
+from nfsd3d.distill.gradient import threshold_step
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.field.hashgrid import HashGridSpec
+from nfsd3d.generator import Generator
+from nfsd3d.generator.nerf import NeRF, NeRFSettings
+from nfsd3d.prior import Prior
+from nfsd3d.prior.resolve import fetch, locate
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.vocabulary import check_prompt
+from nfsd3d.prompts import PromptBank, ViewThresholds
+from nfsd3d.settings import CamerasConfig, Config, TrainConfig
+from nfsd3d.train.step import Distillation
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+ELEVATION_DEG = 15.0
+"""From where a run is shown unless asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with; ``generator``, ``optimizer`` and ``rng`` change, the rest does not."""
+
+    prior: Prior
+    bank: PromptBank
+    generator: NeRF
+    optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    distillation: Distillation
+    ranges: CameraRanges
+
+
+def build_parts(config: Config) -> Parts:
+    """Everything a run needs, loaded and initialised with the run's seed.
+
+    Raises:
+        InputError: the prior's model is not there, or does not know a word of the prompt.
+    """
+    prior = build_prior(config)
+    bank = PromptBank.build(
+        prior,
+        config.prompt,
+        config.negative_prompt,
+        view_dependent=config.prompts.view_dependent,
+        thresholds=ViewThresholds(config.prompts.front_deg, config.prompts.back_deg, config.prompts.overhead_deg),
+    )
+    prior.free_text_encoder()
+    generator = build_generator(config)
+    return Parts(
+        prior=prior,
+        bank=bank,
+        generator=generator,
+        optimizer=build_optimizer(generator, config.train),
+        rng=torch.Generator().manual_seed(config.seed),
+        distillation=Distillation(
+            METHODS[config.distill.method],
+            config.distill.guidance_scale,
+            config.distill.weighting,
+            threshold_step(config.distill.threshold, prior.schedule.training_steps),
+        ),
+        ranges=camera_ranges(config.cameras),
+    )
+
+
+def build_generator(config: Config) -> NeRF:
+    """The untrained generator on the run's device, initialised with the run's seed."""
+    values = config.generator.model_dump(exclude={"type", "encoding"})
+    settings = NeRFSettings(encoding=HashGridSpec(**config.generator.encoding.model_dump()), **values)
+    with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave the caller's alone
+        torch.manual_seed(config.seed)
+        nerf = NeRF(settings, field_backend=config.backend.field, sampler_backend=config.backend.sampler)
+    return nerf.to(config.machine.device)
+
+
+def model_folder(config: Config) -> Path:
+    """The folder of the prior's model, downloaded if need be, once it is known to understand the prompt.
+
+    Raises:
+        InputError: no such model, or a word that its vocabulary lacks.
+    """
+    folder = fetch(locate(config.prior.name, config.prior.model, config.prior.offline))
+    check_prompt(folder, config.prompt)
+    return folder
+
+
+def build_prior(config: Config) -> StableDiffusionPrior:
+    """The frozen prior on the run's device."""
+    return StableDiffusionPrior.load(model_folder(config), config.machine.device, PRECISIONS[config.machine.precision])
+
+
+def camera_ranges(cameras: CamerasConfig) -> CameraRanges:
+    """What training cameras are drawn from."""
+    return CameraRanges(**cameras.model_dump())
+
+
+def build_optimizer(generator: Generator, train: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW with one group per kind of parameter; each group keeps its base rate under ``base_lr``."""
+    rates = train.learning_rate.model_dump()
+    groups = [
+        {"params": parameters, "lr": rates[name], "base_lr": rates[name], "name": name}
+        for name, parameters in generator.parameter_groups().items()
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
+
+
+def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float = ELEVATION_DEG) -> Cameras:
+    """``count`` cameras around the object at the middle of the training distances and fields of view."""
+    near, far = config.cameras.distance
+    narrow, wide = config.cameras.fovy_deg
+    return orbit(count, size, elevation_deg, distance=(near + far) / 2, fovy_deg=(narrow + wide) / 2)

@@ -1,0 +1,57 @@
+"""Line charts as inline SVG."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+COLORS = ("#3b82c4", "#d9663a", "#4b9a5b", "#9a5bb5")
+WIDTH, HEIGHT = 440, 220
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 26
+
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = False) -> str:
+    """An SVG of one line per series of (x, y) points; with ``logarithmic``, points of y <= 0 are left out.
+
+    Returns "" when no points are left.
+    """
+    lines = {name: [(x, y) for x, y in points if y > 0 or not logarithmic] for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    scale = math.log10 if logarithmic else float
+    xs = [x for points in lines.values() for x, _ in points]
+    ys = [scale(y) for points in lines.values() for _, y in points]
+    x_low, x_high = min(xs), max(xs)
+    y_low, y_high = _widened(min(ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / ((x_high - x_low) or 1)
+        up = (scale(y) - y_low) / (y_high - y_low)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    for index in range(5):
+        value = y_low + (y_high - y_low) * index / 4
+        shown = 10**value if logarithmic else value
+        _, y = place(x_low, shown)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>')
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">{x_low:g}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step {x_high:g}</text>')
+    for index, (name, points) in enumerate(lines.items()):
+        color = COLORS[index % len(COLORS)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        parts.append(f'<polyline points="{path}" style="stroke:{color}"/>')
+        if len(lines) > 1:
+            right = WIDTH - RIGHT - 96 * (len(lines) - 1 - index)
+            parts.append(f'<text x="{right}" y="16" text-anchor="end" style="fill:{color}">{escape(name)}</text>')
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """The range with a little room, and never empty."""
+    room = 0.05 * (high - low) or 0.05 * abs(low) or 0.5
+    return low - room, high + room

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM as a flag that the loop reads between steps."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the system asked the run to stop; its checkpoint is saved.
+
+    ``exit_code`` is 130 after SIGINT and 143 after SIGTERM; the message says how to go on.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, as shells report it."""
+        return 128 + self.signum
+
+
+class StopRequest:
+    """Which signal asked to stop, if any; final."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def check(self) -> None:
+        """Raises `Interrupted` if a signal has arrived."""
+        if self.signum is not None:
+            raise Interrupted(self.signum, f"interrupted by signal {self.signum}")
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Remembers the signal; a second one gets the usual treatment (an exception where the program stands)."""
+        del frame
+        if self.signum is not None:
+            signal.default_int_handler(signum, None)
+        self.signum = signum
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within the block, SIGINT and SIGTERM only set a flag; afterwards the former handlers are back.
+
+    Outside the main thread Python allows no handlers: there the flag stays unset and signals act as before.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    former = {signum: signal.signal(signum, request.handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,209 @@
+"""The run: one plain loop around the step, and everything that keeps its results."""
+
+import math
+import shlex
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.export.pictures import preview, write_png
+from nfsd3d.files import write_text
+from nfsd3d.generator import Generator
+from nfsd3d.preflight import claim_run_dir
+from nfsd3d.settings import Config
+from nfsd3d.train import state
+from nfsd3d.train.build import Parts, build_parts, viewing_cameras
+from nfsd3d.train.display import Display
+from nfsd3d.train.finish import finish
+from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
+from nfsd3d.train.metrics import MetricsWriter
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.step import step_loss
+from nfsd3d.train.summary import read_summary, write_summary
+from nfsd3d.train.watchdog import Limits, Watchdog
+
+
+@dataclass
+class Progress:
+    """How far a run is: finished ``steps``, the last logged ``metrics``, and ``seconds`` of earlier sessions."""
+
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Time that all sessions of the run took together."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
+
+class _Diverged(Exception):
+    """The watchdog's reason to stop."""
+
+
+def run(config: Config, *, resume: Path | None = None, console: Console | None = None) -> Path:
+    """Trains, then exports what ``config.export`` asks for; returns the run directory.
+
+    ``resume`` is the directory of a run to continue from its newest checkpoint, with ``config`` in place of its
+    former one. Otherwise the run starts in ``config.run_dir`` (a new directory under ``outputs/`` when that is None).
+
+    Raises:
+        InputError: nothing could be started with this configuration, directory or checkpoint.
+        RunFailed: the run diverged (its last sound checkpoint is kept), or training is done and an export failed.
+        Interrupted: SIGINT or SIGTERM; a checkpoint is saved, and the message says how to go on.
+    """
+    console = console or Console()
+    run_dir = resume or _new_run_dir(config)
+    parts = build_parts(config)
+    progress = Progress()
+    if resume is not None:
+        progress.steps = state.load(state.latest(run_dir), parts.generator, parts.optimizer, parts.rng)
+        progress.earlier_seconds = float(read_summary(run_dir).get("seconds", 0.0))
+    write_text(run_dir / "config.yaml", config.to_yaml())
+
+    def summarize(status: str, reason: str | None = None, **results: Any) -> None:
+        write_summary(
+            run_dir,
+            config,
+            status=status,
+            reason=reason,
+            steps=progress.steps,
+            seconds=progress.seconds,
+            network_evaluations=parts.prior.evaluations,
+            final_metrics=progress.metrics,
+            **results,
+        )
+
+    try:
+        with stop_requests() as stop:
+            train(config, run_dir, parts, progress, stop, console)
+            summarize("done")  # before the export: whatever happens there, the training is not lost
+            exported = finish(config, run_dir, parts.generator, on_view=stop.check)
+    except _Diverged as error:
+        summarize("diverged", str(error))
+        raise RunFailed(f"{run_dir}: diverged: {error}") from error
+    except KeyboardInterrupt as error:
+        signum = error.signum if isinstance(error, Interrupted) else 2
+        summarize("interrupted", f"signal {signum} after step {progress.steps}")
+        how = f"interrupted after step {progress.steps}; go on with: {resume_command(run_dir)}"
+        raise Interrupted(signum, how) from error
+    except Exception as error:
+        summarize("failed", f"{type(error).__name__}: {error}")
+        raise
+    summarize("done", exported.failure, exported=exported.files, mesh=exported.mesh)
+    if exported.failure is not None:
+        remedy = f"the training is done; try again with: python scripts/export_mesh.py {shlex.quote(str(run_dir))}"
+        raise RunFailed(f"{run_dir}: {exported.failure}; {remedy}")
+    return run_dir
+
+
+def train(
+    config: Config, run_dir: Path, parts: Parts, progress: Progress, stop: StopRequest, console: Console
+) -> None:
+    """Steps from ``progress.steps`` to the end, with metrics, previews and checkpoints; updates ``progress``.
+
+    Raises:
+        _Diverged: the run cannot recover; the last sound state is saved.
+        Interrupted: a signal arrived; the state after the last finished step is saved.
+    """
+    settings, generator, optimizer = config.train, parts.generator, parts.optimizer
+    watchdog = Watchdog(_limits(config))
+    views = viewing_cameras(config, 4, settings.preview_size)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    on_cpu = config.machine.device == "cpu"
+
+    def save() -> None:
+        checkpoints = run_dir / "checkpoints"
+        state.save(checkpoints, progress.steps, generator, optimizer, parts.rng, settings.keep_checkpoints)
+
+    with (
+        MetricsWriter(run_dir, progress.steps, settings.tensorboard) as writer,
+        Display(console, settings.steps, progress.steps) as display,
+    ):
+        for step in range(progress.steps, settings.steps):
+            if stop.signum is not None:
+                save()
+                stop.check()
+            plan = plan_at(settings, step / settings.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * plan.learning_rate_factor
+
+            generator.update(step, parts.rng)
+            loss, metrics = step_loss(
+                generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
+            metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+            # Reading a number makes a GPU wait, so that it is done only where it is logged; a CPU has it at hand,
+            # and there a bad gradient is caught before it spoils the parameters.
+            log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+            if log or on_cpu:
+                numbers = {name: float(value) for name, value in metrics.items()}
+                reason = watchdog.observe(step, numbers["opacity"], numbers["grad_norm_parameters"])
+                if reason is not None:
+                    writer.write({"step": step, **numbers})
+                    if all_finite(generator):
+                        save()
+                    raise _Diverged(reason)
+            optimizer.step()
+            progress.steps = step + 1
+
+            if log:
+                progress.metrics = {
+                    **numbers,
+                    "t_min": plan.t_min,
+                    "t_max": plan.t_max,
+                    "resolution": plan.resolution,
+                    "learning_rate_factor": plan.learning_rate_factor,
+                    "steps_per_second": display.steps_per_second(step + 1),
+                    "seconds": progress.seconds,
+                }
+                writer.write({"step": step, **progress.metrics})
+            display.update(step + 1, progress.metrics if log else None)
+            last = step + 1 == settings.steps
+            if (step + 1) % settings.preview_every == 0 or last:
+                write_png(run_dir / "previews" / f"step-{step + 1:06d}.png", preview(generator, views))
+            if (step + 1) % settings.checkpoint_every == 0 or last:
+                if not all_finite(generator):
+                    raise _Diverged(f"parameters are not finite after step {step}: lower train.learning_rate")
+                save()
+
+
+def all_finite(generator: Generator) -> bool:
+    """Whether every parameter is a finite number."""
+    tensors = [parameter for group in generator.parameter_groups().values() for parameter in group]
+    return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that continues a run."""
+    return f"python launch.py --resume {shlex.quote(str(run_dir))}"
+
+
+def _new_run_dir(config: Config) -> Path:
+    """The directory of a new run, existing and without another run in it."""
+    if config.run_dir is None:
+        config = claim_run_dir(config, config.distill.method)
+    run_dir = Path(str(config.run_dir))
+    if (run_dir / "config.yaml").exists():
+        raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
+    return run_dir
+
+
+def _limits(config: Config) -> Limits:
+    limits = config.train.diverged
+    return Limits(
+        first_step=math.ceil(limits.after * config.train.steps),
+        window=limits.window,
+        opacity_below=limits.opacity_below,
+        opacity_above=limits.opacity_above,
+    )

@@ -1,0 +1,67 @@
+"""What the schedules say about one step, and the random choices that a step makes besides cameras and noise."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nfsd3d.schedules import milestone_at, value_at
+from nfsd3d.settings import TrainConfig
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step's settings.
+
+    ``views`` square images of ``resolution`` pixels; timesteps between the fractions ``t_min`` and ``t_max`` of the
+    model's training steps; probabilities ``lambertian`` (of shading with a light), ``textureless`` (of a white
+    surface, among those) and ``random_background`` (of plain random colours behind the object); ``ambient`` light;
+    ``learning_rate_factor``; weights of the regularisers.
+    """
+
+    views: int
+    resolution: int
+    t_min: float
+    t_max: float
+    lambertian: float
+    textureless: float
+    ambient: float
+    random_background: float
+    learning_rate_factor: float
+    regularizers: dict[str, float]
+
+
+def plan_at(train: TrainConfig, progress: float) -> StepPlan:
+    """The plan of the step at ``progress``, a fraction of training in [0, 1)."""
+    shading, weights = train.shading, train.regularizers
+    return StepPlan(
+        views=train.batch_size,
+        resolution=milestone_at(train.resolution, progress),
+        t_min=value_at(train.t_min, progress),
+        t_max=value_at(train.t_max, progress),
+        lambertian=value_at(shading.lambertian, progress) if progress >= shading.after else 0.0,
+        textureless=shading.textureless,
+        ambient=shading.ambient,
+        random_background=train.random_background,
+        learning_rate_factor=value_at(train.learning_rate_factor, progress),
+        regularizers={
+            "sparsity": value_at(weights.sparsity, progress),
+            "opaque": value_at(weights.opaque, progress),
+            "orient": value_at(weights.orient, progress),
+            "z_variance": value_at(weights.z_variance, progress),
+        },
+    )
+
+
+def draw_shading(rng: torch.Generator, lambertian: float, textureless: float) -> str:
+    """ "albedo", "lambertian" or "textureless", for all views of a step."""
+    lit, white = torch.rand(2, generator=rng).tolist()
+    if lit >= lambertian:
+        return "albedo"
+    return "textureless" if white < textureless else "lambertian"
+
+
+def draw_background(rng: torch.Generator, views: int, probability: float) -> Tensor | None:
+    """[views,3] a random colour behind each view, uniform in [0,1]; or None, the generator's own background."""
+    coin, colors = torch.rand((), generator=rng), torch.rand(views, 3, generator=rng)
+    return colors if coin < probability else None

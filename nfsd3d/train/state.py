@@ -1,0 +1,164 @@
+"""Checkpoints: tensors in a safetensors file, plain values in a JSON file beside it, and nothing pickled.
+
+``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors and the state of the random generator;
+``step-XXXXXX.json`` the number of finished steps, the sizes of the optimiser's groups, and the checksum of the first.
+The JSON file is written last: a checkpoint exists when it does.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nfsd3d.errors import InputError
+from nfsd3d.files import replacing, write_json
+
+FORMAT = "nfsd3d checkpoint 1"
+_GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
+
+
+def save(
+    folder: Path,
+    step: int,
+    generator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    keep: int,
+) -> Path:
+    """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
+
+    Removes all but the newest ``keep`` checkpoints.
+    """
+    state = optimizer.state_dict()
+    tensors = {_GENERATOR + name: value for name, value in generator.state_dict().items()}
+    for index, moments in state["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors[_RNG] = rng.get_state()
+    weights = folder / f"step-{step:06d}.safetensors"
+    with replacing(weights) as temporary:
+        # Copies, because safetensors refuses tensors that share memory.
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+        checksum = _checksum(temporary)
+    path = weights.with_suffix(".json")
+    write_json(
+        path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": _group_sizes(state)}
+    )
+    for old in list_checkpoints(folder)[:-keep]:
+        # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The JSON files of the checkpoints in ``folder``, oldest first; empty if there is no such folder."""
+    found = [path for path in folder.glob("step-*.json") if re.fullmatch(r"step-\d{6,}", path.stem)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The number of finished steps, from a checkpoint's file name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def latest(run_dir: Path) -> Path:
+    """The JSON file of the newest checkpoint of a run.
+
+    Raises:
+        InputError: the run has none.
+    """
+    found = list_checkpoints(run_dir / "checkpoints")
+    if not found:
+        raise InputError(f"{run_dir} holds no checkpoint (no checkpoints/step-*.json): start the run anew")
+    return found[-1]
+
+
+def load_generator(path: Path, generator: nn.Module) -> int:
+    """Loads a checkpoint's generator, for rendering and export; returns its number of finished steps.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    header, tensors = _read(path)
+    _load_generator(path, generator, tensors)
+    return header["step"]
+
+
+def load(path: Path, generator: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> int:
+    """Restores everything :func:`save` wrote, in place; returns the number of finished steps.
+
+    Learning rates and other settings of the optimiser's groups stay those of ``optimizer``: they belong to the
+    configuration, which a resumed run may change.
+
+    Raises:
+        InputError: the files are missing, damaged, not a checkpoint, or of a generator of another shape.
+    """
+    header, tensors = _read(path)
+    _load_generator(path, generator, tensors)
+    current = optimizer.state_dict()
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            index, moment = name.removeprefix(_OPTIMIZER).split(".", 1)
+            moments.setdefault(int(index), {})[moment] = value
+    if header["group_sizes"] != _group_sizes(current) or not moments:
+        raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
+    optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+    rng.set_state(tensors[_RNG])
+    return header["step"]
+
+
+def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    saved = {name.removeprefix(_GENERATOR): value for name, value in tensors.items() if name.startswith(_GENERATOR)}
+    expected = generator.state_dict()
+    wrong = sorted(saved.keys() ^ expected.keys()) or sorted(
+        name for name, value in expected.items() if saved[name].shape != value.shape
+    )
+    if wrong:
+        raise InputError(
+            f"{path} is of another generator than the configuration describes (first difference: {wrong[0]}): "
+            "use the run's own config.yaml and do not override generator.* when resuming"
+        )
+    generator.load_state_dict(saved)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint, checked."""
+    weights = path.with_suffix(".safetensors")
+    remedy = f"delete {path.stem}.* to go on from the checkpoint before it"
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({_first_line(error)}): {remedy}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this program ({FORMAT!r} expected): {remedy}")
+    if not isinstance(header.get("step"), int) or not isinstance(header.get("group_sizes"), list):
+        raise InputError(f"{path} is incomplete: {remedy}")
+    try:
+        if _checksum(weights) != header.get("sha256"):
+            raise InputError(f"{weights} is damaged (its checksum differs from the one in {path.name}): {remedy}")
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights} cannot be read ({_first_line(error)}): {remedy}") from error
+    return header, tensors
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
+    """How many parameters each of the optimiser's groups has."""
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,48 @@
+"""Recognises a run that will not recover: numbers that are not finite, an empty scene, a scene full of smoke."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up.
+
+    Mean opacity below ``opacity_below`` or above ``opacity_above`` for ``window`` steps in a row, counted from step
+    ``first_step`` on.
+    """
+
+    first_step: int
+    window: int
+    opacity_below: float
+    opacity_above: float
+
+
+class Watchdog:
+    """Watches the logged metrics of a run; final."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._state = "normal"
+        self._since = 0
+
+    def observe(self, step: int, opacity: float, grad_norm: float) -> str | None:
+        """The reason to stop, or None; call with increasing steps (0-based), every step or every few."""
+        for name, value in (("gradient norm", grad_norm), ("opacity", opacity)):
+            if not math.isfinite(value):
+                return f"the {name} is {value} at step {step}: lower train.learning_rate or set train.gradient_clip"
+        state = self._judge(opacity)
+        if state != self._state or step < self._limits.first_step:
+            self._state, self._since = state, step
+        if state == "normal" or step < self._limits.first_step or step - self._since < self._limits.window:
+            return None
+        remedy = {
+            "empty": "lower train.regularizers.sparsity or raise generator.density_blob_scale",
+            "full": "raise train.regularizers.sparsity or lower train.learning_rate",
+        }[state]
+        return f"the scene is {state}: mean opacity {opacity:.4f} since step {self._since}; {remedy}"
+
+    def _judge(self, opacity: float) -> str:
+        if opacity < self._limits.opacity_below:
+            return "empty"
+        return "full" if opacity > self._limits.opacity_above else "normal"

@@ -1,0 +1,208 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfsd3d.errors import InputError
+from nfsd3d.prior import resolve
+from nfsd3d.prior.resolve import ALIASES, ModelSource, check_folder, fetch, locate
+
+FILES = (
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "scheduler/scheduler_config.json",
+)
+
+
+def write_files(folder, files=FILES):
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return folder
+
+
+def write_cached(cache, hub_id, files=FILES):
+    repository = cache / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    return write_files(repository / "snapshots/abc", files)
+
+
+def test_a_complete_folder_is_taken(tmp_path):
+    folder = write_files(tmp_path / "model")
+    assert locate("shapes", str(folder)) == ModelSource(f"prior.model={folder}", folder)
+    assert fetch(locate("sd21", str(folder))) == folder
+
+
+def test_the_embedded_model_is_in_the_package(tmp_path, monkeypatch):
+    assert resolve.EMBEDDED.parent == Path(resolve.__file__).parent
+    monkeypatch.setattr(resolve, "EMBEDDED", write_files(tmp_path / "shapes"))
+    assert locate("shapes").folder == tmp_path / "shapes"
+
+
+@pytest.mark.parametrize("missing", [name for name in FILES if "/" in name and not name.startswith("tokenizer")])
+def test_an_incomplete_folder_names_the_missing_file(tmp_path, missing):
+    folder = write_files(tmp_path / "model", [name for name in FILES if name != missing])
+    part = missing.split("/")[0]
+    with pytest.raises(InputError, match=rf"prior\.model=.* lacks {part}/.*{missing.rsplit('.', 1)[1]}"):
+        locate("shapes", str(folder))
+
+
+def test_a_tokenizer_comes_in_two_forms(tmp_path):
+    others = [name for name in FILES if not name.startswith("tokenizer")]
+    assert check_folder(write_files(tmp_path / "a", [*others, "tokenizer/tokenizer.json"]), "x")
+    with pytest.raises(InputError, match=r"x: .* lacks tokenizer/vocab\.json"):
+        check_folder(write_files(tmp_path / "b", [*others, "tokenizer/vocab.json"]), "x")
+
+
+def test_pickled_weights_do_not_count(tmp_path):
+    files = [name.replace("model.safetensors", "model.bin") if name.startswith("unet") else name for name in FILES]
+    with pytest.raises(InputError, match=r"unet/\*\.safetensors"):
+        check_folder(write_files(tmp_path, files), "prior.model")
+
+
+def test_a_missing_path_fails_at_once_and_without_torch():
+    code = """
+import sys, time
+begin = time.perf_counter()
+from nfsd3d.errors import InputError
+from nfsd3d.prior.resolve import locate
+try:
+    locate("sd21", "/no/such/folder")
+except InputError as error:
+    assert "/no/such/folder" in str(error)
+    assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
+    assert time.perf_counter() - begin < 1
+    sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+
+
+@pytest.mark.parametrize(
+    "model", ["./nothing", "nothing", "~/nothing-here", "a/b/c", "weights.safetensors", "a\\b", ""]
+)
+def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(model, no_hub_cache):
+    with pytest.raises(InputError, match=r"prior\.model=.*no such folder.*prior=shapes"):
+        locate("sd21", model)
+
+
+def test_a_typing_error_beside_an_existing_folder_is_a_path(tmp_path, monkeypatch, no_hub_cache):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        locate("sd21", "models/mine")
+
+
+def test_single_files_say_that_they_are_not_built_yet(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="not built yet"):
+        locate("sd21", str(path))
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"prior=sd99.*shapes, sd15, sd21, sd21-768"):
+        locate("sd99")
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_offline_without_a_copy_names_every_id_and_the_way_out(name, no_hub_cache):
+    with pytest.raises(InputError) as error:
+        locate(name, offline=True)
+    assert all(hub_id in str(error.value) for hub_id in ALIASES[name])
+    assert f"prior={name}" in str(error.value) and "prior=shapes" in str(error.value)
+
+
+def test_the_environment_can_say_offline(no_hub_cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"prior\.model=some/model is not available.*offline"):
+        locate("sd21", "some/model")
+
+
+def test_online_the_ids_are_kept_in_order_and_nothing_is_asked_yet(no_hub_cache, monkeypatch):
+    import huggingface_hub
+
+    def ask(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
+    assert locate("sd21") == ModelSource("prior=sd21", None, ALIASES["sd21"])
+    assert locate("sd21", "some/model") == ModelSource("prior.model=some/model", None, ("some/model",))
+
+
+def test_a_cached_copy_is_taken_even_offline_and_whichever_id_it_has(no_hub_cache):
+    folder = write_cached(no_hub_cache, ALIASES["sd21"][-1])
+    assert locate("sd21", offline=True) == ModelSource("prior=sd21", folder)
+
+
+def test_an_incomplete_cached_copy_is_not_taken(no_hub_cache):
+    write_cached(no_hub_cache, "some/model", [name for name in FILES if not name.startswith("vae")])
+    with pytest.raises(InputError, match="not available"):
+        locate("sd21", "some/model", offline=True)
+
+
+class Hub:
+    """Stands in for the hub: the files of each repository, and which of them were asked for."""
+
+    def __init__(self, monkeypatch, repositories, cache):
+        import huggingface_hub
+
+        self.repositories, self.cache, self.patterns = repositories, cache, {}
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda _, hub_id, timeout: self.info(hub_id))
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
+
+    def info(self, hub_id):
+        from types import SimpleNamespace
+
+        answer = self.repositories[hub_id]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in answer])
+
+    def download(self, hub_id, allow_patterns):
+        self.patterns[hub_id] = allow_patterns
+        return str(self.cache / hub_id)
+
+
+def unreachable():
+    from huggingface_hub.errors import HTTPError
+
+    return HTTPError("Name or service not known")
+
+
+def no_repository():
+    from types import SimpleNamespace
+
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    return RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+
+
+def test_fetch_tries_the_mirrors_in_order(monkeypatch, tmp_path):
+    half = [name.replace("model.safetensors", "model.fp16.safetensors") for name in FILES if name.startswith("unet")]
+    hub = Hub(monkeypatch, {"a/a": no_repository(), "b/b": ["README.md"], "c/c": [*FILES, *half]}, tmp_path)
+    assert fetch(ModelSource("prior=x", None, ("a/a", "b/b", "c/c"))) == tmp_path / "c/c"
+    assert list(hub.patterns) == ["c/c"]
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in hub.patterns["c/c"]
+    assert "unet/diffusion_pytorch_model.safetensors" not in hub.patterns["c/c"]
+    assert "text_encoder/model.safetensors" in hub.patterns["c/c"]
+
+
+def test_fetch_says_what_it_tried_and_why_it_failed(monkeypatch, tmp_path):
+    Hub(monkeypatch, {"a/a": no_repository(), "b/b": unreachable(), "c/c": FILES[:-1]}, tmp_path)
+    with pytest.raises(InputError) as error:
+        fetch(ModelSource("prior=x", None, ("a/a", "b/b", "c/c")))
+    assert str(error.value).startswith("prior=x is not available. Tried a/a: no such repository; b/b: the hub cannot")
+    assert "Name or service not known" in str(error.value)
+    assert "c/c: lacks scheduler/scheduler_config.json" in str(error.value)
+    assert "prior=shapes" in str(error.value) and "\n" not in str(error.value)

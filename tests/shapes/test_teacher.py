@@ -1,0 +1,102 @@
+"""The training of the embedded prior, in miniature: every stage, resumed, exported and loaded."""
+
+import json
+from dataclasses import replace
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.vocabulary import check_prompt
+from nfsd3d.shapes import teacher
+from nfsd3d.shapes.degrade import NEGATIVE_WORDS
+from nfsd3d.shapes.grammar import held_out
+from nfsd3d.shapes.teacher import TeacherSettings
+
+TINY = TeacherSettings(
+    size=32,
+    pictures=256,
+    vae_width=8,
+    vae_minutes=0.05,
+    unet_channels=(16, 16, 32),
+    unet_layers=1,
+    text_width=32,
+    text_layers=1,
+    unet_batch=8,
+    unet_minutes=0.05,
+    checkpoint_minutes=0.01,
+    sample_minutes=10.0,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    model = teacher.train(folder, TINY, torch.device("cpu"))
+    return folder, model
+
+
+def test_training_exports_a_model_that_the_prior_loads(trained):
+    folder, model = trained
+    prior = StableDiffusionPrior.load(str(model), device=torch.device("cpu"), dtype=torch.float32)
+    assert prior.image_size == 32
+    assert prior.latent_shape == (4, 8, 8)
+    assert isinstance(prior.schedule, NoiseSchedule)
+    context = prior.embed(["a red and white dotted mushroom", ", ".join(NEGATIVE_WORDS)])
+    assert not context[0].allclose(context[1])
+    sheet = iio.imread(next(folder.glob("samples-*.png")))
+    assert sheet.shape == (len(held_out()) // 8 * 64, 8 * 64, 3)
+    latents = prior.encode(torch.rand(8, 3, 32, 32))
+    assert latents.isfinite().all()
+
+
+def test_vocabulary_covers_the_world_and_refuses_other_words(trained):
+    _, model = trained
+    words = json.loads((model / "vocabulary.json").read_text())
+    assert "mushroom" in words["groups"]["objects"]
+    for composition in held_out():
+        check_prompt(model, composition.prompt)
+    check_prompt(model, ", ".join(NEGATIVE_WORDS))
+    with pytest.raises(ValueError, match="dragon"):
+        check_prompt(model, "a red dragon")
+
+
+def test_training_resumes_where_it_was(trained):
+    folder, _ = trained
+    before = torch.load(folder / "denoiser.pt", weights_only=True)
+    teacher.train(folder, replace(TINY, unet_minutes=0.1), torch.device("cpu"))
+    after = torch.load(folder / "denoiser.pt", weights_only=True)
+    assert after["step"] > before["step"] > 0
+    assert after["seconds"] >= 6 > before["seconds"]
+    assert teacher.build_scheduler().config.prediction_type == "epsilon"
+
+
+def test_a_tokenizer_makes_one_token_of_each_word(trained):
+    from transformers import CLIPTokenizer
+
+    folder, _ = trained
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    assert tokenizer.tokenize("a Red snowman, front view") == ["a</w>", "red</w>", "snowman</w>", ",</w>", "front</w>", "view</w>"]
+    assert len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids) <= teacher.MAX_TOKENS
+
+
+def test_autoencoder_learns_its_pictures(trained):
+    folder, _ = trained
+    pictures = teacher.load_pictures(folder / "pictures", TINY)
+    assert len(pictures.images) == len(pictures.captions) == len(pictures.degraded) == 256
+    assert 0.05 < pictures.degraded.mean() < 0.3
+    image = teacher._to_images(pictures.images[:8], torch.device("cpu"))
+    flat = image.mean((2, 3), keepdim=True).expand_as(image)
+    assert teacher.psnr(image, image + 0.02) > 35 > teacher.psnr(image, flat)
+    assert np.isfinite(teacher.psnr(image, flat))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 1.0, 2.0])
+def test_learning_rate_rises_then_falls(fraction):
+    value = teacher._one_cycle(fraction)
+    assert 0 < value <= 1
+    assert teacher._one_cycle(0.05) == pytest.approx(1.0)
+    assert teacher._one_cycle(1.0) < 0.05
