@@ -189,9 +189,9 @@ def _run(experiment: Experiment, overrides: Sequence[str]) -> int:
         if config.run_dir is not None:
             preflight.check_unused(Path(config.run_dir))
         _announce(composition.choices)
-        _print_plan(config, source, config.run_dir or f"{preflight.OUTPUTS / composition.name}/<prompt>/<time>")
+        _print_plan(config, source, config.run_dir or f"{preflight.OUTPUTS / experiment.label}/<prompt>/<time>")
     else:
-        config = preflight.claim_run_dir(config, composition.name)
+        config = preflight.claim_run_dir(config, experiment.label)
         _announce(composition.choices)
         _train(config, source)
     return 0
@@ -256,7 +256,7 @@ def _sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     if folder_given:
         folder = preflight.claim_folder(Path(str(folder_given[-1].value())))
     else:
-        folder = preflight.new_folder(preflight.OUTPUTS / experiment.name, "sweep-")
+        folder = preflight.new_folder(preflight.OUTPUTS / experiment.label, "sweep-")
     _announce(choices)
     print(f"sweep in {folder}", file=sys.stderr)
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:

@@ -97,10 +97,14 @@ Plugins.instance().register(_ProjectConfigs)
 
 @dataclass(frozen=True)
 class Experiment:
-    """A primary YAML file: one with a defaults list, or a run's fully resolved ``config.yaml``."""
+    """A primary YAML file: one with a defaults list, or a run's fully ``resolved`` ``config.yaml``.
+
+    ``label`` names it in paths: the file's stem, or the method of a resolved one.
+    """
 
     path: Path
     resolved: bool
+    label: str
 
     @property
     def name(self) -> str:
@@ -115,10 +119,9 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Composition:
-    """A validated configuration, a short ``name`` for its experiment, and what each ``auto`` became."""
+    """A validated configuration, and what each ``auto`` became."""
 
     config: Config
-    name: str
     choices: Mapping[str, Choice]
 
 
@@ -151,9 +154,12 @@ def find_experiment(name_or_path: str | Path) -> Experiment:
         raise InputError(f"--config {text}: cannot be read as YAML: {_one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {text}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
-    if "defaults" not in content and not _GROUPS_OF_A_RUN <= content.keys():
+    if "defaults" in content:
+        return Experiment(path.resolve(), resolved=False, label=path.stem)
+    method = content["distill"].get("method") if isinstance(content.get("distill"), dict) else None
+    if not isinstance(method, str) or not content.keys() >= _GROUPS_OF_A_RUN:
         raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
-    return Experiment(path.resolve(), resolved="defaults" not in content)
+    return Experiment(path.resolve(), resolved=True, label=method)
 
 
 def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = ()) -> Config:
@@ -179,8 +185,7 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
             raise InputError(f"{override.input_line}: several values are a sweep; add -m, or quote the value")
     choices = resolve_auto(experiment, parsed)
     values = _compose_with_hydra(experiment, override_lines(experiment, parsed, choices))
-    config = to_config(values)
-    return Composition(config, config.distill.method if experiment.resolved else experiment.name, choices)
+    return Composition(to_config(values), choices)
 
 
 def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -221,7 +226,7 @@ def to_config(values: DictConfig) -> Config:
 
 
 def quote(override: str) -> str:
-    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; other overrides as they are."""
+    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; others as they are."""
     key, separator, value = override.partition("=")
     if separator and (key in _TEXT_KEYS or (key in _PATH_KEYS and value != "null")):
         return f"{key}={quoted(value)}"
@@ -298,7 +303,8 @@ def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[
         InputError: an unknown key or choice, or a group override of a resolved configuration.
     """
     groups = [override for override in overrides if _check_override(experiment, override)]
-    if experiment.resolved:
+    settled = {group.key_or_group for group in groups if "auto" not in _values(group)}
+    if experiment.resolved or settled >= set(_AUTO_GROUPS):
         return {}
     # Only the groups matter here: values may belong to a choice that is not made yet.
     composed = _compose_with_hydra(experiment, _first_values(groups), with_hydra=True)
@@ -334,14 +340,15 @@ def override_lines(experiment: Experiment, overrides: Iterable[Override], choice
     """The overrides as text for Hydra, with every ``auto`` replaced by its choice."""
     lines = []
     pending = dict(choices)
+    # A run's configuration leaves out run_dir and dry_run, and settings that are newer than it.
+    present = OmegaConf.load(experiment.path) if experiment.resolved else None
     for override in overrides:
         line = str(override.input_line)
         if override.key_or_group in choices:
             pending.pop(override.key_or_group, None)
             line = _without_auto(override, choices[override.key_or_group])
-        elif experiment.resolved and override.type == OverrideType.CHANGE:
-            # A run's configuration leaves out run_dir, and settings that are newer than it.
-            line = f"++{line}"
+        elif present is not None and OmegaConf.select(present, override.key_or_group) is None:
+            line = f"++{line.lstrip('+')}"
         lines.append(line)
     return [*lines, *(f"{group}={choice.value}" for group, choice in pending.items())]
 
@@ -379,11 +386,9 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
 
 
 def _group_override_of_run(experiment: Experiment, override: Override) -> str:
-    method = (OmegaConf.load(experiment.path).get("distill") or {}).get("method", "nfsd")
-    start = f"configs/{method}.yaml"
     return (
-        f"{override.input_line}: {experiment.path} is fully resolved and takes values only (for example train.steps=500); "
-        f"to choose another {override.key_or_group}, start from --config {start}"
+        f"{override.input_line}: {experiment.path} is fully resolved and takes values only (such as train.steps=500); "
+        f"to choose another {override.key_or_group}, start from --config configs/{experiment.label}.yaml"
     )
 
 

@@ -1,4 +1,4 @@
-"""``nfsd3d render RUN_DIR``: pictures of a run that exists. Errors are raised; the command line gives them exit codes."""
+"""``nfsd3d render RUN_DIR``: pictures of a run that exists; errors are raised, for the command line to tell."""
 
 import argparse
 from collections.abc import Sequence

@@ -233,6 +233,7 @@ class GeneratorConfig(Settings):
     radius: PositiveFloat
     """Half-width of the cube that holds the object."""
     encoding: EncodingConfig
+    """Of positions."""
     hidden_width: Annotated[int, Field(ge=1, le=1024)]
     """Neurons per hidden layer."""
     hidden_layers: Annotated[int, Field(ge=1, le=8)]
@@ -282,19 +283,24 @@ class CamerasConfig(Settings):
     overhead_probability: Fraction
     """Probability that the elevation comes from ``overhead_deg`` instead."""
     overhead_deg: ElevationRange
+    """Above the horizon, for the views from overhead."""
     target_jitter: NonNegativeFloat
     """Standard deviation of the point looked at, in world units."""
     light_jitter_deg: Annotated[float, Field(ge=0, le=180)]
     """Half-angle of the cone around the camera in which the light stands."""
     light_distance: PositiveRange
+    """Of the light from the origin, in world units."""
 
 
 class LearningRateConfig(Settings):
     """Learning rates of the generator's parameter groups."""
 
     encoding: PositiveFloat
+    """Of the hash tables."""
     network: PositiveFloat
+    """Of the density and colour networks."""
     background: PositiveFloat
+    """Of the background network."""
 
 
 class ShadingConfig(Settings):
@@ -350,6 +356,7 @@ class TrainConfig(Settings):
     t_max: FractionSchedule
     """Highest timestep, likewise."""
     learning_rate: LearningRateConfig
+    """AdamW's, before ``learning_rate_factor``."""
     learning_rate_factor: WeightSchedule
     """Factor on all learning rates, over training."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
@@ -357,12 +364,15 @@ class TrainConfig(Settings):
     eps: PositiveFloat
     """AdamW's eps."""
     weight_decay: NonNegativeFloat
+    """AdamW's, on all parameters."""
     gradient_clip: PositiveFloat | None
     """Largest norm of the parameters' gradient; null: none."""
     shading: ShadingConfig
+    """How views are lit."""
     random_background: Fraction
     """Probability of a random plain background instead of the generator's."""
     regularizers: RegularizersConfig
+    """Losses besides the distillation."""
     preview_every: PositiveInt
     """Steps between previews."""
     preview_size: Annotated[int, Field(ge=16, le=1024)]
@@ -376,6 +386,7 @@ class TrainConfig(Settings):
     tensorboard: bool
     """Write TensorBoard events too."""
     diverged: DivergedConfig
+    """When to give up."""
 
     @model_validator(mode="after")
     def _timesteps_in_order(self) -> Self:
@@ -409,6 +420,7 @@ class ExportConfig(Settings):
     turntable: bool
     """Write turntable.mp4 and turntable.png."""
     turntable_frames: Annotated[int, Field(ge=8, le=2000)]
+    """Frames of the video, once around the object."""
     turntable_size: Annotated[int, Field(ge=16, le=2048), AfterValidator(_check_even)]
     """Height and width of each frame's pictures in pixels."""
     report: bool
@@ -437,14 +449,23 @@ class Config(Settings):
     source_prompt: str | None = None
     """Editing: what the source shows."""
     machine: MachineConfig
+    """Device and precision."""
     backend: BackendConfig
+    """Kernels."""
     distill: DistillConfig
+    """The method."""
     prior: PriorConfig
+    """The teacher."""
     prompts: PromptsConfig
+    """View words."""
     generator: GeneratorConfig
+    """What is optimised."""
     cameras: CamerasConfig
+    """Training views."""
     train: TrainConfig
+    """The optimisation."""
     export: ExportConfig
+    """The results."""
 
     @model_validator(mode="after")
     def _built(self) -> Self:

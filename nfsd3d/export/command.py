@@ -1,4 +1,4 @@
-"""``nfsd3d export RUN_DIR``: meshes of a run that exists. Errors are raised; the command line gives them exit codes."""
+"""``nfsd3d export RUN_DIR``: meshes of a run that exists; errors are raised, for the command line to tell."""
 
 import argparse
 from collections.abc import Sequence

@@ -20,7 +20,14 @@ from torch import Tensor
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import FloatArray
 
+LIMIT = 64.0
+"""Values before the softplus are clipped to the level's +-this: below it a float32 softplus tells nothing apart, and
+where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
+
 CANDIDATE_LEVELS = 32
+MAX_SAMPLES_FOR_LEVEL = 128
+"""Per axis: a level is one number, for which a coarse grid suffices."""
+
 POINTS_PER_BATCH = 2**18
 
 
@@ -80,7 +87,7 @@ def visible_level(grid: DensityGrid) -> float:
     Raises:
         InputError: no ray becomes opaque (an empty field).
     """
-    stride = max(1, grid.values.shape[0] // 128)  # a level is one number: 128^3 samples suffice to find it
+    stride = math.ceil(grid.values.shape[0] / MAX_SAMPLES_FOR_LEVEL)
     values = grid.values[::stride, ::stride, ::stride].astype(np.float64)
     optical = values * grid.spacing * stride
     visible = []
@@ -137,9 +144,8 @@ def solid_mask(grid: DensityGrid, level: float, min_component: float = 0.02) -> 
 def extract_surface(grid: DensityGrid, level: float, min_component: float = 0.02) -> Surface:
     """The closed surface of the solid at ``level``, wound outward, with normals from the density gradient.
 
-    The grid is padded with empty space, so that a solid that touches the bounds is closed there. Values before the
-    softplus are clipped symmetrically around the level's: where a field steps up within one voxel, the surface lies
-    half-way between the samples instead of beside one of them.
+    The grid is padded with empty space, so that a solid that touches the bounds is closed there. The gradient is
+    that of the field smoothed over one voxel: hash grids are rough below that, and a mesh has no room for it.
 
     Raises:
         InputError: nothing, or everything, lies above the level; the message gives the range of densities.
@@ -151,14 +157,13 @@ def extract_surface(grid: DensityGrid, level: float, min_component: float = 0.02
             f"the density field is {state} of it lies above the threshold {level:.4g} ({_density_range(grid)}); "
             "choose a threshold inside that range, or train longer"
         )
-    limit = max(level, 1.0)
-    offset = (inverse_softplus(grid.values) - inverse_softplus(np.float64(level))).clip(-limit, limit)
+    offset = (inverse_softplus(grid.values) - inverse_softplus(np.float64(level))).clip(-LIMIT, LIMIT)
     # Samples that cavity filling or floater removal moved to the other side say so as clearly as they can.
-    offset[solid & (offset <= 0)] = limit
-    offset[~solid & (offset > 0)] = -limit
-    padded = np.pad(offset, 1, constant_values=-limit)
+    offset[solid & (offset <= 0)] = LIMIT
+    offset[~solid & (offset > 0)] = -LIMIT
+    padded = np.pad(offset, 1, constant_values=-LIMIT)
     corners, faces, _, _ = marching_cubes(padded, level=0.0, gradient_direction="ascent")
-    gradient = np.stack(np.gradient(padded))
+    gradient = np.gradient(scipy.ndimage.gaussian_filter(padded, sigma=1.0, mode="nearest"))
     slope = np.stack([scipy.ndimage.map_coordinates(part, corners.T, order=1) for part in gradient], axis=-1)
     normals = outward_normals(corners, faces, -slope)
     vertices = (corners - 1) * grid.spacing - grid.radius

@@ -37,7 +37,8 @@ def finish(config: Config, run_dir: Path, generator: NeRF, on_view: Callable[[],
     failures = []
     try:
         if settings.turntable:
-            write_turntable(config, run_dir, generator, settings.turntable_frames, settings.turntable_size, on_view=on_view)
+            frames, size = settings.turntable_frames, settings.turntable_size
+            write_turntable(config, run_dir, generator, frames, size, on_view=on_view)
             exported.files += ["turntable.mp4", "turntable.png"]
     except OSError as error:
         failures.append(f"turntable: {error}")

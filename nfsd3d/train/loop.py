@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from nfsd3d.export.pictures import preview, write_png
 from nfsd3d.files import write_text
 from nfsd3d.generator import Generator
 from nfsd3d.preflight import claim_run_dir
+from nfsd3d.prior import Prior
 from nfsd3d.settings import Config
 from nfsd3d.train import state
 from nfsd3d.train.build import Parts, build_parts, viewing_cameras
@@ -24,23 +26,39 @@ from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 from nfsd3d.train.metrics import MetricsWriter
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
-from nfsd3d.train.summary import read_summary, write_summary
+from nfsd3d.train.summary import write_summary
 from nfsd3d.train.watchdog import Limits, Watchdog
 
 
 @dataclass
 class Progress:
-    """How far a run is: finished ``steps``, the last logged ``metrics``, and ``seconds`` of earlier sessions."""
+    """How far a run is, over all its sessions.
+
+    ``steps`` are finished; ``metrics`` the last logged ones; ``earlier_seconds`` and ``earlier_evaluations`` (of the
+    denoiser) what former sessions took.
+    """
 
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     earlier_seconds: float = 0.0
+    earlier_evaluations: int = 0
     started: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
-        """Time that all sessions of the run took together."""
+        """Time that all sessions took together."""
         return self.earlier_seconds + time.monotonic() - self.started
+
+    def record(self, prior: Prior) -> dict[str, Any]:
+        """What a checkpoint keeps of it; :meth:`resumed` is the inverse."""
+        evaluations = self.earlier_evaluations + prior.evaluations
+        return {"seconds": self.seconds, "network_evaluations": evaluations, "metrics": self.metrics}
+
+    @classmethod
+    def resumed(cls, restored: state.Restored) -> "Progress":
+        """The progress of a run that goes on from a checkpoint."""
+        record = restored.record
+        return cls(restored.steps, record["metrics"], record["seconds"], record["network_evaluations"])
 
 
 class _Diverged(Exception):
@@ -63,20 +81,21 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     parts = build_parts(config)
     progress = Progress()
     if resume is not None:
-        progress.steps = state.load(state.latest(run_dir), parts.generator, parts.optimizer, parts.rng)
-        progress.earlier_seconds = float(read_summary(run_dir).get("seconds", 0.0))
+        restored = state.load(state.latest(run_dir), parts.generator, parts.optimizer, parts.rng)
+        progress = Progress.resumed(restored)
     write_text(run_dir / "config.yaml", config.to_yaml())
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
+        record = progress.record(parts.prior)
         write_summary(
             run_dir,
             config,
             status=status,
             reason=reason,
             steps=progress.steps,
-            seconds=progress.seconds,
-            network_evaluations=parts.prior.evaluations,
-            final_metrics=progress.metrics,
+            seconds=record["seconds"],
+            network_evaluations=record["network_evaluations"],
+            final_metrics=record["metrics"],
             **results,
         )
 
@@ -89,14 +108,20 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         summarize("diverged", str(error))
         raise RunFailed(f"{run_dir}: diverged: {error}") from error
     except KeyboardInterrupt as error:
-        signum = error.signum if isinstance(error, Interrupted) else 2
-        summarize("interrupted", f"signal {signum} after step {progress.steps}")
+        signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
+        summarize("interrupted", f"signal {signum:d} after step {progress.steps}")
         how = f"interrupted after step {progress.steps}; go on with: {resume_command(run_dir)}"
         raise Interrupted(signum, how) from error
+    except torch.cuda.OutOfMemoryError as error:
+        summarize("failed", "out of GPU memory")
+        remedy = "lower generator.max_samples, train.resolution or train.batch_size, and go on with"
+        raise RunFailed(f"{run_dir}: out of GPU memory; {remedy}: {resume_command(run_dir)}") from error
     except Exception as error:
         summarize("failed", f"{type(error).__name__}: {error}")
         raise
     summarize("done", exported.failure, exported=exported.files, mesh=exported.mesh)
+    for name in exported.files:
+        console.print(str(run_dir / name), markup=False, highlight=False, soft_wrap=True)
     if exported.failure is not None:
         remedy = f"the training is done; try again with: python scripts/export_mesh.py {shlex.quote(str(run_dir))}"
         raise RunFailed(f"{run_dir}: {exported.failure}; {remedy}")
@@ -119,8 +144,15 @@ def train(
     on_cpu = config.machine.device == "cpu"
 
     def save() -> None:
-        checkpoints = run_dir / "checkpoints"
-        state.save(checkpoints, progress.steps, generator, optimizer, parts.rng, settings.keep_checkpoints)
+        state.save(
+            run_dir / "checkpoints",
+            progress.steps,
+            generator,
+            optimizer,
+            parts.rng,
+            record=progress.record(parts.prior),
+            keep=settings.keep_checkpoints,
+        )
 
     with (
         MetricsWriter(run_dir, progress.steps, settings.tensorboard) as writer,

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,27 @@ FORMAT = "nfsd3d checkpoint 1"
 _GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint says besides its tensors: finished ``steps``, and the ``record`` given to :func:`save`."""
+
+    steps: int
+    record: dict[str, Any]
+
+
 def save(
     folder: Path,
     step: int,
     generator: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
+    *,
+    record: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
 
-    Removes all but the newest ``keep`` checkpoints.
+    ``record`` holds plain values that a resumed run goes on with. Removes all but the newest ``keep`` checkpoints.
     """
     state = optimizer.state_dict()
     tensors = {_GENERATOR + name: value for name, value in generator.state_dict().items()}
@@ -47,8 +58,9 @@ def save(
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
         checksum = _checksum(temporary)
     path = weights.with_suffix(".json")
+    sizes = _group_sizes(state)
     write_json(
-        path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": _group_sizes(state)}
+        path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": sizes, "record": dict(record)}
     )
     for old in list_checkpoints(folder)[:-keep]:
         # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
@@ -91,8 +103,8 @@ def load_generator(path: Path, generator: nn.Module) -> int:
     return header["step"]
 
 
-def load(path: Path, generator: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> int:
-    """Restores everything :func:`save` wrote, in place; returns the number of finished steps.
+def load(path: Path, generator: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> Restored:
+    """Restores everything :func:`save` wrote, in place.
 
     Learning rates and other settings of the optimiser's groups stay those of ``optimizer``: they belong to the
     configuration, which a resumed run may change.
@@ -112,7 +124,7 @@ def load(path: Path, generator: nn.Module, optimizer: torch.optim.Optimizer, rng
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
     rng.set_state(tensors[_RNG])
-    return header["step"]
+    return Restored(header["step"], header["record"])
 
 
 def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -139,7 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} cannot be read ({_first_line(error)}): {remedy}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of this program ({FORMAT!r} expected): {remedy}")
-    if not isinstance(header.get("step"), int) or not isinstance(header.get("group_sizes"), list):
+    expected = {"step": int, "group_sizes": list, "record": dict, "sha256": str}
+    if any(not isinstance(header.get(key), kind) for key, kind in expected.items()):
         raise InputError(f"{path} is incomplete: {remedy}")
     try:
         if _checksum(weights) != header.get("sha256"):

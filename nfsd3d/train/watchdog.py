@@ -32,15 +32,16 @@ class Watchdog:
             if not math.isfinite(value):
                 return f"the {name} is {value} at step {step}: lower train.learning_rate or set train.gradient_clip"
         state = self._judge(opacity)
-        if state != self._state or step < self._limits.first_step:
+        if state != self._state:
             self._state, self._since = state, step
-        if state == "normal" or step < self._limits.first_step or step - self._since < self._limits.window:
+        since = max(self._since, self._limits.first_step)
+        if state == "normal" or step - since < self._limits.window:
             return None
         remedy = {
             "empty": "lower train.regularizers.sparsity or raise generator.density_blob_scale",
             "full": "raise train.regularizers.sparsity or lower train.learning_rate",
         }[state]
-        return f"the scene is {state}: mean opacity {opacity:.4f} since step {self._since}; {remedy}"
+        return f"the scene is {state}: mean opacity {opacity:.4f} since step {since}; {remedy}"
 
     def _judge(self, opacity: float) -> str:
         if opacity < self._limits.opacity_below:

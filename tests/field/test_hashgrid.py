@@ -10,7 +10,7 @@ from nfsd3d.field.hashgrid import HashGridSpec, hash_encoding, layout_of
 SPECS = {
     "colliding": HashGridSpec(levels=8, features=2, log2_entries=9, base_resolution=5, growth=1.6),
     "odd": HashGridSpec(levels=5, features=3, log2_entries=11, base_resolution=7, growth=1.37),
-    "dense": HashGridSpec(levels=2, features=1, log2_entries=15, base_resolution=3, growth=2.0),
+    "dense": HashGridSpec(levels=2, features=2, log2_entries=15, base_resolution=3, growth=2.0),
 }
 
 

@@ -1,0 +1,449 @@
+import json
+import random
+from typing import get_args
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from nfsd3d import backend, settings
+from nfsd3d.cameras import CameraRanges
+from nfsd3d.config import (
+    compose,
+    config_root,
+    find_experiment,
+    load_run_config,
+    parse_override,
+    quote,
+    quote_sweep,
+    split_prompts,
+    to_config,
+)
+from nfsd3d.distill.gradient import WEIGHTINGS
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.errors import InputError
+from nfsd3d.schedules import milestone_at, value_at
+from nfsd3d.settings import Config, DistillConfig, Settings
+
+SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
+TRICKY_PROMPTS = [
+    "a red, round mushroom",
+    'a "quoted" thing',
+    "it's a cube; (really)",
+    "[a] {b: c}",
+    "a=b",
+    "ein Würfel 雪 🍄",
+    "${seed} is not ${interpolated",
+    "\\${x} \\\\${y} and a trailing backslash \\",
+    "1e3",
+    "null",
+    "true",
+    "two\nlines\x85\u2028three",
+    "# no comment, @ & * ! | > % `",
+    "~tilde +plus -dash",
+]
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose("nfsd", ["prompt=a red cube", *SETTLED])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_an_experiment_file_equals_nfsd_with_its_method(method):
+    overrides = ["prompt=a red cube", *SETTLED]
+    assert compose(f"configs/{method}.yaml", overrides) == compose("nfsd", [*overrides, f"distill={method}"])
+
+
+def test_every_method_and_weighting_can_be_configured():
+    assert set(get_args(DistillConfig.model_fields["method"].annotation)) == METHODS.keys()
+    assert set(get_args(DistillConfig.model_fields["weighting"].annotation)) == WEIGHTINGS.keys()
+
+
+def test_default_negative_prompt_is_the_papers(config):
+    assert config.negative_prompt == (
+        "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
+    )
+
+
+def test_methods_have_their_papers_scales(config):
+    assert (config.distill.method, config.distill.guidance_scale, config.distill.threshold) == ("nfsd", 7.5, 0.2)
+    assert compose("sds", ["prompt=x"]).distill.guidance_scale == 100
+
+
+def test_cameras_are_the_fields_of_camera_ranges(config):
+    ranges = CameraRanges(**config.cameras.model_dump())
+    assert ranges.distance == (2.2, 2.8)
+    assert ranges.overhead_probability == 0.1
+
+
+@pytest.mark.parametrize("prior", ["sd15", "sd21", "sd21-768"])
+def test_stable_diffusion_recipes_follow_prolificdreamers_coarse_stage(prior):
+    train = compose("nfsd", ["prompt=x", f"prior={prior}"]).train
+    assert (train.steps, train.learning_rate.encoding, train.learning_rate.network) == (25000, 0.01, 0.001)
+    before, after = 4999 / train.steps, 5000 / train.steps
+    assert [milestone_at(train.resolution, progress) for progress in (0, before, after, 1)] == [64, 64, 512, 512]
+    assert [value_at(train.t_max, progress) for progress in (0, before, after, 1)] == [0.98, 0.98, 0.5, 0.5]
+    opaque, factor = train.regularizers.opaque, 2.25 if prior == "sd21-768" else 1
+    weights = [value_at(opaque, progress) for progress in (0, 0.4, 0.7, 1)]
+    assert weights == pytest.approx([0, 0, 500 * factor, 1000 * factor])
+    assert train.regularizers.sparsity == 10 * factor
+
+
+def test_the_finest_level_of_each_recipe(config):
+    def finest(encoding):
+        return encoding.base_resolution * encoding.growth ** (encoding.levels - 1)
+
+    assert finest(config.generator.encoding) == pytest.approx(256, rel=0.01)
+    assert finest(compose("nfsd", ["prompt=x", "prior=sd21"]).generator.encoding) == pytest.approx(4096, rel=0.01)
+
+
+def test_explicit_keys_win_over_the_recipe():
+    config = compose("nfsd", ["prompt=x", "prior=shapes", "train.steps=7", "cameras.distance=[1,2]"])
+    assert config.train.steps == 7
+    assert config.cameras.distance == (1, 2)
+
+
+def test_auto_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    config = compose("nfsd", ["prompt=x"])
+    assert (config.machine.name, config.machine.device, config.machine.precision) == ("cpu", "cpu", "float32")
+    assert (config.backend.field, config.backend.sampler, config.prior.name) == ("numba", "numba", "shapes")
+
+
+def test_auto_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(backend, "is_installed", lambda package: package != "tinycudann")
+    config = compose("sds", ["prompt=x"])
+    assert (config.machine.device, config.machine.precision, config.prior.name) == ("cuda", "bfloat16", "sd21")
+    assert (config.backend.field, config.train.steps) == ("torch", 25000)
+    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    assert compose("nfsd", ["prompt=x", "prior=shapes"]).backend.field == "tcnn"
+
+
+def test_auto_prior_and_backend_follow_an_explicit_machine(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    config = compose("nfsd", ["prompt=x", "machine=cpu", "prior=auto", "backend=auto"])
+    assert (config.prior.name, config.backend.sampler) == ("shapes", "numba")
+
+
+@pytest.mark.parametrize("prompt", TRICKY_PROMPTS)
+def test_the_whole_value_is_one_prompt_and_config_yaml_keeps_it(prompt, tmp_path):
+    config = compose("nfsd", [f"prompt={prompt}", f"negative_prompt={prompt}", *SETTLED])
+    assert (config.prompt, config.negative_prompt) == (prompt, prompt)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert compose(path) == config
+
+
+def test_random_prompts_survive_quoting_and_yaml(config, tmp_path):
+    pieces = [*"\"'\\,=[]{}():; a~+$#%@\n\té雪🍄\x01\x85\u2028", "${", "null", "1e3", "???", "\\${", "\ufeff"]
+    choice = random.Random(0)
+    for _ in range(60):
+        prompt = "".join(choice.choices(pieces, k=choice.randint(1, 9)))
+        if not prompt.strip() or prompt == "???":
+            continue
+        assert _resolved(parse_override(quote(f"prompt={prompt}")).value()) == prompt
+        written = prompt.replace("\\", "\\\\").replace('"', '\\"')
+        first, second = parse_override(quote_sweep(f'prompt="{written}",b')).sweep_string_iterator()
+        assert _resolved(parse_override(f"prompt={second}").value()) == "b"
+        assert _resolved(parse_override(f"prompt={first}").value()) == prompt
+        path = tmp_path / "config.yaml"
+        path.write_text(config.replace(prompt=prompt).to_yaml(), encoding="utf-8")
+        assert OmegaConf.to_container(OmegaConf.load(path), resolve=True)["prompt"] == prompt
+
+
+def _resolved(value):
+    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
+
+
+@pytest.mark.parametrize(
+    ("value", "prompts"),
+    [
+        ("a, b", ["a", "b"]),
+        ('"a, b","c"', ["a, b", "c"]),
+        ("it's red, it's blue", ["it's red", "it's blue"]),
+        ("'x, y' , z", ["x, y", "z"]),
+        (r'"say \"hi\", you"', ['say "hi", you']),
+        ("one", ["one"]),
+        ("", [""]),
+    ],
+)
+def test_prompts_of_a_sweep(value, prompts):
+    assert split_prompts(value) == prompts
+
+
+@pytest.mark.parametrize("value", ['"open', '"a" b,c', "'a, b"])
+def test_unbalanced_quotes_in_a_sweep(value):
+    with pytest.raises(InputError, match="quotes"):
+        split_prompts(value)
+
+
+def test_paths_need_no_quotes():
+    config = compose("nfsd", ["prompt=x", "run_dir=a b, (c)=[d]", "prior.model=~/my models/sd, v1"])
+    assert config.run_dir == "a b, (c)=[d]"
+    assert config.prior.model == "~/my models/sd, v1"
+    assert compose("nfsd", ["prompt=x", "run_dir=null"]).run_dir is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "prompt is missing"),
+        (["prompt="], "prompt is empty"),
+        (["prompt=x", "train.stepz=3"], "unknown setting train.stepz (did you mean train.steps"),
+        (["prompt=x", "steps=3"], "unknown setting steps (did you mean train.steps"),
+        (["prompt=x", "distll=sds"], "unknown setting distll (did you mean distill"),
+        (["prompt=x", "+train.foo=1"], "unknown setting train.foo"),
+        (["prompt=x", "distill=sdss"], "distill=sdss: no such choice (did you mean sds?)"),
+        (["prompt=x", "machine=gpu"], "choose machine=auto, cpu, cuda"),
+        (["prompt=x", "train.steps=many"], "train.steps=many: must be a whole number"),
+        (["prompt=x", "seed=1,2"], "seed=1,2: several values are a sweep; add -m"),
+        (["prompt=x", "red mushroom"], "not of the form key=value"),
+        (["prompt=x", "prompts.view_dependent=[a"], "cannot be understood"),
+        (["prompt=x", "distill=sds", "distill.threshold=0.3"], "the chosen groups have no such setting"),
+        (["prompt=x", "generator=latent"], "generator=latent is not built yet"),
+        (["prompt=x", "generator=image"], "generator=image is not built yet"),
+        (["prompt=x", "backend=triton"], "backend=triton is not built yet"),
+        (["prompt=x", "distill=vsd"], "distill=vsd is not built yet"),
+    ],
+)
+def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
+    with pytest.raises(InputError) as caught:
+        compose("nfsd", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prompt=   ", "prompt is empty"),
+        ("prompt=" + "x" * 10_000, "has 10000 characters, the limit is 1000"),
+        ("negative_prompt=" + "x" * 10_000, "negative_prompt has 10000 characters"),
+        ("prompt=a\udcff", "Unicode"),
+        ("train.steps=1.5", "train.steps=1.5: must be a whole number"),
+        ("train.steps=true", "train.steps=true: must be a whole number"),
+        ("train.steps='5'", "train.steps=5: must be a whole number"),
+        ("train.steps=0", "train.steps=0: must be greater than 0"),
+        ("train.batch_size=-1", "train.batch_size=-1"),
+        ("train.resolution=0", "train.resolution=0: 0 must be at least 8"),
+        ("train.resolution=[[0,64],[0.5,-8]]", "must be at least 8"),
+        ("train.resolution=[[0.1,64]]", "first milestone"),
+        ("train.resolution=[[0,64.5]]", "each knot must be [fraction of training, a whole number]"),
+        ("train.t_min=[[0,2]]", "train.t_min"),
+        ("train.t_min=high", "must be a number or a list of [fraction of training, value]"),
+        ("train.t_max=[[0.5,0.9],[0.2,0.9]]", "must not decrease"),
+        ("train.t_min=0.99", "must lie below t_max"),
+        ("train.eps=inf", "finite"),
+        ("train.regularizers.sparsity=-1", "train.regularizers.sparsity"),
+        ("cameras.distance=[3,2]", "cameras.distance=[3, 2]: must be [low, high]"),
+        ("cameras.fovy_deg=[0,50]", "cameras.fovy_deg"),
+        ("distill.weighting=sigma", "did you mean sigma2"),
+        ("export.formats=[glb,fbx]", "fbx"),
+        ("export.threshold=0", "must be auto or a density above 0"),
+        ("export.turntable_size=255", "must be even"),
+        ("seed=-1", "seed=-1"),
+        ("machine.device=tpu", "machine.device=tpu"),
+        ("prompts.front_deg=150", "front_deg must not exceed back_deg"),
+        ("run_dir=", "run_dir"),
+        ("prompts.perp_neg=true", "prompts.perp_neg=true is not built yet"),
+        ("viewer=true", "viewer=true is not built yet"),
+        ("source_run=x", "source_run (editing) is not built yet"),
+        ("source_image=x", "source_image (editing) is not built yet"),
+        ("source_prompt=x", "source_prompt (editing) is not built yet"),
+        ("backend.sampler=triton", "backend.sampler=triton is not built yet"),
+    ],
+)
+def test_bad_values_name_setting_value_and_remedy(config, override, message):
+    parsed = parse_override(quote(override))
+    values = OmegaConf.create(config.to_dict())
+    OmegaConf.update(values, parsed.key_or_group, parsed.value(), force_add=True)
+    with pytest.raises(InputError) as caught:
+        to_config(values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_errors_are_told_together():
+    with pytest.raises(InputError, match=r"train.steps=0.*; train.batch_size=0"):
+        compose("nfsd", ["prompt=x", "train.steps=0", "train.batch_size=0"])
+
+
+def test_settings_are_immutable(config):
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5
+
+
+def test_every_setting_is_documented():
+    models = [value for value in vars(settings).values() if isinstance(value, type) and issubclass(value, Settings)]
+    assert len(models) > 15
+    for model in models:
+        assert model.__doc__
+        assert [key for key, field in model.model_fields.items() if not field.description] == []
+
+
+def test_config_yaml_omits_run_dir_and_repeats_the_run(config, tmp_path):
+    text = config.replace(run_dir="somewhere", dry_run=True).to_yaml()
+    content = yaml.safe_load(text)
+    assert "run_dir" not in content
+    assert "defaults" not in content
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert compose(path) == config
+    changed = compose(path, ["train.steps=5", "seed=3", "run_dir=elsewhere", "dry_run=true", "prompt=b, c"])
+    assert (changed.train.steps, changed.seed, changed.run_dir, changed.prompt) == (5, 3, "elsewhere", "b, c")
+    assert changed.dry_run
+
+
+@pytest.mark.parametrize("override", ["distill=sds", "machine=auto", "prior=sd21"])
+def test_a_run_takes_no_group_overrides(config, tmp_path, override):
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    with pytest.raises(InputError, match=r"fully resolved.*--config configs/nfsd\.yaml"):
+        compose(path, [override])
+
+
+def test_a_config_older_than_a_setting_with_a_default(config, tmp_path):
+    content = yaml.safe_load(config.to_yaml())
+    del content["viewer"], content["distill"]["threshold"]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert compose(path, ["distill.threshold=0.3"]).distill.threshold == 0.3
+
+
+def test_load_run_config(config, tmp_path):
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    loaded = load_run_config(tmp_path, ["train.steps=9"])
+    assert loaded == config.replace(run_dir=str(tmp_path), train={**config.to_dict()["train"], "steps": 9})
+    with pytest.raises(InputError, match="leave run_dir out"):
+        load_run_config(tmp_path, ["run_dir=x"])
+    with pytest.raises(InputError, match="no such run directory"):
+        load_run_config(tmp_path / "nope")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        load_run_config(tmp_path / "empty")
+
+
+def test_a_users_own_file_names_the_projects_groups(tmp_path):
+    folder = tmp_path / "with space, and ü"
+    (folder / "cameras").mkdir(parents=True)
+    (folder / "cameras" / "near.yaml").write_text("{defaults: [orbit], light_distance: [1.0, 2.0]}")
+    own = folder / "mine.yaml"
+    own.write_text(
+        "defaults:\n  - nfsd\n  - override distill: sds\n  - override cameras: near\n  - _self_\n"
+        "prompt: a pink house\ntrain: {steps: 77}\n"
+    )
+    config = compose(own, ["machine=cpu"])
+    assert (config.prompt, config.train.steps, config.distill.method) == ("a pink house", 77, "sds")
+    assert config.cameras.light_distance == (1, 2)
+    assert compose(own, ["cameras=orbit"]).cameras.light_distance == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {steps: 5}\n", "has no defaults list"),
+        ("- a\n", "holds no settings"),
+        ("defaults: [nfsd, _self_]\n a: [\n", "cannot be read as YAML"),
+        ("defaults: [nfsdd, _self_]\n", "nfsdd"),
+        ("defaults: [nfsd, _self_]\nprompt: a ${b}\n", r"prompt: .*write \\\$\{ for a literal"),
+        ("defaults: [nfsd, _self_]\nprompt: a\ntrain: {stepz: 5}\n", "unknown setting train.stepz.*train.steps"),
+    ],
+)
+def test_a_users_broken_file(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        compose(path)
+
+
+@pytest.mark.parametrize("name", ["configs/nfsdd.yaml", "nfsdd", "", "configs", "/nowhere/nfsd.yaml"])
+def test_a_missing_config_lists_what_there_is(name):
+    with pytest.raises(InputError, match=r"no such file.*configs/nfsd\.yaml"):
+        find_experiment(name)
+
+
+def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = config_root() / "sds.yaml"
+    assert {find_experiment(name).path for name in ("sds", "sds.yaml", "configs/sds.yaml")} == {expected}
+
+
+def test_every_choice_is_composed_somewhere():
+    combinations = [
+        ("cpu", "numba", "shapes"),
+        ("cpu", "torch", "sd15"),
+        ("cuda", "nvidia", "sd21"),
+        ("cuda", "torch", "sd21-768"),
+    ]
+    for position, group in enumerate(("machine", "backend", "prior")):
+        choices = {path.stem for path in (config_root() / group).glob("*.yaml")} - {"auto"}
+        assert {combination[position] for combination in combinations} == choices
+    for machine, kernels, prior in combinations:
+        config = compose("nfsd", ["prompt=x", f"machine={machine}", f"backend={kernels}", f"prior={prior}"])
+        assert (config.machine.name, config.prior.name) == (machine, prior)
+
+
+def test_from_dict_refuses_what_is_not_plain(config):
+    values = config.to_dict()
+    assert Config.from_dict(json.loads(json.dumps(values))) == config
+    with pytest.raises(InputError, match="unknown setting trian"):
+        Config.from_dict({**values, "trian": 1})
+    with pytest.raises(InputError, match="train=5: must be a group of settings"):
+        Config.from_dict({**values, "train": 5})
+
+
+def test_visible_gpus_follow_the_environment(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 2)
+    expected = {"": 0, "-1": 0, "0": 1, "0,1": 2, "1,-1,0": 1, "0,1,2,3": 2}
+    for value, count in expected.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert backend.visible_gpus() == count
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert backend.visible_gpus() == 2
+
+
+def test_torch_cuda_version_agrees_with_torch():
+    import torch
+
+    assert backend.torch_cuda_version() == torch.version.cuda
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["machine=cuda"], "machine.device=cuda: no NVIDIA GPU is visible; use machine=cpu"),
+        (["backend=nvidia"], "backend.field=tcnn: computes on CUDA only"),
+        (["backend.sampler=nerfacc"], "backend.sampler=nerfacc: computes on CUDA only"),
+        (["machine.precision=float16"], "machine.precision=float16: not on a CPU"),
+    ],
+)
+def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    config = compose("nfsd", ["prompt=x", "machine=cpu", *overrides])
+    with pytest.raises(InputError) as caught:
+        backend.check_machine(config)
+    assert message in str(caught.value)
+
+
+def test_what_a_gpu_machine_lacks(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "is_installed", lambda package: package != "tinycudann")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cases = {
+        "machine.device=cuda:1": "only 1 GPU",
+        "backend=numba": "computes on the CPU only",
+        "backend=nvidia": "the package tinycudann is not installed",
+    }
+    for override, message in cases.items():
+        with pytest.raises(InputError, match=message):
+            backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda", override]))
+    backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: None)
+    with pytest.raises(InputError, match="built without CUDA"):
+        backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))

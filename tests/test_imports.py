@@ -1,0 +1,132 @@
+"""Imports go one way (see the package's layout), and nothing heavy or optional is imported before it is used."""
+
+import ast
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nfsd3d
+
+PACKAGE = Path(nfsd3d.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+# room -> rooms and modules of the package that it may not import
+FORBIDDEN = {
+    "nfsd3d.distill": ("field", "render", "generator", "prior", "shapes", "train", "export", "evaluate", "config"),
+    "nfsd3d.field": ("render", "generator", "prior", "distill", "shapes", "train", "export", "evaluate", "config"),
+    "nfsd3d.render": ("field", "generator", "prior", "distill", "shapes", "train", "export", "evaluate", "config"),
+    "nfsd3d.generator": ("prior", "distill", "shapes", "train", "export", "evaluate", "config", "settings"),
+    "nfsd3d.prior": ("field", "render", "generator", "shapes", "train", "export", "evaluate", "config"),
+    "nfsd3d.shapes": ("field", "generator", "distill", "train", "export", "evaluate", "config"),
+    "nfsd3d.train": ("shapes", "evaluate"),
+    "nfsd3d.settings": ("config", "cli", "train", "prior"),
+}
+# Everything may be used without train, except what is about whole runs.
+ABOUT_RUNS = {"nfsd3d.api", "nfsd3d.cli", "nfsd3d.render_command", "nfsd3d.export.command"}
+# Packages that only these modules may import.
+ADAPTERS = {
+    "hydra": {"nfsd3d.config", "nfsd3d.cli"},
+    "omegaconf": {"nfsd3d.config", "nfsd3d.cli"},
+    "tinycudann": {"nfsd3d.field.hashgrid_tcnn"},
+    "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
+    "numba": {"nfsd3d.kernels", "nfsd3d.field.hashgrid_numba", "nfsd3d.render.samplers_numba"},
+    "diffusers": {"nfsd3d.prior.stable_diffusion", "nfsd3d.shapes.teacher"},
+    "torchvision": set(),
+}
+
+
+def imports(path: Path, at_import_only: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports, in functions too unless ``at_import_only``."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if at_import_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(str(node.module))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _is_in(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def test_the_rules_name_modules_that_exist():
+    named = {*FORBIDDEN, *ABOUT_RUNS, *(module for modules in ADAPTERS.values() for module in modules)}
+    assert named <= MODULES.keys()
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_imports_go_one_way(room):
+    forbidden = [f"nfsd3d.{name}" for name in FORBIDDEN[room]]
+    wrong = {
+        f"{module} imports {imported}"
+        for module, path in MODULES.items()
+        if _is_in(module, room)
+        for imported in imports(path)
+        if any(_is_in(imported, name) for name in forbidden)
+    }
+    assert wrong == set()
+
+
+def test_everything_may_be_used_without_train():
+    users = {
+        module
+        for module, path in MODULES.items()
+        if not _is_in(module, "nfsd3d.train") and any(_is_in(name, "nfsd3d.train") for name in imports(path))
+    }
+    assert users <= ABOUT_RUNS
+
+
+@pytest.mark.parametrize("package", sorted(ADAPTERS))
+def test_only_its_adapter_imports_a_package(package):
+    users = {module for module, path in MODULES.items() if any(_is_in(name, package) for name in imports(path))}
+    assert users <= ADAPTERS[package]
+
+
+@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "triton"])
+def test_cuda_packages_are_imported_when_used(package):
+    users = {
+        module
+        for module, path in MODULES.items()
+        if any(_is_in(name, package) for name in imports(path, at_import_only=True))
+    }
+    assert users == set()
+
+
+def test_every_module_can_be_imported_without_cuda():
+    names = sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "nfsd3d."))
+    assert len(names) > 30
+    code = (
+        "import importlib, sys\n"
+        "for package in ('tinycudann', 'nerfacc', 'triton'): sys.modules[package] = None\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, timeout=120)
+
+
+def test_the_command_line_imports_nothing_slow():
+    code = "import json, sys, nfsd3d.cli, nfsd3d.doctor; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60
+    )
+    loaded = set(json.loads(result.stdout))
+    assert {"nfsd3d.config", "hydra"} <= loaded
+    assert loaded & {"torch", "numpy", "diffusers", "transformers", "numba", "huggingface_hub"} == set()

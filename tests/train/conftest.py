@@ -1,0 +1,87 @@
+"""Runs small enough for tests: a tiny NeRF, and a prior in closed form in place of the diffusion model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfsd3d.config import compose
+from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prompts import VIEW_WORDS
+from nfsd3d.settings import Config
+
+TINY = {
+    "generator.encoding": {"levels": 2, "features": 2, "log2_entries": 8, "base_resolution": 4, "growth": 2.0},
+    "generator.hidden_width": 8,
+    "generator.occupancy_resolution": 8,
+    "generator.occupancy_interval": 3,
+    "generator.occupancy_warmup": 4,
+    "generator.samples_per_ray": 24,
+    "train.steps": 6,
+    "train.batch_size": 2,
+    "train.resolution": 16,
+    "train.preview_every": 3,
+    "train.preview_size": 16,
+    "train.log_every": 2,
+    "train.checkpoint_every": 2,
+    "train.tensorboard": False,
+    "export.resolution": 32,
+    "export.turntable_frames": 8,
+    "export.turntable_size": 16,
+}
+
+Configure = Callable[..., Config]
+
+
+class TinyPrior(AnalyticPrior):
+    """A mixture of two grey images: the prompt means the brighter one."""
+
+    def __init__(self) -> None:
+        """8x8 images, 100 timesteps."""
+        means = torch.stack([torch.full((3, 8, 8), 0.6), torch.full((3, 8, 8), -0.6)])
+        bright, even, dark = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.9])
+        prompts = {"": even, "dull": dark, **{f"a red cube, {view}": bright for view in VIEW_WORDS}}
+        super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
+
+    def free_text_encoder(self) -> None:
+        """There is none."""
+
+
+@pytest.fixture(scope="session")
+def base_config() -> Config:
+    """The experiment nfsd on the CPU with everything tiny."""
+    overrides = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "backend=torch", "prior=shapes"]
+    return changed(compose("nfsd", overrides), TINY)
+
+
+@pytest.fixture
+def configure(base_config: Config, tmp_path: Path) -> Configure:
+    """(changes by dotted key) -> the tiny configuration with its run in an empty folder."""
+
+    def configured(**changes: Any) -> Config:
+        run_dir = Path(changes.pop("run_dir", tmp_path / "run"))
+        run_dir.mkdir(exist_ok=True)
+        return changed(base_config, {"run_dir": str(run_dir), **changes})
+
+    return configured
+
+
+@pytest.fixture
+def tiny_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs use :class:`TinyPrior`."""
+    monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: TinyPrior())
+
+
+def changed(config: Config, changes: dict[str, Any]) -> Config:
+    """The configuration with some settings, by their dotted keys, replaced."""
+    values = config.to_dict()
+    for key, value in changes.items():
+        *branches, leaf = key.split(".")
+        node = values
+        for branch in branches:
+            node = node[branch]
+        node[leaf] = value
+    return Config.from_dict(values)

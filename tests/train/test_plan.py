@@ -1,0 +1,62 @@
+"""Schedules become one step's settings."""
+
+import pytest
+import torch
+
+from nfsd3d.train.plan import draw_background, draw_shading, plan_at
+
+
+def test_every_schedule_is_read_at_the_progress(configure):
+    config = configure(
+        **{
+            "train.resolution": [[0.0, 16], [0.5, 32]],
+            "train.t_max": [[0.0, 0.9], [1.0, 0.5]],
+            "train.t_min": 0.1,
+            "train.learning_rate_factor": [[0.0, 0.0], [0.2, 1.0]],
+            "train.regularizers": {
+                "sparsity": [[0.0, 2.0], [1.0, 0.0]],
+                "opaque": [[0.5, 0.0], [1.0, 10.0]],
+                "orient": 3.0,
+                "z_variance": 0.0,
+            },
+            "train.shading": {"lambertian": 0.8, "textureless": 0.25, "ambient": 0.3, "after": 0.5},
+        }
+    )
+    early, late = plan_at(config.train, 0.1), plan_at(config.train, 0.75)
+    assert (early.resolution, late.resolution) == (16, 32)
+    assert (early.t_min, early.t_max) == pytest.approx((0.1, 0.86))
+    assert early.learning_rate_factor == pytest.approx(0.5)
+    assert early.regularizers == pytest.approx({"sparsity": 1.8, "opaque": 0.0, "orient": 3.0, "z_variance": 0.0})
+    assert late.regularizers == pytest.approx({"sparsity": 0.5, "opaque": 5.0, "orient": 3.0, "z_variance": 0.0})
+    assert (early.lambertian, late.lambertian) == (0.0, 0.8)  # albedo only before `after`
+    assert (late.textureless, late.ambient, late.views) == (0.25, 0.3, 2)
+
+
+def test_shading_follows_its_probabilities(rng):
+    assert {draw_shading(rng, 0.0, 0.5) for _ in range(50)} == {"albedo"}
+    assert {draw_shading(rng, 1.0, 1.0) for _ in range(50)} == {"textureless"}
+    assert {draw_shading(rng, 1.0, 0.0) for _ in range(50)} == {"lambertian"}
+    drawn = [draw_shading(rng, 0.6, 0.5) for _ in range(4000)]
+    assert drawn.count("albedo") / 4000 == pytest.approx(0.4, abs=0.04)
+    assert drawn.count("textureless") / 4000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_backgrounds_follow_their_probability(rng):
+    assert draw_background(rng, 3, 0.0) is None
+    drawn = [draw_background(rng, 3, 0.5) for _ in range(2000)]
+    plain = [colors for colors in drawn if colors is not None]
+    assert len(plain) / 2000 == pytest.approx(0.5, abs=0.05)
+    colors = torch.stack(plain)
+    assert colors.shape[1:] == (3, 3) and colors.min() >= 0 and colors.max() <= 1
+    assert colors.mean() == pytest.approx(0.5, abs=0.03)
+    assert (colors[0, 0] != colors[0, 1]).any()  # one for each view
+
+
+def test_the_random_stream_does_not_depend_on_the_outcome():
+    states = []
+    for probability in (0.0, 1.0):
+        rng = torch.Generator().manual_seed(1)
+        draw_background(rng, 4, probability)
+        draw_shading(rng, probability, probability)
+        states.append(rng.get_state())
+    assert torch.equal(*states)
