@@ -1,6 +1,7 @@
 """The Python interface: generate a run, or load one, and look at it."""
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from nfsd3d import preflight
 from nfsd3d.config import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, extract_mesh
-from nfsd3d.export.pictures import render_views, rgb_picture
+from nfsd3d.export.pictures import render_views, rgb_picture, write_turntable
 from nfsd3d.export.write import write_mesh
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.settings import Config
 from nfsd3d.train import state
-from nfsd3d.train.build import ELEVATION_DEG, build_generator, viewing_cameras
-from nfsd3d.train.finish import mesh_extras, mesh_settings
+from nfsd3d.train.build import (
+    ELEVATION_DEG,
+    SHEET_VIEWS,
+    build_generator,
+    mesh_extras,
+    mesh_settings,
+    viewing_cameras,
+)
 from nfsd3d.train.loop import run
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.summary import read_summary
@@ -75,6 +82,27 @@ class Run:
         cameras = viewing_cameras(self.config, n, size, elevation_deg)
         return np.stack([rgb_picture(view) for view in render_views(self.generator, cameras)])
 
+    def turntable(
+        self, folder: str | Path, frames: int = 60, size: int = 256, elevation_deg: float = ELEVATION_DEG
+    ) -> list[Path]:
+        """Writes ``turntable.png`` (8 views) and ``turntable.mp4`` (image, depth, normals) to ``folder``.
+
+        Returns their paths.
+
+        Raises:
+            InputError: no frames, an odd or too small size, or an elevation outside [-90, 90].
+        """
+        if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
+            expected = "need frames >= 1, an even size and -90..90 degrees"
+            raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
+        return write_turntable(
+            self.generator,
+            Path(folder),
+            sheet=viewing_cameras(self.config, SHEET_VIEWS, size, elevation_deg),
+            video=viewing_cameras(self.config, frames, size, elevation_deg),
+            radius=self.config.generator.radius,
+        )
+
     def extract(self, settings: MeshSettings | None = None) -> ExtractedMesh:
         """The surface at the run's own mesh settings, or others.
 
@@ -111,16 +139,15 @@ class Run:
 def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: Any) -> Run:
     """Makes what ``prompt`` describes, as ``launch.py`` does, and returns the finished run.
 
-    ``config`` is an experiment's name or file. ``overrides`` are settings by their dotted key, with plain values:
-    ``generate("a red mushroom", **{"train.steps": 300, "distill": "sds", "export.formats": ["glb", "obj"]})``.
+    ``config`` is an experiment's name or file. ``overrides`` are settings by their dotted key, with plain values, lists
+    or dictionaries: ``generate("a red mushroom", distill="sds", **{"train.steps": 300, "export.formats": ["obj"]})``.
 
     Raises:
         InputError: a setting, the prompt or the prior cannot be used.
         RunFailed: the run diverged, or its export failed.
         nfsd3d.train.interrupts.Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
     """
-    settings = [f"prompt={prompt}", f"seed={seed}", *(f"{key}={_override(value)}" for key, value in overrides.items())]
-    composed = compose(config, settings)
+    composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:
         raise InputError("dry_run=true has no result to return: use nfsd3d.config.compose to see a configuration")
     preflight.check(composed)
@@ -144,6 +171,13 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
     return Run(directory, config, checkpoint)
 
 
-def _override(value: Any) -> str:
-    """A plain value as the command line would have it: text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else str(value) if isinstance(value, Path) else json.dumps(value)
+def _settings(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    """Plain values as ``key=value`` of the command line: text as it is, the rest as JSON, one for each dotted key."""
+    settings = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            settings += _settings(f"{prefix}{key}.", value)
+        else:
+            text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+            settings.append(f"{prefix}{key}={text}")
+    return settings

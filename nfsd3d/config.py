@@ -265,8 +265,8 @@ def split_prompts(value: str) -> list[str]:
             raise InputError(
                 f'prompt={value}: unbalanced quotes in a sweep; write -m \'prompt="a, b","c"\', with \\" for a quote'
             )
-        quoted = match["double"] if match["double"] is not None else match["single"]
-        prompts.append(match["plain"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL))
+        inside = match["double"] if match["double"] is not None else match["single"]
+        prompts.append(match["plain"].strip() if inside is None else re.sub(r"\\(.)", r"\1", inside, flags=re.DOTALL))
         position = match.end()
         if position >= len(value) and not match[0].endswith(","):
             return prompts
@@ -363,9 +363,9 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
     key = override.key_or_group
     if key.startswith(("hydra.", "hydra/")):
         return False
-    if key in known_keys() and not _options(experiment, key):
-        return False
     options = _options(experiment, key)
+    if not options and key in known_keys():
+        return False
     if not options:
         known = [*known_keys(), *_groups()]
         raise InputError(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 # Reassociation and fused multiply-adds, but not "no NaNs" and "no infinities": a NaN must stay visible.
@@ -38,7 +39,7 @@ def kernel(*, exact: bool = False) -> Callable[[Callable[..., None]], Callable[.
     return compile_lazily
 
 
-def launch(compiled: Callable[..., None], *arguments: torch.Tensor | float) -> None:
+def launch(compiled: Callable[..., None], *arguments: torch.Tensor | np.generic | float) -> None:
     """Runs a kernel on torch's number of threads; tensors are passed as numpy views (CPU, contiguous)."""
     views = [value.detach().numpy() if isinstance(value, torch.Tensor) else value for value in arguments]
     with _ONE_AT_A_TIME:

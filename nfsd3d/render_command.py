@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nfsd3d.arguments import elevation, whole_number
+from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 
 
@@ -16,10 +17,9 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
 
-    # Imported here: --help needs no torch.
+    load_run_config(options.run_dir)  # a wrong path fails before the slow imports
     from nfsd3d.api import load_run
     from nfsd3d.export.pictures import write_png
-    from nfsd3d.train.finish import write_turntable
 
     run = load_run(options.run_dir, options.step)
     size = options.size if options.size is not None else run.config.export.turntable_size
@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
         if options.turntable or options.views is None:
             frames = options.frames if options.frames is not None else run.config.export.turntable_frames
             # Video frames have even sides.
-            write_turntable(run.config, folder, run.generator, frames, size + size % 2, options.elevation)
-            files += [folder / "turntable.mp4", folder / "turntable.png"]
+            files += run.turntable(folder, frames, size + size % 2, options.elevation)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
     print("\n".join(map(str, files)))

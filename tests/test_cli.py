@@ -89,7 +89,7 @@ BAD_COMMANDS = [
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
     (["evaluate", "x"], "evaluate is not built yet"),
     (["compare"], "compare is not built yet"),
-    (["prompt=a red huose"], "does not know 'huose' (did you mean 'house'"),
+    (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
     (["prompt=a red house", "negative_prompt=qux"], "negative_prompt: the prior does not know"),
     (["prompt=a red house", "train.steps=0"], "train.steps=0: must be greater than 0"),
     (["prompt=a red house", "machine=cuda"], "machine.device=cuda: no NVIDIA GPU is visible; use machine=cpu"),

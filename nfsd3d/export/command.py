@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nfsd3d.arguments import density_or_auto, whole_number
+from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 
 
@@ -16,12 +17,12 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
 
-    # Imported here: --help needs no torch.
+    load_run_config(options.run_dir)  # a wrong path fails before the slow imports
     from nfsd3d.api import load_run
     from nfsd3d.export.extract import MeshSettings
-    from nfsd3d.export.write import known_format
+    from nfsd3d.export.write import known_format, write_meshes
     from nfsd3d.files import write_json
-    from nfsd3d.train.finish import mesh_facts, write_meshes
+    from nfsd3d.train.build import mesh_extras
 
     formats = None if options.formats is None else [known_format(name.strip()) for name in options.formats.split(",")]
     run = load_run(options.run_dir, options.step)
@@ -34,10 +35,10 @@ def main(argv: Sequence[str]) -> int:
     extracted = run.extract(settings)
     folder = options.output if options.output is not None else run.directory / "mesh"
     try:
-        files = [str(path) for path in write_meshes(extracted, folder, formats or wanted.formats, run.config)]
+        paths = write_meshes(extracted.mesh, folder, formats or wanted.formats, mesh_extras(run.config))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
-    facts = mesh_facts(extracted)
+    files, facts = [str(path) for path in paths], extracted.facts
     if options.json is not None:
         write_json(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})
     low, high = facts["density_range"]

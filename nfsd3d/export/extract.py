@@ -1,7 +1,7 @@
 """From a generator to a coloured mesh."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,16 @@ class ExtractedMesh:
     mesh: SurfaceMesh
     level: float
     density_range: tuple[float, float]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Plain numbers about the mesh, for summaries."""
+        return {
+            "vertices": len(self.mesh.vertices),
+            "faces": len(self.mesh.faces),
+            "threshold": round(self.level, 4),
+            "density_range": [round(density, 4) for density in self.density_range],
+        }
 
 
 def extract_mesh(

@@ -100,6 +100,25 @@ def turntable_frames(
         yield grid([[rgb_picture(view), depth, normal_picture(view)]])
 
 
+def write_turntable(
+    generator: Viewable,
+    folder: Path,
+    *,
+    sheet: Cameras,
+    video: Cameras,
+    radius: float,
+    on_view: Callable[[], None] | None = None,
+) -> list[Path]:
+    """Writes ``turntable.png``, a contact sheet of the cameras ``sheet``, and ``turntable.mp4`` of those of ``video``.
+
+    ``radius`` is that of the world. Returns the paths.
+    """
+    paths = [folder / "turntable.png", folder / "turntable.mp4"]
+    write_png(paths[0], contact_sheet(generator, sheet, on_view))
+    write_video(paths[1], turntable_frames(generator, video, radius, on_view))
+    return paths
+
+
 def write_png(path: Path, image: Image) -> None:
     """Writes a PNG atomically."""
     with replacing(path) as temporary:

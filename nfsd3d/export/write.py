@@ -7,7 +7,7 @@ surface is turned, not mirrored. OBJ gets the same axes, which is what modelling
 import io
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,18 @@ def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras) -> None:
         InputError: the suffix is not a known format.
     """
     write_bytes(path, FORMATS[known_format(path.suffix.lstrip("."))](mesh, extras))
+
+
+def write_meshes(mesh: SurfaceMesh, folder: Path, formats: Sequence[str], extras: Extras) -> list[Path]:
+    """Writes ``model.<format>`` for every format into ``folder``; returns the paths.
+
+    Raises:
+        InputError: one of the formats is not known; nothing is written then.
+    """
+    paths = [folder / f"model.{known_format(name)}" for name in formats]
+    for path in paths:
+        write_mesh(mesh, path, extras)
+    return paths
 
 
 def known_format(name: str) -> str:
@@ -73,7 +85,7 @@ def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
         offset += len(part)  # every part's size is a multiple of 4, so each one starts aligned
     count = len(positions)
     document = {
-        "asset": {"version": "2.0", "generator": "nfsd3d", "extras": dict(extras)},
+        "asset": {"version": "2.0", "generator": "nfsd3d", "extras": {**extras, "axes": "+Y up, +Z front, +X left"}},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "model"}],

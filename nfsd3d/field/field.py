@@ -1,6 +1,7 @@
 """A density and a colour at every point of space: hash encoding, a small network and a blob in the middle."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     """``layers`` ReLU layers of ``width``, without biases, and a linear output layer."""
     sizes = [inputs] + [width] * layers
     modules: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         modules += [nn.Linear(before, after, bias=False), nn.ReLU()]
     return nn.Sequential(*modules, nn.Linear(sizes[-1], outputs, bias=False))
 

@@ -33,6 +33,8 @@ class HashGridSpec:
         for name in ("levels", "features", "log2_entries", "base_resolution"):
             if getattr(self, name) < 1:
                 raise InputError(f"encoding.{name}={getattr(self, name)}: must be at least 1")
+        if self.log2_entries > 28:
+            raise InputError(f"encoding.log2_entries={self.log2_entries}: must be at most 28")
         if self.growth < 1:
             raise InputError(f"encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones")
         if self.resolutions[-1] > 2**20:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nfsd3d.errors import InputError
 from nfsd3d.field.hashgrid import PRIMES, Layout
@@ -33,7 +33,7 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: Any, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
         features = table.new_empty(positions.shape[0], layout.resolutions.shape[0] * table.shape[1])
         launch(_kernels(table.shape[1]).forward, positions, table, *_arguments(layout), features)
@@ -43,17 +43,17 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         positions, table = ctx.saved_tensors
+        kernels, levels = _kernels(table.shape[1]), _arguments(ctx.layout)
         gradient = gradient.contiguous()
         to_positions = to_table = None
         if ctx.needs_input_grad[0]:
             to_positions = torch.empty_like(positions)
-            launch(_kernels(table.shape[1]).backward_positions, positions, table, *_arguments(ctx.layout), gradient, to_positions)
+            launch(kernels.backward_positions, positions, table, *levels, gradient, to_positions)
         if ctx.needs_input_grad[1]:
             to_table = torch.zeros_like(table)
-            workers = torch.get_num_threads()
-            launch(_kernels(table.shape[1]).backward_table, positions, *_arguments(ctx.layout), workers, gradient, to_table)
+            launch(kernels.backward_table, positions, *levels, torch.get_num_threads(), gradient, to_table)
         return to_positions, to_table, None
 
 

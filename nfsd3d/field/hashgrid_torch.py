@@ -13,9 +13,7 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
     Differentiable to ``table`` [entries, F] and to ``positions``; any device, float32 or float64.
     """
     entries, weights = corners(positions, layout)
-    features = F.embedding_bag(
-        entries.reshape(-1, 8), table, per_sample_weights=weights.reshape(-1, 8), mode="sum"
-    )
+    features = F.embedding_bag(entries.reshape(-1, 8), table, per_sample_weights=weights.reshape(-1, 8), mode="sum")
     return features.reshape(positions.shape[0], layout.resolutions.shape[0] * table.shape[1])
 
 

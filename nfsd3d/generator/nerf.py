@@ -169,6 +169,12 @@ class NeRF(nn.Module):
             background = background.to(self.device).repeat_interleave(pixels, 0)
         return _Bundle(cameras.rays(), cameras.light.repeat_interleave(pixels, 0), background)
 
+    def _behind(self, bundle: "_Bundle") -> Tensor:
+        if bundle.background is not None:
+            return bundle.background
+        assert self.background is not None  # _bundle filled in the colour otherwise
+        return self.background(bundle.rays.directions)
+
     def _render_rays(
         self, bundle: "_Bundle", rng: torch.Generator | None, shading: str, ambient: float, normals: bool
     ) -> dict[str, Tensor]:
@@ -203,8 +209,7 @@ class NeRF(nn.Module):
         seen = dict(zip(columns, sums.split([column.shape[-1] for column in columns.values()], dim=-1), strict=True))
 
         opacity = seen["opacity"]
-        behind = self.background(rays.directions) if bundle.background is None else bundle.background
-        seen["image"] = seen["image"] + (1 - opacity) * behind
+        seen["image"] = seen["image"] + (1 - opacity) * self._behind(bundle)
         mean = seen["depth"] / opacity.clamp(min=SMALLEST_OPACITY)
         seen["depth_variance"] = seen["depth_variance"] / opacity.clamp(min=SMALLEST_OPACITY) - mean.square()
         seen["depth"] = middles[:, None] + mean

@@ -1,8 +1,10 @@
 """Volume rendering of packed samples (NeRF, arXiv 2003.08934, eq. 3; Max 1995)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from nfsd3d.render.samplers import RaySamples
 
@@ -29,7 +31,7 @@ def accumulate(values: Tensor, samples: RaySamples) -> Tensor:
 
 class _ExclusiveSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
         ctx.save_for_backward(offsets, ray_indices)
         # One running sum over all rays; float64, because each ray's own sum is a difference of two large numbers.
         ends = values.double().cumsum(0)
@@ -38,7 +40,7 @@ class _ExclusiveSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         offsets, ray_indices = ctx.saved_tensors
         ends = gradient.double().cumsum(0)
         running = torch.nn.functional.pad(ends, (1, 0))
@@ -47,12 +49,12 @@ class _ExclusiveSum(torch.autograd.Function):
 
 class _SumByRay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
         ctx.save_for_backward(ray_indices)
         return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, initial=0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ray_indices,) = ctx.saved_tensors
         return gradient[ray_indices], None, None

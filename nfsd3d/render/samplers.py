@@ -94,10 +94,7 @@ def sample_rays(
         raise InputError(f"backend.sampler={backend}: unknown; choose one of {', '.join(SAMPLERS)}")
     march = SAMPLERS[backend]()
     near, far = intersect_cube(rays, occupancy.radius)
-    if jitter is None:
-        shift = torch.full_like(near, 0.5)
-    else:
-        shift = 1 - torch.rand(len(rays), generator=jitter).to(near)
+    shift = torch.full_like(near, 0.5) if jitter is None else 1 - torch.rand(len(rays), generator=jitter).to(near)
     lines = Lines(rays.origins, rays.directions, near, far, shift)
     step = step_size
     while True:

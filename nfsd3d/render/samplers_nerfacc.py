@@ -18,7 +18,7 @@ def march_nerfacc(
     Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used.
     """
     if lines.near.device.type != "cuda":
-        raise InputError("backend.sampler=nerfacc works on CUDA only; choose backend.sampler=numba, torch or machine=cuda")
+        raise InputError("backend.sampler=nerfacc works on CUDA only; choose backend.sampler=numba or machine=cuda")
     try:
         from nerfacc import traverse_grids
     except ImportError as error:
@@ -28,7 +28,7 @@ def march_nerfacc(
         ) from error
     radius = occupancy.radius
     aabbs = torch.tensor([[-radius] * 3 + [radius] * 3], dtype=torch.float32, device=lines.near.device)
-    _, samples, _ = traverse_grids(
+    intervals, samples, _ = traverse_grids(
         lines.origins,
         lines.directions,
         occupancy.occupied[None],
@@ -40,4 +40,5 @@ def march_nerfacc(
     )
     counts = torch.bincount(samples.ray_indices, minlength=lines.near.shape[0])
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return offsets, lambda: (samples.ray_indices, samples.vals)
+    t_mids = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
+    return offsets, lambda: (samples.ray_indices, t_mids)

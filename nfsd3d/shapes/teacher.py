@@ -58,8 +58,8 @@ class TeacherSettings:
     vae_learning_rate: float = 1.5e-3
     vae_latent_noise: float = 0.05
     vae_minutes: float = 30.0
-    unet_channels: tuple[int, ...] = (48, 96, 112)
-    unet_layers: int = 2
+    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_layers: int = 1
     text_width: int = 128
     text_layers: int = 2
     unet_batch: int = 48

@@ -8,6 +8,7 @@ import torch
 from nfsd3d.cameras import CameraRanges, Cameras, orbit
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.export.extract import MeshSettings
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
@@ -23,6 +24,9 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 
 ELEVATION_DEG = 15.0
 """From where a run is shown unless asked otherwise."""
+
+SHEET_VIEWS = 8
+"""Views on a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,19 @@ def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float 
     near, far = config.cameras.distance
     narrow, wide = config.cameras.fovy_deg
     return orbit(count, size, elevation_deg, distance=(near + far) / 2, fovy_deg=(narrow + wide) / 2)
+
+
+def mesh_settings(config: Config) -> MeshSettings:
+    """How the configuration wants the mesh."""
+    export = config.export
+    return MeshSettings(export.resolution, export.threshold, export.max_faces)
+
+
+def mesh_extras(config: Config) -> dict[str, str | int | float]:
+    """What a mesh file says about its origin."""
+    return {
+        "prompt": config.prompt,
+        "method": config.distill.method,
+        "prior": config.prior.model or config.prior.name,
+        "seed": config.seed,
+    }

@@ -128,9 +128,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     return run_dir
 
 
-def train(
-    config: Config, run_dir: Path, parts: Parts, progress: Progress, stop: StopRequest, console: Console
-) -> None:
+def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop: StopRequest, console: Console) -> None:
     """Steps from ``progress.steps`` to the end, with metrics, previews and checkpoints; updates ``progress``.
 
     Raises:

@@ -59,9 +59,7 @@ def save(
         checksum = _checksum(temporary)
     path = weights.with_suffix(".json")
     sizes = _group_sizes(state)
-    write_json(
-        path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": sizes, "record": dict(record)}
-    )
+    write_json(path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": sizes, "record": dict(record)})
     for old in list_checkpoints(folder)[:-keep]:
         # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
         old.unlink()

@@ -115,7 +115,12 @@ def test_nan_positions_stay_visible() -> None:
 
 @pytest.mark.parametrize(
     ("change", "setting"),
-    [({"levels": 0}, "levels"), ({"features": 0}, "features"), ({"growth": 0.5}, "growth"), ({"growth": 100.0}, "growth")],
+    [
+        ({"levels": 0}, "levels"),
+        ({"features": 0}, "features"),
+        ({"growth": 0.5}, "growth"),
+        ({"growth": 100.0}, "growth"),
+    ],
 )
 def test_impossible_sizes(change: dict[str, float], setting: str) -> None:
     with pytest.raises(InputError, match=setting):

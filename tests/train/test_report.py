@@ -41,7 +41,7 @@ def run_dir(tmp_path) -> Path:
 class Tags(HTMLParser):
     """Collects elements, and complains about those that are closed in the wrong order."""
 
-    VOID = frozenset({"meta", "img", "line", "polyline"})
+    VOID = frozenset({"meta", "img"})
 
     def __init__(self, text):
         super().__init__()
@@ -53,6 +53,9 @@ class Tags(HTMLParser):
         self.seen.append((tag, dict(attributes)))
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.train.build import build_parts
+from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
 
@@ -65,7 +65,7 @@ def test_the_orientation_penalty_asks_for_normals(configure):
 
 @pytest.mark.parametrize("method", ["nfsd", "sds", "csd"])
 def test_descent_makes_the_render_brighter_as_the_prompt_asks(configure, method):
-    """The prompt means images of grey .8, and the initial ones are of grey .5: descent along the gradient brightens."""
+    """The prompt means images of grey .8, the initial ones are of grey .5."""
     config = configure(
         **NO_REGULARIZERS, **{"train.random_background": 0.0, "train.batch_size": 4, "distill.method": method}
     )
@@ -74,15 +74,11 @@ def test_descent_makes_the_render_brighter_as_the_prompt_asks(configure, method)
     brightness = []
     for step in range(25):
         parts.generator.update(step, parts.rng)
-        loss, _ = step_loss(
-            parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-        )
+        loss, _ = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
         parts.optimizer.zero_grad()
         loss.backward()
         parts.optimizer.step()
         if step % 24 == 0:
-            from nfsd3d.train.build import viewing_cameras
-
             view = parts.generator.render_in_chunks(viewing_cameras(config, 4, 16))
             brightness.append(float(view.image.mean()))
     assert brightness[-1] > brightness[0] + 0.05

@@ -1,0 +1,174 @@
+"""The Python interface and the commands on a run, with a small model in the layout of Stable Diffusion."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import trimesh
+
+import nfsd3d
+from nfsd3d.cli import main
+from nfsd3d.errors import InputError
+
+TINY = {
+    "generator.encoding.levels": 2,
+    "generator.encoding.log2_entries": 8,
+    "generator.encoding.base_resolution": 4,
+    "generator.hidden_width": 8,
+    "generator.occupancy_resolution": 8,
+    "generator.samples_per_ray": 24,
+    "train.steps": 4,
+    "train.batch_size": 2,
+    "train.resolution": 16,
+    "train.learning_rate": {"encoding": 1e-3, "network": 1e-3, "background": 1e-3},
+    "train.preview_size": 16,
+    "train.checkpoint_every": 2,
+    "train.tensorboard": False,
+    "export.resolution": 32,
+    "export.turntable_frames": 8,
+    "export.turntable_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model folder; the builder is that of the prior's tests."""
+    spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).parent / "prior" / "conftest.py")
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    return builder.build_model(tmp_path_factory.mktemp("model"), "tiny", "epsilon")
+
+
+@pytest.fixture(scope="module")
+def run(model, tmp_path_factory) -> nfsd3d.Run:
+    """A finished run; do not change it."""
+    directory = tmp_path_factory.mktemp("runs") / "a red cube"
+    overrides = {"machine": "cpu", "backend": "torch", "prior": "shapes", "prior.model": model, "run_dir": directory}
+    return nfsd3d.generate("a red cube", negative_prompt="dull", **overrides, **TINY)
+
+
+def test_importing_the_package_is_cheap():
+    check = "import sys, nfsd3d; print(nfsd3d.__version__, 'torch' in sys.modules, 'hydra' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [nfsd3d.__version__, "False", "False"]
+    assert not hasattr(nfsd3d, "generates")
+
+
+def test_generate_makes_a_whole_run(run, model):
+    files = {path.relative_to(run.directory).as_posix() for path in run.directory.rglob("*") if path.is_file()}
+    assert files >= {"config.yaml", "summary.json", "metrics.jsonl", "turntable.mp4", "mesh/model.glb", "report.html"}
+    assert run.summary["status"] == "done" and run.summary["prior"] == str(model)
+    assert run.step == 4 and run.config.prompt == "a red cube"
+    assert [line["step"] for line in run.metrics] == [3]
+    assert "a red cube" in repr(run)
+
+
+def test_views_are_pictures_all_around(run):
+    views = run.views(n=3, size=20)
+    assert views.shape == (3, 20, 20, 3) and views.dtype == np.uint8
+    np.testing.assert_array_equal(views, run.views(n=3, size=20))
+    assert (views[0] != views[1]).any()
+    with pytest.raises(InputError, match="n=0"):
+        run.views(n=0)
+
+
+def test_the_mesh_is_z_up_and_the_file_y_up(run, tmp_path):
+    assert isinstance(run.mesh, trimesh.Trimesh) and run.mesh.is_watertight and run.mesh.volume > 0
+    assert run.mesh.visual.kind == "vertex"
+    path = run.export(tmp_path / "new folder" / "cube.glb")
+    loaded = trimesh.load_scene(path).to_geometry()
+    np.testing.assert_allclose(loaded.extents, run.mesh.extents[[1, 2, 0]], atol=1e-5)
+    with pytest.raises(InputError, match="fbx"):
+        run.export(tmp_path / "cube.fbx")
+
+
+def test_a_run_is_loaded_at_any_of_its_checkpoints(run):
+    assert nfsd3d.load_run(run.directory).step == 4
+    early = nfsd3d.load_run(str(run.directory), step=2)
+    assert early.step == 2 and (early.views(1, 16) != run.views(1, 16)).any()
+    with pytest.raises(InputError, match="2, 4"):
+        nfsd3d.load_run(run.directory, step=3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.stepz": 3}, "train.steps"),
+        ({"train.steps": "many"}, "whole number"),
+        ({"dry_run": True}, "dry_run"),
+        ({"prior.model": "/no/such/folder"}, "/no/such/folder"),
+    ],
+)
+def test_wrong_settings_are_errors(overrides, words):
+    with pytest.raises(InputError, match=words):
+        nfsd3d.generate("a red cube", prior="shapes", machine="cpu", **overrides)
+
+
+# Commands
+
+
+def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
+    arguments = ["--formats", "obj, STL", "--resolution", "24", "--max-faces", "300", "--threshold", "5"]
+    output = ["--output", str(tmp_path / "meshes"), "--json", str(tmp_path / "numbers.json")]
+    assert main(["export", str(run.directory), *arguments, *output]) == 0
+    files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "stl")]
+    assert capsys.readouterr().out.split("\n")[1:3] == files
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["files"] == files and numbers["step"] == 4 and numbers["threshold"] == 5
+    assert 0 < numbers["faces"] <= 300
+    assert len(trimesh.load_mesh(files[1]).faces) == numbers["faces"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["/no/such/run"], "no such run directory"),
+        (["{empty}"], "not a run directory"),
+        (["{run}", "--formats", "glb,fbx"], "fbx"),
+        (["{run}", "--formats", ""], "glb"),
+        (["{run}", "--threshold", "1e9"], "1e+09"),
+        (["{run}", "--step", "3"], "2, 4"),
+        (["{run}", "--output", "/proc/no"], "--output"),
+    ],
+)
+def test_bad_input_to_export_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments, words):
+    filled = [text.format(run=run.directory, empty=tmp_path) for text in arguments]
+    assert main(["export", *filled]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--threshold", "-1"], ["--threshold", "thick"], ["--resolution", "2"], ["--max-faces", "1.5"], []]
+)
+def test_wrong_numbers_are_refused_by_the_parser(run, capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *([str(run.directory), *arguments] if arguments else [])])
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_render_writes_views_and_turntables(run, tmp_path):
+    assert main(["render", str(run.directory), "--views", "2", "--size", "17", "--output", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "views").iterdir()) == ["000.png", "001.png"]
+    assert imageio.imread(tmp_path / "views" / "000.png").shape == (17, 17, 3)
+    assert not (tmp_path / "turntable.mp4").exists()
+
+    arguments = ["--frames", "9", "--size", "17", "--elevation", "60", "--output", str(tmp_path)]
+    assert main(["render", str(run.directory), *arguments]) == 0
+    assert imageio.imread(tmp_path / "turntable.mp4", plugin="pyav").shape == (9, 18, 54, 3)
+    assert imageio.imread(tmp_path / "turntable.png").shape == (36, 8 * 18, 3)
+
+
+@pytest.mark.parametrize("script", ["export_mesh.py", "render.py"])
+def test_the_scripts_are_the_commands(script, tmp_path):
+    command = [sys.executable, str(Path(__file__).parent.parent / "scripts" / script)]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "RUN_DIR" in shown
+    wrong = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
