@@ -64,7 +64,7 @@ def test_generate_makes_a_whole_run(run, model):
     assert files >= {"config.yaml", "summary.json", "metrics.jsonl", "turntable.mp4", "mesh/model.glb", "report.html"}
     assert run.summary["status"] == "done" and run.summary["prior"] == str(model)
     assert run.step == 4 and run.config.prompt == "a red cube"
-    assert [line["step"] for line in run.metrics] == [3]
+    assert [line["step"] for line in run.metrics] == [4]
     assert "a red cube" in repr(run)
 
 

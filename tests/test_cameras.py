@@ -42,10 +42,14 @@ def test_rotations_are_proper_even_at_the_poles(elevation):
 
 def test_sampled_cameras_stay_in_their_ranges(rng):
     ranges = CameraRanges(
-        distance=(1.5, 2.0), fovy_deg=(40, 45), elevation_deg=(-10, 30), overhead_probability=0.25, overhead_deg=(60, 80)
+        distance=(1.5, 2.0),
+        fovy_deg=(40, 45),
+        elevation_deg=(-10, 30),
+        overhead_probability=0.25,
+        overhead_deg=(60, 80),
     )
     cameras = sample_cameras(rng, 2000, 16, ranges)
-    assert 1.5 <= cameras.distance.min() and cameras.distance.max() <= 2.0
+    assert cameras.distance.min() >= 1.5 and cameras.distance.max() <= 2.0
     degrees = torch.rad2deg(cameras.elevation)
     overhead = degrees > 45
     assert overhead.float().mean().item() == pytest.approx(0.25, abs=0.03)

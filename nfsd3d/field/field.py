@@ -62,7 +62,10 @@ class HashGridField(nn.Module):
         """[N,3] unit normals: down the gradient of the density, by one backward pass; no gradient flows from them."""
         with torch.enable_grad():
             positions = positions.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.density(positions).sum(), positions)
+            # Detached parameters: a kernel's backward computes every gradient that its inputs ask for.
+            frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+            sample: FieldSample = torch.func.functional_call(self, frozen, (positions,))
+            (gradient,) = torch.autograd.grad(sample.density.sum(), positions)
         return outward(gradient)
 
     def finite_difference_normals(self, positions: Tensor, eps: float) -> Tensor:

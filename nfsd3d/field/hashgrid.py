@@ -32,15 +32,17 @@ class HashGridSpec:
         """Raises InputError for sizes that make no grid."""
         for name in ("levels", "features", "log2_entries", "base_resolution"):
             if getattr(self, name) < 1:
-                raise InputError(f"encoding.{name}={getattr(self, name)}: must be at least 1")
+                raise InputError(f"generator.encoding.{name}={getattr(self, name)}: must be at least 1")
         if self.log2_entries > 28:
-            raise InputError(f"encoding.log2_entries={self.log2_entries}: must be at most 28")
+            raise InputError(f"generator.encoding.log2_entries={self.log2_entries}: must be at most 28")
         if self.growth < 1:
-            raise InputError(f"encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones")
+            raise InputError(
+                f"generator.encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones"
+            )
         if self.resolutions[-1] > 2**20:
             raise InputError(
-                f"encoding: the finest level would have {self.resolutions[-1]} cells per axis; "
-                "lower encoding.growth or encoding.levels"
+                f"generator.encoding: the finest level would have {self.resolutions[-1]} cells per axis; "
+                "lower generator.encoding.growth or levels"
             )
 
     @property

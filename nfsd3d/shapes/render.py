@@ -23,7 +23,8 @@ MAX_STEPS = 80
 @dataclass(frozen=True)
 class TrueViews:
     """True renders: ``image`` [B,3,H,W] in [0,1], ``mask`` [B,1,H,W] the object's coverage of each pixel,
-    ``depth`` [B,1,H,W] along the ray in world units (0 where nothing is hit)."""
+    ``depth`` [B,1,H,W] along the ray in world units (0 where nothing is hit).
+    """
 
     image: Tensor
     mask: Tensor

@@ -31,6 +31,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from nfsd3d.prior.vocabulary import words_of
 from nfsd3d.shapes.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.grammar import COLORS, PATTERNS, held_out
 from nfsd3d.shapes.objects import OBJECTS
@@ -130,7 +131,9 @@ class Pictures:
 
 def load_pictures(folder: Path, settings: TeacherSettings) -> Pictures:
     """Reads the shards that ``render_pictures`` wrote."""
-    images, captions, degraded = [], [], []
+    images: list[np.ndarray] = []
+    captions: list[list[str]] = []
+    degraded: list[bool] = []
     for index in range(math.ceil(settings.pictures / SHARD_PICTURES)):
         with np.load(folder / f"shard-{index:05d}.npz") as shard:
             images.append(shard["images"])
@@ -145,10 +148,8 @@ def load_pictures(folder: Path, settings: TeacherSettings) -> Pictures:
 
 def vocabulary_words(captions: list[list[str]]) -> dict[str, Any]:
     """The words that captions use, as ``vocabulary.json`` lists them for the check of prompts."""
-    import re
-
-    used = {word for texts in captions for text in texts for word in re.findall(r"[a-z]+|[0-9]+", text.lower())}
-    used |= {word for text in NEGATIVE_WORDS for word in re.findall(r"[a-z]+", text)}
+    texts = {text for options in captions for text in options} | set(NEGATIVE_WORDS)
+    used = {word for text in texts for word in words_of(text)}
     groups = {"objects": list(OBJECTS), "colors": list(COLORS), "patterns": list(PATTERNS)}
     known = {word for words in groups.values() for word in words}
     return {"words": sorted(used), "groups": {**groups, "other": sorted(used - known)}}
@@ -175,8 +176,8 @@ def fit_tokenizer(captions: list[list[str]], folder: Path) -> None:
     texts = [text for options in captions[:4096] for text in options] + [", ".join(NEGATIVE_WORDS)] * 100
     bpe.train_from_iterator(texts, trainer)
     trained = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
-    tokenizer = CLIPTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_TOKENS)
+    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
+    tokenizer: Any = CLIPTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_TOKENS)
     longest = len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids)
     if len(tokenizer) < 300 or longest > MAX_TOKENS:
         raise RuntimeError(f"the tokenizer has {len(tokenizer)} tokens, the negative prompt takes {longest}")
@@ -186,7 +187,7 @@ def fit_tokenizer(captions: list[list[str]], folder: Path) -> None:
 # --- stage 3: autoencoder ----------------------------------------------------------------------------------------
 
 
-def build_autoencoder(settings: TeacherSettings) -> nn.Module:
+def build_autoencoder(settings: TeacherSettings) -> Any:
     """An untrained ``AutoencoderTiny`` that makes one latent pixel of 4x4 image pixels."""
     from diffusers import AutoencoderTiny
 
@@ -261,7 +262,7 @@ def _batches(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
             yield order[start : start + size]
 
 
-def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSettings, device: torch.device) -> nn.Module:
+def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
     """Trains the autoencoder within its budget, from its checkpoint in ``folder`` when there is one."""
     torch.manual_seed(settings.seed)
     model = build_autoencoder(settings).to(device, memory_format=torch.channels_last)
@@ -305,7 +306,7 @@ def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSetting
 
 
 @torch.no_grad()
-def encode_pictures(model: nn.Module, pictures: Pictures, device: torch.device) -> tuple[Tensor, float]:
+def encode_pictures(model: Any, pictures: Pictures, device: torch.device) -> tuple[Tensor, float]:
     """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so."""
     chunks = [
         model.encoder(_to_images(pictures.images[start : start + 256], device)).float().cpu()
@@ -369,7 +370,7 @@ def build_scheduler() -> Any:
 
 
 def train_denoiser(
-    pictures: Pictures, autoencoder: nn.Module, folder: Path, settings: TeacherSettings, device: torch.device
+    pictures: Pictures, autoencoder: Any, folder: Path, settings: TeacherSettings, device: torch.device
 ) -> None:
     """Trains UNet and text encoder within their budget, resumed from ``folder``, exporting as it goes.
 
@@ -451,7 +452,7 @@ def train_denoiser(
 
 
 def export_model(
-    folder: Path, autoencoder: nn.Module, factor: float, denoiser: nn.ModuleDict, tokenizer: Path, words: dict[str, Any]
+    folder: Path, autoencoder: Any, factor: float, denoiser: nn.ModuleDict, tokenizer: Path, words: dict[str, Any]
 ) -> None:
     """Writes the model in the diffusers layout, in half precision, with ``vocabulary.json``."""
     from diffusers import StableDiffusionPipeline

@@ -83,6 +83,10 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     if resume is not None:
         restored = state.load(state.latest(run_dir), parts.generator, parts.optimizer, parts.rng)
         progress = Progress.resumed(restored)
+        if progress.steps > config.train.steps:
+            raise InputError(
+                f"train.steps={config.train.steps}: {run_dir} has {progress.steps} steps; set at least that"
+            )
     write_text(run_dir / "config.yaml", config.to_yaml())
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
@@ -178,9 +182,9 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
             log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
             if log or on_cpu:
                 numbers = {name: float(value) for name, value in metrics.items()}
-                reason = watchdog.observe(step, numbers["opacity"], numbers["grad_norm_parameters"])
+                reason = watchdog.observe(step + 1, numbers["opacity"], numbers["grad_norm_parameters"])
                 if reason is not None:
-                    writer.write({"step": step, **numbers})
+                    writer.write({"step": step + 1, **numbers})
                     if all_finite(generator):
                         save()
                     raise _Diverged(reason)
@@ -197,14 +201,14 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
                     "steps_per_second": display.steps_per_second(step + 1),
                     "seconds": progress.seconds,
                 }
-                writer.write({"step": step, **progress.metrics})
+                writer.write({"step": step + 1, **progress.metrics})
             display.update(step + 1, progress.metrics if log else None)
             last = step + 1 == settings.steps
             if (step + 1) % settings.preview_every == 0 or last:
                 write_png(run_dir / "previews" / f"step-{step + 1:06d}.png", preview(generator, views))
             if (step + 1) % settings.checkpoint_every == 0 or last:
                 if not all_finite(generator):
-                    raise _Diverged(f"parameters are not finite after step {step}: lower train.learning_rate")
+                    raise _Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")
                 save()
 
 

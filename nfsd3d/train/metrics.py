@@ -14,21 +14,24 @@ from nfsd3d.files import write_text
 class MetricsWriter:
     """Appends to ``metrics.jsonl`` in a run directory, and to TensorBoard events if asked; final, a context manager."""
 
-    def __init__(self, run_dir: Path, first_step: int, tensorboard: bool) -> None:
-        """Continues a run at ``first_step``: what was logged at or after it is dropped, because it is done again.
+    def __init__(self, run_dir: Path, finished: int, tensorboard: bool) -> None:
+        """Continues a run after ``finished`` steps: what was logged of later ones is dropped, they are done again.
 
         Raises:
             InputError: TensorBoard is asked for and not installed.
         """
         path = run_dir / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] < first_step]
+            kept = [line for line in read_metrics(path) if line["step"] <= finished]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._stream = path.open("a", encoding="utf-8")
-        self._events = _tensorboard_writer(run_dir / "tensorboard", first_step) if tensorboard else None
+        self._events = _tensorboard_writer(run_dir / "tensorboard", finished + 1) if tensorboard else None
 
     def write(self, metrics: Mapping[str, float | int]) -> None:
-        """Appends one line (flushed); ``metrics`` has the key ``step``. Numbers that are not finite become null."""
+        """Appends one line, flushed; ``metrics`` has the key ``step`` (the first is 1).
+
+        Numbers that are not finite become null.
+        """
         plain = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self._stream.write(json.dumps(plain) + "\n")
         self._stream.flush()

@@ -109,7 +109,7 @@ def _plots(path: Path) -> str:
     charts = []
     for title, lines, logarithmic in PLOTS:
         series: dict[str, Points] = {
-            label: [(line["step"] + 1, line[key]) for line in metrics if line.get(key) is not None]
+            label: [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
             for label, key in lines.items()
         }
         chart = line_chart(title, series, logarithmic=logarithmic)

@@ -27,7 +27,7 @@ class Watchdog:
         self._since = 0
 
     def observe(self, step: int, opacity: float, grad_norm: float) -> str | None:
-        """The reason to stop, or None; call with increasing steps (0-based), every step or every few."""
+        """The reason to stop, or None; call with increasing steps (the first is 1), every step or every few."""
         for name, value in (("gradient norm", grad_norm), ("opacity", opacity)):
             if not math.isfinite(value):
                 return f"the {name} is {value} at step {step}: lower train.learning_rate or set train.gradient_clip"

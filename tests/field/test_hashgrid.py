@@ -50,6 +50,12 @@ def test_numba_equals_torch_forward_and_backward(name: str, count: int) -> None:
         torch.testing.assert_close(fast, reference, atol=1e-4 * float(reference.abs().max()) if count else 0, rtol=1e-4)
 
 
+def test_reference_agrees_on_every_device(device: torch.device) -> None:
+    reference, fast = twins(SPECS["colliding"])
+    expected = fast(points(1000))
+    torch.testing.assert_close(reference.to(device)(points(1000).to(device)).cpu(), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_gradients_in_float64(backend: str) -> None:
     spec = HashGridSpec(levels=3, features=2, log2_entries=5, base_resolution=2, growth=1.7)

@@ -89,7 +89,7 @@ def test_a_run_leaves_everything_behind(configure, console):
     assert summary["versions"]["torch"] == torch.__version__
 
     lines = read_metrics(run_dir / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 3, 5]
+    assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[-1].keys() >= {
         *("grad_norm", "grad_norm_delta_c", "grad_norm_rest", "grad_norm_parameters", "opacity", "samples_per_ray"),
         *("t_min", "t_max", "resolution", "steps_per_second"),
@@ -142,10 +142,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
 def test_a_finished_run_may_be_made_longer(configure, console):
     config = configure(**OFF)
     run_dir = loop.run(config, console=console)
+    with pytest.raises(InputError, match=r"train.steps=5.*has 6 steps"):
+        loop.run(configure(**OFF, **{"train.steps": 5}), resume=run_dir, console=console)
     longer = configure(**OFF, **{"train.steps": 8})
     loop.run(longer, resume=run_dir, console=console)
     assert read_summary(run_dir)["steps"] == 8
-    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1, 3, 5, 7]
+    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 6, 8]
     assert "steps: 8" in (run_dir / "config.yaml").read_text()
 
 
@@ -200,12 +202,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(config
 
     monkeypatch.setattr(loop, "step_loss", poisoned)
     config = configure()
-    with pytest.raises(RunFailed, match=r"diverged.*gradient norm is nan at step 4"):
+    with pytest.raises(RunFailed, match=r"diverged.*gradient norm is nan at step 5"):
         loop.run(config, console=console)
     run_dir = _path(config)
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("diverged", 4) and "gradient norm" in summary["reason"]
-    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [1, 3, 4]
+    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 5]
     assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())
 
 
@@ -217,8 +219,8 @@ def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, 
     with pytest.raises(RunFailed, match=f"diverged.*{word}"):
         loop.run(config, console=console)
     summary = read_summary(_path(config))
-    assert (summary["status"], summary["steps"]) == ("diverged", 12) and word in summary["reason"]
-    assert state.step_of(state.latest(_path(config))) == 12
+    assert (summary["status"], summary["steps"]) == ("diverged", 11) and word in summary["reason"]
+    assert state.step_of(state.latest(_path(config))) == 11
 
 
 def test_a_failed_export_does_not_lose_the_run(configure, console):

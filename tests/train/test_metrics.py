@@ -25,7 +25,7 @@ def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
             writer.write({"step": step, "opacity": 0.0})
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "opac')  # killed while writing
-    with MetricsWriter(tmp_path, 4, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 3, tensorboard=False) as writer:
         writer.write({"step": 4, "opacity": 1.0})
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["opacity"]) for line in lines] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)]

@@ -1,0 +1,149 @@
+"""The field: its density, colours, normals and background."""
+
+import math
+
+import pytest
+import torch
+
+from nfsd3d.field.background import Background, spherical_harmonics
+from nfsd3d.field.field import HashGridField, outward
+from nfsd3d.field.hashgrid import HashGridSpec
+
+SPEC = HashGridSpec(levels=4, features=2, log2_entries=10, base_resolution=4, growth=1.6)
+
+
+def make_field(device: torch.device, blob_scale: float = 10.0) -> HashGridField:
+    torch.manual_seed(0)
+    backend = "numba" if device.type == "cpu" else "torch"
+    field = HashGridField(
+        SPEC, backend, radius=1.0, hidden_width=16, hidden_layers=2, blob_scale=blob_scale, blob_std=0.5
+    )
+    return field.to(device)
+
+
+def points(count: int, device: torch.device, rng: torch.Generator) -> torch.Tensor:
+    return (torch.rand(count, 3, generator=rng) * 2 - 1).to(device)
+
+
+def test_starts_as_the_blob(device: torch.device, rng: torch.Generator) -> None:
+    field = make_field(device)
+    x = points(100, device, rng)
+    blob = torch.nn.functional.softplus(10 * (1 - x.norm(dim=-1) / 0.5))
+    torch.testing.assert_close(field.density(x), blob, atol=1e-2, rtol=1e-2)
+
+
+def test_sample_and_density_agree_and_keep_their_ranges(device: torch.device, rng: torch.Generator) -> None:
+    field = make_field(device)
+    torch.nn.init.normal_(field.encoding.table)
+    x = points(1000, device, rng)
+    sample = field(x)
+    torch.testing.assert_close(sample.density, field.density(x))
+    assert sample.density.shape == (1000,)
+    assert sample.albedo.shape == (1000, 3)
+    assert sample.density.min() >= 0
+    assert sample.albedo.min() >= 0
+    assert sample.albedo.max() <= 1
+
+
+def test_normals_of_a_ball_point_outwards(device: torch.device, rng: torch.Generator) -> None:
+    field = make_field(device)
+    x = points(500, device, rng)
+    x = x[(x.norm(dim=-1) > 0.05) & (x.norm(dim=-1) < 0.6)]
+    radial = x / x.norm(dim=-1, keepdim=True)
+    for normals in (field.analytic_normals(x), field.finite_difference_normals(x, 0.01)):
+        assert (normals * radial).sum(-1).min() > 0.99
+    assert not field.analytic_normals(x).requires_grad
+
+
+def test_both_normals_agree_on_a_learnt_field(device: torch.device, rng: torch.Generator) -> None:
+    """The encoding is piecewise linear: a small difference hardly ever crosses a kink."""
+    field = make_field(device)
+    torch.nn.init.normal_(field.encoding.table)
+    x = points(2000, device, rng) * 0.5
+    analytic, difference = field.analytic_normals(x), field.finite_difference_normals(x, 1e-3)
+    cosine = (analytic * difference).sum(-1)
+    assert cosine.median() > 0.999
+    assert cosine.mean() > 0.97
+
+
+def test_finite_difference_normals_train_the_field(device: torch.device, rng: torch.Generator) -> None:
+    field = make_field(device)
+    torch.nn.init.normal_(field.encoding.table)
+    normals = field.finite_difference_normals(points(64, device, rng) * 0.5, 0.01)
+    normals[:, 2].sum().backward()
+    for parameter in field.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+def test_analytic_normals_leave_no_gradient_behind(device: torch.device, rng: torch.Generator) -> None:
+    field = make_field(device)
+    field.analytic_normals(points(64, device, rng))
+    assert all(parameter.grad is None for parameter in field.parameters())
+
+
+def test_vanishing_gradients_give_vanishing_normals() -> None:
+    normals = outward(torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, -0.1, 0]]))
+    torch.testing.assert_close(normals, torch.tensor([[0.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), atol=1e-3, rtol=0)
+
+
+def test_border_goes_on_beyond_the_cube(device: torch.device) -> None:
+    field = make_field(device, blob_scale=0.0)
+    torch.nn.init.normal_(field.encoding.table)
+    inside = torch.tensor([[1.0, 0.3, -0.2], [0.5, 1.0, -1.0]], device=device)
+    outside = torch.tensor([[1.7, 0.3, -0.2], [0.5, 2.0, -9.0]], device=device)
+    torch.testing.assert_close(field.density(inside), field.density(outside))
+
+
+def test_spherical_harmonics_are_orthonormal() -> None:
+    """Monte Carlo over the sphere: 4 pi E[Y_i Y_j] is the identity."""
+    directions = torch.nn.functional.normalize(
+        torch.randn(400_000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    basis = spherical_harmonics(directions)
+    gram = 4 * math.pi * basis.T @ basis / directions.shape[0]
+    torch.testing.assert_close(gram, torch.eye(16, dtype=torch.float64), atol=0.02, rtol=0)
+
+
+def test_background_learns_a_colour_per_direction() -> None:
+    torch.manual_seed(0)
+    background = Background()
+    directions = torch.nn.functional.normalize(torch.randn(256, 3), dim=-1)
+    target = (directions + 1) / 2
+    optimizer = torch.optim.Adam(background.parameters(), 0.03)
+    for _ in range(150):
+        loss = (background(directions) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 1e-3
+    colours = background(directions)
+    assert colours.min() >= 0
+    assert colours.max() <= 1
+
+
+@pytest.mark.gpu
+def test_tcnn_encodes_with_gradients() -> None:
+    pytest.importorskip("tinycudann")
+    from nfsd3d.field.hashgrid import hash_encoding
+
+    encoding = hash_encoding(SPEC, "tcnn").cuda()
+    x = torch.rand(4099, 3, device="cuda").requires_grad_()
+    features = encoding(x)
+    assert features.shape == (4099, SPEC.width)
+    assert features.dtype == torch.float32
+    features.square().sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is not None for parameter in encoding.parameters())
+
+
+def test_tcnn_absent_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from nfsd3d.errors import InputError
+    from nfsd3d.field.hashgrid import hash_encoding
+
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    with pytest.raises(InputError, match=r"backend\.field=tcnn.*backend\.field=torch"):
+        hash_encoding(SPEC, "tcnn")

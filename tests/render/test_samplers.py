@@ -1,0 +1,179 @@
+"""Ray marching: the numba kernel against the torch reference, and both against the geometry."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from nfsd3d.cameras import Rays, orbit
+from nfsd3d.errors import InputError
+from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.render.samplers import RaySamples, intersect_cube, is_occupied, sample_rays, step_length
+
+BACKENDS = ("torch", "numba")
+MANY = 10**9
+
+
+def make_grid(resolution: int = 17, radius: float = 1.0) -> OccupancyGrid:
+    return OccupancyGrid(resolution, radius, step_size=0.05, alpha_threshold=0.01, decay=0.95, warmup=10)
+
+
+def ball_grid(resolution: int = 17, radius: float = 1.0, size: float = 0.6) -> OccupancyGrid:
+    grid = make_grid(resolution, radius)
+    centres = (torch.arange(resolution) + 0.5) / resolution * 2 * radius - radius
+    distance = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), -1).norm(dim=-1)
+    grid.occupied.copy_(distance < size)
+    return grid
+
+
+def mixed_rays() -> Rays:
+    """Views from outside, rays that start inside, rays along the axes and faces, and rays that miss the cube."""
+    views = orbit(3, 23, elevation_deg=[-20.0, 30.0, 89.0]).rays()
+    generator = torch.Generator().manual_seed(0)
+    inside = torch.rand(500, 3, generator=generator) * 2 - 1
+    outward = torch.nn.functional.normalize(torch.randn(500, 3, generator=generator), dim=-1)
+    axes = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, 1], [0, 0, 1]])
+    starts = torch.tensor([[-3.0, 0, 0], [0, 3, 0], [0, 0, -0.5], [1, 1, -3]])
+    away = torch.tensor([[3.0, 3, 3], [0, 0, 5]])
+    return Rays(
+        torch.cat([views.origins, inside, starts, away]), torch.cat([views.directions, outward, axes, away / 9])
+    )
+
+
+@pytest.mark.parametrize("jittered", [False, True])
+@pytest.mark.parametrize(("resolution", "radius"), [(16, 1.0), (17, 1.0), (23, 1.7)])
+def test_numba_gives_the_bits_of_torch(resolution: int, radius: float, jittered: bool) -> None:
+    grid = ball_grid(resolution, radius)
+    samples = [
+        sample_rays(
+            mixed_rays(),
+            grid,
+            step_size=0.0437,
+            max_samples=MANY,
+            jitter=torch.Generator().manual_seed(3) if jittered else None,
+            backend=backend,
+        )
+        for backend in BACKENDS
+    ]
+    assert samples[0].t_mids.shape[0] > 4096
+    for name in ("ray_indices", "offsets", "t_starts", "t_ends"):
+        assert torch.equal(getattr(samples[0], name), getattr(samples[1], name)), name
+    assert (samples[0].offsets.diff() == 0).any(), "no empty ray among them"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_lie_in_occupied_cells_in_order(backend: str, rng: torch.Generator) -> None:
+    grid, rays = ball_grid(), mixed_rays()
+    samples = sample_rays(rays, grid, step_size=0.05, max_samples=MANY, jitter=rng, backend=backend)
+    assert samples.n_rays == len(rays)
+    assert torch.equal(torch.bincount(samples.ray_indices, minlength=len(rays)), samples.offsets.diff())
+    assert is_occupied(samples.positions(rays), grid).float().mean() > 0.9999
+    same_ray = samples.ray_indices.diff() == 0
+    assert (samples.ray_indices.diff() >= 0).all()
+    assert (samples.t_mids.diff()[same_ray] > 0.05 * 0.999).all()
+    torch.testing.assert_close(samples.t_ends - samples.t_starts, torch.full_like(samples.t_ends, 0.05))
+    assert samples.t_mids.min() >= 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_full_grid_is_sampled_along_the_whole_chord(backend: str) -> None:
+    rays = Rays(torch.tensor([[-3.0, 0.1, 0.2], [0.0, 0.0, 0.0]]), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]))
+    samples = sample_rays(rays, make_grid(), step_size=0.1, max_samples=MANY, backend=backend)
+    assert samples.offsets.tolist() == [0, 20, 30]
+    torch.testing.assert_close(samples.t_mids[:20], 2.05 + 0.1 * torch.arange(20))
+    torch.testing.assert_close(samples.t_mids[20:], 0.05 + 0.1 * torch.arange(10))
+
+
+def test_diagonal_holds_the_samples_per_ray() -> None:
+    direction = torch.full((1, 3), 1 / math.sqrt(3))
+    rays = Rays(-2 * torch.ones(1, 3), direction)
+    samples = sample_rays(rays, make_grid(), step_size=step_length(1.0, 64), max_samples=MANY)
+    assert samples.t_mids.shape[0] == 64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_occupied_and_no_rays(backend: str) -> None:
+    grid = make_grid()
+    grid.occupied.zero_()
+    for rays in (mixed_rays(), Rays(torch.zeros(0, 3), torch.zeros(0, 3))):
+        samples = sample_rays(rays, grid, step_size=0.05, max_samples=MANY, backend=backend)
+        assert samples.t_mids.shape == samples.ray_indices.shape == (0,)
+        assert samples.n_rays == len(rays)
+        assert samples.ray_indices.dtype == torch.int64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_max_samples_lengthens_the_step_for_all_rays(backend: str) -> None:
+    grid, rays = ball_grid(), orbit(2, 24).rays()
+    free = sample_rays(rays, grid, step_size=0.01, max_samples=MANY, backend=backend)
+    limit = free.t_mids.shape[0] // 3
+    capped = sample_rays(rays, grid, step_size=0.01, max_samples=limit, backend=backend)
+    assert 0.8 * limit < capped.t_mids.shape[0] <= limit
+    well_hit = free.offsets.diff() > 20
+    assert well_hit.sum() > 100
+    assert (capped.offsets.diff()[well_hit] > 0).all(), "a ray was cut off"
+
+    def length(samples: RaySamples) -> float:
+        return float((samples.t_ends - samples.t_starts).sum())
+
+    assert length(capped) == pytest.approx(length(free), rel=0.05)
+
+
+def test_max_samples_below_the_number_of_rays_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"generator\.max_samples=100 .* 1152 rays"):
+        sample_rays(orbit(2, 24).rays(), make_grid(), step_size=0.05, max_samples=100)
+
+
+def test_jitter_is_uniform_within_a_step(rng: torch.Generator) -> None:
+    rays = Rays(torch.tensor([[-3.0, 0, 0]]).expand(20_000, 3), torch.tensor([[1.0, 0, 0]]).expand(20_000, 3))
+    samples = sample_rays(rays, make_grid(), step_size=0.5, max_samples=MANY, jitter=rng)
+    shift = (samples.t_mids[samples.offsets[:-1]] - 2) / 0.5
+    assert shift.min() > 0
+    assert shift.max() <= 1
+    histogram = torch.histc(shift, 10, 0, 1) / 20_000
+    torch.testing.assert_close(histogram, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def test_cube_intersections() -> None:
+    rays = Rays(
+        torch.tensor([[-3.0, 0, 0], [0, 0, 0], [-3, 2, 0], [3, 0, 0]]),
+        torch.tensor([[1.0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 0, 0]]),
+    )
+    near, far = intersect_cube(rays, 1.0)
+    torch.testing.assert_close(near[:2], torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(far[:2], torch.tensor([4.0, 1.0]))
+    assert (far[2:] <= near[2:]).all()
+
+
+@pytest.mark.parametrize("backend", ["triton", "nonsense", "nerfacc"])
+def test_absent_backends_are_input_errors(backend: str) -> None:
+    with pytest.raises(InputError, match=rf"backend\.sampler={backend}"):
+        sample_rays(orbit(1, 4).rays(), make_grid(), step_size=0.1, max_samples=MANY, backend=backend)
+
+
+@pytest.mark.gpu
+def test_nerfacc_finds_the_same_matter() -> None:
+    pytest.importorskip("nerfacc")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    grid = ball_grid(32).cuda()
+    views = orbit(3, 48).to("cuda").rays()
+    expected = sample_rays(views, grid, step_size=0.02, max_samples=MANY, backend="torch")
+    found = sample_rays(views, grid, step_size=0.02, max_samples=MANY, backend="nerfacc")
+    assert is_occupied(found.positions(views), grid).float().mean() > 0.99
+    difference = (found.offsets.diff() - expected.offsets.diff()).abs()
+    assert difference.max() <= 2
+    assert found.t_mids.shape[0] == pytest.approx(expected.t_mids.shape[0], rel=0.01)
+
+
+def test_nerfacc_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the device comes first, so the lines pretend to be on CUDA."""
+    from types import SimpleNamespace
+
+    from nfsd3d.render.samplers_nerfacc import march_nerfacc
+
+    monkeypatch.setitem(sys.modules, "nerfacc", None)
+    lines = SimpleNamespace(near=SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    with pytest.raises(InputError, match="pip install nerfacc"):
+        march_nerfacc(lines, 0.1, make_grid())
