@@ -6,7 +6,7 @@
 # PYTHON=python3.12        which Python makes .venv (3.11 to 3.13)
 # TORCH_ARGS="..."         extra arguments for installing torch. The registry's Linux wheel brings CUDA along; for a
 #                          machine without a GPU, PyTorch's CPU index is a much smaller download:
-#                          make demo TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#                          make demo TORCH_ARGS="--index-url URL" (pytorch.org names the URL of its CPU index)
 # PROMPT="a pink house"    what make demo makes
 # ARGS="seed=1 ..."        further settings for make demo;  PYTEST_ARGS="-k name"  for make test
 

@@ -254,7 +254,9 @@ def _save(path: Path, state: dict[str, Any]) -> None:
 
 
 def _batches(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless shuffled batches of indices."""
+    """Endless shuffled batches of indices. Raises ValueError when they do not fill one batch."""
+    if len(indices) < size:
+        raise ValueError(f"{len(indices)} pictures do not fill a batch of {size}: render more pictures")
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(indices)
@@ -273,12 +275,22 @@ def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSetting
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, clock.done = state["step"], state["seconds"]
-    held = np.arange(len(pictures.images))[-512:]
+    count = len(pictures.images)
+    held = np.arange(count)[-min(512, count // 8) :]
     test = _to_images(pictures.images[held[~pictures.degraded[held]]][:256], device)
-    batches = _batches(np.arange(len(pictures.images) - 512), settings.vae_batch, settings.seed + step)
+    batches = _batches(np.arange(count - len(held)), settings.vae_batch, settings.seed + step)
     saved = time.monotonic()
     with _progress() as progress:
+
+        def save() -> None:
+            with torch.no_grad():
+                quality = psnr(test, model.decoder(model.encoder(test)))
+            progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean pictures")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            _save(path, {**state, "step": step, "seconds": clock.done})
+
         task = progress.add_task("autoencoder", total=round(settings.vae_minutes * 60), note="")
+        before = step
         while (fraction := clock.tick()) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = settings.vae_learning_rate * _one_cycle(fraction)
@@ -295,25 +307,37 @@ def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSetting
             step += 1
             if step % 10 == 0:
                 progress.update(task, completed=round(clock.done), note=f"step {step} loss {loss.item():.4f}")
-            if time.monotonic() - saved > 60 * settings.checkpoint_minutes or clock.done >= 60 * settings.vae_minutes:
+            if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 saved = time.monotonic()
-                with torch.no_grad():
-                    quality = psnr(test, model.decoder(model.encoder(test)))
-                progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean pictures")
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                _save(path, {**state, "step": step, "seconds": clock.done})
+                save()
+        if step > before:
+            save()
     return model
 
 
 @torch.no_grad()
-def encode_pictures(model: Any, pictures: Pictures, device: torch.device) -> tuple[Tensor, float]:
-    """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so."""
-    chunks = [
-        model.encoder(_to_images(pictures.images[start : start + 256], device)).float().cpu()
-        for start in range(0, len(pictures.images), 256)
-    ]
+def encode_pictures(model: Any, pictures: Pictures, folder: Path, device: torch.device) -> tuple[Tensor, float]:
+    """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so.
+
+    They are kept in ``folder`` for as long as the autoencoder there is not trained further.
+    """
+    path = folder / "latents.pt"
+    if path.exists() and path.stat().st_mtime > (folder / "autoencoder.pt").stat().st_mtime:
+        state = torch.load(path, weights_only=True)
+        return state["latents"], state["factor"]
+    chunks = []
+    with _progress() as progress:
+        starts = range(0, len(pictures.images), 256)
+        task = progress.add_task("latents", total=len(starts), note="")
+        for start in starts:
+            image = _to_images(pictures.images[start : start + 256], device)
+            with torch.autocast(device.type, torch.bfloat16):
+                latent = model.encoder(image)
+            chunks.append(latent.float().cpu())
+            progress.advance(task)
     latents = torch.cat(chunks)
     factor = float(1 / latents.std())
+    _save(path, {"latents": latents * factor, "factor": factor})
     return latents * factor, factor
 
 
@@ -380,7 +404,7 @@ def train_denoiser(
 
     torch.manual_seed(settings.seed)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    latents, factor = encode_pictures(autoencoder, pictures, device)
+    latents, factor = encode_pictures(autoencoder, pictures, folder, device)
     model = build_denoiser(settings, tokenizer).to(device)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
@@ -398,7 +422,18 @@ def train_denoiser(
     batches = _batches(np.arange(len(latents)), settings.unet_batch, settings.seed + step)
     saved = sampled = time.monotonic()
     running = float("nan")
+    words = vocabulary_words(pictures.captions)
     with _progress() as progress:
+
+        def save() -> None:
+            progress.console.print(f"denoiser step {step}: loss {running:.4f}")
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            _save(path, {**state, "step": step, "seconds": clock.done})
+
+        def publish() -> None:
+            export_model(folder / "model", autoencoder, factor, average, folder / "tokenizer", words)
+            write_sample_sheet(folder / "model", folder / f"samples-{step:06d}.png", device)
+
         task = progress.add_task("denoiser", total=round(settings.unet_minutes * 60), note="")
         while (fraction := clock.tick()) < 1:
             for group in optimizer.param_groups:
@@ -434,18 +469,14 @@ def train_denoiser(
                 now = errors.mean().item()
                 running = now if math.isnan(running) else 0.95 * running + 0.05 * now
                 progress.update(task, completed=round(clock.done), note=f"step {step} loss {running:.4f}")
-            over = clock.done >= 60 * settings.unet_minutes
-            if time.monotonic() - saved > 60 * settings.checkpoint_minutes or over:
+            if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                 saved = time.monotonic()
-                progress.console.print(f"denoiser step {step}: loss {running:.4f}")
-                state = {"model": model.state_dict(), "average": average.state_dict()}
-                state |= {"optimizer": optimizer.state_dict(), "step": step, "seconds": clock.done}
-                _save(path, state)
-            if time.monotonic() - sampled > 60 * settings.sample_minutes or over:
+                save()
+            if time.monotonic() - sampled > 60 * settings.sample_minutes:
                 sampled = time.monotonic()
-                words = vocabulary_words(pictures.captions)
-                export_model(folder / "model", autoencoder, factor, average, folder / "tokenizer", words)
-                write_sample_sheet(folder / "model", folder / f"samples-{step:06d}.png", device)
+                publish()
+        save()
+        publish()
 
 
 # --- export --------------------------------------------------------------------------------------------------------
