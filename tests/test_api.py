@@ -90,7 +90,9 @@ def test_the_mesh_is_z_up_and_the_file_y_up(run, tmp_path):
 def test_a_run_is_loaded_at_any_of_its_checkpoints(run):
     assert nfsd3d.load_run(run.directory).step == 4
     early = nfsd3d.load_run(str(run.directory), step=2)
-    assert early.step == 2 and (early.views(1, 16) != run.views(1, 16)).any()
+    assert early.step == 2
+    before, after = early.generator.state_dict(), run.generator.state_dict()
+    assert any(not before[name].equal(after[name]) for name in after)
     with pytest.raises(InputError, match="2, 4"):
         nfsd3d.load_run(run.directory, step=3)
 

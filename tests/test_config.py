@@ -94,7 +94,7 @@ def test_the_finest_level_of_each_recipe(config):
     def finest(encoding):
         return encoding.base_resolution * encoding.growth ** (encoding.levels - 1)
 
-    assert finest(config.generator.encoding) == pytest.approx(256, rel=0.01)
+    assert finest(config.generator.encoding) == pytest.approx(96, rel=0.01)
     assert finest(compose("nfsd", ["prompt=x", "prior=sd21"]).generator.encoding) == pytest.approx(4096, rel=0.01)
 
 

@@ -29,7 +29,14 @@ FORBIDDEN = {
     "nfsd3d.settings": ("config", "cli", "train", "prior"),
 }
 # Everything may be used without train, except what is about whole runs.
-ABOUT_RUNS = {"nfsd3d.api", "nfsd3d.bench", "nfsd3d.bench_command", "nfsd3d.cli", "nfsd3d.render_command", "nfsd3d.export.command"}
+ABOUT_RUNS = {
+    "nfsd3d.api",
+    "nfsd3d.bench",
+    "nfsd3d.bench_command",
+    "nfsd3d.cli",
+    "nfsd3d.render_command",
+    "nfsd3d.export.command",
+}
 # Packages that only these modules may import.
 ADAPTERS = {
     "hydra": {"nfsd3d.config", "nfsd3d.cli"},
