@@ -1,8 +1,63 @@
-"""Types of command-line arguments that the subcommands share."""
+"""What the subcommands share: types of arguments, and how a run is opened and results are written."""
+
+from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfsd3d.errors import InputError
+from nfsd3d.files import write_json
+
+if TYPE_CHECKING:
+    from nfsd3d.api import Run
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command on a run takes: RUN_DIR, ``--step`` and ``--output``, whose help ``output`` is."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--step", type=whole_number(1), help="the checkpoint after this step (default: the newest)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output)
+
+
+def open_run(options: argparse.Namespace) -> Run:
+    """The run that the arguments of `add_run_arguments` name.
+
+    Raises:
+        InputError: not a run directory (told before anything slow is imported), or no such checkpoint.
+    """
+    from nfsd3d.config import load_run_config
+
+    load_run_config(options.run_dir)
+    from nfsd3d.api import load_run
+
+    return load_run(options.run_dir, options.step)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Within the block, a file that cannot be written is an `InputError` that asks for another ``--output``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """What ``--json PATH`` asks for; nothing without it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        write_json(path, numbers)
+    except OSError as error:
+        raise InputError(f"--json {path}: cannot be written ({error.strerror}); choose another") from error
 
 
 def whole_number(smallest: int) -> Callable[[str], int]:

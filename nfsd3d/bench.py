@@ -7,17 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
+from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.field.hashgrid import HashEncoding, HashGridSpec, Layout, hash_encoding
 from nfsd3d.field.hashgrid_torch import corners, interpolate
-from nfsd3d.generator import Rendering
 from nfsd3d.generator.nerf import NeRF
-from nfsd3d.prior import Prior
-from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.render.samplers import sample_rays
 from nfsd3d.settings import TrainConfig
 from nfsd3d.train.build import Parts
@@ -170,79 +168,20 @@ class _Clock:
         return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class _TimedGenerator:
-    """A generator whose rendering is timed."""
+@contextmanager
+def _timed(clock: _Clock, part: str, owner: object, method: str) -> Iterator[None]:
+    """Within the block, every call of ``owner.method`` counts as ``part``."""
+    original = getattr(owner, method)
 
-    nerf: NeRF
-    clock: _Clock
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with clock.part(part):
+            return original(*args, **kwargs)
 
-    def render(
-        self,
-        cameras: Cameras,
-        rng: torch.Generator | None = None,
-        *,
-        background: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-    ) -> Rendering:
-        with self.clock.part("render"):
-            return self.nerf.render(
-                cameras, rng, background=background, shading=shading, ambient=ambient, normals=normals
-            )
-
-    def update(self, step: int, rng: torch.Generator) -> None:
-        self.nerf.update(step, rng)
-
-    def parameter_groups(self) -> dict[str, list[torch.nn.Parameter]]:
-        return self.nerf.parameter_groups()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.nerf.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> object:
-        return self.nerf.load_state_dict(state_dict)
-
-
-@dataclass
-class _TimedPrior:
-    """A prior whose encoder and denoiser are timed."""
-
-    prior: Prior
-    clock: _Clock
-    evaluations: int = 0
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.prior.schedule
-
-    @property
-    def image_size(self) -> int:
-        return self.prior.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.prior.latent_shape
-
-    @property
-    def device(self) -> torch.device:
-        return self.prior.device
-
-    def embed(self, prompts: list[str]) -> Tensor:
-        return self.prior.embed(prompts)
-
-    def encode(self, image: Tensor) -> Tensor:
-        with self.clock.part("encode"):
-            return self.prior.encode(image)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.prior.decode(z)
-
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        self.evaluations += z_t.shape[0]
-        with self.clock.part("UNet"):
-            return self.prior.predict_eps(z_t, t, context)
+    setattr(owner, method, call)  # in this one object, before its class's method
+    try:
+        yield
+    finally:
+        delattr(owner, method)
 
 
 def bench_step(
@@ -257,26 +196,32 @@ def bench_step(
     device = parts.generator.device
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     clock = _Clock(device)
-    generator, prior = _TimedGenerator(parts.generator, clock), _TimedPrior(parts.prior, clock)
-    samples = 0.0
-    started = clock.now()
-    for step in range(-warmup, steps):
-        if step == 0:
-            clock.seconds.clear()
-            prior.evaluations, samples = 0, 0.0
-            started = clock.now()
-        plan = plan_at(train, (step + warmup) / max(train.steps, steps + warmup))
-        with clock.part("occupancy"):
-            generator.update(step + warmup, parts.rng)
-        loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
-        parts.optimizer.zero_grad(set_to_none=True)
-        with clock.part("backward"):
-            loss.backward()
-        with clock.part("optimiser"):
-            torch.nn.utils.clip_grad_norm_(parameters, math.inf if train.gradient_clip is None else train.gradient_clip)
-            parts.optimizer.step()
-        samples += float(metrics["samples_per_ray"])
-        on_step()
+    evaluations, samples = 0, 0.0
+    with (
+        _timed(clock, "occupancy", parts.generator, "update"),
+        _timed(clock, "render", parts.generator, "render"),
+        _timed(clock, "encode", parts.prior, "encode"),
+        _timed(clock, "UNet", parts.prior, "predict_eps"),
+    ):
+        for step in range(-warmup, steps):
+            if step == 0:
+                clock.seconds.clear()
+                evaluations, samples = parts.prior.evaluations, 0.0
+                started = clock.now()
+            plan = plan_at(train, (step + warmup) / max(train.steps, steps + warmup))
+            parts.generator.update(step + warmup, parts.rng)
+            loss, metrics = step_loss(
+                parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
+            )
+            parts.optimizer.zero_grad(set_to_none=True)
+            with clock.part("backward"):
+                loss.backward()
+            with clock.part("optimiser"):
+                limit = math.inf if train.gradient_clip is None else train.gradient_clip
+                torch.nn.utils.clip_grad_norm_(parameters, limit)
+                parts.optimizer.step()
+            samples += float(metrics["samples_per_ray"])
+            on_step()
     total = clock.now() - started
     names = ("occupancy", "render", "encode", "UNet", "backward", "optimiser")
     seconds = {name: clock.seconds[name] for name in names}
@@ -286,5 +231,5 @@ def bench_step(
         shares={name: value / total for name, value in seconds.items()},
         steps_per_second=steps / total,
         samples_per_ray=samples / steps,
-        evaluations=prior.evaluations / steps,
+        evaluations=(parts.prior.evaluations - evaluations) / steps,
     )

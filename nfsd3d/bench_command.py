@@ -1,4 +1,4 @@
-"""``python scripts/bench.py``: the measurements of ``nfsd3d.bench`` on the demo's configuration, as tables or JSON."""
+"""``nfsd3d bench``: the measurements of ``nfsd3d.bench`` on the demo's configuration, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nfsd3d.arguments import whole_number
+from nfsd3d.arguments import whole_number, write_numbers
 from nfsd3d.config import compose
 from nfsd3d.errors import InputError
-from nfsd3d.files import write_json
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.schedules import milestone_at
 from nfsd3d.settings import Config
@@ -61,11 +60,7 @@ def main(argv: Sequence[str]) -> int:
             record["step"] = asdict(timing)
         else:
             console.print(f"no embedded model at {EMBEDDED}: a training step is not measured", soft_wrap=True)
-    if options.json is not None:
-        try:
-            write_json(options.json, record)
-        except OSError as error:
-            raise InputError(f"--json {options.json}: cannot be written ({error.strerror}); choose another") from error
+    write_numbers(options.json, record)
     return 0
 
 
@@ -143,7 +138,7 @@ def _progress(console: Console) -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bench.py",
+        prog="nfsd3d bench",
         description="Measure, on the CPU and in the demo's configuration: the hash encoding (torch's embedding_bag, "
         "the same compiled, the numba kernel; ratios are to the kernel), and the parts of a training step with the "
         "embedded model.",

@@ -54,12 +54,8 @@ class Cameras:
         """[B,3,3] camera-to-world rotations; the columns are right, up and backward."""
         backward = torch.nn.functional.normalize(self.positions - self.target, dim=-1)
         # The horizontal tangent of the orbit stays defined at the poles, where cross(up, backward) does not.
-        tangent = torch.stack(
-            [-self.azimuth.sin(), self.azimuth.cos(), torch.zeros_like(self.azimuth)], dim=-1
-        )
-        right = torch.nn.functional.normalize(
-            tangent - (tangent * backward).sum(-1, keepdim=True) * backward, dim=-1
-        )
+        tangent = torch.stack([-self.azimuth.sin(), self.azimuth.cos(), torch.zeros_like(self.azimuth)], dim=-1)
+        right = torch.nn.functional.normalize(tangent - (tangent * backward).sum(-1, keepdim=True) * backward, dim=-1)
         return torch.stack([right, torch.linalg.cross(backward, right), backward], dim=-1)
 
     @property

@@ -1,11 +1,13 @@
-"""From an experiment file and ``key=value`` overrides to a validated `Config`.
+"""From an experiment file and ``key=value`` overrides to a validated `Config`, by way of Hydra.
 
-Besides `nfsd3d.cli` this is the only module that knows Hydra and OmegaConf. Everything here happens before torch is
-imported, so that a wrong setting fails at once.
+Everything here happens before torch is imported, so that a wrong setting fails at once.
 """
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -24,55 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nfsd3d import backend
 from nfsd3d.backend import Choice
 from nfsd3d.errors import InputError
-from nfsd3d.settings import (
-    NOT_BUILT,
-    BackendConfig,
-    CamerasConfig,
-    Config,
-    DistillConfig,
-    DivergedConfig,
-    EncodingConfig,
-    ExportConfig,
-    GeneratorConfig,
-    LearningRateConfig,
-    MachineConfig,
-    PriorConfig,
-    PromptsConfig,
-    RegularizersConfig,
-    ShadingConfig,
-    TrainConfig,
-    did_you_mean,
-    escape_interpolations,
-    known_keys,
-)
+from nfsd3d.overrides import first_values, group_values, parse_override, quote
+from nfsd3d.settings import NOT_BUILT, Config, did_you_mean, known_keys
 
-__all__ = [
-    "BackendConfig",
-    "CamerasConfig",
-    "Composition",
-    "Config",
-    "DistillConfig",
-    "DivergedConfig",
-    "EncodingConfig",
-    "Experiment",
-    "ExportConfig",
-    "GeneratorConfig",
-    "LearningRateConfig",
-    "MachineConfig",
-    "PriorConfig",
-    "PromptsConfig",
-    "RegularizersConfig",
-    "ShadingConfig",
-    "TrainConfig",
-    "compose",
-    "compose_experiment",
-    "config_root",
-    "find_experiment",
-    "load_run_config",
-]
-
-_TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
-_PATH_KEYS = ("run_dir", "prior.model", "source_run", "source_image")
 _AUTO_GROUPS = ("machine", "backend", "prior")
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
 
@@ -128,24 +83,26 @@ class Composition:
 def find_experiment(name_or_path: str | Path) -> Experiment:
     """The experiment file that ``nfsd``, ``configs/nfsd.yaml`` or any path means.
 
-    A path that does not exist here but begins with ``configs/`` means the project's file of that name, so that the
-    documented commands work from any folder.
+    A YAML file at that path, from the current folder, comes first. Else the name, with or without ``configs/`` and
+    ``.yaml``, means one of the project's own, so that the documented commands work from any folder.
 
     Raises:
         InputError: no such file (the nearest ones are named), or not a YAML mapping.
     """
     text = str(name_or_path)
-    path = Path(text).expanduser()
-    if not path.is_file():
-        relative = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-        inside = config_root() / relative
-        path = inside if inside.suffix else inside.with_name(f"{inside.name}.yaml")
-    if not text or not path.is_file():
-        names = sorted(found.name for found in config_root().glob("*.yaml"))
+    given = Path(os.path.expanduser(text))
+    name = given.relative_to("configs") if given.parts[:1] == ("configs",) else given
+    own = config_root() / (name if name.suffix or not name.name else name.with_name(f"{name.name}.yaml"))
+    # Not Path.is_file, which raises for what cannot be a file (a name too long, a folder that may not be read).
+    found = [path for path in (given, own) if os.path.isfile(path)]
+    if not found:
+        names = sorted(path.name for path in config_root().glob("*.yaml"))
         near = did_you_mean(Path(text).with_suffix(".yaml").name, names) if Path(text).name else ""
         raise InputError(
             f"--config {text}: no such file{near}; there are {_listed(f'configs/{name}' for name in names)}"
         )
+    # A file called nfsd, such as a folder's own program, does not hide the experiment of that name.
+    path = next((path for path in found if path.suffix == ".yaml"), found[0])
     if path.suffix != ".yaml":
         raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
     try:
@@ -225,75 +182,6 @@ def to_config(values: DictConfig) -> Config:
     return Config.from_dict({str(key): value for key, value in plain.items()})
 
 
-def quote(override: str) -> str:
-    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; others as they are."""
-    key, separator, value = override.partition("=")
-    if separator and (key in _TEXT_KEYS or (key in _PATH_KEYS and value != "null")):
-        return f"{key}={quoted(value)}"
-    return override
-
-
-def quote_sweep(override: str) -> str:
-    """As `quote` for prompts in a sweep: commas separate them, except inside a prompt in quotes.
-
-    Raises:
-        InputError: a quote that is not closed.
-    """
-    key, separator, value = override.partition("=")
-    if not separator or key not in _TEXT_KEYS:
-        return override
-    return f"{key}={','.join(quoted(prompt) for prompt in split_prompts(value))}"
-
-
-_PROMPT_IN_SWEEP = re.compile(
-    r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<plain>[^,"'][^,]*|))\s*(?:,|$)""",
-    re.DOTALL,
-)
-
-
-def split_prompts(value: str) -> list[str]:
-    r"""The prompts in a sweep's ``a, "b, c", 'd'``; inside quotes ``\"`` is a quote.
-
-    Raises:
-        InputError: a quote that is not closed, or text after a closing one.
-    """
-    prompts = []
-    position = 0
-    while True:
-        match = _PROMPT_IN_SWEEP.match(value, position)
-        if match is None:
-            raise InputError(
-                f'prompt={value}: unbalanced quotes in a sweep; write -m \'prompt="a, b","c"\', with \\" for a quote'
-            )
-        inside = match["double"] if match["double"] is not None else match["single"]
-        prompts.append(match["plain"].strip() if inside is None else re.sub(r"\\(.)", r"\1", inside, flags=re.DOTALL))
-        position = match.end()
-        if position >= len(value) and not match[0].endswith(","):
-            return prompts
-
-
-def quoted(text: str) -> str:
-    """``text`` as a quoted value of Hydra's override grammar, interpolating nothing."""
-    return QuotedString(text=escape_interpolations(text), quote=Quote.double).with_quotes()
-
-
-def parse_override(text: str) -> Override:
-    """The override that ``text`` means.
-
-    Raises:
-        InputError: not of Hydra's grammar.
-    """
-    if not re.match(r"^[~+]*[^=\s]+=|^~", text):
-        raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        key = text.partition("=")[0]
-        raise InputError(
-            f"{text}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
-        ) from error
-
-
 def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[str, Choice]:
     """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``, by group name.
 
@@ -303,13 +191,13 @@ def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[
         InputError: an unknown key or choice, or a group override of a resolved configuration.
     """
     groups = [override for override in overrides if _check_override(experiment, override)]
-    settled = {group.key_or_group for group in groups if "auto" not in _values(group)}
+    settled = {group.key_or_group for group in groups if "auto" not in group_values(group)}
     if experiment.resolved or settled >= set(_AUTO_GROUPS):
         return {}
     # Only the groups matter here: values may belong to a choice that is not made yet.
-    composed = _compose_with_hydra(experiment, _first_values(groups), with_hydra=True)
+    composed = _compose_with_hydra(experiment, first_values(groups), with_hydra=True)
     chosen = {group: str(choice) for group, choice in composed.hydra.runtime.choices.items()}
-    chosen |= {str(group.key_or_group): "auto" for group in groups if "auto" in _values(group)}
+    chosen |= {str(group.key_or_group): "auto" for group in groups if "auto" in group_values(group)}
     choices: dict[str, Choice] = {}
     if chosen.get("machine") == "auto":
         choices["machine"] = backend.auto_machine()
@@ -319,21 +207,6 @@ def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[
     if chosen.get("prior") == "auto":
         choices["prior"] = backend.auto_prior(machine)
     return choices
-
-
-def _values(override: Override) -> list[str]:
-    """The values of a group override: several in a sweep."""
-    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
-
-
-def _first_values(overrides: Iterable[Override]) -> list[str]:
-    """The group overrides, each sweep replaced by its first value."""
-    return [
-        f"{override.get_key_element()}={_values(override)[0]}"
-        if override.is_discrete_sweep()
-        else str(override.input_line)
-        for override in overrides
-    ]
 
 
 def override_lines(experiment: Experiment, overrides: Iterable[Override], choices: Mapping[str, Choice]) -> list[str]:
@@ -354,7 +227,7 @@ def override_lines(experiment: Experiment, overrides: Iterable[Override], choice
 
 
 def _without_auto(override: Override, choice: Choice) -> str:
-    chosen = dict.fromkeys(choice.value if value == "auto" else value for value in _values(override))
+    chosen = dict.fromkeys(choice.value if value == "auto" else value for value in group_values(override))
     return f"{override.get_key_element()}={','.join(chosen)}"
 
 
@@ -375,7 +248,7 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
         raise InputError(_group_override_of_run(experiment, override))
     if override.type != OverrideType.CHANGE:
         return True
-    for value in _values(override):
+    for value in group_values(override):
         if value in NOT_BUILT.get(key, frozenset()):
             raise InputError(f"{key}={value} is not built yet; choose {key}={_listed(options)}")
         if value not in options:
@@ -409,10 +282,41 @@ def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_h
         with hydra.initialize_config_dir(str(experiment.folder), version_base="1.3", job_name="nfsd3d"):
             return hydra.compose(experiment.name, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise InputError(describe_hydra_error(error)) from error
+        raise InputError(_describe_hydra_error(error)) from error
 
 
-def describe_hydra_error(error: Exception) -> str:
+def call_hydra(experiment: Experiment, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+    """Hydra's own command line (``--cfg``, ``-m``) on an experiment file; ``job`` is called with each composition.
+
+    ``job`` is a function of a module, so that launchers with other processes find it by its name.
+
+    Raises:
+        InputError: what Hydra or OmegaConf refuse.
+    """
+    location = ["--config-path", str(experiment.folder), "--config-name", experiment.name]
+    with _process_sees(["nfsd3d", *location, *arguments]):
+        try:
+            hydra.main(version_base="1.3", config_path=None)(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_describe_hydra_error(error)) from error
+
+
+@contextmanager
+def _process_sees(argv: list[str]) -> Iterator[None]:
+    """Within the block, Hydra finds ``argv`` as the command line and lets its errors through (else it exits)."""
+    former_argv, former_mode = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = former_argv
+        if former_mode is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = former_mode
+
+
+def _describe_hydra_error(error: Exception) -> str:
     """Hydra's or OmegaConf's message on one line, with a hint where one is known."""
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:

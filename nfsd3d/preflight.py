@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from nfsd3d import backend
-from nfsd3d.config import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
+from nfsd3d.settings import Config
 
 OUTPUTS = Path("outputs")
 

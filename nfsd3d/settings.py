@@ -42,7 +42,12 @@ NOT_BUILT: Mapping[str, frozenset[str]] = {
 
 
 def _not_built(feature: str) -> PydanticCustomError:
-    return PydanticCustomError("not_built", "{feature} is not built yet", {"feature": feature})
+    return _complete_error("{feature} is not built yet", feature=feature)
+
+
+def _complete_error(message: str, **values: object) -> PydanticCustomError:
+    """An error whose message is told as it is: it names its settings itself, being about more than one value."""
+    return PydanticCustomError("complete", message, values)
 
 
 def _is_number(value: object) -> bool:
@@ -307,13 +312,12 @@ class ShadingConfig(Settings):
     """Which shading a training step renders with."""
 
     lambertian: FractionSchedule
-    """Probability of shading with a light, over training; else plain albedo."""
+    """Probability of shading with a light, over training; else plain albedo. [[0.2, 0.0], [0.2, 0.75]] lets the light
+    in after a fifth."""
     textureless: Fraction
     """Probability, among the shaded steps, of a white surface."""
     ambient: Fraction
     """Ambient part of the light; the rest is diffuse."""
-    after: Fraction
-    """Albedo only before this fraction of training."""
 
 
 class RegularizersConfig(Settings):
@@ -370,7 +374,7 @@ class TrainConfig(Settings):
     shading: ShadingConfig
     """How views are lit."""
     random_background: Fraction
-    """Probability of a random plain background instead of the generator's."""
+    """Probability, for each view, of a random plain background instead of the generator's."""
     regularizers: RegularizersConfig
     """Losses besides the distillation."""
     preview_every: PositiveInt
@@ -474,6 +478,17 @@ class Config(Settings):
         for name in ("source_run", "source_image", "source_prompt"):
             if getattr(self, name) is not None:
                 raise _not_built(f"{name} (editing)")
+        return self
+
+    @model_validator(mode="after")
+    def _orientation_trains(self) -> Self:
+        orient = self.train.regularizers.orient
+        if _highest(orient) > 0 and self.generator.normals == "analytic":
+            raise _complete_error(
+                "train.regularizers.orient={orient}: has no effect with generator.normals=analytic, because analytic "
+                "normals carry no gradient; set generator.normals=finite_difference, or train.regularizers.orient=0",
+                orient=orient,
+            )
         return self
 
     @classmethod
@@ -597,7 +612,7 @@ _EXPECTED = {
 def _describe(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "not_built":
+    if kind == "complete":
         return detail["msg"]
     if kind == "extra_forbidden":
         return f"unknown setting {key}{did_you_mean(key, known_keys())}"

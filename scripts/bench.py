@@ -2,8 +2,7 @@
 
 import sys
 
-from nfsd3d.bench_command import main
-from nfsd3d.cli import guarded
+from nfsd3d.cli import main
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:])))
+    sys.exit(main(["bench", *sys.argv[1:]]))

@@ -24,7 +24,8 @@ def main() -> None:
 
     import torch
 
-    from nfsd3d.shapes.teacher import TeacherSettings, train
+    from nfsd3d.shapes.teacher import train
+    from nfsd3d.shapes.training import TeacherSettings
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     settings = TeacherSettings(

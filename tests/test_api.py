@@ -136,6 +136,7 @@ def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
         (["{run}", "--threshold", "1e9"], "1e+09"),
         (["{run}", "--step", "3"], "2, 4"),
         (["{run}", "--output", "/proc/no"], "--output"),
+        (["{run}", "--output", "{empty}/mesh", "--json", "/proc/no"], "--json /proc/no: cannot be written"),
     ],
 )
 def test_bad_input_to_export_is_one_line_and_exit_code_2(run, tmp_path, capsys, arguments, words):
@@ -165,6 +166,13 @@ def test_render_writes_views_and_turntables(run, tmp_path):
     assert main(["render", str(run.directory), *arguments]) == 0
     assert imageio.imread(tmp_path / "turntable.mp4", plugin="pyav").shape == (9, 18, 54, 3)
     assert imageio.imread(tmp_path / "turntable.png").shape == (36, 8 * 18, 3)
+
+
+@pytest.mark.parametrize("arguments", [["/no/such/run"], ["{run}", "--step", "3"], ["{run}", "--output", "/proc/no"]])
+def test_render_opens_and_writes_as_export_does(run, capsys, arguments):
+    assert main(["render", *[text.format(run=run.directory) for text in arguments], "--views", "1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", ["export_mesh.py", "render.py"])

@@ -87,7 +87,7 @@ BAD_COMMANDS = [
     (["--confg", "x"], "unknown option --confg (did you mean --config"),
     (["--resume", "nowhere"], "nowhere: no such run directory"),
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
-    (["evaluate", "x"], "evaluate is not built yet"),
+    (["evaluate", "no-run"], "no-run"),
     (["compare"], "compare is not built yet"),
     (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
     (["prompt=a red house", "negative_prompt=qux"], "negative_prompt: the prior does not know"),
@@ -143,12 +143,30 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 
 
-def test_launch_from_another_folder(elsewhere):
+@pytest.mark.parametrize("folder", ["the root", "an empty one", "one with configs of its own"])
+def test_launch_from_any_folder(elsewhere, folder):
+    if folder == "one with configs of its own":
+        (elsewhere / "configs").mkdir()
+        (elsewhere / "configs" / "mine.yaml").write_text("defaults: [nfsd, _self_]\n")
     command = [sys.executable, str(ROOT / "launch.py"), "--config", "configs/nfsd.yaml", "prompt=x", "train.steps=-1"]
-    result = subprocess.run(command, cwd=elsewhere, env=_environment(), capture_output=True, text=True, timeout=60)
+    cwd = ROOT if folder == "the root" else elsewhere
+    result = subprocess.run(command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert result.stderr == "error: train.steps=-1: must be greater than 0\n"
     assert result.stdout == ""
+
+
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(elsewhere):
+    def policy(code, **environment):
+        command = [sys.executable, "-c", f"import os, sys; {code}; print(os.environ.get('OMP_WAIT_POLICY'))"]
+        environment = {**_environment(), **environment}
+        result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60)
+        return result.stdout.split()[-1]
+
+    command_line = "from nfsd3d.cli import main; main(['--version']); assert 'torch' not in sys.modules"
+    assert policy(command_line) == "PASSIVE"
+    assert policy(command_line, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+    assert policy("import nfsd3d.cli; nfsd3d.generate") == "None"  # from Python nothing is set for the user
 
 
 def test_debug_shows_the_traceback(capsys, monkeypatch):
@@ -284,6 +302,14 @@ def test_prompts_of_a_sweep(runs):
 def test_an_interrupted_sweep_stops(runs):
     assert main(["-m", "seed=0,143,2", "prompt=a red house", "run_dir=s", *SETTLED]) == 143
     assert [row["status"] for row in _table(Path("s"))] == ["done", "interrupted"]
+
+
+def test_a_sweep_from_a_folder_with_configs_of_its_own(runs, elsewhere):
+    (elsewhere / "configs").mkdir()
+    (elsewhere / "configs" / "mine.yaml").write_text("defaults: [nfsd, _self_]\ntrain: {steps: 9}\n")
+    for name, steps in (("configs/sds.yaml", 600), ("configs/mine.yaml", 9)):
+        assert main(["--config", name, "-m", "seed=3,4", "prompt=a red house", *SETTLED]) == 0
+        assert [(config.seed, config.train.steps) for config, _ in runs[-2:]] == [(3, steps), (4, steps)]
 
 
 def test_a_sweep_over_a_runs_configuration(runs):

@@ -13,15 +13,12 @@ from nfsd3d.config import (
     config_root,
     find_experiment,
     load_run_config,
-    parse_override,
-    quote,
-    quote_sweep,
-    split_prompts,
     to_config,
 )
 from nfsd3d.distill.gradient import WEIGHTINGS
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.overrides import parse_override, quote, quote_sweep
 from nfsd3d.schedules import milestone_at, value_at
 from nfsd3d.settings import Config, DistillConfig, Settings
 
@@ -160,28 +157,6 @@ def _resolved(value):
     return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]
 
 
-@pytest.mark.parametrize(
-    ("value", "prompts"),
-    [
-        ("a, b", ["a", "b"]),
-        ('"a, b","c"', ["a, b", "c"]),
-        ("it's red, it's blue", ["it's red", "it's blue"]),
-        ("'x, y' , z", ["x, y", "z"]),
-        (r'"say \"hi\", you"', ['say "hi", you']),
-        ("one", ["one"]),
-        ("", [""]),
-    ],
-)
-def test_prompts_of_a_sweep(value, prompts):
-    assert split_prompts(value) == prompts
-
-
-@pytest.mark.parametrize("value", ['"open', '"a" b,c', "'a, b"])
-def test_unbalanced_quotes_in_a_sweep(value):
-    with pytest.raises(InputError, match="quotes"):
-        split_prompts(value)
-
-
 def test_paths_need_no_quotes():
     config = compose("nfsd", ["prompt=x", "run_dir=a b, (c)=[d]", "prior.model=~/my models/sd, v1"])
     assert config.run_dir == "a b, (c)=[d]"
@@ -266,6 +241,15 @@ def test_bad_values_name_setting_value_and_remedy(config, override, message):
         to_config(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orient", ["0.1", "[[0,0],[0.5,0],[0.5,100]]"])
+def test_the_orientation_penalty_needs_normals_with_a_gradient(orient):
+    overrides = ["prompt=x", *SETTLED, f"train.regularizers.orient={orient}"]
+    with pytest.raises(InputError, match=r"train\.regularizers\.orient=.*set generator\.normals=finite_difference"):
+        compose("nfsd", [*overrides, "generator.normals=analytic"])
+    assert compose("nfsd", [*overrides, "generator.normals=finite_difference"]).generator.normals == "finite_difference"
+    assert compose("nfsd", ["prompt=x", *SETTLED, "generator.normals=analytic"]).train.regularizers.orient == 0
 
 
 def test_several_errors_are_told_together():
@@ -361,16 +345,46 @@ def test_a_users_broken_file(tmp_path, text, message):
         compose(path)
 
 
-@pytest.mark.parametrize("name", ["configs/nfsdd.yaml", "nfsdd", "", "configs", "/nowhere/nfsd.yaml"])
+MISSING = [
+    "configs/nfsdd.yaml",
+    "nfsdd",
+    "",
+    ".",
+    "..",
+    "configs",
+    "/nowhere/nfsd.yaml",
+    "x" * 300,
+    "~nobody/nfsd.yaml",
+]
+
+
+@pytest.mark.parametrize("name", MISSING)
 def test_a_missing_config_lists_what_there_is(name):
     with pytest.raises(InputError, match=r"no such file.*configs/nfsd\.yaml"):
         find_experiment(name)
 
 
-def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["the root", "an empty one", "one with configs of its own"])
+def test_the_projects_experiments_are_found_from_any_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(config_root().parent if folder == "the root" else tmp_path)
+    if folder == "one with configs of its own":
+        (tmp_path / "configs" / "sds").mkdir(parents=True)
+        (tmp_path / "configs" / "mine.yaml").write_text("defaults: [nfsd, _self_]\n")
+        (tmp_path / "sds").write_text("no experiment, but a file of that name")
+    names = ["sds", "sds.yaml", "configs/sds", "configs/sds.yaml", "./configs/sds.yaml"]
+    assert {find_experiment(name).path for name in names} == {config_root() / "sds.yaml"}
+    assert compose("configs/sds.yaml", ["prompt=x", *SETTLED]).distill.method == "sds"
+
+
+def test_a_file_of_the_users_comes_before_the_projects(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    expected = config_root() / "sds.yaml"
-    assert {find_experiment(name).path for name in ("sds", "sds.yaml", "configs/sds.yaml")} == {expected}
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sds.yaml").write_text("defaults: [nfsd, _self_]\n")
+    assert find_experiment("configs/sds.yaml").path == tmp_path / "configs" / "sds.yaml"
+    assert find_experiment("sds").path == config_root() / "sds.yaml"
+    (tmp_path / "notes.txt").write_text("defaults: [nfsd, _self_]\n")
+    with pytest.raises(InputError, match=r"not a \.yaml file; rename it to notes\.yaml"):
+        find_experiment("notes.txt")
 
 
 def test_every_choice_is_composed_somewhere():

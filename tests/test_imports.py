@@ -33,18 +33,24 @@ ABOUT_RUNS = {
     "nfsd3d.api",
     "nfsd3d.bench",
     "nfsd3d.bench_command",
-    "nfsd3d.cli",
     "nfsd3d.render_command",
+    "nfsd3d.start",
     "nfsd3d.export.command",
+    *(name for name in MODULES if name.startswith("nfsd3d.evaluate.")),
 }
 # Packages that only these modules may import.
 ADAPTERS = {
-    "hydra": {"nfsd3d.config", "nfsd3d.cli"},
-    "omegaconf": {"nfsd3d.config", "nfsd3d.cli"},
+    "hydra": {"nfsd3d.config", "nfsd3d.overrides", "nfsd3d.sweep"},
+    "omegaconf": {"nfsd3d.config", "nfsd3d.sweep"},
     "tinycudann": {"nfsd3d.field.hashgrid_tcnn"},
     "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
     "numba": {"nfsd3d.kernels", "nfsd3d.field.hashgrid_numba", "nfsd3d.render.samplers_numba"},
-    "diffusers": {"nfsd3d.prior.stable_diffusion", "nfsd3d.shapes.teacher"},
+    "diffusers": {
+        "nfsd3d.prior.stable_diffusion",
+        "nfsd3d.shapes.autoencoder",
+        "nfsd3d.shapes.denoiser",
+        "nfsd3d.shapes.teacher",
+    },
     "torchvision": set(),
 }
 

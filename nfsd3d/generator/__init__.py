@@ -17,7 +17,8 @@ class Rendering:
     ``image`` [B,3,H,W] in [0,1], over the background; ``opacity`` [B,1,H,W] in [0,1]; ``depth`` [B,1,H,W] the mean
     distance from the camera at which light is stopped, in world units, and ``depth_variance`` [B,1,H,W] its variance
     within the pixel (both mean something only where ``opacity`` is not near 0; an empty pixel has the distance
-    between the camera and the world's origin, and variance 0). ``samples_per_ray`` is the mean over all rays.
+    between the camera and the world's origin, and variance 0). ``samples_per_ray`` is the mean over all rays, a scalar
+    (a tensor like the others, because reading a number makes the program wait for a GPU).
 
     Present when normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and
     ``orientation`` [B,1,H,W], how far normals of visible samples face away: the sum of weight * max(n.d, 0)^2, weights
@@ -32,7 +33,7 @@ class Rendering:
     normal: Tensor | None
     orientation: Tensor | None
     albedo: Tensor | None
-    samples_per_ray: float
+    samples_per_ray: Tensor
 
 
 class Generator(Protocol):
@@ -44,11 +45,24 @@ class Generator(Protocol):
         rng: torch.Generator | None = None,
         *,
         background: Tensor | None = None,
+        replaced: Tensor | None = None,
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
     ) -> Rendering:
         """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``."""
+        ...
+
+    def render_in_chunks(
+        self,
+        cameras: Cameras,
+        *,
+        background: Tensor | None = None,
+        shading: str = "albedo",
+        ambient: float = 0.1,
+        normals: bool = False,
+    ) -> Rendering:
+        """As ``render`` without ``rng``, and without gradient: views of any number and size, in bounded memory."""
         ...
 
     def update(self, step: int, rng: torch.Generator) -> None:

@@ -110,6 +110,7 @@ class NeRF(nn.Module):
         rng: torch.Generator | None = None,
         *,
         background: Tensor | None = None,
+        replaced: Tensor | None = None,
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
@@ -117,10 +118,12 @@ class NeRF(nn.Module):
         """The view of each of the B cameras.
 
         ``rng``, a generator on the CPU, jitters the samples along the rays; without it the view is deterministic.
-        ``background`` [B,3] in [0,1] replaces the generator's own. ``shading`` is one of ``shading.SHADINGS``, with
-        ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals where shading needs none.
+        ``background`` [B,3] in [0,1] replaces the generator's own: in all views, or in those where ``replaced`` [B]
+        (bool, on the CPU, so that nobody waits for a GPU to learn whether there are any) is true. ``shading`` is one
+        of ``shading.SHADINGS``, with ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals
+        where shading needs none.
         """
-        bundle = self._bundle(cameras, background)
+        bundle = self._bundle(cameras, background, replaced)
         return _images(self._render_rays(bundle, rng, shading, ambient, normals), cameras)
 
     @torch.no_grad()
@@ -160,20 +163,35 @@ class NeRF(nn.Module):
     def _in_parts(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         return torch.cat([function(part) for part in positions.to(self.device).split(POINTS_AT_ONCE)])
 
-    def _bundle(self, cameras: Cameras, background: Tensor | None) -> "_Bundle":
+    def _bundle(self, cameras: Cameras, background: Tensor | None, replaced: Tensor | None = None) -> "_Bundle":
         cameras = cameras.to(self.device)
-        pixels = cameras.height * cameras.width
-        if background is None and self.background is None:
-            background = torch.tensor([self.settings.background_color]).expand(len(cameras), 3)
-        if background is not None:
-            background = background.to(self.device).repeat_interleave(pixels, 0)
-        return _Bundle(cameras.rays(), cameras.light.repeat_interleave(pixels, 0), background)
+        if background is None or replaced is None or replaced.all():
+            replaced = None
+        elif not replaced.any():
+            background = replaced = None
+
+        def for_each_ray(values: Tensor) -> Tensor:
+            return values.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+
+        return _Bundle(
+            cameras.rays(),
+            for_each_ray(cameras.light),
+            None if background is None else for_each_ray(background),
+            None if replaced is None else for_each_ray(replaced),
+        )
 
     def _behind(self, bundle: "_Bundle") -> Tensor:
-        if bundle.background is not None:
+        """[R,3] what each ray sees behind the object."""
+        if bundle.background is None:
+            return self._own_background(bundle.rays.directions)
+        if bundle.replaced is None:
             return bundle.background
-        assert self.background is not None  # _bundle filled in the colour otherwise
-        return self.background(bundle.rays.directions)
+        return torch.where(bundle.replaced[:, None], bundle.background, self._own_background(bundle.rays.directions))
+
+    def _own_background(self, directions: Tensor) -> Tensor:
+        if self.background is None:
+            return torch.tensor([self.settings.background_color], device=self.device).expand(directions.shape[0], 3)
+        return self.background(directions)
 
     def _render_rays(
         self, bundle: "_Bundle", rng: torch.Generator | None, shading: str, ambient: float, normals: bool
@@ -231,20 +249,27 @@ class NeRF(nn.Module):
 
 @dataclass(frozen=True)
 class _Bundle:
-    """R rays with the light [R,3] and, unless it is learnt, the background [R,3] of each."""
+    """R rays with the light [R,3] of each.
+
+    ``background`` [R,3] replaces the generator's own, if given, for all rays or for those of ``replaced`` [R] (bool).
+    """
 
     rays: Rays
     light: Tensor
     background: Tensor | None
+    replaced: Tensor | None
 
     def part(self, first: int, last: int) -> "_Bundle":
-        rays = Rays(self.rays.origins[first:last], self.rays.directions[first:last])
-        background = None if self.background is None else self.background[first:last]
-        return _Bundle(rays, self.light[first:last], background)
+        return _Bundle(
+            Rays(self.rays.origins[first:last], self.rays.directions[first:last]),
+            self.light[first:last],
+            None if self.background is None else self.background[first:last],
+            None if self.replaced is None else self.replaced[first:last],
+        )
 
 
 def _images(channels: dict[str, Tensor], cameras: Cameras) -> Rendering:
-    samples_per_ray = float(channels.pop("samples").mean())
+    samples_per_ray = channels.pop("samples").mean()
     shape = (len(cameras), cameras.height, cameras.width, -1)
     images = {name: values.reshape(shape).permute(0, 3, 1, 2) for name, values in channels.items()}
     absent: dict[str, Tensor | None] = {"normal": None, "orientation": None, "albedo": None}

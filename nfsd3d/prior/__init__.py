@@ -48,6 +48,10 @@ class Prior(Protocol):
         """[N,L,D] text embeddings of N prompts."""
         ...
 
+    def free_text_encoder(self) -> None:
+        """Gives the text encoder's memory back, where there is one; no more prompts can be embedded then."""
+        ...
+
     def encode(self, image: Tensor) -> Tensor:
         """[B,C,h,w] latents of images [B,3,H,W] in [0, 1], resized bilinearly first; differentiable, no sampling."""
         ...

@@ -73,6 +73,9 @@ class AnalyticPrior:
         """
         return torch.stack([self._prompts[prompt] for prompt in prompts])[:, None, :]
 
+    def free_text_encoder(self) -> None:
+        """There is none."""
+
     def encode(self, image: Tensor) -> Tensor:
         """[B,3,n,n] in [-1, 1] of images [B,3,H,W] in [0, 1], resized bilinearly; differentiable."""
         size = self.image_size

@@ -95,7 +95,7 @@ def model_folder(config: Config) -> Path:
     return folder
 
 
-def build_prior(config: Config) -> StableDiffusionPrior:
+def build_prior(config: Config) -> Prior:
     """The frozen prior on the run's device."""
     return StableDiffusionPrior.load(model_folder(config), config.machine.device, PRECISIONS[config.machine.precision])
 

@@ -4,19 +4,22 @@ import math
 import shlex
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.export.pictures import preview, write_png
 from nfsd3d.files import write_text
 from nfsd3d.generator import Generator
+from nfsd3d.generator.nerf import NeRF
 from nfsd3d.preflight import claim_run_dir
-from nfsd3d.prior import Prior
 from nfsd3d.settings import Config
 from nfsd3d.train import state
 from nfsd3d.train.build import Parts, build_parts, viewing_cameras
@@ -24,10 +27,26 @@ from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 from nfsd3d.train.metrics import MetricsWriter
-from nfsd3d.train.plan import plan_at
+from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.step import step_loss
-from nfsd3d.train.summary import write_summary
+from nfsd3d.train.summary import read_summary, write_summary
 from nfsd3d.train.watchdog import Limits, Watchdog
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and the loss of a step.
+
+    ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
+    scalar to differentiate and metrics (scalars, ``opacity`` and ``grad_norm`` among them), drawing from ``rng``.
+    ``evaluations`` tells how many samples a denoiser has evaluated for it so far.
+    """
+
+    generator: NeRF
+    optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
+    evaluations: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -49,9 +68,9 @@ class Progress:
         """Time that all sessions took together."""
         return self.earlier_seconds + time.monotonic() - self.started
 
-    def record(self, prior: Prior) -> dict[str, Any]:
-        """What a checkpoint keeps of it; :meth:`resumed` is the inverse."""
-        evaluations = self.earlier_evaluations + prior.evaluations
+    def record(self, evaluations: int) -> dict[str, Any]:
+        """What a checkpoint keeps of it, after so many ``evaluations`` in this session; see :meth:`resumed`."""
+        evaluations += self.earlier_evaluations
         return {"seconds": self.seconds, "network_evaluations": evaluations, "metrics": self.metrics}
 
     @classmethod
@@ -61,7 +80,7 @@ class Progress:
         return cls(restored.steps, record["metrics"], record["seconds"], record["network_evaluations"])
 
 
-class _Diverged(Exception):
+class Diverged(Exception):
     """The watchdog's reason to stop."""
 
 
@@ -78,10 +97,12 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     """
     console = console or Console()
     run_dir = resume or _new_run_dir(config)
-    parts = build_parts(config)
+    if resume is not None:
+        _check_method(run_dir)
+    task = distillation(build_parts(config))
     progress = Progress()
     if resume is not None:
-        restored = state.load(state.latest(run_dir), parts.generator, parts.optimizer, parts.rng)
+        restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng)
         progress = Progress.resumed(restored)
         if progress.steps > config.train.steps:
             raise InputError(
@@ -90,7 +111,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     write_text(run_dir / "config.yaml", config.to_yaml())
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
-        record = progress.record(parts.prior)
+        record = progress.record(task.evaluations())
         write_summary(
             run_dir,
             config,
@@ -105,10 +126,10 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
 
     try:
         with stop_requests() as stop:
-            train(config, run_dir, parts, progress, stop, console)
+            train(config, run_dir, task, progress, stop, console)
             summarize("done")  # before the export: whatever happens there, the training is not lost
-            exported = finish(config, run_dir, parts.generator, on_view=stop.check)
-    except _Diverged as error:
+            exported = finish(config, run_dir, task.generator, on_view=stop.check)
+    except Diverged as error:
         summarize("diverged", str(error))
         raise RunFailed(f"{run_dir}: diverged: {error}") from error
     except KeyboardInterrupt as error:
@@ -132,14 +153,23 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     return run_dir
 
 
-def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop: StopRequest, console: Console) -> None:
+def distillation(parts: Parts) -> Task:
+    """Training by score distillation."""
+
+    def loss(plan: StepPlan) -> tuple[Tensor, dict[str, Tensor]]:
+        return step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+
+    return Task(parts.generator, parts.optimizer, parts.rng, loss, lambda: parts.prior.evaluations)
+
+
+def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
     """Steps from ``progress.steps`` to the end, with metrics, previews and checkpoints; updates ``progress``.
 
     Raises:
-        _Diverged: the run cannot recover; the last sound state is saved.
+        Diverged: the run cannot recover; the last sound state is saved.
         Interrupted: a signal arrived; the state after the last finished step is saved.
     """
-    settings, generator, optimizer = config.train, parts.generator, parts.optimizer
+    settings, generator, optimizer = config.train, task.generator, task.optimizer
     watchdog = Watchdog(_limits(config))
     views = viewing_cameras(config, 4, settings.preview_size)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -151,8 +181,8 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
             progress.steps,
             generator,
             optimizer,
-            parts.rng,
-            record=progress.record(parts.prior),
+            task.rng,
+            record=progress.record(task.evaluations()),
             keep=settings.keep_checkpoints,
         )
 
@@ -168,10 +198,8 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
-            generator.update(step, parts.rng)
-            loss, metrics = step_loss(
-                generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-            )
+            generator.update(step, task.rng)
+            loss, metrics = task.step_loss(plan)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
@@ -187,7 +215,7 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
                     writer.write({"step": step + 1, **numbers})
                     if all_finite(generator):
                         save()
-                    raise _Diverged(reason)
+                    raise Diverged(reason)
             optimizer.step()
             progress.steps = step + 1
 
@@ -208,7 +236,7 @@ def train(config: Config, run_dir: Path, parts: Parts, progress: Progress, stop:
                 write_png(run_dir / "previews" / f"step-{step + 1:06d}.png", preview(generator, views))
             if (step + 1) % settings.checkpoint_every == 0 or last:
                 if not all_finite(generator):
-                    raise _Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")
+                    raise Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")
                 save()
 
 
@@ -231,6 +259,15 @@ def _new_run_dir(config: Config) -> Path:
     if (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
     return run_dir
+
+
+def _check_method(run_dir: Path) -> None:
+    """Raises InputError where distillation would go on from a run that something else has trained."""
+    method = read_summary(run_dir).get("method")
+    if method is not None and method not in METHODS:
+        raise InputError(
+            f"{run_dir}: made by method={method}, not by distillation; it cannot be resumed, start it anew"
+        )
 
 
 def _limits(config: Config) -> Limits:

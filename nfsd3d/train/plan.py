@@ -15,7 +15,7 @@ class StepPlan:
 
     ``views`` square images of ``resolution`` pixels; timesteps between the fractions ``t_min`` and ``t_max`` of the
     model's training steps; probabilities ``lambertian`` (of shading with a light), ``textureless`` (of a white
-    surface, among those) and ``random_background`` (of plain random colours behind the object); ``ambient`` light;
+    surface, among those) and ``random_background`` (of a view before a plain random colour); ``ambient`` light;
     ``learning_rate_factor``; weights of the regularisers.
     """
 
@@ -39,7 +39,7 @@ def plan_at(train: TrainConfig, progress: float) -> StepPlan:
         resolution=milestone_at(train.resolution, progress),
         t_min=value_at(train.t_min, progress),
         t_max=value_at(train.t_max, progress),
-        lambertian=value_at(shading.lambertian, progress) if progress >= shading.after else 0.0,
+        lambertian=value_at(shading.lambertian, progress),
         textureless=shading.textureless,
         ambient=shading.ambient,
         random_background=train.random_background,
@@ -61,7 +61,11 @@ def draw_shading(rng: torch.Generator, lambertian: float, textureless: float) ->
     return "textureless" if white < textureless else "lambertian"
 
 
-def draw_background(rng: torch.Generator, views: int, probability: float) -> Tensor | None:
-    """[views,3] a random colour behind each view, uniform in [0,1]; or None, the generator's own background."""
-    coin, colors = torch.rand((), generator=rng), torch.rand(views, 3, generator=rng)
-    return colors if coin < probability else None
+def draw_background(rng: torch.Generator, views: int, probability: float) -> tuple[Tensor, Tensor]:
+    """[views,3] a random colour for each view, uniform in [0,1], and [views] (bool) which views it stands behind.
+
+    The other views have the generator's own background.
+    """
+    # One number for all coins, spread evenly over [0,1): every view has its chance, and half means half of a batch.
+    coins = (torch.rand((), generator=rng) + torch.arange(views) / views) % 1
+    return torch.rand(views, 3, generator=rng), coins < probability

@@ -42,10 +42,12 @@ def step_loss(
     what is left (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); ``opacity``; ``samples_per_ray``.
     """
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges).to(prior.device)
+    background, replaced = draw_background(rng, plan.views, plan.random_background)
     rendering = generator.render(
         cameras,
         rng,
-        background=draw_background(rng, plan.views, plan.random_background),
+        background=background,
+        replaced=replaced,
         shading=draw_shading(rng, plan.lambertian, plan.textureless),
         ambient=plan.ambient,
         normals=plan.regularizers["orient"] > 0,
@@ -69,7 +71,7 @@ def step_loss(
         "grad_norm_delta_c": _norm(condition),
         "grad_norm_rest": _norm(grad - condition),
         "opacity": rendering.opacity.detach().mean(),
-        "samples_per_ray": torch.as_tensor(rendering.samples_per_ray),
+        "samples_per_ray": rendering.samples_per_ray,
     }
     return loss, metrics
 

@@ -29,7 +29,7 @@ def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5)
         normal=torch.tensor(normal)[None, :, None, None] * opacity,
         orientation=torch.zeros(shape),
         albedo=None,
-        samples_per_ray=1.0,
+        samples_per_ray=torch.tensor(1.0),
     )
 
 

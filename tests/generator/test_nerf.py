@@ -94,7 +94,7 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
         assert getattr(rendering, name).max() <= 1 + 1e-5
     assert (rendering.normal.norm(dim=1, keepdim=True) <= rendering.opacity + 1e-5).all()
     assert rendering.depth_variance.min() > -1e-5
-    assert rendering.samples_per_ray > 1
+    assert rendering.samples_per_ray.shape == () and rendering.samples_per_ray > 1
 
 
 def test_normals_only_when_asked() -> None:
@@ -168,7 +168,6 @@ def test_chunks_make_no_difference() -> None:
         found = images(parts)[name]
         assert not found.requires_grad
         torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
-    assert parts.samples_per_ray == pytest.approx(whole.samples_per_ray)
 
 
 def test_jitter_comes_from_rng_alone() -> None:
@@ -202,6 +201,28 @@ def test_nothing_to_see_is_background_with_zero_gradients(backend: str, backgrou
         for parameter in nerf.parameter_groups()[name]:
             assert parameter.grad is not None
             assert parameter.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("background", ["learned", "color"])
+def test_some_views_keep_the_generators_own_background(background: str, rng: torch.Generator) -> None:
+    nerf = make_nerf(replace(SMALL, background=background, background_color=(0.1, 0.5, 0.9)))
+    cameras, colours = orbit(3, 7), torch.rand(3, 3, generator=rng)
+    own, plain = nerf.render(cameras).image, nerf.render(cameras, background=colours).image
+    assert all(not torch.equal(a, b) for a, b in zip(own, plain, strict=True))
+    for replaced in ([True, False, True], [False, True, True], [True] * 3, [False] * 3):
+        mask = torch.tensor(replaced)
+        mixed = nerf.render(cameras, background=colours, replaced=mask).image
+        assert torch.equal(mixed, torch.where(mask[:, None, None, None], plain, own))
+
+
+def test_a_background_that_nobody_sees_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nerf, cameras, colours = make_nerf(), orbit(2, 5), torch.rand(2, 3)
+    seen = []
+    monkeypatch.setattr(nerf.background, "forward", lambda directions: seen.append(1) or directions.abs())
+    nerf.render(cameras, background=colours, replaced=torch.tensor([True, True]))
+    assert seen == []
+    nerf.render(cameras, background=colours, replaced=torch.tensor([True, False]))
+    assert seen == [1]
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.3, 1.2, 50.0])

@@ -11,10 +11,11 @@ import torch
 from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.shapes import teacher
+from nfsd3d.shapes import autoencoder, denoiser, teacher
 from nfsd3d.shapes.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.grammar import held_out
-from nfsd3d.shapes.teacher import TeacherSettings
+from nfsd3d.shapes.pictures import load_pictures
+from nfsd3d.shapes.training import TeacherSettings, one_cycle
 
 TINY = TeacherSettings(
     size=32,
@@ -71,7 +72,7 @@ def test_training_resumes_where_it_was(trained):
     after = torch.load(folder / "denoiser.pt", weights_only=True)
     assert after["step"] > before["step"] > 0
     assert after["seconds"] >= 6 > before["seconds"]
-    assert teacher.build_scheduler().config.prediction_type == "epsilon"
+    assert denoiser.build_scheduler().config.prediction_type == "epsilon"
 
 
 def test_a_tokenizer_makes_one_token_of_each_word(trained):
@@ -81,23 +82,23 @@ def test_a_tokenizer_makes_one_token_of_each_word(trained):
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     words = ["a", "red", "snowman", ",", "front", "view"]
     assert tokenizer.tokenize("a Red snowman, front view") == [f"{word}</w>" for word in words]
-    assert len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids) <= teacher.MAX_TOKENS
+    assert len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids) <= denoiser.MAX_TOKENS
 
 
 def test_autoencoder_learns_its_pictures(trained):
     folder, _ = trained
-    pictures = teacher.load_pictures(folder / "pictures", TINY)
+    pictures = load_pictures(folder / "pictures", TINY)
     assert len(pictures.images) == len(pictures.captions) == len(pictures.degraded) == 256
     assert 0.05 < pictures.degraded.mean() < 0.3
-    image = teacher._to_images(pictures.images[:8], torch.device("cpu"))
+    image = autoencoder.to_images(pictures.images[:8], torch.device("cpu"))
     flat = image.mean((2, 3), keepdim=True).expand_as(image)
-    assert teacher.psnr(image, image + 0.02) > 35 > teacher.psnr(image, flat)
-    assert np.isfinite(teacher.psnr(image, flat))
+    assert autoencoder.psnr(image, image + 0.02) > 35 > autoencoder.psnr(image, flat)
+    assert np.isfinite(autoencoder.psnr(image, flat))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 1.0, 2.0])
 def test_learning_rate_rises_then_falls(fraction):
-    value = teacher._one_cycle(fraction)
+    value = one_cycle(fraction)
     assert 0 < value <= 1
-    assert teacher._one_cycle(0.05) == pytest.approx(1.0)
-    assert teacher._one_cycle(1.0) < 0.05
+    assert one_cycle(0.05) == pytest.approx(1.0)
+    assert one_cycle(1.0) < 0.05

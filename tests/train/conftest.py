@@ -46,9 +46,6 @@ class TinyPrior(AnalyticPrior):
         prompts = {"": even, "dull": dark, **{f"a red cube, {view}": bright for view in VIEW_WORDS}}
         super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
 
-    def free_text_encoder(self) -> None:
-        """There is none."""
-
 
 @pytest.fixture(scope="session")
 def base_config() -> Config:

@@ -19,7 +19,8 @@ def test_every_schedule_is_read_at_the_progress(configure):
                 "orient": 3.0,
                 "z_variance": 0.0,
             },
-            "train.shading": {"lambertian": 0.8, "textureless": 0.25, "ambient": 0.3, "after": 0.5},
+            "train.shading": {"lambertian": [[0.5, 0.0], [0.5, 0.8]], "textureless": 0.25, "ambient": 0.3},
+            "generator.normals": "finite_difference",
         }
     )
     early, late = plan_at(config.train, 0.1), plan_at(config.train, 0.75)
@@ -28,7 +29,8 @@ def test_every_schedule_is_read_at_the_progress(configure):
     assert early.learning_rate_factor == pytest.approx(0.5)
     assert early.regularizers == pytest.approx({"sparsity": 1.8, "opaque": 0.0, "orient": 3.0, "z_variance": 0.0})
     assert late.regularizers == pytest.approx({"sparsity": 0.5, "opaque": 5.0, "orient": 3.0, "z_variance": 0.0})
-    assert (early.lambertian, late.lambertian) == (0.0, 0.8)  # albedo only before `after`
+    assert (early.lambertian, plan_at(config.train, 0.499).lambertian) == (0.0, 0.0)  # albedo before the jump
+    assert (plan_at(config.train, 0.5).lambertian, late.lambertian) == (0.8, 0.8)
     assert (late.textureless, late.ambient, late.views) == (0.25, 0.3, 2)
 
 
@@ -41,15 +43,19 @@ def test_shading_follows_its_probabilities(rng):
     assert drawn.count("textureless") / 4000 == pytest.approx(0.3, abs=0.04)
 
 
-def test_backgrounds_follow_their_probability(rng):
-    assert draw_background(rng, 3, 0.0) is None
-    drawn = [draw_background(rng, 3, 0.5) for _ in range(2000)]
-    plain = [colors for colors in drawn if colors is not None]
-    assert len(plain) / 2000 == pytest.approx(0.5, abs=0.05)
-    colors = torch.stack(plain)
-    assert colors.shape[1:] == (3, 3) and colors.min() >= 0 and colors.max() <= 1
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("views", [1, 4])
+def test_every_view_has_its_own_chance_of_a_plain_background(rng, views, probability):
+    drawn = [draw_background(rng, views, probability) for _ in range(2000)]
+    replaced = torch.stack([mask for _, mask in drawn])
+    assert replaced.shape == (2000, views) and replaced.dtype == torch.bool
+    torch.testing.assert_close(replaced.float().mean(0), torch.full((views,), probability), atol=0.04, rtol=0)
+    # A batch comes as close to the probability as whole views can.
+    assert ((replaced.sum(1) - views * probability).abs() < 1).all()
+    colors = torch.stack([colors for colors, _ in drawn])
+    assert colors.shape == (2000, views, 3) and colors.min() >= 0 and colors.max() <= 1
     assert colors.mean() == pytest.approx(0.5, abs=0.03)
-    assert (colors[0, 0] != colors[0, 1]).any()  # one for each view
+    assert (colors[0, 0] != colors[0, -1]).any() == (views > 1)
 
 
 def test_the_random_stream_does_not_depend_on_the_outcome():

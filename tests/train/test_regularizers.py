@@ -21,7 +21,7 @@ def rendering(**changes) -> Rendering:
         "normal": None,
         "orientation": torch.tensor([0.0, 0.1, 0.2, 0.3]).reshape(1, 1, 2, 2),
         "albedo": None,
-        "samples_per_ray": 1.0,
+        "samples_per_ray": torch.tensor(1.0),
     }
     return Rendering(**{**values, **changes})
 

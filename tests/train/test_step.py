@@ -43,8 +43,9 @@ def test_a_step_costs_no_more_evaluations_than_its_method_needs(configure):
     assert metrics_of(early, "nfsd")[0].prior.evaluations == 4
 
 
-def test_the_gradient_reaches_every_group_of_parameters(configure):
-    config = configure(**{"train.random_background": 0.0})
+@pytest.mark.parametrize("random_background", [0.0, 0.5])
+def test_the_gradient_reaches_every_group_of_parameters(configure, random_background):
+    config = configure(**{"train.random_background": random_background})  # half of two views have the learnt one
     parts = build_parts(config)
     loss, metrics = step_loss(
         parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan_at(config.train, 0), parts.rng

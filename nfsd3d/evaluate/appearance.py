@@ -1,0 +1,42 @@
+"""Sharpness and contrast of a run's views, as ratios to true views from the same cameras."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Ratios to the true views, 1 where they agree.
+
+    ``sharpness``: of the root mean square difference between neighbouring pixels of the object (the mean difference
+    over a soft edge is that over a sharp one; the square is not). ``contrast``: of the standard deviation of the
+    object's luminance.
+    """
+
+    sharpness: float
+    contrast: float
+
+
+def compare_appearance(images: Tensor, opacity: Tensor, true_images: Tensor, true_mask: Tensor) -> Appearance:
+    """Of images [B,3,H,W] in [0,1] with ``opacity`` [B,1,H,W], against true images with their masks.
+
+    Each image is looked at where its own object is (opacity above one half). Without any such pixel both are 0.
+    """
+    sharpness, contrast = _statistics(images, opacity)
+    true_sharpness, true_contrast = _statistics(true_images, true_mask)
+    return Appearance(sharpness / true_sharpness, contrast / true_contrast)
+
+
+def _statistics(images: Tensor, opacity: Tensor) -> tuple[float, float]:
+    luminance = (images * images.new_tensor(_LUMA)[:, None, None]).sum(1)
+    inside = opacity[:, 0] > 0.5
+    if int(inside.sum()) < 2:
+        return 0.0, 0.0
+    across = (luminance[:, :, 1:] - luminance[:, :, :-1]).square()[inside[:, :, 1:] & inside[:, :, :-1]]
+    down = (luminance[:, 1:] - luminance[:, :-1]).square()[inside[:, 1:] & inside[:, :-1]]
+    differences = torch.cat([across, down])
+    return float(differences.mean().sqrt()) if len(differences) else 0.0, float(luminance[inside].std())

@@ -1,0 +1,110 @@
+"""Suites: every prompt with every row of settings, one run each, in processes of their own."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nfsd3d.errors import InputError
+from nfsd3d.train.summary import read_summary
+
+_KEYS = {"config", "prompts", "seeds", "rows", "ceiling"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A YAML file's content: the experiment ``config``, the ``prompts``, the ``seeds``, the settings of each row by
+    the row's name (dotted keys), and whether the photometric ``ceiling`` is fitted for the first row's runs.
+    """
+
+    config: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: dict[str, dict[str, Any]]
+    ceiling: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a suite."""
+
+    row: str
+    run_dir: Path
+    arguments: tuple[str, ...]
+
+
+def load_suite(path: Path) -> Suite:
+    """The suite in a YAML file.
+
+    Raises:
+        InputError: no such file, or a key is unknown, missing or of another type.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--suite {path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--suite {path}: no valid YAML ({error})") from error
+    if not isinstance(content, dict) or set(content) - _KEYS:
+        unknown = ", ".join(map(str, set(content) - _KEYS)) if isinstance(content, dict) else "no mapping"
+        raise InputError(f"--suite {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
+    prompts, seeds = content.get("prompts", []), content.get("seeds", [0])
+    rows = content.get("rows") or {str(content.get("config", "nfsd")): {}}
+    if not _is_list(prompts, str) or not _is_list(seeds, int):
+        raise InputError(f"--suite {path}: prompts must be a list of texts and seeds a list of whole numbers")
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise InputError(f"--suite {path}: rows must map each row's name to its settings, such as {{distill: sds}}")
+    return Suite(
+        str(content.get("config", "nfsd")), tuple(prompts), tuple(seeds), rows, bool(content.get("ceiling", False))
+    )
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+
+
+def jobs_of(suite: Suite, folder: Path) -> list[Job]:
+    """The runs of a suite, below ``folder``: one folder a row, one in it a prompt and seed."""
+    jobs = []
+    for name, settings in suite.rows.items():
+        for prompt in suite.prompts:
+            for seed in suite.seeds:
+                run_dir = folder / slug(name) / f"{slug(prompt)}-{seed}"
+                values = [f"{key}={_text(value)}" for key, value in settings.items()]
+                fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
+                jobs.append(Job(name, run_dir, ("--config", suite.config, *values, *fixed)))
+    return jobs
+
+
+def slug(text: str) -> str:
+    """``text`` as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "run"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None]) -> None:
+    """Runs what is not done yet; each job's output goes to ``<run_dir>.log``.
+
+    A run that was interrupted is resumed. ``on_job`` is called with each job and its exit code (0 for what was done
+    before); a job that fails does not stop the others.
+    """
+    for job in jobs:
+        on_job(job, 0 if read_summary(job.run_dir).get("status") == "done" else _run(job))
+
+
+def _run(job: Job) -> int:
+    resumable = any((job.run_dir / "checkpoints").glob("step-*.json"))
+    arguments = ("--resume", str(job.run_dir)) if resumable else job.arguments
+    job.run_dir.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", "import sys; from nfsd3d.cli import main; sys.exit(main())", *arguments]
+    with job.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
+        return subprocess.run(command, stdout=log, stderr=log, check=False).returncode

@@ -1,0 +1,91 @@
+"""Scores as Markdown tables."""
+
+import math
+from collections.abc import Mapping
+
+from nfsd3d.evaluate.calibration import Calibration
+from nfsd3d.evaluate.clip import ClipScore
+from nfsd3d.evaluate.prior_quality import SampleQuality
+from nfsd3d.evaluate.runs import Row, RunScore
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """ "93 %", or "-" where there is nothing to count."""
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with ``digits`` decimals, or "-"."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def degrees(value: float | None) -> str:
+    """ "12°", or "-"."""
+    return "-" if value is None or math.isnan(value) else f"{value:.0f}°"
+
+
+def yes(value: bool | None) -> str:
+    """ "yes", "no" or "-"."""
+    return "-" if value is None else "yes" if value else "no"
+
+
+def calibration_table(rows: Mapping[str, Calibration]) -> str:
+    """The judge on known images, one row each."""
+    head = ["the judge on", "images", "object", "colour", "pattern", "R-Precision", "view word", "azimuth error"]
+
+    def cells(name: str, c: Calibration) -> list[str]:
+        shares = [percent(share, 1) for share in (c.object, c.color, c.pattern, c.retrieved, c.view)]
+        return [name, str(c.images), *shares, degrees(c.azimuth_error_deg)]
+
+    return table(head, [cells(name, row) for name, row in rows.items()])
+
+
+def run_table(scores: Mapping[str, RunScore]) -> str:
+    """One row a run, by name."""
+    head = ["run", "prompt", "object", "colour", "pattern", "retrieved", "margin", "IoU", "mesh IoU", "ellipsoid"]
+    head += ["view error", "Janus", "status"]
+
+    def cells(name: str, s: RunScore) -> list[str]:
+        right = [yes(value) for value in (s.object, s.color, s.pattern, s.retrieved)]
+        shape = [number(value) for value in (s.iou, s.mesh_iou, s.ellipsoid_iou)]
+        return [name, s.prompt, *right, number(s.margin, 1), *shape, degrees(s.view_error_deg), yes(s.janus), s.status]
+
+    return table(head, [cells(name, score) for name, score in scores.items()])
+
+
+def summary_table(rows: Mapping[str, Row]) -> str:
+    """One row a method (or ceiling), over its runs."""
+    head = ["", "runs", "object", "colour", "pattern", "R-Precision", "margin", "IoU", "mesh IoU", "over ellipsoid"]
+    head += ["view error", "Janus", "sharpness", "contrast", "done", "seconds", "evaluations", "MB"]
+
+    def cells(name: str, r: Row) -> list[str]:
+        right = [percent(share) for share in (r.object, r.color, r.pattern, r.retrieved)]
+        shape = [number(r.iou), number(r.mesh_iou), f"{r.iou_gain:+.2f}", degrees(r.view_error_deg), percent(r.janus)]
+        cost = [percent(r.done), *(number(value, 0) for value in (r.seconds, r.evaluations, r.memory_mb))]
+        look = [number(r.sharpness), number(r.contrast)]
+        return [name, str(r.runs), *right, number(r.margin, 1), *shape, *look, *cost]
+
+    return table(head, [cells(name, row) for name, row in rows.items()])
+
+
+def sample_table(rows: list[SampleQuality]) -> str:
+    """The prior's own samples, one row a guidance scale."""
+    head = ["guidance", "samples", "object", "colour", "pattern", "R-Precision", "view word"]
+
+    def cells(q: SampleQuality) -> list[str]:
+        shares = (q.object, q.color, q.pattern, q.retrieved, q.view)
+        return [f"{q.guidance_scale:g}", str(q.images), *(percent(share, 1) for share in shares)]
+
+    return table(head, [cells(row) for row in rows])
+
+
+def clip_table(scores: Mapping[str, ClipScore]) -> str:
+    """One row a run, by name."""
+    head = ["run", "prompt", "CLIP score", "retrieved"]
+    return table(head, [[name, s.prompt, number(s.score), yes(s.retrieved)] for name, s in scores.items()])

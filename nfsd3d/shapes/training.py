@@ -1,0 +1,104 @@
+"""What the stages of the embedded prior's training share: settings, progress, the clock of a budget, checkpoints."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Sizes and schedules of the embedded prior's training.
+
+    ``size`` in pixels, ``pictures`` in number, ``*_minutes`` are time budgets that the learning-rate schedules
+    follow; ``snr_gamma`` is the cap of Min-SNR weighting (arXiv 2303.09556).
+    """
+
+    size: int = 64
+    pictures: int = 32768
+    seed: int = 0
+    vae_width: int = 48
+    vae_batch: int = 32
+    vae_learning_rate: float = 1.5e-3
+    vae_latent_noise: float = 0.05
+    vae_minutes: float = 30.0
+    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_layers: int = 1
+    text_width: int = 128
+    text_layers: int = 2
+    unet_batch: int = 48
+    unet_learning_rate: float = 1e-3
+    unet_minutes: float = 120.0
+    ema_decay: float = 0.999
+    snr_gamma: float = 5.0
+    sample_minutes: float = 10.0
+    checkpoint_minutes: float = 3.0
+
+
+def progress_bar() -> Progress:
+    """A progress bar with a note, for stages of minutes to hours."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        refresh_per_second=1,
+    )
+
+
+def one_cycle(fraction: float, warmup: float = 0.05, floor: float = 0.02) -> float:
+    """The factor of the learning rate at this fraction of the budget: a short rise, then a cosine to ``floor``."""
+    if fraction < warmup:
+        return max(fraction / warmup, 0.02)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, (fraction - warmup) / (1 - warmup))))
+
+
+@dataclass
+class Clock:
+    """Seconds of training done, over all sessions, against a budget of ``minutes``."""
+
+    minutes: float
+    done: float = 0.0
+    last: float = field(default_factory=time.monotonic)
+
+    def tick(self) -> float:
+        """Adds the time since the last tick and returns the fraction of the budget that is used."""
+        now = time.monotonic()
+        self.done, self.last = self.done + now - self.last, now
+        return self.done / (60 * self.minutes)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint atomically."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def batches_of(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless shuffled batches of indices. Raises ValueError when they do not fill one batch."""
+    if len(indices) < size:
+        raise ValueError(f"{len(indices)} pictures do not fill a batch of {size}: render more pictures")
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(indices)
+        for start in range(0, len(order) - size + 1, size):
+            yield order[start : start + size]

@@ -1,0 +1,47 @@
+"""How the command line starts one run, or one job of a sweep, and what it tells about it."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from nfsd3d.backend import Choice
+from nfsd3d.prior.resolve import ModelSource, fetch
+from nfsd3d.settings import Config
+
+
+def train(config: Config, source: ModelSource, resume: Path | None = None) -> None:
+    """Downloads the model if need be and trains; ``resume`` is the directory of a run to continue.
+
+    Raises:
+        InputError, RunFailed, Interrupted: as `nfsd3d.train.loop.run`.
+    """
+    fetch(source)
+    # Everything the user may have got wrong is known by now: torch and diffusers take seconds to import.
+    from nfsd3d.train.loop import run
+
+    run(config, resume=resume)
+
+
+def announce(choices: Mapping[str, Choice]) -> None:
+    """Tells what each ``auto`` became, and why."""
+    for group, choice in choices.items():
+        print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
+
+
+def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
+    """The resolved configuration as YAML, and what a run would be, as comments."""
+    model = source.folder if source.folder is not None else f"to be downloaded: {' or '.join(source.hub_ids)}"
+    shown = {"run directory": run_dir, "prior's model": model}
+    print(config.to_yaml(), end="")
+    print("# dry run: nothing was started")
+    for name, value in shown.items():
+        print(f"# {name}: {value}")
+
+
+def tell(error: Exception) -> None:
+    """An error of the user's on one line of stderr; ``NFSD3D_DEBUG=1`` adds the traceback."""
+    if os.environ.get("NFSD3D_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,0 +1,8 @@
+"""Measures runs against ground truth: ``evaluate.py RUN_DIR... | --suite FILE | --prior`` (see --help)."""
+
+import sys
+
+from nfsd3d.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

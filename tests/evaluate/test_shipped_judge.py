@@ -1,0 +1,58 @@
+"""The judge that comes with the package, calibrated again on renders of its own."""
+
+import pytest
+import torch
+
+from nfsd3d.evaluate.calibration import Calibration, calibrate_all, load_calibration
+from nfsd3d.evaluate.judge import WEIGHTS, Judge
+from nfsd3d.evaluate.judge_training import render_truth
+from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+
+UNSEEN, RECONSTRUCTED, WRONG = (
+    "unseen true renders",
+    "the same through the prior's autoencoder",
+    "the same with wrong prompts (chance)",
+)
+
+
+def test_stored_calibration_meets_what_is_asked_of_a_judge():
+    rows = load_calibration()
+    assert list(rows) == [UNSEEN, RECONSTRUCTED, WRONG]
+    assert rows[UNSEEN].images >= 2000
+    assert rows[UNSEEN].object >= 0.98
+    assert rows[UNSEEN].color >= 0.99
+    assert rows[UNSEEN].pattern >= 0.97
+    assert min(rows[RECONSTRUCTED].object, rows[RECONSTRUCTED].color, rows[RECONSTRUCTED].pattern) >= 0.95
+    _assert_chance(rows[WRONG])
+
+
+def test_weights_are_small():
+    assert WEIGHTS.stat().st_size < 4e6
+
+
+@pytest.fixture(scope="module")
+def again() -> dict[str, Calibration]:
+    return calibrate_all(Judge.load(), render_truth(1, seed=77), StableDiffusionPrior.load(EMBEDDED))
+
+
+def test_calibration_is_reproduced_on_other_renders(again):
+    stored = load_calibration()
+    for name in (UNSEEN, RECONSTRUCTED):
+        for attribute in ("object", "color", "pattern"):
+            # 1,024 images: three standard errors of a share of .95 are .02.
+            assert getattr(again[name], attribute) == pytest.approx(getattr(stored[name], attribute), abs=0.02)
+    assert again[UNSEEN].azimuth_error_deg < 10
+    _assert_chance(again[WRONG])
+
+
+def _assert_chance(row: Calibration) -> None:
+    assert row.object == pytest.approx(1 / 16, abs=0.03)
+    assert 0.05 < row.color < 0.2  # one of ten, and either of two in half of the patterns
+    assert row.pattern == pytest.approx(1 / 4, abs=0.05)
+    assert row.retrieved < 0.02
+
+
+def test_an_empty_picture_is_not_taken_for_certain():
+    verdict = Judge.load().judge(torch.full((1, 3, 64, 64), 0.5))
+    assert verdict.object.exp().max() < 0.999
