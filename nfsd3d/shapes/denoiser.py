@@ -18,10 +18,12 @@ from nfsd3d.shapes.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.grammar import COLORS, PATTERNS
 from nfsd3d.shapes.objects import OBJECTS
 from nfsd3d.shapes.pictures import Pictures
-from nfsd3d.shapes.training import Clock, TeacherSettings, batches_of, one_cycle, progress_bar, save_state
+from nfsd3d.shapes.training import Clock, TeacherSettings, one_cycle, progress_bar, save_state
 
 MAX_TOKENS = 40
 CAPTION_DROPOUT = 0.12
+VIEW_SHARE = 0.7
+LARGEST_WEIGHT = 20.0
 
 
 def vocabulary_words(captions: list[list[str]]) -> dict[str, Any]:
@@ -95,6 +97,36 @@ def build_denoiser(settings: TeacherSettings, tokenizer: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "text": text})
 
 
+def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
+    """[B] weights of the squared error of the noise: that of x0 counts min(SNR, ``gamma``) + ``floor``, capped.
+
+    Min-SNR weighting (arXiv 2303.09556) is ``floor`` = 0. It leaves next to nothing to the noisiest timesteps, where
+    object and view are decided, and where distillation spends most of its steps.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    return ((snr.clamp(max=gamma) + floor) / snr).clamp(max=LARGEST_WEIGHT)
+
+
+def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
+    """[N] how often each picture is drawn, summing to 1: more often what is learnt last, views and fine patterns."""
+    fronts = {name for name, shape in OBJECTS.items() if shape.has_front}
+    weights = []
+    for options in captions:
+        words = {word for caption in options for word in words_of(caption)}
+        fine = bool(words & {"dotted", "dots", "checkered", "checks"})
+        weights.append((2.0 if words & fronts else 1.0) * (1.5 if fine else 1.0))
+    return np.array(weights) / sum(weights)
+
+
+def draw_caption(options: list[str], random: np.random.Generator) -> str:
+    """One of a picture's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
+    if random.random() < CAPTION_DROPOUT:
+        return ""
+    with_view = [caption for caption in options if caption.endswith(" view") or " view," in caption]
+    pool = with_view if with_view and random.random() < VIEW_SHARE else options
+    return pool[int(random.integers(len(pool)))]
+
+
 def _use_plain_attention(model: nn.ModuleDict) -> None:
     """Attention as matrix products: on a CPU torch's fused one has a slow backward pass (a third of a step)."""
     from diffusers.models.attention_processor import AttnProcessor
@@ -153,7 +185,7 @@ def train_denoiser(
         optimizer.load_state_dict(state["optimizer"])
         step, clock.done = state["step"], state["seconds"]
     random = np.random.default_rng(settings.seed + step)
-    batches = batches_of(np.arange(len(latents)), settings.unet_batch, settings.seed + step)
+    difficulty = caption_difficulty(pictures.captions)
     saved = sampled = time.monotonic()
     running = float("nan")
     with progress_bar() as progress:
@@ -167,10 +199,8 @@ def train_denoiser(
         while (fraction := clock.tick()) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = settings.unet_learning_rate * one_cycle(fraction, warmup=0.02)
-            chosen = next(batches)
-            captions = [
-                "" if random.random() < CAPTION_DROPOUT else str(random.choice(pictures.captions[i])) for i in chosen
-            ]
+            chosen = random.choice(len(latents), settings.unet_batch, p=difficulty)
+            captions = [draw_caption(pictures.captions[i], random) for i in chosen]
             tokens = tokenizer(
                 captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
             ).input_ids.to(device)
@@ -182,8 +212,7 @@ def train_denoiser(
             with torch.autocast(device.type, torch.bfloat16):
                 context = model["text"](tokens).last_hidden_state
                 predicted = model["unet"](z_t, t, context).sample
-            snr = (alpha_bar / (1 - alpha_bar)).flatten()
-            weight = snr.clamp(max=settings.snr_gamma) / snr
+            weight = loss_weight(alpha_bar.flatten(), settings.snr_gamma, settings.snr_floor)
             errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
             loss = (weight * errors).mean()
             optimizer.zero_grad()

@@ -26,7 +26,8 @@ class TeacherSettings:
     """Sizes and schedules of the embedded prior's training.
 
     ``size`` in pixels, ``pictures`` in number, ``*_minutes`` are time budgets that the learning-rate schedules
-    follow; ``snr_gamma`` is the cap of Min-SNR weighting (arXiv 2303.09556).
+    follow; ``snr_gamma`` and ``snr_floor`` weight the timesteps of the UNet's loss (see
+    ``denoiser.loss_weight``).
     """
 
     size: int = 64
@@ -46,6 +47,7 @@ class TeacherSettings:
     unet_minutes: float = 120.0
     ema_decay: float = 0.999
     snr_gamma: float = 5.0
+    snr_floor: float = 0.5
     sample_minutes: float = 10.0
     checkpoint_minutes: float = 3.0
 

@@ -102,3 +102,38 @@ def test_learning_rate_rises_then_falls(fraction):
     assert 0 < value <= 1
     assert one_cycle(0.05) == pytest.approx(1.0)
     assert one_cycle(1.0) < 0.05
+
+
+def test_loss_weight_is_min_snr_with_a_floor_and_a_cap():
+    alpha_bar = torch.tensor([0.999, 0.5, 0.05, 0.0005])
+    snr = alpha_bar / (1 - alpha_bar)
+    plain = denoiser.loss_weight(alpha_bar, gamma=5.0, floor=0.0)
+    torch.testing.assert_close(plain[:3], snr[:3].clamp(max=5) / snr[:3])
+    raised = denoiser.loss_weight(alpha_bar, gamma=5.0, floor=0.5)
+    torch.testing.assert_close(raised[1:3], (snr[1:3] + 0.5) / snr[1:3])
+    assert raised[3] == denoiser.LARGEST_WEIGHT
+
+
+def test_harder_pictures_are_drawn_more_often():
+    captions = [
+        ["a blue sphere"],
+        ["a blue and red dotted sphere"],
+        ["a white car"],
+        ["a car with white and red checks"],
+    ]
+    share = denoiser.caption_difficulty(captions)
+    assert share.sum() == pytest.approx(1)
+    assert share[0] < share[1] < share[2] < share[3]
+    assert share[3] / share[0] == pytest.approx(3)
+
+
+def test_captions_mostly_say_the_view_and_are_sometimes_dropped():
+    options = ["a red house, front view", "a red house", "a house, front view, sharp", "a house"]
+    random = np.random.default_rng(0)
+    drawn = [denoiser.draw_caption(options, random) for _ in range(4000)]
+    assert drawn.count("") / 4000 == pytest.approx(denoiser.CAPTION_DROPOUT, abs=0.02)
+    said = [caption for caption in drawn if caption]
+    with_view = sum("view" in caption for caption in said) / len(said)
+    assert with_view == pytest.approx(denoiser.VIEW_SHARE + (1 - denoiser.VIEW_SHARE) / 2, abs=0.02)
+    assert set(said) == set(options)
+    assert set(denoiser.draw_caption(["blurry, dark"], random) for _ in range(50)) == {"", "blurry, dark"}
