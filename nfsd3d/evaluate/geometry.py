@@ -74,7 +74,7 @@ class Solid:
     @property
     def filled_centers(self) -> Floats:
         """[N,3] middles of the filled cells in the world."""
-        return (np.argwhere(self.grid) + 0.5) * self.cell - self.radius
+        return (np.argwhere(self.grid).astype(np.float64) + 0.5) * self.cell - self.radius
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,16 @@ def field_solid(
     distance: float | None = None,
     fovy: float | None = None,
 ) -> Solid:
-    """What views show to be solid, by carving: a cell is empty if one view looks through to it.
+    """What views show to be solid, by carving: a cell is empty if one view looks through to its middle.
 
-    The ``views`` cameras are spread evenly over all directions. One of them looks through to a cell if the
-    transmittance from there to the cell's middle is above one half. ``distance`` (world units; default 4 ``radius``)
-    and ``fovy`` (radians; default: every view shows the whole cube) are the cameras'; what no view shows is empty.
-    Pictures of ``view_size``^2 pixels settle most cells; those at outlines are settled by rays of their own.
+    The ``views`` cameras are spread evenly over all directions. One looks through to a point if no surface (see
+    :func:`surface_depth`) stops the ray before it. ``distance`` (world units; default 4 ``radius``) and ``fovy``
+    (radians; default: every view shows the whole cube) are the cameras'; what no view shows is empty. Pictures of
+    ``view_size``^2 pixels settle most cells; those at outlines are settled by rays of their own.
 
     Raises:
-        InputError: fewer than 1 view, 2 pixels or 1 cell, or cameras that stand in the ball around the cube.
+        InputError: fewer than 1 view, 2 pixels or 1 cell, cameras that stand in the ball around the cube, or a density
+            that is not finite.
     """
     distance = 4 * radius if distance is None else distance
     reach = math.sqrt(3) * radius
@@ -173,7 +174,7 @@ def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step
     Both are bool [N]. A point is compared with the depths of the four pixels around it; where they disagree, with
     that along its own ray.
     """
-    depth = median_depth(generator, camera.rays(), step).view(1, camera.height, camera.width)
+    depth = surface_depth(generator, camera.rays(), step).view(1, camera.height, camera.width)
     local = (points - camera.positions) @ camera.rotations[0]
     forward = -local[:, 2]
     pixels = camera.height / 2 / torch.tan(camera.fovy / 2) / forward  # per world unit
@@ -184,20 +185,25 @@ def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step
     pixel = row[index].long(), column[index].long()
     farthest, nearest = F.max_pool2d(depth, 2, stride=1)[0][pixel], -F.max_pool2d(-depth, 2, stride=1)[0][pixel]
 
-    # A surface appears up to half a step behind its place, and of many views the one that errs most decides.
+    # A hard surface appears up to half a step behind its place, and of many views the one that errs most decides.
     away = local[index].norm(dim=-1) + step / 2
     through = away < nearest
     open_question = ~through & (away < farthest)
     asked = points[index[open_question]]
     rays = Rays(camera.positions.expand(len(asked), 3), F.normalize(asked - camera.positions, dim=-1))
-    through[open_question] = away[open_question] < median_depth(generator, rays, step)
+    through[open_question] = away[open_question] < surface_depth(generator, rays, step)
     return shown, torch.zeros_like(shown).index_put((index,), through)
 
 
-def median_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
-    """[R] distance along each ray at which half the light is left; infinite where more than half comes through.
+def surface_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
+    """[R] distance along each ray of the surface that stops it; infinite where more than half the light comes through.
 
-    The field is sampled every ``step`` world units in the generator's occupied cells, and constant in between.
+    The field is sampled every ``step`` world units in the generator's occupied cells, and constant in between. The
+    surface lies where the density that halves the light would have to begin to do so alone: before the depth at which
+    half is left by ln 2 mean free paths. That depth itself lies inside the solid, the deeper the softer the field.
+
+    Raises:
+        InputError: a density is not finite.
     """
     across = 2 * math.sqrt(3) * generator.occupancy.radius
     samples = sample_rays(
@@ -207,14 +213,20 @@ def median_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
         max_samples=len(rays) * (math.ceil(across / step) + 1),
         backend=generator.sampler_backend,
     )
-    length = samples.t_ends - samples.t_starts
-    optical = generator.density(samples.positions(rays)) * length
+    density = generator.density(samples.positions(rays))
+    if not bool(density.isfinite().all()):
+        raise InputError("the density field holds values that are not finite: evaluate an earlier checkpoint")
+    optical = density * (samples.t_ends - samples.t_starts)
     before = exclusive_sum(optical, samples)
-    # The light is halved in the first of these on each ray; the others begin behind that place.
-    dark = (before + optical >= HALF) & (optical > 0)
-    into = (HALF - before[dark]).clamp(min=0) / optical[dark] * length[dark]
+    dark = ((before + optical >= HALF) & (optical > 0)).nonzero()[:, 0]
+    # Of each ray the first dark sample; one past the end where there is none.
+    halving = torch.full((len(rays),), len(optical), device=dark.device)
+    halving.scatter_reduce_(0, samples.ray_indices[dark], dark, "amin")
+    stopped = halving < len(optical)
+    halving = halving[stopped]
     depth = optical.new_full((len(rays),), torch.inf)
-    return depth.scatter_reduce_(0, samples.ray_indices[dark], samples.t_starts[dark] + into, "amin")
+    depth[stopped] = samples.t_starts[halving] - before[halving] / density[halving]
+    return depth
 
 
 # --- the solid of a mesh, and the true one ---------------------------------------------------------------------------
@@ -291,7 +303,8 @@ def _object(name: str) -> ShapeObject:
 
 def _grid_points(radius: float, resolution: int) -> Floats:
     """[R^3,3] the middles of the cells of a solid's grid."""
-    return (_indices(resolution, resolution, resolution) + 0.5) * (2 * radius / resolution) - radius
+    cells = _indices(resolution, resolution, resolution).astype(np.float64)
+    return (cells + 0.5) * (2 * radius / resolution) - radius
 
 
 def _indices(*shape: int) -> NDArray[np.int64]:
@@ -419,12 +432,13 @@ def fit(solid: Solid, object_name: str) -> Fit:
 
 def _starts(volume: float, centroid: Floats, truth: _Truth) -> list[Floats]:
     """Parameters of placements to search from: the object as it is, and with the solid's volume and centroid."""
-    scale = (volume / truth.volume) ** (1 / 3)
+    headings: list[tuple[float, ...]] = [(heading,) for heading in truth.headings] or [()]
     starts = []
-    for heading in [(heading,) for heading in truth.headings] or [()]:
-        turned = _Placement(scale, np.zeros(3), *heading or (0.0,))
-        shift = centroid - turned.to_world(truth.centroid[None])[0]
-        starts += [np.array([0.0, 0.0, 0.0, 0.0, *heading]), np.array([math.log(scale), *shift, *heading])]
+    for heading in headings:
+        plain = np.array([0.0, 0.0, 0.0, 0.0, *heading])
+        matched = np.array([math.log(volume / truth.volume) / 3, 0.0, 0.0, 0.0, *heading])
+        matched[1:4] = centroid - _Placement.of(matched).to_world(truth.centroid[None])[0]
+        starts += [plain, matched]
     return starts
 
 
@@ -484,4 +498,4 @@ def _counted_iou(solid: Solid, inside: Inside, box: Floats) -> float:
     other = cells[inside((cells + 0.5) * solid.cell - solid.radius)]
     shared = other[((other >= 0) & (other < solid.resolution)).all(axis=1)]
     both = np.count_nonzero(solid.grid[tuple(shared.T)])
-    return both / (np.count_nonzero(solid.grid) + len(other) - both)
+    return float(both / (np.count_nonzero(solid.grid) + len(other) - both))
