@@ -36,8 +36,11 @@ METHOD = "ceiling"
 TRUE_VIEWS = 256
 """True views that a fit draws from, at least: sphere tracing new ones for every step would take most of its time."""
 
+# With one half the gradient on an image is its error. Over a fit's first hundred 64x64 steps that has a norm of 23, and
+# what NFSD sends through the embedded encoder has one of 24: learning rates, AdamW's eps and the regularisers' weights
+# mean the same in both. Weights 4 and 16 times as large gain 0.1 to 0.6 dB.
 WEIGHT = 0.5
-"""Of the squared error."""
+"""Of the squared error, summed over pixels and averaged over views."""
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,13 @@ def sample_density(
 def visible_level(grid: DensityGrid) -> float:
     """The density whose level set lies closest to the surface that volume rendering shows.
 
-    A ray shows the depth at which its transmittance exp(-integral of density) has fallen to one half; rays that
-    never fall to it show the background. The six families of axis-aligned rays through the grid are compared with
-    the depth at which the same ray first enters {density > level}; the level with the smallest mean disagreement
-    is returned. Disagreement is the distance of both depths, at most 8 voxels; it is those 8 voxels where only one
-    of the two hits. So the silhouettes decide first, the place of the surface second.
+    A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
+    to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
+    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). The six families of
+    axis-aligned rays through the grid are compared with the depth at which the same ray first enters {density >
+    level}; the level with the smallest mean disagreement is returned. Disagreement is the distance of both depths, at
+    most 8 voxels; it is those 8 voxels where only one of the two hits. So the silhouettes decide first, the place of
+    the surface second.
 
     Raises:
         InputError: no ray becomes opaque (an empty field).
@@ -93,7 +95,7 @@ def visible_level(grid: DensityGrid) -> float:
     visible = []
     for axis in range(3):
         for direction in (optical, np.flip(optical, axis)):
-            visible.append(_first_true(np.cumsum(direction, axis) > math.log(2), axis))
+            visible.append(_shown_depth(direction, axis))
     if all((depth < 0).all() for depth in visible):
         raise InputError(f"the density field is empty: {_density_range(grid)}, and no ray through it becomes opaque")
     largest = values.max()
@@ -103,7 +105,18 @@ def visible_level(grid: DensityGrid) -> float:
     return float(min(levels, key=lambda level: _disagreement(values, float(level), visible)))
 
 
-def _disagreement(values: NDArray[np.float64], level: float, visible: list[NDArray[np.int64]], cap: int = 8) -> float:
+def _shown_depth(optical: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Depth in voxels, along ``axis``, of what rays through voxels of this optical thickness show; -1 for nothing."""
+    total = np.cumsum(optical, axis)
+    stopped = _first_true(total > math.log(2), axis)
+    index = np.expand_dims(stopped.clip(min=0), axis)
+    own = np.take_along_axis(optical, index, axis)
+    before = np.take_along_axis(total, index, axis) - own
+    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny)).squeeze(axis)
+    return np.where(stopped >= 0, begins.clip(min=0), -1.0)
+
+
+def _disagreement(values: NDArray[np.float64], level: float, visible: list[NDArray[np.float64]], cap: int = 8) -> float:
     """Mean over rays of the capped distance (voxels) between the level set's first crossing and the visible depth."""
     inside = values > level
     total = 0.0

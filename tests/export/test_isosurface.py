@@ -100,6 +100,13 @@ def test_thick_fog_is_its_own_surface():
     assert radii.min() > 0.7
 
 
+def test_a_soft_surface_lies_where_it_begins_to_stop_the_light():
+    """Density 100 (0.5 - r): a central ray is half stopped at r = 0.38, by a density that needs 0.06 for it."""
+    soft = sample_density(lambda points: 100 * (0.5 - points.norm(dim=-1)).clamp(min=0), 1.0, 96)
+    surface = np.linalg.norm(extract_surface(soft, visible_level(soft)).vertices, axis=1)
+    assert surface.mean() == pytest.approx(0.44, abs=0.025)
+
+
 @pytest.mark.parametrize(("density", "words"), [(0.0, "empty"), (0.01, "empty")])
 def test_an_empty_field_is_an_error_with_its_range(density, words):
     grid = ball_grid(density=density)
