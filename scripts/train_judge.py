@@ -1,4 +1,4 @@
-"""Trains the judge of evaluations from nothing and calibrates it: 20 minutes on two cores.
+"""Trains the judge of evaluations from nothing and calibrates it: about half an hour on two cores.
 
     python scripts/train_judge.py
 
@@ -13,8 +13,8 @@ def main() -> None:
     """Parses the command line, trains, calibrates and prints the calibration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the weights (default: inside the package)")
-    parser.add_argument("--pictures", type=int, default=20480)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--pictures", type=int, default=28672)
+    parser.add_argument("--steps", type=int, default=7000)
     arguments = parser.parse_args()
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
