@@ -7,7 +7,6 @@ traceback) and exit code 2; a run that failed or diverged is 1, an interrupted o
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,9 +77,6 @@ Exit codes: 0 done, 1 failed or diverged, 2 bad input, 130/143 interrupted (resu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's) and returns its exit code, the user's errors told on one line."""
-    # OpenMP reads this when torch is imported. By default its threads spin while they wait for each other, and two
-    # processes on the same few cores starve each other: on two cores they were measured to be ten times as slow.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:

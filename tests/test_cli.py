@@ -156,19 +156,6 @@ def test_launch_from_any_folder(elsewhere, folder):
     assert result.stdout == ""
 
 
-def test_waiting_threads_sleep_unless_the_user_wants_otherwise(elsewhere):
-    def policy(code, **environment):
-        command = [sys.executable, "-c", f"import os, sys; {code}; print(os.environ.get('OMP_WAIT_POLICY'))"]
-        environment = {**_environment(), **environment}
-        result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60)
-        return result.stdout.split()[-1]
-
-    command_line = "from nfsd3d.cli import main; main(['--version']); assert 'torch' not in sys.modules"
-    assert policy(command_line) == "PASSIVE"
-    assert policy(command_line, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
-    assert policy("import nfsd3d.cli; nfsd3d.generate") == "None"  # from Python nothing is set for the user
-
-
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("NFSD3D_DEBUG", "1")
     assert main(["prompt=x", "seed=-1"]) == 2
