@@ -39,7 +39,7 @@ def test_a_run_is_scored_with_its_costs(run_dir):
     assert score.prompt == "a purple snowman" and score.method == "nfsd" and score.steps == 3
     assert 0 <= score.iou <= 1 and 0.2 < score.ellipsoid_iou < 0.9
     assert score.view_error_deg is not None and 0 <= score.view_error_deg <= 180
-    assert score.evaluations == 3 * 2 * 3 or score.evaluations == 3 * 2 * 2  # with or without the negative prompt
+    assert 3 * 2 * 2 <= score.evaluations <= 3 * 2 * 3  # per view two, and the negative prompt where t >= 200
     assert score.seconds > 0 and score.memory_mb > 100
     assert score.margin < 0 or score.retrieved
     row = summarize([score, score])

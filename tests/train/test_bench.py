@@ -41,7 +41,7 @@ def test_positions_are_those_of_a_first_step(configure):
 
 @pytest.mark.usefixtures("tiny_prior")
 def test_the_parts_of_a_step_add_up(configure):
-    config = configure(**{"train.t_min": 0.5, "distill.method": "sds"})
+    config = configure(**{"train.t_min": 0.5, "train.t_max": 0.98, "distill.method": "sds"})
     parts = build_parts(config)
     before = [parameter.detach().clone() for parameter in parts.generator.parameters()]
     steps = []

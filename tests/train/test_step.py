@@ -35,7 +35,7 @@ def test_the_metrics_split_the_gradient(configure):
 
 def test_a_step_costs_no_more_evaluations_than_its_method_needs(configure):
     evaluations = {
-        method: metrics_of(configure(**{"train.t_min": 0.5}), method)[0].prior.evaluations
+        method: metrics_of(configure(**{"train.t_min": 0.5, "train.t_max": 0.98}), method)[0].prior.evaluations
         for method in ("sds", "csd", "nfsd")
     }
     assert evaluations == {"sds": 4, "csd": 4, "nfsd": 6}  # for two views
