@@ -10,8 +10,9 @@ from nfsd3d.api import Run
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.alignment import align, view_errors
 from nfsd3d.evaluate.appearance import compare_appearance
-from nfsd3d.evaluate.geometry import field_solid, fit, mesh_solid
+from nfsd3d.evaluate.geometry import fit
 from nfsd3d.evaluate.judge import SIZE, Judge
+from nfsd3d.evaluate.solids import field_solid, mesh_solid
 from nfsd3d.shapes.grammar import Composition, parse_prompt
 from nfsd3d.shapes.objects import OBJECTS
 from nfsd3d.shapes.render import render_views

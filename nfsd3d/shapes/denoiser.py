@@ -114,7 +114,7 @@ def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
     for options in captions:
         words = {word for caption in options for word in words_of(caption)}
         fine = bool(words & {"dotted", "dots", "checkered", "checks"})
-        weights.append((2.0 if words & fronts else 1.0) * (1.5 if fine else 1.0))
+        weights.append((2.0 if words & fronts else 1.0) * (2.0 if fine else 1.0))
     return np.array(weights) / sum(weights)
 
 
@@ -183,7 +183,8 @@ def train_denoiser(
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        step, clock.done = state["step"], state["seconds"]
+        step = state["step"]
+        clock.resume(state)
     random = np.random.default_rng(settings.seed + step)
     difficulty = caption_difficulty(pictures.captions)
     saved = sampled = time.monotonic()
@@ -193,12 +194,12 @@ def train_denoiser(
         def save() -> None:
             progress.console.print(f"denoiser step {step}: loss {running:.4f}")
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(path, {**state, "step": step, "seconds": clock.done})
+            save_state(path, {**state, **clock.state(), "step": step})
 
         task = progress.add_task("denoiser", total=round(settings.unet_minutes * 60), note="")
-        while (fraction := clock.tick()) < 1:
+        while clock.tick() < 1:
             for group in optimizer.param_groups:
-                group["lr"] = settings.unet_learning_rate * one_cycle(fraction, warmup=0.02)
+                group["lr"] = settings.unet_learning_rate * one_cycle(clock.cycle(), warmup=0.02)
             chosen = random.choice(len(latents), settings.unet_batch, p=difficulty)
             captions = [draw_caption(pictures.captions[i], random) for i in chosen]
             tokens = tokenizer(

@@ -26,8 +26,8 @@ class TeacherSettings:
     """Sizes and schedules of the embedded prior's training.
 
     ``size`` in pixels, ``pictures`` in number, ``*_minutes`` are time budgets that the learning-rate schedules
-    follow; ``snr_gamma`` and ``snr_floor`` weight the timesteps of the UNet's loss (see
-    ``denoiser.loss_weight``).
+    follow; over the last ``vae_decoder_share`` of the autoencoder's the encoder rests; ``snr_gamma`` and
+    ``snr_floor`` weight the timesteps of the UNet's loss (see ``denoiser.loss_weight``).
     """
 
     size: int = 64
@@ -37,6 +37,7 @@ class TeacherSettings:
     vae_batch: int = 32
     vae_learning_rate: float = 1.5e-3
     vae_latent_noise: float = 0.05
+    vae_decoder_share: float = 0.2
     vae_minutes: float = 30.0
     unet_channels: tuple[int, ...] = (48, 96, 128)
     unet_layers: int = 1
@@ -75,10 +76,14 @@ def one_cycle(fraction: float, warmup: float = 0.05, floor: float = 0.02) -> flo
 
 @dataclass
 class Clock:
-    """Seconds of training done, over all sessions, against a budget of ``minutes``."""
+    """Seconds of training done, over all sessions, against a budget of ``minutes``.
+
+    A cycle of the learning rate spans the budget. Raising the budget of a finished training begins another one.
+    """
 
     minutes: float
     done: float = 0.0
+    cycle_start: float = 0.0
     last: float = field(default_factory=time.monotonic)
 
     def tick(self) -> float:
@@ -86,6 +91,21 @@ class Clock:
         now = time.monotonic()
         self.done, self.last = self.done + now - self.last, now
         return self.done / (60 * self.minutes)
+
+    def cycle(self) -> float:
+        """The fraction of the present cycle of the learning rate that is used."""
+        return (self.done - self.cycle_start) / (60 * self.minutes - self.cycle_start)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of it."""
+        return {"seconds": self.done, "cycle_start": self.cycle_start, "budget": 60 * self.minutes}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's ``state()``."""
+        self.done = state["seconds"]
+        finished = self.done >= state["budget"] and self.done < 60 * self.minutes
+        self.cycle_start = self.done if finished else state["cycle_start"]
+        self.last = time.monotonic()
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.geometry import Solid, ellipsoid_iou, field_solid, fit, mesh_solid, solid_of, surface_depth
+from nfsd3d.evaluate.geometry import ellipsoid_iou, fit
+from nfsd3d.evaluate.solids import Solid, field_solid, mesh_solid, solid_of, surface_depth
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
 from nfsd3d.render.occupancy import OccupancyGrid

@@ -1,6 +1,7 @@
 """The training of the embedded prior, in miniature: every stage, resumed, exported and loaded."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import imageio.v3 as iio
@@ -15,7 +16,7 @@ from nfsd3d.shapes import autoencoder, denoiser, teacher
 from nfsd3d.shapes.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.grammar import held_out
 from nfsd3d.shapes.pictures import load_pictures
-from nfsd3d.shapes.training import TeacherSettings, one_cycle
+from nfsd3d.shapes.training import Clock, TeacherSettings, one_cycle
 
 TINY = TeacherSettings(
     size=32,
@@ -104,6 +105,32 @@ def test_learning_rate_rises_then_falls(fraction):
     assert one_cycle(1.0) < 0.05
 
 
+def test_a_clock_resumes_its_cycle_and_begins_another_when_a_finished_training_goes_on():
+    clock = Clock(minutes=1.0)
+    clock.done = 30.0
+    half = clock.state()
+    clock.done = 61.0
+    finished = clock.state()
+    resumed, longer = Clock(minutes=1.0), Clock(minutes=2.0)
+    resumed.resume(half)
+    longer.resume(finished)
+    assert resumed.cycle() == pytest.approx(0.5)
+    assert longer.cycle() == 0 and longer.tick() > 0.5
+    longer.done = 90.5
+    assert longer.cycle() == pytest.approx(0.5)
+
+
+def test_the_encoder_rests_at_the_end_while_the_decoder_learns(trained, tmp_path):
+    folder, _ = trained
+    shutil.copy(folder / "autoencoder.pt", tmp_path)
+    before = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["model"]
+    settings = replace(TINY, vae_minutes=0.1, vae_decoder_share=0.5)
+    autoencoder.train_autoencoder(load_pictures(folder / "pictures", TINY), tmp_path, settings, torch.device("cpu"))
+    after = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["model"]
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+
+
 def test_loss_weight_is_min_snr_with_a_floor_and_a_cap():
     alpha_bar = torch.tensor([0.999, 0.5, 0.05, 0.0005])
     snr = alpha_bar / (1 - alpha_bar)
@@ -123,8 +150,8 @@ def test_harder_pictures_are_drawn_more_often():
     ]
     share = denoiser.caption_difficulty(captions)
     assert share.sum() == pytest.approx(1)
-    assert share[0] < share[1] < share[2] < share[3]
-    assert share[3] / share[0] == pytest.approx(3)
+    assert share[0] < share[1] < share[3] and share[0] < share[2] < share[3]
+    assert share[3] / share[0] == pytest.approx(share[1] / share[0] * share[2] / share[0])
 
 
 def test_captions_mostly_say_the_view_and_are_sometimes_dropped():
