@@ -30,6 +30,9 @@ def check(config: Config) -> ModelSource:
     if source.folder is not None:
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
+        if config.distill.method == "bridge":
+            check_prompt(source.folder, config.distill.better_suffix, "distill.better_suffix")
+            check_prompt(source.folder, config.distill.worse_suffix, "distill.worse_suffix")
     return source
 
 

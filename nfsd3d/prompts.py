@@ -1,6 +1,7 @@
 """From a prompt to the text embeddings of a batch of cameras."""
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.cameras import Cameras
+from nfsd3d.errors import InputError
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 FRONT, SIDE, BACK, OVERHEAD = range(4)
@@ -40,7 +42,7 @@ class ViewThresholds:
 
     def view_index(self, cameras: Cameras) -> Tensor:
         """[B] int64 index into :data:`VIEW_WORDS`, on the cameras' device. Azimuths may have any number of turns."""
-        azimuth = (torch.remainder(cameras.azimuth + math.pi, 2 * math.pi) - math.pi).abs()
+        azimuth = _turned(cameras.azimuth)
         view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
         view[azimuth <= math.radians(self.front_deg)] = FRONT
         view[azimuth > math.radians(self.back_deg)] = BACK
@@ -48,14 +50,53 @@ class ViewThresholds:
         return view
 
 
+def perp_neg_mixture(azimuth: Tensor) -> Tensor:
+    """[B,4] how much of each view's embedding Perp-Neg's prompt has, at azimuths [B] in radians of any turn.
+
+    Linear between the views, from front through side to back, as the method's 3D use has it (2304.04968): only the
+    front view at 0, only the side view at 90 degrees, only the back view at 180.
+    """
+    quarter = _turned(azimuth) / (math.pi / 2)  # 0 front, 1 side, 2 back
+    front, back = (1 - quarter).clamp(min=0), (quarter - 1).clamp(min=0)
+    return torch.stack([front, 1 - front - back, back, torch.zeros_like(quarter)], dim=1)
+
+
+def perp_neg_weights(azimuth: Tensor) -> Tensor:
+    """[2,B] weights of the views that Perp-Neg moves away from, at azimuths [B] in radians of any turn; not positive.
+
+    With r the share of the more frontal of the two views mixed (2304.04968, the curves a exp(-b r) + c of its 3D use):
+    between front and side away from the front by f_fs(r) and from the side by f_sf(1 - r); between side and back away
+    from the side by f_sb(r) and from the front by f_fsb(r).
+    """
+
+    def curve(a: float, b: float, c: float, r: Tensor) -> Tensor:
+        return -(a * torch.exp(-b * r) + c)
+
+    quarter = _turned(azimuth) / (math.pi / 2)
+    frontal = quarter < 1
+    r = torch.where(frontal, 1 - quarter, 2 - quarter)
+    front_or_side = torch.where(frontal, curve(4, 0.5, -2.426, r), curve(1, 0.5, -0.606, r))
+    side_or_front = torch.where(frontal, curve(4, 0.5, -2.426, 1 - r), curve(1, 0.5, 0.967, r))
+    return torch.stack([front_or_side, side_or_front])
+
+
+def _turned(azimuth: Tensor) -> Tensor:
+    """Angle from the front to either side, in [0, pi], of azimuths with any number of turns."""
+    return (torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi).abs()
+
+
 @dataclass(frozen=True)
 class PromptBank:
-    """The embeddings of one run: ``cond`` [4,L,D] (by view), ``uncond`` and ``neg`` [1,L,D]."""
+    """The embeddings of one run.
 
-    cond: Tensor
-    uncond: Tensor
-    neg: Tensor
+    ``embeddings`` has by the prompt's name [4,L,D], one for each view, or [1,L,D]. With ``perp_neg`` the embeddings of
+    "cond" and "source_cond" follow the azimuth smoothly instead of jumping at the thresholds, and come with two
+    prompts to move away from, see :meth:`contexts` and :meth:`view_weights`.
+    """
+
+    embeddings: Mapping[str, Tensor]
     thresholds: ViewThresholds
+    perp_neg: bool = False
 
     @classmethod
     def build(
@@ -66,18 +107,68 @@ class PromptBank:
         *,
         view_dependent: bool = True,
         thresholds: ViewThresholds | None = None,
+        needed: Collection[str] = (),
+        source_prompt: str | None = None,
+        suffixes: tuple[str, str] = ("", ""),
+        perp_neg: bool = False,
     ) -> "PromptBank":
-        """Embeds a prompt once, with the words of each view if ``view_dependent``; the others never have them."""
-        prompts = [f"{prompt}, {view}" if view_dependent else prompt for view in VIEW_WORDS]
-        embedded = prior.embed([*prompts, "", negative_prompt])
-        return cls(embedded[:4], embedded[4:5], embedded[5:6], thresholds or ViewThresholds())
+        """Embeds every prompt of a run once.
+
+        "cond" is the prompt, with the words of each view if ``view_dependent``; "uncond" is empty and "neg" the
+        negative prompt, both without view words. Those three are always there. Only where they are ``needed``: "plain"
+        is the prompt without view words, "better" and "worse" are the prompt with one of the two ``suffixes`` and view
+        words, and "source_cond" is the source's prompt with view words.
+
+        Raises:
+            InputError: "source_cond" is needed, and there is no source prompt.
+        """
+        if "source_cond" in needed and source_prompt is None:
+            raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
+
+        def views(text: str) -> list[str]:
+            return [f"{text}, {view}" if view_dependent else text for view in VIEW_WORDS]
+
+        better, worse = suffixes
+        texts = {"cond": views(prompt), "uncond": [""], "neg": [negative_prompt]}
+        further = {
+            "plain": [prompt],
+            "better": views(prompt + better),
+            "worse": views(prompt + worse),
+            "source_cond": views(source_prompt or ""),
+        }
+        texts |= {name: further[name] for name in sorted(set(needed) - texts.keys())}
+        embedded = prior.embed([text for group in texts.values() for text in group])
+        groups = embedded.split([len(group) for group in texts.values()])
+        return cls(dict(zip(texts, groups, strict=True)), thresholds or ViewThresholds(), perp_neg)
 
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
-        """For every branch, "cond", "uncond" and "neg", the embeddings [B,L,D] of these cameras' views."""
-        view = self.thresholds.view_index(cameras).to(self.cond.device)
-        count = len(cameras)
-        return {
-            "cond": self.cond[view],
-            "uncond": self.uncond.expand(count, -1, -1),
-            "neg": self.neg.expand(count, -1, -1),
+        """By the prompt's name, the embeddings [B,L,D] for these cameras' views.
+
+        With Perp-Neg, "cond" mixes the embeddings of two neighbouring views (:func:`perp_neg_mixture`), and
+        "cond_against_0" and "cond_against_1" are the views to move away from: front and side before the side view,
+        side and front behind it. Cameras above the overhead threshold have the overhead view alone, and move away from
+        nothing. The same for "source_cond".
+        """
+        view = self.thresholds.view_index(cameras).to(self.embeddings["cond"].device)
+        contexts = {
+            name: embedded[view] if len(embedded) == len(VIEW_WORDS) else embedded.expand(len(cameras), -1, -1)
+            for name, embedded in self.embeddings.items()
         }
+        if not self.perp_neg:
+            return contexts
+        mixture = perp_neg_mixture(cameras.azimuth).to(view.device)
+        behind = (mixture[:, BACK] > 0) | (mixture[:, SIDE] == 1)
+        for name in contexts.keys() & {"cond", "source_cond"}:
+            embedded = self.embeddings[name]
+            mixed = torch.einsum("bv,vld->bld", mixture.to(embedded), embedded)
+            contexts[name] = torch.where((view == OVERHEAD)[:, None, None], contexts[name], mixed)
+            contexts[f"{name}_against_0"] = embedded[torch.where(behind, SIDE, FRONT)]
+            contexts[f"{name}_against_1"] = embedded[torch.where(behind, FRONT, SIDE)]
+        return contexts
+
+    def view_weights(self, cameras: Cameras) -> Tensor | None:
+        """[2,B] Perp-Neg's weights of "cond_against_0" and "cond_against_1", on the CPU; None without Perp-Neg."""
+        if not self.perp_neg:
+            return None
+        overhead = self.thresholds.view_index(cameras) == OVERHEAD
+        return perp_neg_weights(cameras.azimuth).masked_fill(overhead, 0.0).cpu()

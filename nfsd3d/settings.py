@@ -36,7 +36,6 @@ MAX_PROMPT_LENGTH = 1000
 NOT_BUILT: Mapping[str, frozenset[str]] = {
     "generator": frozenset({"latent", "image"}),
     "backend": frozenset({"triton"}),
-    "distill": frozenset({"vsd", "dds", "bridge", "ism", "sdi"}),
 }
 """Choices of a group that are announced but not built yet."""
 
@@ -170,15 +169,28 @@ class BackendConfig(Settings):
 class DistillConfig(Settings):
     """The distillation method: how noise predictions become a gradient on the latents."""
 
-    method: Literal["nfsd", "sds", "csd"]
-    """Noise-free score distillation (2310.17590), SDS (2209.14988) or CSD (2310.19415)."""
-    guidance_scale: NonNegativeFloat
-    """s in ``eps_uncond + s * (eps_cond - eps_uncond)``; the one convention everywhere."""
+    method: Annotated[str, Field(min_length=1)]
+    """A row of `nfsd3d.distill.methods.METHODS`: nfsd (2310.17590), sds (2209.14988), csd (2310.19415), vsd
+    (2305.16213), ism (2311.11284), sdi (2405.15891), bridge (2406.09417), or dds (2304.07090, edits a source)."""
+    guidance_scale: WeightSchedule
+    """s in ``eps_uncond + s * (eps_cond - eps_uncond)``, over training; the one convention everywhere."""
     weighting: Literal["sigma2", "uniform", "sigma_over_alpha", "sigma_alpha"]
     """w(t): ``sigma2`` is 1 - alpha_bar (the usual one)."""
     threshold: Fraction = 0.2
     """NFSD: below this fraction of the model's training timesteps delta_D is eps_uncond itself (the paper: 200 of
     1000). The other methods have no threshold."""
+    lora_rank: PositiveInt = 4
+    """VSD: rank of the second network's low-rank adaptation."""
+    lora_learning_rate: PositiveFloat = 1e-4
+    """VSD: of the second network."""
+    camera_dropout: Fraction = 0.1
+    """VSD: probability that the second network trains without knowing the camera."""
+    better_suffix: str = ", detailed high resolution, high quality, sharp"
+    """Bridge: what follows the prompt at the end that the second half goes to."""
+    worse_suffix: str = (
+        ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+    )
+    """Bridge: what follows the prompt at the end that the second half comes from."""
 
 
 class PriorConfig(Settings):
@@ -198,7 +210,8 @@ class PromptsConfig(Settings):
     view_dependent: bool
     """Append "front view", "side view", "back view" or "overhead view"."""
     perp_neg: bool
-    """Perp-Neg (2304.04968)."""
+    """Perp-Neg (2304.04968): views blend into each other, and neighbouring views are moved away from. Takes the place
+    of front_deg and back_deg."""
     front_deg: Annotated[float, Field(ge=0, le=180)]
     """Front view within this azimuth to either side of the front."""
     back_deg: Annotated[float, Field(ge=0, le=180)]
@@ -208,8 +221,11 @@ class PromptsConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.perp_neg:
-            raise _not_built("prompts.perp_neg=true")
+        if self.perp_neg and not self.view_dependent:
+            raise _complete_error(
+                "prompts.perp_neg=true: moves away from view words, which prompts.view_dependent=false leaves out; set "
+                "prompts.view_dependent=true, or prompts.perp_neg=false"
+            )
         if self.front_deg > self.back_deg:
             raise PydanticCustomError("range", "front_deg must not exceed back_deg")
         return self

@@ -46,14 +46,15 @@ def config() -> Config:
     return compose("nfsd", ["prompt=a red cube", *SETTLED])
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if not method.needs_source))
 def test_an_experiment_file_equals_nfsd_with_its_method(method):
     overrides = ["prompt=a red cube", *SETTLED]
     assert compose(f"configs/{method}.yaml", overrides) == compose("nfsd", [*overrides, f"distill={method}"])
 
 
 def test_every_method_and_weighting_can_be_configured():
-    assert set(get_args(DistillConfig.model_fields["method"].annotation)) == METHODS.keys()
+    assert {path.stem for path in (config_root() / "distill").glob("*.yaml")} == METHODS.keys()
+    assert all((config_root() / f"{name}.yaml").exists() for name in METHODS)
     assert set(get_args(DistillConfig.model_fields["weighting"].annotation)) == WEIGHTINGS.keys()
 
 
@@ -65,7 +66,32 @@ def test_default_negative_prompt_is_the_papers(config):
 
 def test_methods_have_their_papers_scales(config):
     assert (config.distill.method, config.distill.guidance_scale, config.distill.threshold) == ("nfsd", 7.5, 0.2)
-    assert compose("sds", ["prompt=x"]).distill.guidance_scale == 100
+    scales = {name: compose("nfsd", ["prompt=x", f"distill={name}"]).distill.guidance_scale for name in METHODS}
+    bridge = scales.pop("bridge")
+    # SDI's 7.5 counts from the conditional prediction.
+    assert scales == {"nfsd": 7.5, "sds": 100, "csd": 7.5, "vsd": 7.5, "dds": 7.5, "ism": 7.5, "sdi": 8.5}
+    assert [value_at(bridge, progress) for progress in (0, 0.49, 0.5, 1)] == [100, 100, 35, 35]
+
+
+def test_weightings_are_the_papers():
+    weightings = {name: compose("nfsd", ["prompt=x", f"distill={name}"]).distill.weighting for name in METHODS}
+    assert weightings == {
+        **dict.fromkeys(("nfsd", "sds", "csd", "vsd", "bridge"), "sigma2"),
+        **dict.fromkeys(("ism", "sdi"), "sigma_over_alpha"),
+        "dds": "uniform",
+    }
+
+
+def test_bridges_prompts_are_the_papers():
+    distill = compose("bridge", ["prompt=x", "prior=sd21"]).distill
+    assert distill.better_suffix == ", detailed high resolution, high quality, sharp"
+    assert distill.worse_suffix == (
+        ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+    )
+    assert DistillConfig.model_fields["worse_suffix"].default == distill.worse_suffix
+    # The embedded model knows some of those words.
+    known = compose("bridge", ["prompt=x", "prior=shapes"]).distill.worse_suffix
+    assert set(known.split(", ")) < set(distill.worse_suffix.split(", "))
 
 
 def test_cameras_are_the_fields_of_camera_ranges(config):
@@ -183,7 +209,6 @@ def test_paths_need_no_quotes():
         (["prompt=x", "generator=latent"], "generator=latent is not built yet"),
         (["prompt=x", "generator=image"], "generator=image is not built yet"),
         (["prompt=x", "backend=triton"], "backend=triton is not built yet"),
-        (["prompt=x", "distill=vsd"], "distill=vsd is not built yet"),
     ],
 )
 def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
@@ -225,7 +250,7 @@ def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
         ("machine.device=tpu", "machine.device=tpu"),
         ("prompts.front_deg=150", "front_deg must not exceed back_deg"),
         ("run_dir=", "run_dir"),
-        ("prompts.perp_neg=true", "prompts.perp_neg=true is not built yet"),
+        ("distill.guidance_scale=[[0,-1]]", "distill.guidance_scale"),
         ("viewer=true", "viewer=true is not built yet"),
         ("source_run=x", "source_run (editing) is not built yet"),
         ("source_image=x", "source_image (editing) is not built yet"),
@@ -241,6 +266,12 @@ def test_bad_values_name_setting_value_and_remedy(config, override, message):
         to_config(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_perp_neg_needs_view_words():
+    assert compose("nfsd", ["prompt=x", *SETTLED, "prompts.perp_neg=true"]).prompts.perp_neg
+    with pytest.raises(InputError, match=r"perp_neg=true.*view_dependent=false.*set prompts\.view_dependent=true"):
+        compose("nfsd", ["prompt=x", *SETTLED, "prompts.perp_neg=true", "prompts.view_dependent=false"])
 
 
 @pytest.mark.parametrize("orient", ["0.1", "[[0,0],[0.5,0],[0.5,100]]"])

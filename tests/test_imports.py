@@ -51,6 +51,7 @@ ADAPTERS = {
         "nfsd3d.shapes.denoiser",
         "nfsd3d.shapes.teacher",
     },
+    "peft": {"nfsd3d.prior.particle"},
     "torchvision": set(),
 }
 
@@ -112,8 +113,8 @@ def test_only_its_adapter_imports_a_package(package):
     assert users <= ADAPTERS[package]
 
 
-@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "triton"])
-def test_cuda_packages_are_imported_when_used(package):
+@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "triton", "peft"])
+def test_optional_packages_are_imported_when_used(package):
     users = {
         module
         for module, path in MODULES.items()

@@ -60,7 +60,7 @@ def test_the_wheel_describes_itself(wheel):
 def test_every_import_is_a_declared_dependency():
     distributions = {"yaml": "PyYAML", "skimage": "scikit-image", "PIL": "pillow", "hydra": "hydra-core"}
     declared = {_name(line) for line in PROJECT["project"]["dependencies"]}
-    optional = {"tinycudann", "triton", "peft", "tokenizers"}
+    optional = {"tinycudann", "triton", "tokenizers"}
     for path in (ROOT / "nfsd3d").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

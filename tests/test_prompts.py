@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from nfsd3d.cameras import Cameras, orbit
-from nfsd3d.prompts import BACK, FRONT, OVERHEAD, PAPER_NEGATIVE_PROMPT, SIDE, PromptBank, ViewThresholds
+from nfsd3d.errors import InputError
+from nfsd3d.prompts import (
+    BACK,
+    FRONT,
+    OVERHEAD,
+    PAPER_NEGATIVE_PROMPT,
+    SIDE,
+    PromptBank,
+    ViewThresholds,
+    perp_neg_mixture,
+    perp_neg_weights,
+)
 
 
 class Recorder:
@@ -100,3 +111,90 @@ def test_views_cover_the_orbit_in_the_expected_shares():
     counts = [int((views == view).sum()) for view in (FRONT, SIDE, BACK, OVERHEAD)]
     assert counts == [90, 180, 90, 0]
     assert math.isclose(sum(counts), 360)
+
+
+def test_further_prompts_are_embedded_only_where_they_are_needed():
+    recorder = Recorder()
+    options = {"source_prompt": "a blue cube", "suffixes": (", fine", ", bad")}
+    PromptBank.build(recorder, "a red cube", "ugly", needed=["cond", "uncond"], **options)
+    assert len(recorder.prompts) == 6
+    bank = PromptBank.build(
+        recorder, "a red cube", "ugly", needed=["plain", "better", "worse", "source_cond"], **options
+    )
+    assert recorder.prompts[4:] == [
+        *("", "ugly"),
+        *(f"a red cube, fine, {view} view" for view in ("front", "side", "back", "overhead")),
+        "a red cube",
+        *(f"a blue cube, {view} view" for view in ("front", "side", "back", "overhead")),
+        *(f"a red cube, bad, {view} view" for view in ("front", "side", "back", "overhead")),
+    ]
+    contexts = {name: context[:, 0, 0].tolist() for name, context in bank.contexts(orbit(4, 8)).items()}
+    assert contexts["better"] == [6, 7, 8, 7]
+    assert contexts["plain"] == [10] * 4
+    assert contexts["source_cond"] == [11, 12, 13, 12]
+    assert contexts["worse"] == [15, 16, 17, 16]
+
+
+def test_editing_needs_a_source_prompt():
+    with pytest.raises(InputError, match=r"source_prompt=null.*say what the source shows"):
+        PromptBank.build(Recorder(), "a red cube", needed=["source_cond"])
+
+
+AZIMUTHS = [0, 30, 90, 135, 180, -30, 270, 360 + 45]
+MIXTURES = [
+    (1, 0, 0),
+    (2 / 3, 1 / 3, 0),
+    (0, 1, 0),
+    (0, 0.5, 0.5),
+    (0, 0, 1),
+    (2 / 3, 1 / 3, 0),
+    (0, 1, 0),
+    (0.5, 0.5, 0),
+]
+
+
+def test_perp_neg_mixes_neighbouring_views():
+    mixture = perp_neg_mixture(torch.deg2rad(torch.tensor(AZIMUTHS, dtype=torch.float64)))
+    expected = torch.tensor([[*views, 0] for views in MIXTURES], dtype=torch.float64)
+    torch.testing.assert_close(mixture, expected, rtol=0, atol=1e-9)
+
+
+def test_perp_neg_weights_follow_the_curves():
+    weights = perp_neg_weights(torch.deg2rad(torch.tensor([0.0, 45, -45, 135, 180], dtype=torch.float64)))
+
+    def curve(a, b, c, r):
+        return -(a * math.exp(-b * r) + c)
+
+    expected = [
+        [curve(4, 0.5, -2.426, 1), curve(4, 0.5, -2.426, 0)],
+        [curve(4, 0.5, -2.426, 0.5), curve(4, 0.5, -2.426, 0.5)],
+        [curve(4, 0.5, -2.426, 0.5), curve(4, 0.5, -2.426, 0.5)],
+        [curve(1, 0.5, -0.606, 0.5), curve(1, 0.5, 0.967, 0.5)],
+        [curve(1, 0.5, -0.606, 0), curve(1, 0.5, 0.967, 0)],
+    ]
+    torch.testing.assert_close(weights.T, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+    every = perp_neg_weights(torch.linspace(-7, 7, 500))
+    assert (every < 0).all()
+
+
+def test_perp_neg_contexts_follow_the_cameras():
+    bank = PromptBank.build(
+        Recorder(), "a red cube", "ugly", needed=["source_cond"], source_prompt="a blue cube", perp_neg=True
+    )
+    cameras = cameras_at([0, 45, 135, 20], [0, 0, 30, 70])
+    contexts = bank.contexts(cameras)
+    values = {name: context[:, 0, 0].tolist() for name, context in contexts.items()}
+    assert values["cond"] == pytest.approx([FRONT, 0.5, 1.5, OVERHEAD], abs=1e-6)
+    assert values["source_cond"] == pytest.approx([6 + value for value in (FRONT, 0.5, 1.5, OVERHEAD)], abs=1e-5)
+    assert values["cond_against_0"][:3] == [FRONT, FRONT, SIDE]
+    assert values["cond_against_1"][:3] == [SIDE, SIDE, FRONT]
+    assert values["source_cond_against_0"][:3] == [6, 6, 7]
+    weights = bank.view_weights(cameras)
+    assert (weights[:, :3] < 0).all() and weights[:, 3].tolist() == [0, 0]  # from overhead nothing is moved away from
+    assert weights.device.type == "cpu"
+
+
+def test_without_perp_neg_there_are_no_weights():
+    bank = PromptBank.build(Recorder(), "a red cube")
+    assert bank.view_weights(orbit(4, 8)) is None
+    assert not any("against" in name for name in bank.contexts(orbit(4, 8)))

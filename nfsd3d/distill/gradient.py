@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,24 +23,47 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the denoiser predicts for a batch of noised latents; every tensor but ``t`` is [B,C,h,w].
+    """What the networks predict for a batch of noised latents; every tensor but ``t`` is [B,C,h,w].
 
-    ``noise`` is the noise that was added; ``cond``, ``uncond`` and ``neg`` the predictions given the prompt, the
-    empty prompt and the negative prompt, 0 in the rows where the method does not need them. ``t`` [B] are the
-    timesteps, and ``threshold`` the timestep from which NFSD uses the negative prompt.
+    ``noise`` is the noise that was added, or what a method takes in its place. ``cond``, ``uncond`` and ``neg`` are the
+    predictions given the prompt, the empty prompt and the negative prompt; ``source_cond`` and ``source_uncond`` those
+    for the noised source given its own prompt and the empty one; ``particle`` that of VSD's second network. A branch
+    is 0 in the rows where the method does not need it, and not a number where the method does not list it. ``t`` [B]
+    are the timesteps, and ``threshold`` the timestep from which NFSD uses the negative prompt.
     """
 
     noise: Tensor
     cond: Tensor
     uncond: Tensor
     neg: Tensor
+    source_cond: Tensor
+    source_uncond: Tensor
+    particle: Tensor
     t: Tensor
     threshold: int
+
+
+BRANCHES = ("cond", "uncond", "neg", "source_cond", "source_uncond", "particle")
+"""The fields of :class:`Predictions` that a network fills."""
 
 
 def guided(uncond: Tensor, cond: Tensor, s: float) -> Tensor:
     """Classifier-free guidance, ε_∅ + s(ε_y - ε_∅) (2207.12598): s = 0 unconditional, s = 1 conditional."""
     return uncond + s * (cond - uncond)
+
+
+def perp_neg(delta_c: Tensor, against: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Perp-Neg's condition direction, δ_C + Σ_i w_i (δ_i - (δ_i·δ_C / δ_C·δ_C) δ_C) (2304.04968).
+
+    ``delta_c`` [B,C,h,w] is ε_y - ε_∅; ``against`` the same difference for each prompt to move away from; ``weights``
+    [len(against),B] are not positive. What an unwanted prompt has in common with the wanted one is left alone.
+    """
+    size = delta_c.square().sum((1, 2, 3), keepdim=True)
+    total = delta_c
+    for delta, weight in zip(against, weights, strict=True):
+        along = (delta * delta_c).sum((1, 2, 3), keepdim=True) / size.clamp(min=torch.finfo(size.dtype).tiny)
+        total = total + weight.to(delta)[:, None, None, None] * (delta - along * delta_c)
+    return total
 
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -76,32 +99,85 @@ def predict_noise(
     *,
     noise: Tensor,
     threshold: int,
+    source: Tensor | None = None,
+    particle: Denoiser | None = None,
+    view_weights: Tensor | None = None,
 ) -> Predictions:
-    """The predictions that ``method`` reads, from one call of the denoiser on exactly the rows it needs.
+    """The predictions that ``method`` reads, from one call of each network on exactly the rows it needs.
 
     Args:
         denoiser: the prior.
         z_t: [B,C,h,w] noised latents.
         t: [B] int64 timesteps, best on the CPU: which rows are needed is decided there, and a tensor on another
             device makes it wait.
-        contexts: for every branch, text embeddings [B,L,D].
+        contexts: by the name of the prompt, text embeddings [B,L,D].
         method: whose ``branches`` and ``active`` rows are evaluated.
         noise: [B,C,h,w] the noise in ``z_t``.
         threshold: NFSD's timestep, see :func:`threshold_step`.
+        source: [B,C,h,w] the source's latents with the same noise at the same ``t``, for the branches ``source_...``.
+        particle: VSD's second network, for the branch ``particle``.
+        view_weights: [2,B] Perp-Neg's weights, on the CPU: each condition direction is replaced by :func:`perp_neg`
+            against the prompts ``cond_against_0`` and ``cond_against_1`` (``source_cond_against_...``) in the rows
+            where the weight is not 0. A method that gives its branch ``cond`` another prompt is left alone.
 
     Raises:
-        KeyError: ``contexts`` lacks a branch of the method.
+        KeyError: ``contexts`` lacks a prompt of the method.
+        ValueError: the method needs a source or a second network that was not given.
     """
-    steps = t.cpu()
-    rows = [method.rows(branch, steps, threshold).to(z_t.device) for branch in method.branches]
-    every = torch.cat(rows)
-    t = t.to(z_t.device)
-    context = torch.cat([contexts[branch][index] for branch, index in zip(method.branches, rows, strict=True)])
-    eps = denoiser.predict_eps(z_t[every], t[every], context)
-    predicted = {name: torch.zeros_like(z_t) for name in ("cond", "uncond", "neg")}
-    for branch, index, part in zip(method.branches, rows, eps.split([len(index) for index in rows]), strict=True):
-        predicted[branch][index] = part
-    return Predictions(noise=noise, **predicted, t=t, threshold=threshold)
+    steps, t = t.cpu(), t.to(z_t.device)
+    rows = {branch: method.rows(branch, steps, threshold) for branch in method.branches}
+    if view_weights is not None:
+        for cond, _ in method.condition_pairs:
+            rows |= {f"{cond}_against_{i}": part.nonzero().squeeze(1) for i, part in enumerate(view_weights)}
+    batches = {
+        branch: Batch(source if branch.startswith("source_") else z_t, contexts[method.prompt(branch)], index)
+        for branch, index in rows.items()
+    }
+    second = {"particle": batches.pop("particle")} if "particle" in batches else {}
+
+    eps = _evaluate(denoiser, batches, t) | _evaluate(particle, second, t)
+    if view_weights is not None:
+        for cond, uncond in method.condition_pairs:
+            against = [eps.pop(f"{cond}_against_{i}") - eps[uncond] for i in range(len(view_weights))]
+            eps[cond] = eps[uncond] + perp_neg(eps[cond] - eps[uncond], against, view_weights)
+    unlisted = torch.full_like(z_t, torch.nan)
+    return Predictions(
+        noise=noise,
+        **{name: eps.get(name, unlisted) for name in BRANCHES},
+        t=t,
+        threshold=threshold,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a branch evaluates: ``rows`` [n] (int64) of the latents [B,C,h,w] given the embeddings [B,L,D]."""
+
+    latents: Tensor | None
+    context: Tensor
+    rows: Tensor
+
+
+def _evaluate(network: Denoiser | None, batches: Mapping[str, Batch], t: Tensor) -> dict[str, Tensor]:
+    """The predictions [B,C,h,w] of every branch from one call of the network, 0 in the rows that it leaves out."""
+    if not batches:
+        return {}
+    parts = []
+    for branch, batch in batches.items():
+        if network is None or batch.latents is None:
+            raise ValueError(f"the method's branch {branch!r} needs a {branch.split('_')[0]}, which was not given")
+        rows = batch.rows.to(batch.latents.device)
+        parts.append((branch, batch.latents, rows, batch.context[rows]))
+    assert network is not None
+    eps = network.predict_eps(
+        torch.cat([latents[rows] for _, latents, rows, _ in parts]),
+        torch.cat([t[rows] for _, _, rows, _ in parts]),
+        torch.cat([context for *_, context in parts]),
+    )
+    predicted = {}
+    for (branch, latents, rows, _), part in zip(parts, eps.split([len(rows) for _, _, rows, _ in parts]), strict=True):
+        predicted[branch] = torch.zeros_like(latents).index_copy(0, rows, part)
+    return predicted
 
 
 def inject_gradient(z: Tensor, grad: Tensor) -> Tensor:

@@ -98,6 +98,11 @@ class StableDiffusionPrior:
         return self._unet.config.sample_size * 2 ** (len(self._vae.config.block_out_channels) - 1)
 
     @property
+    def unet(self) -> Any:
+        """The denoiser, a diffusers UNet2DConditionModel, frozen."""
+        return self._unet
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
         return self._unet.config.in_channels, self._unet.config.sample_size, self._unet.config.sample_size
@@ -161,9 +166,13 @@ class StableDiffusionPrior:
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+        return self.denoise(z_t, t, context)
+
+    def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
         self.evaluations += z_t.shape[0]
         t = t.to(z_t.device)
-        output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype)).sample
+        output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)
 
     def _without_unknown_punctuation(self, prompt: str) -> str:

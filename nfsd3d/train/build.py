@@ -7,17 +7,19 @@ import torch
 
 from nfsd3d.cameras import CameraRanges, Cameras, orbit
 from nfsd3d.distill.gradient import threshold_step
-from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill.methods import METHODS, Method
+from nfsd3d.errors import InputError
 from nfsd3d.export.extract import MeshSettings
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
 from nfsd3d.prior import Prior
+from nfsd3d.prior.particle import Particle
 from nfsd3d.prior.resolve import fetch, locate
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.settings import CamerasConfig, Config, TrainConfig
+from nfsd3d.settings import CamerasConfig, Config, TrainConfig, did_you_mean
 from nfsd3d.train.step import Distillation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +33,7 @@ SHEET_VIEWS = 8
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with; ``generator``, ``optimizer`` and ``rng`` change, the rest does not."""
+    """What a run trains with; ``generator``, ``optimizer``, ``rng`` and VSD's second network change, the rest not."""
 
     prior: Prior
     bank: PromptBank
@@ -46,8 +48,9 @@ def build_parts(config: Config) -> Parts:
     """Everything a run needs, loaded and initialised with the run's seed.
 
     Raises:
-        InputError: the prior's model is not there, or does not know a word of the prompt.
+        InputError: no such method, or the prior's model is not there, or does not know a word of the prompt.
     """
+    method = find_method(config.distill.method)
     prior = build_prior(config)
     bank = PromptBank.build(
         prior,
@@ -55,6 +58,10 @@ def build_parts(config: Config) -> Parts:
         config.negative_prompt,
         view_dependent=config.prompts.view_dependent,
         thresholds=ViewThresholds(config.prompts.front_deg, config.prompts.back_deg, config.prompts.overhead_deg),
+        needed=method.all_prompts,
+        source_prompt=config.source_prompt,
+        suffixes=(config.distill.better_suffix, config.distill.worse_suffix),
+        perp_neg=config.prompts.perp_neg,
     )
     prior.free_text_encoder()
     generator = build_generator(config)
@@ -65,13 +72,27 @@ def build_parts(config: Config) -> Parts:
         optimizer=build_optimizer(generator, config.train),
         rng=torch.Generator().manual_seed(config.seed),
         distillation=Distillation(
-            METHODS[config.distill.method],
+            method,
             config.distill.guidance_scale,
             config.distill.weighting,
             threshold_step(config.distill.threshold, prior.schedule.training_steps),
+            build_particle(config, prior) if method.needs_particle else None,
         ),
         ranges=camera_ranges(config.cameras),
     )
+
+
+def find_method(name: str) -> Method:
+    """The row of METHODS.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in METHODS:
+        raise InputError(
+            f"distill.method={name}: no such method{did_you_mean(name, list(METHODS))}; choose {', '.join(METHODS)}"
+        )
+    return METHODS[name]
 
 
 def build_generator(config: Config) -> NeRF:
@@ -82,6 +103,18 @@ def build_generator(config: Config) -> NeRF:
         torch.manual_seed(config.seed)
         nerf = NeRF(settings, field_backend=config.backend.field, sampler_backend=config.backend.sampler)
     return nerf.to(config.machine.device)
+
+
+def build_particle(config: Config, prior: Prior) -> Particle:
+    """VSD's second network, initialised with the run's seed: the prior's own UNet, adapted."""
+    assert isinstance(prior, StableDiffusionPrior)
+    return Particle(
+        prior,
+        rank=config.distill.lora_rank,
+        learning_rate=config.distill.lora_learning_rate,
+        camera_dropout=config.distill.camera_dropout,
+        seed=config.seed,
+    )
 
 
 def model_folder(config: Config) -> Path:

@@ -39,7 +39,8 @@ class Task:
 
     ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
     scalar to differentiate and metrics (scalars, ``opacity`` and ``grad_norm`` among them), drawing from ``rng``.
-    ``evaluations`` tells how many samples a denoiser has evaluated for it so far.
+    ``evaluations`` tells how many samples a denoiser has evaluated for it so far. ``particle`` is VSD's second network,
+    which ``step_loss`` trains.
     """
 
     generator: NeRF
@@ -47,6 +48,7 @@ class Task:
     rng: torch.Generator
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
     evaluations: Callable[[], int] = lambda: 0
+    particle: state.Learner | None = None
 
 
 @dataclass
@@ -102,7 +104,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     task = distillation(build_parts(config))
     progress = Progress()
     if resume is not None:
-        restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng)
+        restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)
         progress = Progress.resumed(restored)
         if progress.steps > config.train.steps:
             raise InputError(
@@ -159,7 +161,8 @@ def distillation(parts: Parts) -> Task:
     def loss(plan: StepPlan) -> tuple[Tensor, dict[str, Tensor]]:
         return step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
 
-    return Task(parts.generator, parts.optimizer, parts.rng, loss, lambda: parts.prior.evaluations)
+    evaluations, particle = (lambda: parts.prior.evaluations), parts.distillation.particle
+    return Task(parts.generator, parts.optimizer, parts.rng, loss, evaluations, particle)
 
 
 def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
@@ -184,6 +187,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             task.rng,
             record=progress.record(task.evaluations()),
             keep=settings.keep_checkpoints,
+            particle=task.particle,
         )
 
     with (

@@ -13,12 +13,13 @@ from nfsd3d.settings import TrainConfig
 class StepPlan:
     """One step's settings.
 
-    ``views`` square images of ``resolution`` pixels; timesteps between the fractions ``t_min`` and ``t_max`` of the
-    model's training steps; probabilities ``lambertian`` (of shading with a light), ``textureless`` (of a white
-    surface, among those) and ``random_background`` (of a view before a plain random colour); ``ambient`` light;
-    ``learning_rate_factor``; weights of the regularisers.
+    ``progress`` is the fraction of training, in [0, 1). ``views`` square images of ``resolution`` pixels; timesteps
+    between the fractions ``t_min`` and ``t_max`` of the model's training steps; probabilities ``lambertian`` (of
+    shading with a light), ``textureless`` (of a white surface, among those) and ``random_background`` (of a view before
+    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers.
     """
 
+    progress: float
     views: int
     resolution: int
     t_min: float
@@ -35,6 +36,7 @@ def plan_at(train: TrainConfig, progress: float) -> StepPlan:
     """The plan of the step at ``progress``, a fraction of training in [0, 1)."""
     shading, weights = train.shading, train.regularizers
     return StepPlan(
+        progress=progress,
         views=train.batch_size,
         resolution=milestone_at(train.resolution, progress),
         t_min=value_at(train.t_min, progress),

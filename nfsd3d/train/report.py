@@ -13,6 +13,7 @@ from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.files import write_text
+from nfsd3d.schedules import value_at
 from nfsd3d.settings import Config
 from nfsd3d.train.charts import Points, line_chart
 from nfsd3d.train.metrics import read_metrics
@@ -61,8 +62,10 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
 
 
 def _facts(config: Config, summary: dict[str, Any]) -> str:
+    progress = (0.0, 1.0)  # a scale that changes is told by its ends
+    scales = dict.fromkeys(f"{value_at(config.distill.guidance_scale, at):g}" for at in progress)
     facts = [
-        f"{config.distill.method.upper()}, guidance {config.distill.guidance_scale:g}",
+        f"{config.distill.method.upper()}, guidance {' to '.join(scales)}",
         f"prior {config.prior.model or config.prior.name}",
         f"seed {config.seed}",
     ]

@@ -1,6 +1,7 @@
 """Checkpoints: tensors in a safetensors file, plain values in a JSON file beside it, and nothing pickled.
 
-``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors and the state of the random generator;
+``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors, those of VSD's second network where there
+is one, and the state of the random generator;
 ``step-XXXXXX.json`` the number of finished steps, the sizes of the optimiser's groups, and the checksum of the first.
 The JSON file is written last: a checkpoint exists when it does.
 """
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,21 @@ from nfsd3d.files import replacing, write_json
 
 FORMAT = "nfsd3d checkpoint 1"
 _GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
+_PARTICLE, _PARTICLE_OPTIMIZER = "particle.", "particle_optimizer."
+
+
+class Learner(Protocol):
+    """A network that trains beside the generator, with an optimiser of its own."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Restores what ``state_dict`` gave."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,15 +58,18 @@ def save(
     *,
     record: Mapping[str, Any],
     keep: int,
+    particle: Learner | None = None,
 ) -> Path:
     """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
 
-    ``record`` holds plain values that a resumed run goes on with. Removes all but the newest ``keep`` checkpoints.
+    ``record`` holds plain values that a resumed run goes on with; ``particle`` is VSD's second network. Removes all
+    but the newest ``keep`` checkpoints.
     """
-    state = optimizer.state_dict()
     tensors = {_GENERATOR + name: value for name, value in generator.state_dict().items()}
-    for index, moments in state["state"].items():
-        tensors |= {f"{_OPTIMIZER}{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    tensors |= _moments(optimizer, _OPTIMIZER)
+    if particle is not None:
+        tensors |= {_PARTICLE + name: value for name, value in particle.state_dict().items()}
+        tensors |= _moments(particle.optimizer, _PARTICLE_OPTIMIZER)
     tensors[_RNG] = rng.get_state()
     weights = folder / f"step-{step:06d}.safetensors"
     with replacing(weights) as temporary:
@@ -58,7 +77,7 @@ def save(
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
         checksum = _checksum(temporary)
     path = weights.with_suffix(".json")
-    sizes = _group_sizes(state)
+    sizes = _group_sizes(optimizer.state_dict())
     write_json(path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": sizes, "record": dict(record)})
     for old in list_checkpoints(folder)[:-keep]:
         # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
@@ -101,32 +120,68 @@ def load_generator(path: Path, generator: nn.Module) -> int:
     return header["step"]
 
 
-def load(path: Path, generator: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> Restored:
+def load(
+    path: Path,
+    generator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    particle: Learner | None = None,
+) -> Restored:
     """Restores everything :func:`save` wrote, in place.
 
-    Learning rates and other settings of the optimiser's groups stay those of ``optimizer``: they belong to the
+    Learning rates and other settings of the optimisers' groups stay those of the optimisers given: they belong to the
     configuration, which a resumed run may change.
 
     Raises:
-        InputError: the files are missing, damaged, not a checkpoint, or of a generator of another shape.
+        InputError: the files are missing, damaged, not a checkpoint, or of a generator or second network of another
+            shape.
     """
     header, tensors = _read(path)
     _load_generator(path, generator, tensors)
-    current = optimizer.state_dict()
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith(_OPTIMIZER):
-            index, moment = name.removeprefix(_OPTIMIZER).split(".", 1)
-            moments.setdefault(int(index), {})[moment] = value
-    if header["group_sizes"] != _group_sizes(current) or not moments:
+    if header["group_sizes"] != _group_sizes(optimizer.state_dict()):
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
-    optimizer.load_state_dict({"state": moments, "param_groups": current["param_groups"]})
+    _load_moments(path, optimizer, tensors, _OPTIMIZER)
+    if particle is not None:
+        saved = _under(tensors, _PARTICLE)
+        if {name: value.shape for name, value in saved.items()} != {
+            name: value.shape for name, value in particle.state_dict().items()
+        }:
+            raise InputError(
+                f"{path} is of another second network than distill.lora_rank describes: "
+                "use the run's own config.yaml and do not override distill.* when resuming"
+            )
+        particle.load_state_dict(saved)
+        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
 
 
+def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The optimiser's state, each tensor named by the parameter's number and what it is."""
+    return {
+        f"{prefix}{index}.{name}": torch.as_tensor(value)
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def _load_moments(path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, prefix).items():
+        index, moment = name.split(".", 1)
+        moments.setdefault(int(index), {})[moment] = value
+    if not moments:
+        raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    saved = {name.removeprefix(_GENERATOR): value for name, value in tensors.items() if name.startswith(_GENERATOR)}
+    saved = _under(tensors, _GENERATOR)
     expected = generator.state_dict()
     wrong = sorted(saved.keys() ^ expected.keys()) or sorted(
         name for name, value in expected.items() if saved[name].shape != value.shape

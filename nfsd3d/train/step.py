@@ -1,28 +1,36 @@
 """One optimisation step, on one screen: render, encode, predict the noise, turn it into a gradient, inject it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, sample_cameras
+from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
 from nfsd3d.generator import Generator
 from nfsd3d.prior import Prior
+from nfsd3d.prior.noise import NOISINGS
+from nfsd3d.prior.particle import Particle
 from nfsd3d.prompts import PromptBank
+from nfsd3d.schedules import Schedule, value_at
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
 from nfsd3d.train.regularizers import penalty
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """A method, its guidance scale s, the name of its weighting w(t), and NFSD's threshold (a timestep)."""
+    """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
+
+    ``particle`` is VSD's second network.
+    """
 
     method: Method
-    guidance_scale: float
+    guidance_scale: Schedule
     weighting: str
     threshold: int
+    particle: Particle | None = None
 
 
 def step_loss(
@@ -33,13 +41,18 @@ def step_loss(
     ranges: CameraRanges,
     plan: StepPlan,
     rng: torch.Generator,
+    source: Callable[[Cameras], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A scalar whose gradient is the step's, and metrics (scalars on the generator's device, no synchronisation).
 
     The scalar's value means nothing; its gradient is w(t) times the method's direction, summed over the latent and
-    averaged over the views, plus the regularisers. Metrics: ``grad_norm``, the mean over views of the L2 norm of the
-    gradient on the latent; ``grad_norm_delta_c``, that of its condition part w s delta_C; ``grad_norm_rest``, that of
-    what is left (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); ``opacity``; ``samples_per_ray``.
+    averaged over the views, plus the regularisers. ``source`` gives the images [B,3,H,W] of an edit's source for the
+    step's cameras. VSD's second network is trained one step on what was rendered.
+
+    Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
+    delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
+    (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); ``opacity``; ``samples_per_ray``; and ``particle_loss``,
+    the second network's, with VSD.
     """
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges).to(prior.device)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
@@ -54,26 +67,44 @@ def step_loss(
     )
     z = prior.encode(rendering.image)
 
+    method, s = distillation.method.at(plan.progress), value_at(distillation.guidance_scale, plan.progress)
+    particle = distillation.particle
+    contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
-    noise = torch.randn(z.shape, generator=rng).to(z.device)
-    z_t = prior.schedule.add_noise(z.detach(), noise, t)
+    z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, rng)
     predictions = predict_noise(
-        prior, z_t, t, bank.contexts(cameras), distillation.method, noise=noise, threshold=distillation.threshold
+        prior,
+        z_t,
+        t,
+        contexts,
+        method,
+        noise=noise,
+        threshold=distillation.threshold,
+        source=None if source is None else _noised(prior, source(cameras), noise, t),
+        particle=None if particle is None else particle.at(cameras),
+        view_weights=bank.view_weights(cameras),
     )
 
     w = weight(distillation.weighting, prior.schedule.alpha_bar(t), z)
-    grad = w * distillation.method.function(predictions, distillation.guidance_scale)
+    grad = w * method.function(predictions, s)
     loss = inject_gradient(z, grad) + penalty(rendering, plan.regularizers)
 
-    condition = w * distillation.guidance_scale * (predictions.cond - predictions.uncond)
     metrics = {
         "grad_norm": _norm(grad),
-        "grad_norm_delta_c": _norm(condition),
-        "grad_norm_rest": _norm(grad - condition),
         "opacity": rendering.opacity.detach().mean(),
         "samples_per_ray": rendering.samples_per_ray,
     }
+    if {"cond", "uncond"} <= set(method.branches):
+        condition = w * s * (predictions.cond - predictions.uncond)
+        metrics |= {"grad_norm_delta_c": _norm(condition), "grad_norm_rest": _norm(grad - condition)}
+    if particle is not None:
+        metrics["particle_loss"] = particle.learn(z, contexts["plain"], cameras, rng)
     return loss, metrics
+
+
+@torch.no_grad()
+def _noised(prior: Prior, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    return prior.schedule.add_noise(prior.encode(image), noise, t)
 
 
 def _norm(grad: Tensor) -> Tensor:

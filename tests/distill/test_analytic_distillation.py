@@ -6,7 +6,7 @@ import torch
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, threshold_step, weight
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.analytic import AnalyticPrior
-from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.noise import NOISINGS, NoiseSchedule
 
 SIZE = 2
 TARGET, OTHER = 0.8, -0.8
@@ -16,7 +16,7 @@ def make_prior(training_steps=1000):
     """Two kinds of image, bright and dark; the negative prompt means anything at all."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, training_steps, dtype=torch.float64) ** 2 * 1000 / training_steps
     values = torch.tensor([TARGET, OTHER, 0.0], dtype=torch.float64)
-    prompts = {"bright": [1, 0, 0], "dark": [0, 1, 0], "": [0.5, 0.5, 0], "bad": [0, 0, 1]}
+    prompts = {"bright": [1, 0, 0], "dark": [0, 1, 0], "": [0.5, 0.5, 0], "bad": [0, 0, 1], "mostly": [0.7, 0.3, 0]}
     return AnalyticPrior(
         values[:, None, None, None].expand(3, 3, SIZE, SIZE),
         torch.tensor([0.1, 0.1, 1.5], dtype=torch.float64),
@@ -26,11 +26,27 @@ def make_prior(training_steps=1000):
 
 
 def contexts(prior, count, prompt="bright"):
-    return {
-        "cond": prior.embed([prompt]).expand(count, -1, -1),
-        "uncond": prior.embed([""]).expand(count, -1, -1),
-        "neg": prior.embed(["bad"]).expand(count, -1, -1),
+    opposite = {"bright": "dark", "dark": "bright"}[prompt]
+    prompts = {
+        "cond": prompt,
+        "uncond": "",
+        "neg": "bad",
+        "plain": prompt,
+        "better": prompt,
+        "worse": opposite,
+        "source_cond": opposite,
     }
+    return {name: prior.embed([text]).expand(count, -1, -1) for name, text in prompts.items()}
+
+
+class KnowsTheRenders:
+    """The second network of VSD when it has learnt one image perfectly: the noise in z_t is what is not that image."""
+
+    def __init__(self, schedule, image):
+        self.schedule, self.image = schedule, image
+
+    def predict_eps(self, z_t, t, context):
+        return self.schedule.eps_from_x0(z_t, self.image.expand(z_t.shape), t)
 
 
 def residual(z, t, seed):
@@ -65,22 +81,32 @@ def test_the_residual_of_out_of_domain_images_points_back_to_the_domain():
     assert (values.mean(0) > 20 * values.std(0) / len(values) ** 0.5).all()
 
 
-def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER):
+def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER, steps=400):
     prior, rng, views = make_prior(training_steps), torch.Generator().manual_seed(0), 8
     z = torch.full((1, 3, SIZE, SIZE), start, dtype=torch.float64, requires_grad=True)
+    origin = z.detach().clone()
     optimiser = torch.optim.Adam([z], lr=0.02)
     threshold = threshold_step(0.2, training_steps)
-    for _ in range(400):
-        t = prior.schedule.sample_timesteps(rng, views, 0.02, t_max)
-        noise = torch.randn(views, 3, SIZE, SIZE, generator=rng, dtype=torch.float64)
+    given = contexts(prior, views, prompt)
+    for step in range(steps):
+        now = METHODS[method].at(step / steps)
         batch = z.expand(views, -1, -1, -1)
-        z_t = prior.schedule.add_noise(batch.detach(), noise, t)
+        t = prior.schedule.sample_timesteps(rng, views, 0.02, t_max)
+        z_t, noise = NOISINGS[now.noising](prior, batch.detach(), t, given, rng)
         p = predict_noise(
-            prior, z_t, t, contexts(prior, views, prompt), METHODS[method], noise=noise, threshold=threshold
+            prior,
+            z_t,
+            t,
+            given,
+            now,
+            noise=noise,
+            threshold=threshold,
+            source=prior.schedule.add_noise(origin.expand(views, -1, -1, -1), noise, t),
+            particle=KnowsTheRenders(prior.schedule, z.detach()),
         )
         w = weight("sigma2", prior.schedule.alpha_bar(t), batch)
         optimiser.zero_grad()
-        inject_gradient(batch, w * METHODS[method].function(p, s)).backward()
+        inject_gradient(batch, w * now.function(p, s)).backward()
         optimiser.step()
     return z.detach()
 
@@ -99,5 +125,30 @@ def test_sds_without_guidance_finds_the_mode_at_all_noise_levels():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_ends_on_the_side_of_its_prompt(method):
-    assert (optimise(method, "bright", 7.5, 0.98) > 0.5).all()
-    assert (optimise(method, "dark", 7.5, 0.98, start=TARGET) < -0.5).all()
+    steps = 150 if METHODS[method].noising != "random" else 400
+    assert (optimise(method, "bright", 7.5, 0.98, steps=steps) > 0.5).all()
+    assert (optimise(method, "dark", 7.5, 0.98, start=TARGET, steps=steps) < -0.5).all()
+
+
+def test_vsd_is_at_rest_where_the_renders_are_what_the_prompt_means():
+    """A second network that predicts what the prior predicts for the prompt leaves nothing to do at s = 1."""
+    prior, t = make_prior(), torch.tensor([50, 300, 800])
+    z_t = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    given = contexts(prior, 3)
+    options = {"noise": z_t, "threshold": 200, "particle": prior}
+    at_rest = predict_noise(prior, z_t, t, given, METHODS["vsd"], **options)
+    assert METHODS["vsd"].function(at_rest, 1.0).abs().max() < 1e-12
+    given["plain"] = prior.embed(["mostly"]).expand(3, -1, -1)
+    moving = predict_noise(prior, z_t, t, given, METHODS["vsd"], **options)
+    assert METHODS["vsd"].function(moving, 1.0).abs().max() > 1e-3
+
+
+def test_dds_moves_from_the_source_along_the_difference_of_the_prompts():
+    prior, t = make_prior(), torch.full((500,), 600)
+    source = torch.full((500, 3, SIZE, SIZE), OTHER, dtype=torch.float64)
+    noise = torch.randn(source.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z_t = prior.schedule.add_noise(source, noise, t)
+    p = predict_noise(prior, z_t, t, contexts(prior, 500), METHODS["dds"], noise=noise, threshold=200, source=z_t)
+    direction = METHODS["dds"].function(p, 7.5)
+    torch.testing.assert_close(direction, 7.5 * (p.cond - p.source_cond))
+    assert (direction.mean(0) < 0).all()  # minus the direction is brighter

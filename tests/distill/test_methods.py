@@ -1,22 +1,41 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from nfsd3d.distill.gradient import Predictions, guided, predict_noise, threshold_step
-from nfsd3d.distill.methods import METHODS, Method, csd, from_threshold, nfsd, sds
+from nfsd3d.distill.gradient import BRANCHES, Predictions, guided, perp_neg, predict_noise, threshold_step
+from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nfsd, sds, vsd
 
-# The context of a branch is the constant of its name here, so that a prediction tells where it came from.
-CONTEXTS = {"cond": 1.0, "uncond": 2.0, "neg": 3.0}
+# The context of a prompt is the constant of its name here, so that a prediction tells where it came from.
+CONTEXTS = {
+    "cond": 1.0,
+    "uncond": 2.0,
+    "neg": 3.0,
+    "plain": 4.0,
+    "better": 5.0,
+    "worse": 6.0,
+    "source_cond": 7.0,
+    "cond_against_0": 8.0,
+    "cond_against_1": 9.0,
+    "source_cond_against_0": 8.5,
+    "source_cond_against_1": 9.5,
+}
+SHAPE = (4, 3, 3)
 
 
 class Denoiser:
-    """eps = context * z_t + t; remembers its calls."""
+    """eps = context * z_t + t * z_t^2; remembers its calls."""
 
     def __init__(self):
         self.calls = []
 
     def predict_eps(self, z_t, t, context):
         self.calls.append((t.tolist(), context[:, 0, 0].tolist()))
-        return context[:, :1, :1, None] * z_t + t[:, None, None, None]
+        return formula(z_t, t, context[:, :1, :1, None])
+
+
+def formula(z_t, t, context):
+    return context * z_t + t[:, None, None, None] * z_t**2
 
 
 def contexts(count):
@@ -24,13 +43,28 @@ def contexts(count):
 
 
 def latents(count, seed=0):
-    return torch.randn(count, 4, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def predictions(t, threshold=200, seed=0):
     t = torch.tensor(t)
-    noise, cond, uncond, neg = (latents(len(t), seed + i) for i in range(4))
-    return Predictions(noise=noise, cond=cond, uncond=uncond, neg=neg, t=t, threshold=threshold)
+    noise, *branches = (latents(len(t), seed + i) for i in range(len(BRANCHES) + 1))
+    return Predictions(noise=noise, **dict(zip(BRANCHES, branches, strict=True)), t=t, threshold=threshold)
+
+
+def predicted(method, z_t, times, denoiser=None, noise=None, **options):
+    """The predictions of a method that gets whatever it may need."""
+    options = {"source": z_t.flip(0), "particle": Denoiser(), **options}
+    return predict_noise(
+        denoiser or Denoiser(),
+        z_t,
+        torch.tensor(times),
+        contexts(len(times)),
+        method,
+        noise=z_t if noise is None else noise,
+        threshold=options.pop("threshold", 200),
+        **options,
+    )
 
 
 def test_sds_is_the_guided_prediction_minus_the_noise():
@@ -59,61 +93,154 @@ def test_nfsd_above_the_threshold_is_csd_with_the_negative_prompt():
     p, s = predictions([200, 640, 999]), 7.5
     torch.testing.assert_close(nfsd(p, s), s * p.cond + (1 - s) * p.uncond - p.neg)
     torch.testing.assert_close(nfsd(p, s), csd(p, s) + p.uncond - p.neg)
+    everywhere = replace(predictions([0, 3, 150]), threshold=0)
+    torch.testing.assert_close(nfsd(everywhere, s), csd(everywhere, s) + everywhere.uncond - everywhere.neg)
 
 
 def test_nfsd_coefficients_sum_to_zero_above_the_threshold_and_to_one_below():
     p = predictions([199, 200])
-    same = Predictions(noise=p.noise, cond=p.cond, uncond=p.cond, neg=p.cond, t=p.t, threshold=200)
+    same = replace(p, uncond=p.cond, neg=p.cond)
     direction = nfsd(same, 7.5)
     torch.testing.assert_close(direction[0], p.cond[0])
     torch.testing.assert_close(direction[1], torch.zeros_like(p.cond[1]), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_methods_are_equivariant_under_permutation_of_the_batch(name):
-    p = predictions([5, 150, 200, 700])
-    order = torch.tensor([2, 0, 3, 1])
-    tensors = {field: getattr(p, field)[order] for field in ("noise", "cond", "uncond", "neg", "t")}
-    shuffled = METHODS[name].function(Predictions(**tensors, threshold=200), 3.0)
-    assert torch.equal(shuffled, METHODS[name].function(p, 3.0)[order])
+def test_vsd_is_the_guided_prediction_minus_the_second_networks():
+    p = predictions([10, 500])
+    torch.testing.assert_close(vsd(p, 7.5), 7.5 * p.cond - 6.5 * p.uncond - p.particle)
+    torch.testing.assert_close(vsd(p, 1.0), p.cond - p.particle)
 
 
-@pytest.mark.parametrize(
-    ("name", "times", "rows"),
-    [
-        ("sds", [10, 199, 200, 900], 8),
-        ("csd", [10, 199, 200, 900], 8),
-        ("nfsd", [10, 199], 4),
-        ("nfsd", [200, 900], 6),
-        ("nfsd", [10, 199, 200, 900], 10),
-    ],
-)
-def test_one_call_evaluates_exactly_the_rows_that_are_needed(name, times, rows):
-    denoiser, z_t, noise = Denoiser(), latents(len(times)), latents(len(times), 1)
+def test_vsd_with_an_untrained_network_on_the_same_prompt_is_the_condition_direction():
+    p = predictions([10, 500])
+    torch.testing.assert_close(vsd(replace(p, particle=p.cond), 7.5), 6.5 * (p.cond - p.uncond))
+
+
+def test_vsd_with_a_network_that_knows_the_noise_is_sds():
+    p = predictions([10, 500])
+    assert torch.equal(vsd(replace(p, particle=p.noise), 7.5), sds(p, 7.5))
+
+
+def test_dds_is_the_difference_of_two_guided_predictions():
+    p = predictions([10, 500])
+    expected = 7.5 * (p.cond - p.source_cond) - 6.5 * (p.uncond - p.source_uncond)
+    torch.testing.assert_close(dds(p, 7.5), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [None, torch.tensor([[-1.5, -0.3], [-0.7, 0.0]])])
+def test_dds_of_identical_inputs_is_exactly_zero(dtype, weights):
+    z_t, t = latents(2).to(dtype), torch.tensor([30, 700])
+    given = {name: context.to(dtype) for name, context in contexts(2).items()}
+    same = {name: given[name.removeprefix("source_")] for name in given}
+    p = predict_noise(
+        Denoiser(), z_t, t, same, METHODS["dds"], noise=z_t, threshold=200, source=z_t, view_weights=weights
+    )
+    assert torch.equal(dds(p, 7.5), torch.zeros_like(z_t))
+    assert not torch.equal(p.cond, p.uncond)
+
+
+def test_bridge_goes_from_sds_to_the_contrast_of_two_prompts():
+    bridge = METHODS["bridge"]
+    assert bridge.at(0.0) is bridge.at(0.499) is bridge and bridge.at(0.5) is bridge.at(1.0) is bridge.then
+    z_t, times, noise = latents(2), [10, 500], latents(2, 1)
     t = torch.tensor(times)
-    p = predict_noise(denoiser, z_t, t, contexts(len(times)), METHODS[name], noise=noise, threshold=200)
-    ((called_times, called_contexts),) = denoiser.calls
-    assert len(called_times) == rows
-    negative = [t for t, context in zip(called_times, called_contexts, strict=True) if context == CONTEXTS["neg"]]
-    assert negative == ([t for t in times if t >= 200] if name == "nfsd" else [])
-    assert torch.equal(p.noise, noise) and torch.equal(p.t, t) and p.threshold == 200
+    first = bridge.at(0.2).function(predicted(bridge.at(0.2), z_t, times, noise=noise), 100.0)
+    second = bridge.at(0.7).function(predicted(bridge.at(0.7), z_t, times, noise=noise), 35.0)
+    cond, uncond, better, worse = (formula(z_t, t, CONTEXTS[name]) for name in ("cond", "uncond", "better", "worse"))
+    torch.testing.assert_close(first, uncond + 100 * (cond - uncond) - noise)
+    torch.testing.assert_close(second, 35 * (better - worse))
+
+
+# What each method's direction is, from eps(latent, prompt), the noise, the second network's prediction and whether a
+# row is at or above the threshold.
+EXPECTED = {
+    "sds": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
+    "ism": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
+    "sdi": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
+    "bridge": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
+    "csd": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * s,
+    "nfsd": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - eps("neg") * late,
+    "vsd": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - eps("plain"),
+    "dds": lambda eps, s, noise, late: (
+        (eps("cond") - eps("source_cond", True)) * s - (eps("uncond") - eps("uncond", True)) * (s - 1)
+    ),
+}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_batched_call_equals_separate_ones(name):
-    times = [10, 900, 199, 200]
-    t, z_t, method = torch.tensor(times), latents(4), METHODS[name]
-    p = predict_noise(Denoiser(), z_t, t, contexts(4), method, noise=z_t, threshold=200)
-    for branch in ("cond", "uncond", "neg"):
-        for row, step in enumerate(times):
-            needed = branch != "neg" or (name == "nfsd" and step >= 200)
-            expected = CONTEXTS[branch] * z_t[row] + step if needed else torch.zeros_like(z_t[row])
-            torch.testing.assert_close(getattr(p, branch)[row], expected)
+@pytest.mark.parametrize(("training_steps", "times"), [(1000, [0, 999, 199, 200, 201, 640]), (50, [0, 9, 10, 49])])
+@pytest.mark.parametrize("s", [0.0, 1.0, 7.5, 100.0])
+def test_every_methods_direction_by_hand(name, training_steps, times, s):
+    threshold = threshold_step(0.2, training_steps)
+    z_t, source, noise, t = latents(len(times)), latents(len(times), 1), latents(len(times), 2), torch.tensor(times)
+    p = predicted(METHODS[name], z_t, times, noise=noise, source=source, threshold=threshold)
+
+    def eps(prompt, of_source=False):
+        return formula(source if of_source else z_t, t, CONTEXTS[prompt])
+
+    late = (t >= training_steps / 5).double()[:, None, None, None]
+    expected = EXPECTED[name](eps, s, noise, late)
+    torch.testing.assert_close(METHODS[name].function(p, s), expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("weights", [None, torch.tensor([[-1.5, -0.3, 0.0, -2.0], [-0.7, 0.0, 0.0, -1.0]])])
+def test_methods_are_equivariant_under_permutation_of_the_batch(name, weights):
+    method, z_t, source, noise = METHODS[name], latents(4), latents(4, 1), latents(4, 2)
+    times, order = torch.tensor([5, 150, 200, 700]), torch.tensor([2, 0, 3, 1])
+
+    def direction(rows):
+        given = None if weights is None else weights[:, rows]
+        p = predicted(
+            method, z_t[rows], times[rows].tolist(), noise=noise[rows], source=source[rows], view_weights=given
+        )
+        return method.function(p, 3.0)
+
+    torch.testing.assert_close(direction(order), direction(torch.arange(4))[order], rtol=1e-13, atol=1e-10)
+
+
+# Rows of four samples, two of them below NFSD's threshold.
+COSTS = {"sds": 8, "csd": 8, "nfsd": 10, "vsd": 12, "dds": 16, "ism": 8, "sdi": 8, "bridge": 8}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_call_of_each_network_evaluates_exactly_the_rows_that_are_needed(name):
+    teacher, second, times = Denoiser(), Denoiser(), [10, 199, 200, 900]
+    z_t, noise = latents(4), latents(4, 1)
+    p = predicted(METHODS[name], z_t, times, teacher, noise=noise, particle=second)
+    assert len(teacher.calls) == 1 and len(second.calls) == (name == "vsd")
+    assert sum(len(called) for called, _ in teacher.calls + second.calls) == COSTS[name]
+    called_times, called_contexts = teacher.calls[0]
+    negative = [t for t, context in zip(called_times, called_contexts, strict=True) if context == CONTEXTS["neg"]]
+    assert negative == ([200, 900] if name == "nfsd" else [])
+    if name == "vsd":
+        assert second.calls == [(times, [CONTEXTS["plain"]] * 4)]
+    assert torch.equal(p.noise, noise) and p.t.tolist() == times and p.threshold == 200
+
+
+@pytest.mark.parametrize(("times", "rows"), [([10, 199], 4), ([200, 900], 6)])
+def test_below_the_threshold_nfsd_saves_the_negative_prompt(times, rows):
+    denoiser = Denoiser()
+    predicted(METHODS["nfsd"], latents(2), times, denoiser)
+    assert len(denoiser.calls[0][0]) == rows
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_reads_the_branches_it_lists_and_no_others(name):
+    method = METHODS[name]
+    p = predicted(method, latents(4), [10, 900, 199, 200])
+    for branch in BRANCHES:
+        listed = branch in method.branches
+        assert getattr(p, branch).isnan().all() == (not listed)
+        if listed:
+            changed = replace(p, **{branch: getattr(p, branch) + 1})
+            assert not torch.equal(method.function(changed, 3.0), method.function(p, 3.0)), branch
+    assert method.function(p, 3.0).isfinite().all()
 
 
 def test_predictions_carry_no_gradient():
-    z_t = latents(2).requires_grad_()
-    p = predict_noise(Denoiser(), z_t, torch.tensor([1, 500]), contexts(2), METHODS["nfsd"], noise=z_t, threshold=200)
+    p = predicted(METHODS["nfsd"], latents(2).requires_grad_(), [1, 500])
     assert not any(getattr(p, branch).requires_grad for branch in ("cond", "uncond", "neg"))
 
 
@@ -125,11 +252,9 @@ def test_a_method_is_a_function_and_a_row():
     denoiser, z_t, t = Denoiser(), latents(3), torch.tensor([1, 300, 50])
     p = predict_noise(denoiser, z_t, t, contexts(3), method, noise=z_t, threshold=100)
     assert len(denoiser.calls[0][0]) == 4
-    direction = method.function(p, 2.0)
     uncond = torch.zeros_like(z_t)
-    uncond[1] = 2 * z_t[1] + 300
-    neg = 3 * z_t + t[:, None, None, None]
-    torch.testing.assert_close(direction, uncond - 2 * (neg - uncond))
+    uncond[1] = formula(z_t, t, 2.0)[1]
+    torch.testing.assert_close(method.function(p, 2.0), uncond - 2 * (formula(z_t, t, 3.0) - uncond))
 
 
 def test_a_missing_context_is_an_error():
@@ -138,3 +263,78 @@ def test_a_missing_context_is_an_error():
         predict_noise(
             Denoiser(), latents(1), torch.tensor([500]), given, METHODS["nfsd"], noise=latents(1), threshold=200
         )
+
+
+@pytest.mark.parametrize(("name", "missing"), [("dds", "source"), ("vsd", "particle")])
+def test_a_missing_source_or_second_network_is_an_error(name, missing):
+    with pytest.raises(ValueError, match=f"needs a {missing}"):
+        predicted(METHODS[name], latents(1), [500], **{missing: None})
+
+
+def test_what_methods_need_is_in_their_rows():
+    assert {name for name, method in METHODS.items() if method.needs_source} == {"dds"}
+    assert {name for name, method in METHODS.items() if method.needs_particle} == {"vsd"}
+    assert METHODS["dds"].all_prompts == {"cond", "uncond", "source_cond"}
+    assert METHODS["bridge"].all_prompts == {"cond", "uncond", "better", "worse"}
+
+
+def test_perp_neg_by_hand():
+    delta_c, first, second = latents(2), latents(2, 1), latents(2, 2)
+    weights = torch.tensor([[-1.5, -0.3], [-0.7, 0.0]], dtype=torch.float64)
+    found = perp_neg(delta_c, [first, second], weights)
+    for row in range(2):
+        wanted, expected = delta_c[row].flatten(), delta_c[row].flatten().clone()
+        for delta, weight in zip((first, second), weights[:, row], strict=True):
+            unwanted = delta[row].flatten()
+            perpendicular = unwanted - (unwanted @ wanted) / (wanted @ wanted) * wanted
+            assert abs(perpendicular @ wanted) < 1e-12
+            expected += weight * perpendicular
+        torch.testing.assert_close(found[row].flatten(), expected)
+    # What is moved away from changes nothing along the wanted direction.
+    torch.testing.assert_close((found * delta_c).sum((1, 2, 3)), delta_c.square().sum((1, 2, 3)))
+
+
+def test_perp_neg_leaves_parallel_directions_and_zero_ones_alone():
+    delta_c, weights = latents(2), torch.tensor([[-1.5, -0.3]])
+    torch.testing.assert_close(perp_neg(delta_c, [3 * delta_c], weights), delta_c)
+    assert torch.equal(perp_neg(delta_c, [latents(2, 1)], torch.zeros(1, 2)), delta_c)
+    nothing = torch.zeros_like(delta_c)
+    torch.testing.assert_close(perp_neg(nothing, [latents(2, 1)], weights), latents(2, 1) * weights.view(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_perp_neg_replaces_the_condition_direction_in_every_method_and_costs_two_more(name):
+    method, times, z_t, noise, source = METHODS[name], [10, 900], latents(2), latents(2, 1), latents(2, 2)
+    t, weights = torch.tensor(times), torch.tensor([[-1.5, -0.3], [-0.7, -0.2]], dtype=torch.float64)
+    teacher = Denoiser()
+    plain = predicted(method, z_t, times, noise=noise, source=source)
+    p = predicted(method, z_t, times, teacher, noise=noise, source=source, view_weights=weights)
+
+    def bent(latent, cond, against):
+        eps, uncond = formula(latent, t, CONTEXTS[cond]), formula(latent, t, CONTEXTS["uncond"])
+        return perp_neg(eps - uncond, [formula(latent, t, CONTEXTS[name]) - uncond for name in against], weights)
+
+    expected = {"cond": plain.uncond + bent(z_t, "cond", ("cond_against_0", "cond_against_1"))}
+    if name == "dds":
+        against = ("source_cond_against_0", "source_cond_against_1")
+        expected["source_cond"] = plain.source_uncond + bent(source, "source_cond", against)
+    torch.testing.assert_close(method.function(p, 7.5), method.function(replace(plain, **expected), 7.5))
+    for branch in set(BRANCHES) - expected.keys():
+        torch.testing.assert_close(getattr(p, branch), getattr(plain, branch), equal_nan=True)
+    branches = len(method.branches) - (name == "vsd")
+    rows = 2 * branches - (name == "nfsd")  # one of the two samples is below NFSD's threshold
+    assert len(teacher.calls[0][0]) == rows + (8 if name == "dds" else 4)  # DDS has two condition directions
+
+
+def test_perp_neg_costs_nothing_where_its_weights_are_zero():
+    denoiser, weights = Denoiser(), torch.tensor([[-1.5, 0.0, 0.0], [-0.7, -0.1, 0.0]])
+    p = predicted(METHODS["sds"], latents(3), [10, 200, 900], denoiser, view_weights=weights)
+    assert len(denoiser.calls[0][0]) == 6 + 3
+    torch.testing.assert_close(p.cond[2], predicted(METHODS["sds"], latents(3), [10, 200, 900]).cond[2])
+
+
+def test_perp_neg_leaves_bridges_contrast_alone():
+    denoiser, weights = Denoiser(), torch.tensor([[-1.5, -1.0], [-0.7, -0.1]])
+    p = predicted(METHODS["bridge"].then, latents(2), [10, 900], denoiser, view_weights=weights)
+    assert len(denoiser.calls[0][0]) == 4
+    torch.testing.assert_close(p.cond, formula(latents(2), torch.tensor([10, 900]), CONTEXTS["better"]))

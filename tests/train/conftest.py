@@ -43,7 +43,10 @@ class TinyPrior(AnalyticPrior):
         """8x8 images, 100 timesteps."""
         means = torch.stack([torch.full((3, 8, 8), 0.6), torch.full((3, 8, 8), -0.6)])
         bright, even, dark = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.9])
-        prompts = {"": even, "dull": dark, **{f"a red cube, {view}": bright for view in VIEW_WORDS}}
+        prompts = {"": even, "dull": dark}
+        for view in VIEW_WORDS:
+            prompts |= dict.fromkeys((f"a red cube, {view}", f"a red cube, sharp, {view}"), bright)
+            prompts |= dict.fromkeys((f"a blue cube, {view}", f"a red cube, blurry, {view}"), dark)
         super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
 
 

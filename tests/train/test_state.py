@@ -129,3 +129,48 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path):
     path, _ = save(tmp_path, 4)
     path.unlink()  # as if the process had died between the two files
     assert [state.step_of(found) for found in state.list_checkpoints(tmp_path)] == [2]
+
+
+class Learner:
+    """A network beside the generator."""
+
+    def __init__(self, width=4):
+        torch.manual_seed(1)
+        self.network = nn.Linear(3, width)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
+
+    def state_dict(self):
+        return self.network.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.network.load_state_dict(state_dict)
+
+    def learn(self):
+        self.optimizer.zero_grad()
+        self.network(torch.ones(2, 3)).square().sum().backward()
+        self.optimizer.step()
+
+
+def test_a_second_network_comes_back_with_its_optimiser(tmp_path):
+    network, optimizer, rng = parts()
+    advance(network, optimizer, rng)
+    original, restored = Learner(), Learner()
+    original.learn()
+    path = state.save(tmp_path, 3, network, optimizer, rng, record={}, keep=1, particle=original)
+    state.load(path, *parts(), restored)
+    original.learn()
+    restored.learn()
+    assert torch.equal(original.network.weight, restored.network.weight)
+
+
+def test_a_second_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path):
+    path, _ = save(tmp_path)
+    with pytest.raises(InputError, match=r"another second network.*do not override distill"):
+        state.load(path, *parts(), Learner())
+    network, optimizer, rng = parts()
+    advance(network, optimizer, rng)
+    learner = Learner()
+    learner.learn()
+    path = state.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, particle=learner)
+    with pytest.raises(InputError, match="another second network"):
+        state.load(path, *parts(), Learner(width=5))

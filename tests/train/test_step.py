@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from nfsd3d.distill.methods import METHODS
+from nfsd3d.config import compose
+from nfsd3d.distill.methods import METHODS, Method
+from nfsd3d.errors import InputError
+from nfsd3d.prompts import PromptBank
+from nfsd3d.settings import Config
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
@@ -43,6 +47,126 @@ def test_a_step_costs_no_more_evaluations_than_its_method_needs(configure):
     assert metrics_of(early, "nfsd")[0].prior.evaluations == 4
 
 
+SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
+GENERATIVE = sorted(name for name, method in METHODS.items() if not (method.needs_source or method.needs_particle))
+
+
+def step_of(config, progress=0.0, **options):
+    """One step of a run: its parts, the loss and the metrics."""
+    parts = build_parts(config)
+    loss, metrics = step_loss(
+        parts.generator,
+        parts.prior,
+        parts.bank,
+        parts.distillation,
+        parts.ranges,
+        plan_at(config.train, progress),
+        parts.rng,
+        **options,
+    )
+    return parts, loss, metrics
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluations"), [("sds", 2), ("csd", 2), ("nfsd", 3), ("ism", 4 + 3), ("sdi", 16 + 2), ("bridge", 2)]
+)
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_a_step_costs_what_the_table_says(configure, method, evaluations, perp_neg):
+    # At t = 75 of 100, ISM goes in strides of 20 to 70, and SDI in 8 steps of 10, each with two prompts.
+    changes = {**SUFFIXES, "train.t_min": 0.75, "train.t_max": 0.75, "cameras.overhead_probability": 0.0}
+    config = configure(**changes, **{"distill.method": method, "prompts.perp_neg": perp_neg})
+    for progress in (0.0, 0.75):
+        parts, _, metrics = step_of(config, progress)
+        second_half_of_bridge = method == "bridge" and progress > 0.5
+        extra = 2 if perp_neg and not second_half_of_bridge else 0
+        assert parts.prior.evaluations == config.train.batch_size * (evaluations + extra)
+        assert all(value.isfinite() for value in metrics.values())
+
+
+@pytest.mark.parametrize("method", GENERATIVE)
+def test_the_same_seed_gives_the_same_steps(configure, method):
+    config = configure(**SUFFIXES, **{"distill.method": method, "prompts.perp_neg": True})
+    losses = []
+    for _ in range(2):
+        parts, values = build_parts(config), []
+        for progress in (0.0, 0.4, 0.6):
+            arguments = parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges
+            loss, _ = step_loss(*arguments, plan_at(config.train, progress), parts.rng)
+            parts.optimizer.zero_grad()
+            loss.backward()
+            parts.optimizer.step()
+            values.append(loss.item())
+        losses.append(values)
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
+def test_the_guidance_scale_may_change_over_training(configure):
+    constant = configure(**NO_REGULARIZERS, **{"distill.method": "csd", "distill.guidance_scale": 3.0})
+    rising = configure(
+        **NO_REGULARIZERS, **{"distill.method": "csd", "distill.guidance_scale": [[0.0, 1.0], [1.0, 5.0]]}
+    )
+    assert float(step_of(rising, 0.5)[2]["grad_norm"]) == float(step_of(constant, 0.5)[2]["grad_norm"])
+    assert float(step_of(rising, 0.75)[2]["grad_norm"]) > float(step_of(constant, 0.75)[2]["grad_norm"])
+
+
+def edit(config, source):
+    """A step of DDS whose prompt is the base prompt, and the source's the blue cube (or the same)."""
+    parts = build_parts(config)
+    bank = PromptBank.build(
+        parts.prior,
+        "a red cube",
+        "dull",
+        needed=METHODS["dds"].all_prompts,
+        source_prompt="a blue cube" if source == "other" else "a red cube",
+    )
+    seen = []
+
+    def images(cameras):
+        seen.append(len(cameras))
+        return parts.generator.render_in_chunks(cameras).image
+
+    distillation = Distillation(METHODS["dds"], 7.5, "uniform", parts.distillation.threshold)
+    plan = plan_at(config.train, 0.0)
+    loss, metrics = step_loss(parts.generator, parts.prior, bank, distillation, parts.ranges, plan, parts.rng, images)
+    return parts, loss, metrics, seen
+
+
+def test_editing_a_run_into_another_prompt(configure):
+    config = configure(**NO_REGULARIZERS, **{"train.random_background": 0.0})
+    parts, loss, metrics, seen = edit(config, "other")
+    assert seen == [2] and parts.prior.evaluations == 8
+    assert metrics["grad_norm"] > 0.1
+    loss.backward()
+    assert max(float(p.grad.abs().max()) for p in parts.generator.parameter_groups()["network"]) > 0
+
+
+def test_editing_without_a_source_prompt_says_what_is_missing(configure):
+    with pytest.raises(InputError, match="source_prompt"):
+        build_parts(configure(**{"distill.method": "dds"}))
+
+
+def test_an_unknown_method_names_the_nearest(configure):
+    with pytest.raises(InputError, match=r"distill\.method=nfsdd: no such method \(did you mean nfsd"):
+        build_parts(configure(**{"distill.method": "nfsdd"}))
+
+
+def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_path, monkeypatch):
+    def mine(p, s):
+        return s * (p.cond - p.neg)
+
+    monkeypatch.setitem(METHODS, "mine", Method(mine, branches=("cond", "neg")))
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill" / "mine.yaml").write_text("method: mine\nguidance_scale: 7.5\nweighting: sigma2\n")
+    (tmp_path / "own.yaml").write_text("defaults: [nfsd, _self_]\n")
+    overrides = ["prompt=a red cube", "machine=cpu", "backend=torch", "prior=shapes", "distill=mine"]
+    own = compose(tmp_path / "own.yaml", overrides)
+    config = Config.from_dict({**base_config.to_dict(), "distill": own.to_dict()["distill"]})
+    parts, loss, metrics = step_of(config)
+    assert parts.distillation.method.function is mine and parts.prior.evaluations == 4
+    assert loss.isfinite() and all(value.isfinite() for value in metrics.values())
+    assert metrics["grad_norm"] > 0
+
+
 @pytest.mark.parametrize("random_background", [0.0, 0.5])
 def test_the_gradient_reaches_every_group_of_parameters(configure, random_background):
     config = configure(**{"train.random_background": random_background})  # half of two views have the learnt one
@@ -65,11 +189,13 @@ def test_the_orientation_penalty_asks_for_normals(configure):
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("method", ["nfsd", "sds", "csd"])
+@pytest.mark.parametrize("method", GENERATIVE)
 def test_descent_makes_the_render_brighter_as_the_prompt_asks(configure, method):
     """The prompt means images of grey .8, the initial ones are of grey .5."""
     config = configure(
-        **NO_REGULARIZERS, **{"train.random_background": 0.0, "train.batch_size": 4, "distill.method": method}
+        **NO_REGULARIZERS,
+        **SUFFIXES,
+        **{"train.random_background": 0.0, "train.batch_size": 4, "distill.method": method},
     )
     parts = build_parts(config)
     plan = plan_at(config.train, 0.0)

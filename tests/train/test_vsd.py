@@ -1,0 +1,81 @@
+"""Whole runs of variational score distillation, with the prior that the package ships."""
+
+import io
+import os
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from nfsd3d.train import loop, state
+from nfsd3d.train.build import build_parts
+from nfsd3d.train.interrupts import Interrupted
+from nfsd3d.train.metrics import read_metrics
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.step import step_loss
+
+VSD = {
+    "distill.method": "vsd",
+    "distill.lora_learning_rate": 1e-2,
+    "train.steps": 3,
+    "train.log_every": 1,
+    "train.checkpoint_every": 3,
+    "train.preview_every": 3,
+    "export.mesh": False,
+    "export.turntable": False,
+    "export.report": False,
+}
+
+
+@pytest.fixture
+def console() -> Console:
+    """Keeps what is printed, without a terminal."""
+    return Console(file=io.StringIO(), width=80)
+
+
+def final_tensors(run_dir):
+    return load_file(state.latest(run_dir).with_suffix(".safetensors"))
+
+
+def without_times(run_dir):
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in ("seconds", "steps_per_second")} for line in lines]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch):
+    straight = loop.run(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
+    config = configure(**VSD, run_dir=tmp_path / "interrupted")
+    original, count = loop.step_loss, iter(range(1, 100))
+
+    def signalling(*arguments, **options):
+        if next(count) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step_loss", signalling)
+        with pytest.raises(Interrupted):
+            loop.run(config, console=console)
+    run_dir = loop.run(config, resume=tmp_path / "interrupted", console=console)
+    done, expected = final_tensors(run_dir), final_tensors(straight)
+    assert done.keys() == expected.keys()
+    assert all(torch.equal(done[name], expected[name]) for name in expected)
+    assert without_times(run_dir) == without_times(straight)
+    assert any(name.startswith("particle.") and "lora_B" in name for name in done)
+    assert all(line["particle_loss"] > 0 for line in without_times(run_dir))
+    files = {path.suffix for path in (run_dir / "checkpoints").iterdir()}
+    assert files == {".json", ".safetensors"}  # nothing pickled
+
+
+def test_a_step_costs_three_evaluations_and_one_trained(configure):
+    config = configure(**VSD)
+    parts = build_parts(config)
+    particle = parts.distillation.particle
+    before = {name: value.clone() for name, value in particle.state_dict().items()}
+    plan = plan_at(config.train, 0.0)
+    _, metrics = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    assert parts.prior.evaluations == config.train.batch_size * (3 + 1)
+    assert any(not torch.equal(value, before[name]) for name, value in particle.state_dict().items())
+    assert not any(value.requires_grad for value in metrics.values())
