@@ -50,12 +50,16 @@ class ViewThresholds:
 
 @dataclass(frozen=True)
 class PromptBank:
-    """The embeddings of one run: ``cond`` [4,L,D] (by view), ``uncond`` and ``neg`` [1,L,D]."""
+    """The embeddings of one run: ``cond`` [4,L,D] (by view), ``uncond`` and ``neg`` [1,L,D].
+
+    ``source`` [4,L,D] (by view) are those of an edit's source.
+    """
 
     cond: Tensor
     uncond: Tensor
     neg: Tensor
     thresholds: ViewThresholds
+    source: Tensor | None = None
 
     @classmethod
     def build(
@@ -66,18 +70,26 @@ class PromptBank:
         *,
         view_dependent: bool = True,
         thresholds: ViewThresholds | None = None,
+        source_prompt: str | None = None,
     ) -> "PromptBank":
         """Embeds a prompt once, with the words of each view if ``view_dependent``; the others never have them."""
-        prompts = [f"{prompt}, {view}" if view_dependent else prompt for view in VIEW_WORDS]
-        embedded = prior.embed([*prompts, "", negative_prompt])
-        return cls(embedded[:4], embedded[4:5], embedded[5:6], thresholds or ViewThresholds())
+        texts = [prompt] if source_prompt is None else [prompt, source_prompt]
+        prompts = [f"{text}, {view}" if view_dependent else text for text in texts for view in VIEW_WORDS]
+        embedded = prior.embed([*prompts[:4], "", negative_prompt, *prompts[4:]])
+        source = None if source_prompt is None else embedded[6:]
+        return cls(embedded[:4], embedded[4:5], embedded[5:6], thresholds or ViewThresholds(), source)
 
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
-        """For every branch, "cond", "uncond" and "neg", the embeddings [B,L,D] of these cameras' views."""
+        """For every branch ("cond", "uncond", "neg"; editing also "source_cond" and "source_uncond"), the embeddings
+        [B,L,D] of these cameras' views.
+        """
         view = self.thresholds.view_index(cameras).to(self.cond.device)
         count = len(cameras)
-        return {
+        contexts = {
             "cond": self.cond[view],
             "uncond": self.uncond.expand(count, -1, -1),
             "neg": self.neg.expand(count, -1, -1),
         }
+        if self.source is not None:
+            contexts |= {"source_cond": self.source[view], "source_uncond": contexts["uncond"]}
+        return contexts

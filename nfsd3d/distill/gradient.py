@@ -26,7 +26,8 @@ class Predictions:
     """What the denoiser predicts for a batch of noised latents; every tensor but ``t`` is [B,C,h,w].
 
     ``noise`` is the noise that was added; ``cond``, ``uncond`` and ``neg`` the predictions given the prompt, the
-    empty prompt and the negative prompt, 0 in the rows where the method does not need them. ``t`` [B] are the
+    empty prompt and the negative prompt, 0 in the rows where the method does not need them; ``source_cond`` and
+    ``source_uncond`` those for an edit's noised source, given its prompt and the empty one. ``t`` [B] are the
     timesteps, and ``threshold`` the timestep from which NFSD uses the negative prompt.
     """
 
@@ -36,6 +37,8 @@ class Predictions:
     neg: Tensor
     t: Tensor
     threshold: int
+    source_cond: Tensor | None = None
+    source_uncond: Tensor | None = None
 
 
 def guided(uncond: Tensor, cond: Tensor, s: float) -> Tensor:
@@ -76,6 +79,7 @@ def predict_noise(
     *,
     noise: Tensor,
     threshold: int,
+    source_z_t: Tensor | None = None,
 ) -> Predictions:
     """The predictions that ``method`` reads, from one call of the denoiser on exactly the rows it needs.
 
@@ -88,6 +92,7 @@ def predict_noise(
         method: whose ``branches`` and ``active`` rows are evaluated.
         noise: [B,C,h,w] the noise in ``z_t``.
         threshold: NFSD's timestep, see :func:`threshold_step`.
+        source_z_t: [B,C,h,w] the source's noised latents, for branches whose names begin with "source".
 
     Raises:
         KeyError: ``contexts`` lacks a branch of the method.
@@ -96,9 +101,11 @@ def predict_noise(
     rows = [method.rows(branch, steps, threshold).to(z_t.device) for branch in method.branches]
     every = torch.cat(rows)
     t = t.to(z_t.device)
+    latents = {branch: source_z_t if branch.startswith("source") else z_t for branch in method.branches}
+    noised = torch.cat([latents[branch][index] for branch, index in zip(method.branches, rows, strict=True)])  # type: ignore[index]
     context = torch.cat([contexts[branch][index] for branch, index in zip(method.branches, rows, strict=True)])
-    eps = denoiser.predict_eps(z_t[every], t[every], context)
-    predicted = {name: torch.zeros_like(z_t) for name in ("cond", "uncond", "neg")}
+    eps = denoiser.predict_eps(noised, t[every], context)
+    predicted = {name: torch.zeros_like(z_t) for name in ("cond", "uncond", "neg", "source_cond", "source_uncond")}
     for branch, index, part in zip(method.branches, rows, eps.split([len(index) for index in rows]), strict=True):
         predicted[branch][index] = part
     return Predictions(noise=noise, **predicted, t=t, threshold=threshold)

@@ -35,6 +35,12 @@ def csd(p: Predictions, s: float) -> Tensor:
     return s * (p.cond - p.uncond)
 
 
+def dds(p: Predictions, s: float) -> Tensor:
+    """Delta denoising score, ε^cfg(z_t; y) - ε^cfg(z̃_t; ỹ) with the same noise (2304.07090, eq. 3)."""
+    assert p.source_cond is not None and p.source_uncond is not None
+    return guided(p.uncond, p.cond, s) - guided(p.source_uncond, p.source_cond, s)
+
+
 Activity = Callable[[Tensor, int], Tensor]
 """(timesteps [B], threshold) -> bool [B]: the rows in which a branch is needed."""
 
@@ -49,12 +55,13 @@ class Method:
     """A distillation method and what it costs.
 
     ``branches`` names the predictions that ``function`` reads; ``active`` restricts a branch to some rows (a branch
-    that is not listed there is needed in all).
+    that is not listed there is needed in all). ``needs_source``: it edits.
     """
 
     function: Callable[[Predictions, float], Tensor]
     branches: tuple[str, ...]
     active: Mapping[str, Activity] = field(default_factory=dict)
+    needs_source: bool = False
 
     def rows(self, branch: str, t: Tensor, threshold: int) -> Tensor:
         """Indices (int64) of the rows of the batch in which ``branch`` is needed, on the device of ``t``."""
@@ -67,4 +74,5 @@ METHODS: dict[str, Method] = {
     "sds": Method(sds, branches=("cond", "uncond")),
     "nfsd": Method(nfsd, branches=("cond", "uncond", "neg"), active={"neg": from_threshold}),
     "csd": Method(csd, branches=("cond", "uncond")),
+    "dds": Method(dds, branches=("cond", "uncond", "source_cond", "source_uncond"), needs_source=True),
 }

@@ -1,6 +1,8 @@
 """The parts of a run, made from its configuration: the only place where settings become objects."""
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +14,15 @@ from nfsd3d.export.extract import MeshSettings
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
+from nfsd3d.generator.pictures import Pictures
 from nfsd3d.prior import Prior
 from nfsd3d.prior.resolve import fetch, locate
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.settings import CamerasConfig, Config, TrainConfig
+from nfsd3d.schedules import milestone_at
+from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
+from nfsd3d.train.edit import load_source
 from nfsd3d.train.step import Distillation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,22 +36,27 @@ SHEET_VIEWS = 8
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with; ``generator``, ``optimizer`` and ``rng`` change, the rest does not."""
+    """What a run trains with; ``generator``, ``optimizer`` and ``rng`` change, the rest does not.
+
+    An edit has a ``source``: the generator as it was before the first step.
+    """
 
     prior: Prior
     bank: PromptBank
-    generator: NeRF
+    generator: NeRF | Pictures
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     distillation: Distillation
     ranges: CameraRanges
+    source: Generator | None = None
 
 
 def build_parts(config: Config) -> Parts:
     """Everything a run needs, loaded and initialised with the run's seed.
 
     Raises:
-        InputError: the prior's model is not there, or does not know a word of the prompt.
+        InputError: the prior's model is not there, or does not know a word of the prompt, or what is to be edited
+            cannot be read.
     """
     prior = build_prior(config)
     bank = PromptBank.build(
@@ -55,9 +65,14 @@ def build_parts(config: Config) -> Parts:
         config.negative_prompt,
         view_dependent=config.prompts.view_dependent,
         thresholds=ViewThresholds(config.prompts.front_deg, config.prompts.back_deg, config.prompts.overhead_deg),
+        source_prompt=config.source_prompt,
     )
     prior.free_text_encoder()
-    generator = build_generator(config)
+    generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)
+    source = None
+    if METHODS[config.distill.method].needs_source:
+        load_source(config, generator, prior)
+        source = copy.deepcopy(generator).requires_grad_(False)
     return Parts(
         prior=prior,
         bank=bank,
@@ -71,17 +86,37 @@ def build_parts(config: Config) -> Parts:
             threshold_step(config.distill.threshold, prior.schedule.training_steps),
         ),
         ranges=camera_ranges(config.cameras),
+        source=source,
     )
 
 
 def build_generator(config: Config) -> NeRF:
-    """The untrained generator on the run's device, initialised with the run's seed."""
+    """A NeRF at its start, on the run's device.
+
+    Raises:
+        InputError: a backend that is not installed.
+    """
+    assert isinstance(config.generator, NeRFConfig)
     values = config.generator.model_dump(exclude={"type", "encoding"})
     settings = NeRFSettings(encoding=HashGridSpec(**config.generator.encoding.model_dump()), **values)
     with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave the caller's alone
         torch.manual_seed(config.seed)
         nerf = NeRF(settings, field_backend=config.backend.field, sampler_backend=config.backend.sampler)
     return nerf.to(config.machine.device)
+
+
+def build_pictures(config: Config, prior: Prior) -> Pictures:
+    """Pictures of Gaussian noise, on the run's device: latents, or pixels around mid-gray."""
+    assert isinstance(config.generator, LatentConfig | ImageConfig)
+    kind, count = config.generator.type, config.train.batch_size
+    # Not the stream of the run's own generator: the first noise that is added would be the picture itself.
+    noise = partial(torch.randn, generator=torch.Generator().manual_seed(config.seed ^ 0x5EED5))
+    if kind == "latent":
+        initial = config.generator.initial_std * noise(count, *prior.latent_shape)
+    else:
+        size = milestone_at(config.train.resolution, 0.0)
+        initial = (0.5 + config.generator.initial_std * noise(count, 3, size, size)).clamp(0, 1)
+    return Pictures(kind, initial).to(config.machine.device)
 
 
 def model_folder(config: Config) -> Path:
