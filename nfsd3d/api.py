@@ -14,7 +14,7 @@ from nfsd3d import preflight
 from nfsd3d.config import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, extract_mesh
-from nfsd3d.export.pictures import render_views, rgb_picture, write_turntable
+from nfsd3d.export.pictures import render_views, rgb_picture, to_uint8, write_turntable
 from nfsd3d.export.write import write_mesh
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.settings import Config
@@ -23,12 +23,15 @@ from nfsd3d.train.build import (
     ELEVATION_DEG,
     SHEET_VIEWS,
     build_generator,
+    build_pictures,
+    build_prior,
     mesh_extras,
     mesh_settings,
     viewing_cameras,
 )
 from nfsd3d.train.loop import run
 from nfsd3d.train.metrics import read_metrics
+from nfsd3d.train.show import images_of
 from nfsd3d.train.summary import read_summary
 
 
@@ -62,20 +65,39 @@ class Run:
 
     @cached_property
     def generator(self) -> NeRF:
-        """The trained generator on its device.
+        """The trained NeRF on its device.
 
         Raises:
-            InputError: the checkpoint is damaged.
+            InputError: the run made pictures, or the checkpoint is damaged.
         """
+        if self.config.makes_pictures:
+            kind = self.config.generator.type
+            raise InputError(
+                f"{self.directory}: made with generator={kind}, pictures without views or a mesh; they are in image.png"
+            )
         generator = build_generator(self.config)
         state.load_generator(self._checkpoint, generator)
         return generator.requires_grad_(False)
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """[B,H,W,3] the pictures of a run with ``generator=latent|image``; latents are decoded by the run's prior.
+
+        Raises:
+            InputError: the run made a scene, the checkpoint is damaged, or the prior's model is not there.
+        """
+        if not self.config.makes_pictures:
+            raise InputError(f"{self.directory}: made a scene, which has views() and a mesh, but no images")
+        prior = build_prior(self.config)
+        pictures = build_pictures(self.config, prior)
+        state.load_generator(self._checkpoint, pictures)
+        return np.stack([to_uint8(image) for image in images_of(pictures, prior)])
 
     def views(self, n: int = 8, size: int = 256, elevation_deg: float = ELEVATION_DEG) -> NDArray[np.uint8]:
         """[n,size,size,3] images from ``n`` cameras evenly around the object, the first at its front.
 
         Raises:
-            InputError: a count or size below 1, or an elevation outside [-90, 90].
+            InputError: a count or size below 1, an elevation outside [-90, 90], or a run that made pictures.
         """
         if n < 1 or size < 1 or not -90 <= elevation_deg <= 90:
             raise InputError(f"n={n}, size={size}, elevation_deg={elevation_deg}: need n, size >= 1, -90..90 degrees")
@@ -90,7 +112,8 @@ class Run:
         Returns their paths.
 
         Raises:
-            InputError: no frames, an odd or too small size, or an elevation outside [-90, 90].
+            InputError: no frames, an odd or too small size, an elevation outside [-90, 90], or a run that made
+                pictures.
         """
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
@@ -100,17 +123,17 @@ class Run:
             Path(folder),
             sheet=viewing_cameras(self.config, SHEET_VIEWS, size, elevation_deg),
             video=viewing_cameras(self.config, frames, size, elevation_deg),
-            radius=self.config.generator.radius,
+            radius=self.generator.settings.radius,
         )
 
     def extract(self, settings: MeshSettings | None = None) -> ExtractedMesh:
         """The surface at the run's own mesh settings, or others.
 
         Raises:
-            InputError: the field is empty or full at the threshold.
+            InputError: the field is empty or full at the threshold, or the run made pictures.
         """
         settings = settings or mesh_settings(self.config)
-        return extract_mesh(self.generator, self.config.generator.radius, settings, self.config.machine.device)
+        return extract_mesh(self.generator, self.generator.settings.radius, settings, self.config.machine.device)
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:

@@ -66,6 +66,8 @@ common keys
   prior=auto|...           {prior}; prior.model=FOLDER or a hub id
   backend=auto|...         {backend}
   distill=...              {distill}; distill.guidance_scale=7.5
+  generator=...            {generator}: a scene, or train.batch_size pictures as latents or pixels
+  source_run=RUN_DIR       (or source_image=FILE) source_prompt="...": edit that, with --config configs/dds.yaml
   train.steps=900          train.batch_size=4   train.resolution=64   (schedules: [[0,64],[0.2,512]])
   export.formats=[glb,obj] export.max_faces=50000   export.turntable=false
   dry_run=true             print the resolved configuration and what would be built, and stop
@@ -144,7 +146,7 @@ def help_text() -> str:
     root = config_root()
     choices = {
         group: "|".join(sorted(path.stem for path in (root / group).glob("*.yaml") if path.stem != "auto"))
-        for group in ("prior", "backend", "distill")
+        for group in ("prior", "backend", "distill", "generator")
     }
     return HELP.format(root=root, **choices).rstrip()
 

@@ -1,24 +1,28 @@
-"""The checks between a valid configuration and the slow imports: device, model, prompt, run directory."""
+"""The checks between a valid configuration and the slow imports: device, model, prompt, source, run directory."""
 
 import hashlib
 import itertools
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from nfsd3d import backend
+from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.settings import Config
+from nfsd3d.source_image import open_picture
 
 OUTPUTS = Path("outputs")
 
 
 def check(config: Config) -> ModelSource:
-    """Makes sure that device, backend, model and prompt go together; returns where the model is.
+    """Makes sure that device, backend, model, prompt and source go together; returns where the model is.
 
     Nothing is downloaded, and nothing slow is imported.
 
@@ -33,7 +37,47 @@ def check(config: Config) -> ModelSource:
         if config.distill.method == "bridge":
             check_prompt(source.folder, config.distill.better_suffix, "distill.better_suffix")
             check_prompt(source.folder, config.distill.worse_suffix, "distill.worse_suffix")
+        check_prompt(source.folder, config.source_prompt or "", "source_prompt")
+    if config.source_image is not None:
+        open_picture(config.source_image)
+    if config.source_run is not None:
+        _check_source_run(config, config.source_run)
     return source
+
+
+def _check_source_run(config: Config, run_dir: str) -> None:
+    """Raises `InputError` unless ``run_dir`` is a run with a checkpoint of a generator like the one of ``config``."""
+    try:
+        source = load_run_config(run_dir)
+    except InputError as error:
+        raise InputError(f"source_run: {error}") from error
+    if not any((Path(run_dir).expanduser() / "checkpoints").glob("step-*.json")):
+        raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
+    for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_pictures else ())):
+        theirs, ours = _flat(source, setting), _flat(config, setting)
+        different = [key for key in theirs if theirs[key] != ours.get(key)]
+        if different:
+            key = "generator.type" if "generator.type" in different else different[0]
+            raise InputError(
+                f"source_run={run_dir}: has {key}={theirs[key]}, and this run {ours.get(key)}; an edit has the "
+                f"generator of its source: set {key.removesuffix('.type')}={theirs[key]}"
+            )
+
+
+def _flat(config: Config, setting: str) -> dict[str, Any]:
+    """The value of a setting, or those of a group's settings, by their dotted keys."""
+
+    def walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from walk(f"{key}.{name}", item)
+        else:
+            yield key, value
+
+    value: Any = config.to_dict()
+    for name in setting.split("."):
+        value = value[name]
+    return dict(walk(setting, value))
 
 
 def claim_run_dir(config: Config, name: str) -> Config:

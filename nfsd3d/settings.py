@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     ValidationInfo,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -34,10 +35,11 @@ from nfsd3d.schedules import Milestones, Schedule, validate_milestones, validate
 
 MAX_PROMPT_LENGTH = 1000
 NOT_BUILT: Mapping[str, frozenset[str]] = {
-    "generator": frozenset({"latent", "image"}),
     "backend": frozenset({"triton"}),
 }
 """Choices of a group that are announced but not built yet."""
+EDITING = frozenset({"dds"})
+"""Methods that change a source towards the prompt."""
 
 
 def _not_built(feature: str) -> PydanticCustomError:
@@ -246,7 +248,7 @@ class EncodingConfig(Settings):
     """Factor of resolution from one level to the next."""
 
 
-class GeneratorConfig(Settings):
+class NeRFConfig(Settings):
     """The hash-grid NeRF that is optimised."""
 
     type: Literal["nerf"]
@@ -285,6 +287,29 @@ class GeneratorConfig(Settings):
     """Half-step of the finite differences, in world units."""
 
 
+class LatentConfig(Settings):
+    """Pictures that are optimised as the prior's latent codes: ``train.batch_size`` of them, each on its own."""
+
+    type: Literal["latent"]
+    """Kind of generator."""
+    initial_std: NonNegativeFloat
+    """Standard deviation of the Gaussian noise that they start from; those of images are about 1."""
+
+
+class ImageConfig(Settings):
+    """Pictures that are optimised as pixels: ``train.batch_size`` of them, each on its own."""
+
+    type: Literal["image"]
+    """Kind of generator."""
+    initial_std: NonNegativeFloat
+    """Standard deviation of the Gaussian noise around mid-gray that they start from, in a range of [0, 1]."""
+
+
+GeneratorConfig = Annotated[NeRFConfig | LatentConfig | ImageConfig, Field(discriminator="type")]
+RATES = {"nerf": ("encoding", "network", "background"), "latent": ("latent",), "image": ("image",)}
+"""The learning rates of each generator."""
+
+
 class CamerasConfig(Settings):
     """What the training cameras are drawn from; each range is [low, high]. Fields of `nfsd3d.cameras.CameraRanges`."""
 
@@ -314,14 +339,23 @@ class CamerasConfig(Settings):
 
 
 class LearningRateConfig(Settings):
-    """Learning rates of the generator's parameter groups."""
+    """Learning rates of the generator's parameter groups: those that it has (``RATES``)."""
 
-    encoding: PositiveFloat
-    """Of the hash tables."""
-    network: PositiveFloat
-    """Of the density and colour networks."""
-    background: PositiveFloat
-    """Of the background network."""
+    encoding: PositiveFloat | None = None
+    """Of a NeRF's hash tables."""
+    network: PositiveFloat | None = None
+    """Of a NeRF's density and colour networks."""
+    background: PositiveFloat | None = None
+    """Of a NeRF's background network."""
+    latent: PositiveFloat | None = None
+    """Of latent codes."""
+    image: PositiveFloat | None = None
+    """Of pixels."""
+
+    @model_serializer
+    def given(self) -> dict[str, float]:
+        """The rates that are set, by name."""
+        return {name: rate for name, rate in self if rate is not None}
 
 
 class ShadingConfig(Settings):
@@ -368,9 +402,10 @@ class TrainConfig(Settings):
     steps: PositiveInt
     """Optimisation steps."""
     batch_size: Annotated[int, Field(ge=1, le=256)]
-    """Views per step."""
+    """Views per step; with ``generator=latent|image`` the number of pictures."""
     resolution: ImageSizes
-    """Height and width of the rendered views, over training; they are resized to the prior's size."""
+    """Height and width of the rendered views, over training; they are resized to the prior's size. With
+    ``generator=image`` one number, the pictures' size; a latent's is the prior's."""
     t_min: FractionSchedule
     """Lowest timestep, as a fraction of the model's training timesteps, over training."""
     t_max: FractionSchedule
@@ -463,9 +498,9 @@ class Config(Settings):
     viewer: bool = False
     """Live viewer."""
     source_run: str | None = None
-    """Editing: a finished run."""
+    """Editing: the directory of a finished run with the same generator."""
     source_image: str | None = None
-    """Editing: an image file."""
+    """Editing: an image file, cut to a square."""
     source_prompt: str | None = None
     """Editing: what the source shows."""
     machine: MachineConfig
@@ -487,19 +522,77 @@ class Config(Settings):
     export: ExportConfig
     """The results."""
 
+    @property
+    def makes_pictures(self) -> bool:
+        """Whether the generator is flat: pictures, not a scene that cameras see."""
+        return self.generator.type != "nerf"
+
     @model_validator(mode="after")
     def _built(self) -> Self:
         if self.viewer:
             raise _not_built("viewer=true")
-        for name in ("source_run", "source_image", "source_prompt"):
-            if getattr(self, name) is not None:
-                raise _not_built(f"{name} (editing)")
+        return self
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Self:
+        given = [f"{name}={getattr(self, name)}" for name in ("source_run", "source_image") if getattr(self, name)]
+        asked = [*given, *([] if self.source_prompt is None else [f"source_prompt={self.source_prompt}"])]
+        edits = self.distill.method in EDITING
+        if edits and not given:
+            message = "needs something to edit: give source_image=FILE or source_run=RUN_DIR, and source_prompt"
+        elif not edits and asked:
+            message = f"starts from nothing, not from {asked[0]}; only dds edits: start from --config configs/dds.yaml"
+        elif len(given) > 1:
+            message = f"edits one source, not both {given[0]} and {given[1]}: leave one out"
+        elif edits and not (self.source_prompt or "").strip():
+            message = f'needs source_prompt beside {given[0]}: say what the source shows, source_prompt="a red cube"'
+        elif self.source_image is not None and not self.makes_pictures:
+            message = f"cannot make a NeRF of {given[0]}: set generator=latent or generator=image, or give source_run"
+        else:
+            return self
+        raise _complete_error("distill={method}: {text}", method=self.distill.method, text=message)
+
+    @model_validator(mode="after")
+    def _learning_rates_are_the_generators(self) -> Self:
+        rates, kind = self.train.learning_rate.given(), self.generator.type
+        if rates.keys() != set(RATES[kind]):
+            raise _complete_error(
+                "train.learning_rate={rates}: generator={kind} has exactly the rates {names}; set these",
+                rates=json.dumps(rates),
+                kind=kind,
+                names=", ".join(RATES[kind]),
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_flat(self) -> Self:
+        if not self.makes_pictures:
+            return self
+        train, export = self.train, self.export
+        regularizers = {f"train.regularizers.{name}": schedule for name, schedule in train.regularizers}
+        shading = {"train.shading.lambertian": train.shading.lambertian}
+        solid = {**regularizers, **shading, "train.random_background": train.random_background}
+        wrong = [(key, schedule) for key, schedule in solid.items() if _highest(schedule) > 0]
+        wrong += [(f"export.{name}", True) for name in ("mesh", "turntable") if getattr(export, name)]
+        if wrong:
+            key, value = wrong[0]
+            raise _complete_error(
+                "{key}={value}: generator={kind} makes pictures, which have neither depth nor light; set {key}={off}",
+                key=key,
+                value=json.dumps(value),
+                kind=self.generator.type,
+                off="false" if value is True else "0",
+            )
+        if isinstance(train.resolution, list):
+            raise _complete_error(
+                "train.resolution={value}: pictures keep their size; give one number", value=train.resolution
+            )
         return self
 
     @model_validator(mode="after")
     def _orientation_trains(self) -> Self:
         orient = self.train.regularizers.orient
-        if _highest(orient) > 0 and self.generator.normals == "analytic":
+        if isinstance(self.generator, NeRFConfig) and _highest(orient) > 0 and self.generator.normals == "analytic":
             raise _complete_error(
                 "train.regularizers.orient={orient}: has no effect with generator.normals=analytic, because analytic "
                 "normals carry no gradient; set generator.normals=finite_difference, or train.regularizers.orient=0",
@@ -584,11 +677,12 @@ def known_keys() -> list[str]:
         keys = []
         for name, field in model.model_fields.items():
             keys.append(prefix + name)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                keys += walk(field.annotation, f"{prefix}{name}.")
+            for kind in (field.annotation, *get_args(field.annotation)):  # a model, or one of several
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    keys += walk(kind, f"{prefix}{name}.")
         return keys
 
-    return walk(Config, "")
+    return list(dict.fromkeys(walk(Config, "")))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -626,7 +720,9 @@ _EXPECTED = {
 
 
 def _describe(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    # Within the generator's settings, the location also says which kind of generator they are read as.
+    parts = [part for index, part in enumerate(detail["loc"]) if index != 1 or detail["loc"][0] != "generator"]
+    key = ".".join(map(str, parts))
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "complete":
         return detail["msg"]
@@ -644,6 +740,8 @@ def _describe(detail: ErrorDetails) -> str:
         return f"{key} {detail['msg']}"
     if isinstance(context.get("error"), InputError):  # a schedule's: it begins with the last part of the key
         return ".".join([*map(str, detail["loc"][:-1]), str(context["error"])])
+    if kind == "union_tag_invalid":
+        return f"{key}={context['tag']}: must be {context['expected_tags']}"
     if kind == "literal_error":
         expected = f"must be {context['expected']}{_nearest_literal(detail['input'], context['expected'])}"
     elif kind in _EXPECTED:

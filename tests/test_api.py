@@ -111,7 +111,35 @@ def test_wrong_settings_are_errors(overrides, words):
         nfsd3d.generate("a red cube", prior="shapes", machine="cpu", **overrides)
 
 
+@pytest.fixture(scope="module")
+def flat(model, tmp_path_factory) -> nfsd3d.Run:
+    """A finished run of latents; do not change it."""
+    directory = tmp_path_factory.mktemp("runs") / "pictures"
+    overrides = {"machine": "cpu", "prior": "shapes", "prior.model": model, "run_dir": directory}
+    sizes = {"train.steps": 2, "train.batch_size": 2, "train.checkpoint_every": 1, "train.tensorboard": False}
+    return nfsd3d.generate("a red cube", config="nfsd_2d", negative_prompt="dull", **overrides, **sizes)
+
+
+def test_a_run_in_2d_has_images(flat, run):
+    assert flat.images.dtype == np.uint8 and flat.images.shape[0] == 2 and flat.images.shape[3] == 3
+    np.testing.assert_array_equal(flat.images[1], imageio.imread(flat.directory / "images" / "001.png"))
+    assert (nfsd3d.load_run(flat.directory, step=1).images != flat.images).any()
+    for attribute in (lambda: flat.mesh, flat.views, lambda: flat.export("x.glb"), lambda: flat.turntable("x")):
+        with pytest.raises(InputError, match=r"generator=latent.*image\.png"):
+            attribute()
+    with pytest.raises(InputError, match=r"a scene.*views"):
+        _ = run.images
+
+
 # Commands
+
+
+@pytest.mark.parametrize("command", ["export", "render"])
+def test_pictures_have_neither_mesh_nor_views(flat, tmp_path, capsys, command):
+    assert main([command, str(flat.directory), "--output", str(tmp_path / "new")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "image.png" in captured.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):

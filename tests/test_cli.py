@@ -99,6 +99,9 @@ BAD_COMMANDS = [
     (["prompt=a red house", "run_dir=used/file"], "run_dir=used/file: is a file"),
     (["prompt=a red house", "run_dir=used/file/x"], "run_dir=used/file/x: cannot be"),
     (["prompt=a red house", "run_dir=" + "x" * 300], "cannot be"),
+    (["--config", "dds", "prompt=a red house", "source_run=x"], "needs source_prompt beside source_run=x"),
+    (["--config", "dds", "prompt=a red house", "source_prompt=a house", "source_run=no"], "no: no such run directory"),
+    (["--config", "dds_2d", "prompt=a red house", "source_prompt=a house", "source_image=no"], "no: no such file"),
     (["-m", "prompt=a red house", "seed=0,1", "train.stepz=3"], "unknown setting train.stepz"),
     (["-m", "prompt=a red house", "distill=sds,nfsdd"], "distill=nfsdd: no such choice (did you mean nfsd"),
     (["-m", "prompt=a red house", "run_dir=a,b"], "run_dir: a sweep has one directory"),
@@ -269,6 +272,17 @@ def test_a_sweep_goes_on_when_a_job_fails(runs, capsys, elsewhere):
     assert json.loads((folder / names[2] / "summary.json").read_text())["status"] == "failed"
     assert compose(folder / names[3] / "config.yaml").seed == 1
     assert "3 of 4 jobs done" in capsys.readouterr().out
+
+
+def test_generators_in_a_sweep_and_a_dry_run(runs, capsys):
+    assert main(["-m", "generator=latent,image,nerf", "prompt=a red house", "run_dir=s", *SETTLED]) == 0
+    assert [config.generator.type for config, _ in runs] == ["latent", "image", "nerf"]
+    assert [config.train.learning_rate.given().keys() for config, _ in runs][:2] == [{"latent"}, {"image"}]
+    capsys.readouterr()
+    assert main(["--config", "configs/nfsd_2d.yaml", "prompt=a red house", "dry_run=true", *SETTLED]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["generator"] == {"type": "latent", "initial_std": 1.0}
+    assert "# run directory: outputs/nfsd_2d/<prompt>/<time>" in shown
 
 
 def test_a_sweep_survives_bugs_and_bad_values_of_a_job(runs, capsys):

@@ -20,7 +20,7 @@ from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.overrides import parse_override, quote, quote_sweep
 from nfsd3d.schedules import milestone_at, value_at
-from nfsd3d.settings import Config, DistillConfig, Settings
+from nfsd3d.settings import EDITING, Config, DistillConfig, Settings
 
 SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
 TRICKY_PROMPTS = [
@@ -46,13 +46,40 @@ def config() -> Config:
     return compose("nfsd", ["prompt=a red cube", *SETTLED])
 
 
-@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if not method.needs_source))
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - EDITING))
 def test_an_experiment_file_equals_nfsd_with_its_method(method):
     overrides = ["prompt=a red cube", *SETTLED]
     assert compose(f"configs/{method}.yaml", overrides) == compose("nfsd", [*overrides, f"distill={method}"])
 
 
+def test_the_experiments_in_2d_are_those_with_another_generator():
+    overrides = ["prompt=a red cube", *SETTLED]
+    assert compose("nfsd_2d", overrides) == compose("nfsd", [*overrides, "generator=latent"])
+    source = ["source_image=a.png", "source_prompt=a red cube"]
+    assert compose("dds_2d", [*overrides, *source]) == compose("dds", [*overrides, *source, "generator=latent"])
+
+
+@pytest.mark.parametrize("prior", ["shapes", "sd15", "sd21", "sd21-768"])
+@pytest.mark.parametrize("generator", ["latent", "image"])
+def test_pictures_have_recipes_of_their_own(generator, prior):
+    config = compose("sds", ["prompt=x", f"generator={generator}", f"prior={prior}"])
+    assert config.makes_pictures and config.generator.type == generator
+    assert config.train.learning_rate.given().keys() == {generator}
+    assert config.train.resolution == {"shapes": 64, "sd21-768": 768}.get(prior, 512)
+    assert not config.prompts.view_dependent and not config.export.mesh and not config.export.turntable
+    text = yaml.safe_load(config.to_yaml())
+    assert text["train"]["learning_rate"].keys() == text["generator"].keys() - {"type", "initial_std"} | {generator}
+
+
+def test_editing_has_its_papers_settings(config):
+    edit = compose("dds", ["prompt=a red cube", "source_prompt=a blue cube", "source_run=runs/a, b", *SETTLED])
+    assert (edit.distill.method, edit.distill.guidance_scale, edit.distill.weighting) == ("dds", 7.5, "uniform")
+    assert (edit.train.t_min, edit.train.t_max) == (0.05, 0.95)
+    assert edit.source_run == "runs/a, b" and edit.generator == config.generator
+
+
 def test_every_method_and_weighting_can_be_configured():
+    assert {name for name, method in METHODS.items() if method.needs_source} == EDITING
     assert {path.stem for path in (config_root() / "distill").glob("*.yaml")} == METHODS.keys()
     assert all((config_root() / f"{name}.yaml").exists() for name in METHODS)
     assert set(get_args(DistillConfig.model_fields["weighting"].annotation)) == WEIGHTINGS.keys()
@@ -206,8 +233,19 @@ def test_paths_need_no_quotes():
         (["prompt=x", "red mushroom"], "not of the form key=value"),
         (["prompt=x", "prompts.view_dependent=[a"], "cannot be understood"),
         (["prompt=x", "distill=sds", "distill.threshold=0.3"], "the chosen groups have no such setting"),
-        (["prompt=x", "generator=latent"], "generator=latent is not built yet"),
-        (["prompt=x", "generator=image"], "generator=image is not built yet"),
+        (["prompt=x", "generator=mesh"], "generator=mesh: no such choice"),
+        (["prompt=x", "generator=latent", "generator.radius=2"], "the chosen groups have no such setting"),
+        (["prompt=x", "generator=latent", "export.mesh=true"], "export.mesh=true: generator=latent makes pictures"),
+        (["prompt=x", "generator=image", "train.random_background=0.5"], "set train.random_background=0"),
+        (["prompt=x", "generator=image", "train.regularizers.opaque=[[0,0],[1,5]]"], "train.regularizers.opaque=[["),
+        (["prompt=x", "generator=image", "train.shading.lambertian=1"], "set train.shading.lambertian=0"),
+        (["prompt=x", "generator=image", "train.resolution=[[0,8],[1,16]]"], "pictures keep their size"),
+        (["prompt=x", "generator=latent", "+train.learning_rate.network=1"], "has exactly the rates latent"),
+        (["prompt=x", "distill=dds"], "distill=dds: needs something to edit: give source_image=FILE or source_run"),
+        (["prompt=x", "distill=dds", "source_run=r"], "needs source_prompt beside source_run=r"),
+        (["prompt=x", "distill=dds", "source_run=r", "source_prompt= "], "needs source_prompt"),
+        (["prompt=x", "distill=dds", "source_image=i", "source_prompt=y"], "set generator=latent or generator=image"),
+        (["prompt=x", "distill=dds", "source_image=i", "source_run=r", "source_prompt=y"], "leave one out"),
         (["prompt=x", "backend=triton"], "backend=triton is not built yet"),
     ],
 )
@@ -252,9 +290,13 @@ def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
         ("run_dir=", "run_dir"),
         ("distill.guidance_scale=[[0,-1]]", "distill.guidance_scale"),
         ("viewer=true", "viewer=true is not built yet"),
-        ("source_run=x", "source_run (editing) is not built yet"),
-        ("source_image=x", "source_image (editing) is not built yet"),
-        ("source_prompt=x", "source_prompt (editing) is not built yet"),
+        ("source_run=x", "distill=nfsd: starts from nothing, not from source_run=x; only dds edits"),
+        ("source_image=x", "start from --config configs/dds.yaml"),
+        ("source_prompt=x", "not from source_prompt=x; only dds edits"),
+        ("generator.type=cloud", "generator=cloud"),
+        ("generator.radius=-1", "generator.radius=-1: must be greater than 0"),
+        ("generator.initial_std=1", "unknown setting generator.initial_std"),
+        ("train.learning_rate.latent=1", "train.learning_rate={"),
         ("backend.sampler=triton", "backend.sampler=triton is not built yet"),
     ],
 )

@@ -17,17 +17,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.export.pictures import preview
 from nfsd3d.files import write_text
-from nfsd3d.generator import Generator
+from nfsd3d.generator.nerf import NeRF
 from nfsd3d.preflight import claim_folder
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.shapes.grammar import Composition, parse_prompt
 from nfsd3d.shapes.render import render_views
-from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges
+from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import Diverged, Progress, Task, train
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.regularizers import penalty
+from nfsd3d.train.show import PREVIEW_VIEWS
 from nfsd3d.train.summary import write_summary
 
 METHOD = "ceiling"
@@ -89,7 +91,8 @@ def fit_ceiling(config: Config, run_dir: Path, console: Console | None = None) -
     rng = torch.Generator().manual_seed(config.seed)
     batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
     loss = partial(photometric_loss, generator, batches, rng)
-    task = Task(generator, build_optimizer(generator, config.train), rng, loss)
+    show = partial(preview, generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
+    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show)
     progress = Progress()
     try:
         with stop_requests() as stop:
@@ -135,7 +138,7 @@ def render_batches(
 
 
 def photometric_loss(
-    generator: Generator, batches: list[TrueBatch], rng: torch.Generator, plan: StepPlan
+    generator: NeRF, batches: list[TrueBatch], rng: torch.Generator, plan: StepPlan
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a step on one of ``batches``: half the squared error, summed over pixels and averaged over views.
 

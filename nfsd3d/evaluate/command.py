@@ -55,6 +55,37 @@ def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
 def _evaluate_runs(
     groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
 ) -> dict[str, Any]:
+    flat = {load_run_config(directory).makes_pictures for members in groups.values() for directory in members}
+    if len(flat) > 1:
+        raise InputError("evaluate: some of the runs made pictures, others a scene; evaluate them in two commands")
+    if flat == {True} and ceiling:
+        raise InputError("--ceiling: fits a NeRF to true views, and these runs made pictures; leave it out")
+    return _evaluate_images(groups, options) if flat == {True} else _evaluate_scenes(groups, options, ceiling)
+
+
+def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespace) -> dict[str, Any]:
+    from nfsd3d.api import load_run
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.calibration import load_calibration
+    from nfsd3d.evaluate.images import score_images
+    from nfsd3d.evaluate.judge import Judge
+
+    judge, calibration = Judge.load(), load_calibration()
+    runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
+    with _bar("judging pictures", sum(map(len, runs.values()))) as advance:
+        scores = {
+            name: {str(run.directory): _advanced(advance, score_images(run, judge)) for run in members}
+            for name, members in runs.items()
+        }
+    print(tables.image_table(scores), tables.calibration_table(calibration), sep="\n\n")
+    if options.sheet is not None:
+        _write_sheet(options.sheet, [list(run.images) for members in runs.values() for run in members])
+    return {"images": scores, "calibration": calibration}
+
+
+def _evaluate_scenes(
+    groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
+) -> dict[str, Any]:
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.calibration import load_calibration
@@ -86,16 +117,16 @@ def _evaluate_runs(
     if "ceiling" not in rows:
         print("\n(no ceiling: --ceiling fits the same NeRF photometrically to true views)")
     if options.sheet is not None:
-        _write_sheet(options.sheet, [run for members in runs.values() for run in members])
+        _write_sheet(options.sheet, [list(run.views(8, 96)) for members in runs.values() for run in members])
     return {"runs": named, "rows": rows, "calibration": calibration}
 
 
-def _write_sheet(path: Path, runs: list[Any], views: int = 8, size: int = 96) -> None:
+def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
     import numpy as np
 
     from nfsd3d.export.pictures import write_png
 
-    strips = [np.concatenate(list(run.views(views, size)), axis=1) for run in runs]
+    strips = [np.concatenate(row, axis=1) for row in rows]
     half = (len(strips) + 1) // 2 if len(strips) > 12 else len(strips)
     blank = np.full_like(strips[0], 255)
     columns = [strips[:half], strips[half:]] if half < len(strips) else [strips]
@@ -178,12 +209,16 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
     runs = [load_run(directory) for directory in options.run_dirs]
     with _bar("views", len(runs)) as advance:
         views = [
-            _advanced(advance, torch.from_numpy(run.views(8, 224)).permute(0, 3, 1, 2).float() / 255) for run in runs
+            _advanced(advance, torch.from_numpy(_pictures_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
         ]
     scores = scorer.score(views, [run.config.prompt for run in runs])
     named = {str(run.directory): score for run, score in zip(runs, scores, strict=True)}
     print(tables.clip_table(named))
     return named
+
+
+def _pictures_of(run: Any) -> Any:
+    return run.images if run.config.makes_pictures else run.views(8, 224)
 
 
 @contextmanager
@@ -226,8 +261,9 @@ def _plain(value: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d evaluate",
-        description="Measure runs against the ground truth of the world of shapes: what the views show (judged by a "
-        "calibrated classifier), how true the shape is, Janus faces, sharpness and cost. For other prompts: --clip.",
+        description="Measure runs against the ground truth of the world of shapes: what the views or pictures show "
+        "(judged by a calibrated classifier); of a scene how true the shape is, Janus faces and sharpness; and cost. "
+        "For other prompts: --clip.",
     )
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
     parser.add_argument("--suite", type=Path, metavar="FILE", help="run and measure every row and prompt of a suite")
@@ -235,6 +271,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ceiling", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/ceiling")
     parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the turntables (or samples) on one sheet")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the views, pictures or samples on one sheet")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
     return parser

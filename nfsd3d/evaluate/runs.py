@@ -1,7 +1,9 @@
 """One run against the ground truth of its prompt: appearance, geometry, views, and what it cost."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +75,7 @@ def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
     true = render_views([truth] * VIEWS, cameras, background, ambient=0.6)
     appearance = compare_appearance(images, opacity, true.image, true.mask)
     near, far = run.config.cameras.distance
-    radius = run.config.generator.radius
+    radius = run.generator.settings.radius
     solid = field_solid(run.generator, radius, distance=(near + far) / 2)
     solid_fit = fit(solid, truth.object)
     error, janus = view_errors(verdict, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
@@ -160,14 +162,18 @@ class Row:
     memory_mb: float
 
 
+def mean_of(scores: Sequence[object], name: str) -> float:
+    """The mean of an attribute over the scores that have it; NaN where none has."""
+    values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
 def summarize(scores: list[RunScore]) -> Row:
     """The row of one method; NaN where no run has a figure. Raises ValueError without runs."""
     if not scores:
         raise ValueError("no runs to summarize")
 
-    def mean(name: str) -> float:
-        values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
-        return sum(values) / len(values) if values else math.nan
+    mean = partial(mean_of, scores)
 
     def median(name: str) -> float:
         values = [float(value) for score in scores if (value := getattr(score, name)) is not None]

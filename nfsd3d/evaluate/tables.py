@@ -5,8 +5,9 @@ from collections.abc import Mapping
 
 from nfsd3d.evaluate.calibration import Calibration
 from nfsd3d.evaluate.clip import ClipScore
+from nfsd3d.evaluate.images import ImageScore
 from nfsd3d.evaluate.prior_quality import SampleQuality
-from nfsd3d.evaluate.runs import Row, RunScore
+from nfsd3d.evaluate.runs import Row, RunScore, mean_of
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -72,6 +73,21 @@ def summary_table(rows: Mapping[str, Row]) -> str:
         return [name, str(r.runs), *right, number(r.margin, 1), *shape, *look, *cost]
 
     return table(head, [cells(name, row) for name, row in rows.items()])
+
+
+def image_table(groups: Mapping[str, Mapping[str, ImageScore]]) -> str:
+    """One row a run of pictures, by name, and one for the mean of each group."""
+    head = ["run", "prompt", "images", "object", "colour", "pattern", "R-Precision", "margin"]
+    head += ["seconds", "evaluations", "MB"]
+
+    def cells(name: str, prompt: str, scores: list[ImageScore]) -> list[str]:
+        shares = [percent(mean_of(scores, share)) for share in ("object", "color", "pattern", "retrieved")]
+        cost = [number(mean_of(scores, figure), 0) for figure in ("seconds", "evaluations", "memory_mb")]
+        return [name, prompt, str(sum(s.images for s in scores)), *shares, number(mean_of(scores, "margin"), 1), *cost]
+
+    rows = [cells(name, score.prompt, [score]) for runs in groups.values() for name, score in runs.items()]
+    rows += [cells(name, "all", list(runs.values())) for name, runs in groups.items()]
+    return table(head, rows)
 
 
 def sample_table(rows: list[SampleQuality]) -> str:

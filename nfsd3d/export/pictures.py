@@ -1,5 +1,6 @@
 """Views of a generator as pictures: grids, contact sheets and the turntable video."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +77,14 @@ def depth_picture(rendering: Rendering, near: float, far: float) -> Image:
 def grid(rows: list[list[Image]]) -> Image:
     """Pictures of one size, side by side in each row."""
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+
+def square(images: list[Image]) -> Image:
+    """Pictures of one size in rows, about as many as columns; white where the last row has none."""
+    columns = math.ceil(math.sqrt(len(images)))
+    blank = [np.full_like(images[0], 255)] * (-len(images) % columns)
+    padded = [*images, *blank]
+    return grid([padded[first : first + columns] for first in range(0, len(padded), columns)])
 
 
 def preview(generator: Viewable, cameras: Cameras) -> Image:

@@ -1,4 +1,4 @@
-"""The generator g(theta): whatever renders an image that the prior can judge."""
+"""The generator g(theta): whatever renders an image, or a latent, that the prior can judge."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +11,21 @@ from nfsd3d.cameras import Cameras
 
 
 @dataclass(frozen=True)
-class Rendering:
+class Latents:
+    """B pictures as the prior's latent codes: ``latent`` [B,C,h,w], scaled as its denoiser expects; differentiable."""
+
+    latent: Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """B pictures, of whatever: ``image`` [B,3,H,W] in [0,1]; differentiable."""
+
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Rendering(Images):
     """What B cameras of H x W pixels see; everything but ``samples_per_ray`` is differentiable.
 
     ``image`` [B,3,H,W] in [0,1], over the background; ``opacity`` [B,1,H,W] in [0,1]; ``depth`` [B,1,H,W] the mean
@@ -26,7 +40,6 @@ class Rendering:
     shaded.
     """
 
-    image: Tensor
     opacity: Tensor
     depth: Tensor
     depth_variance: Tensor
@@ -39,6 +52,11 @@ class Rendering:
 class Generator(Protocol):
     """What the training loop needs of a generator."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
     def render(
         self,
         cameras: Cameras,
@@ -49,20 +67,11 @@ class Generator(Protocol):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
-    ) -> Rendering:
-        """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``."""
-        ...
+    ) -> Images | Latents:
+        """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``.
 
-    def render_in_chunks(
-        self,
-        cameras: Cameras,
-        *,
-        background: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-    ) -> Rendering:
-        """As ``render`` without ``rng``, and without gradient: views of any number and size, in bounded memory."""
+        A scene gives a Rendering. Pictures are the same from everywhere, and have neither background nor light.
+        """
         ...
 
     def update(self, step: int, rng: torch.Generator) -> None:

@@ -1,6 +1,8 @@
 """The parts of a run, made from its configuration: the only place where settings become objects."""
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +15,16 @@ from nfsd3d.export.extract import MeshSettings
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
+from nfsd3d.generator.pictures import Pictures
 from nfsd3d.prior import Prior
 from nfsd3d.prior.particle import Particle
 from nfsd3d.prior.resolve import fetch, locate
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.settings import CamerasConfig, Config, TrainConfig, did_you_mean
+from nfsd3d.schedules import milestone_at
+from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig, did_you_mean
+from nfsd3d.train.edit import load_source
 from nfsd3d.train.step import Distillation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,22 +38,27 @@ SHEET_VIEWS = 8
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with; ``generator``, ``optimizer``, ``rng`` and VSD's second network change, the rest not."""
+    """What a run trains with; ``generator``, ``optimizer``, ``rng`` and VSD's second network change, the rest not.
+
+    An edit has a ``source``: the generator as it was before the first step.
+    """
 
     prior: Prior
     bank: PromptBank
-    generator: NeRF
+    generator: NeRF | Pictures
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     distillation: Distillation
     ranges: CameraRanges
+    source: Generator | None = None
 
 
 def build_parts(config: Config) -> Parts:
     """Everything a run needs, loaded and initialised with the run's seed.
 
     Raises:
-        InputError: no such method, or the prior's model is not there, or does not know a word of the prompt.
+        InputError: no such method, or the prior's model is not there, or does not know a word of the prompt, or what is
+            to be edited cannot be read.
     """
     method = find_method(config.distill.method)
     prior = build_prior(config)
@@ -64,7 +74,11 @@ def build_parts(config: Config) -> Parts:
         perp_neg=config.prompts.perp_neg,
     )
     prior.free_text_encoder()
-    generator = build_generator(config)
+    generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)
+    source = None
+    if method.needs_source:
+        load_source(config, generator, prior)
+        source = copy.deepcopy(generator).requires_grad_(False)
     return Parts(
         prior=prior,
         bank=bank,
@@ -79,6 +93,7 @@ def build_parts(config: Config) -> Parts:
             build_particle(config, prior) if method.needs_particle else None,
         ),
         ranges=camera_ranges(config.cameras),
+        source=source,
     )
 
 
@@ -96,7 +111,12 @@ def find_method(name: str) -> Method:
 
 
 def build_generator(config: Config) -> NeRF:
-    """The untrained generator on the run's device, initialised with the run's seed."""
+    """A NeRF at its start, on the run's device.
+
+    Raises:
+        InputError: a backend that is not installed.
+    """
+    assert isinstance(config.generator, NeRFConfig)
     values = config.generator.model_dump(exclude={"type", "encoding"})
     settings = NeRFSettings(encoding=HashGridSpec(**config.generator.encoding.model_dump()), **values)
     with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave the caller's alone
@@ -115,6 +135,20 @@ def build_particle(config: Config, prior: Prior) -> Particle:
         camera_dropout=config.distill.camera_dropout,
         seed=config.seed,
     )
+
+
+def build_pictures(config: Config, prior: Prior) -> Pictures:
+    """Pictures of Gaussian noise, on the run's device: latents, or pixels around mid-gray."""
+    assert isinstance(config.generator, LatentConfig | ImageConfig)
+    kind, count = config.generator.type, config.train.batch_size
+    # Not the stream of the run's own generator: the first noise that is added would be the picture itself.
+    noise = partial(torch.randn, generator=torch.Generator().manual_seed(config.seed ^ 0x5EED5))
+    if kind == "latent":
+        initial = config.generator.initial_std * noise(count, *prior.latent_shape)
+    else:
+        size = milestone_at(config.train.resolution, 0.0)
+        initial = (0.5 + config.generator.initial_std * noise(count, 3, size, size)).clamp(0, 1)
+    return Pictures(kind, initial).to(config.machine.device)
 
 
 def model_folder(config: Config) -> Path:

@@ -35,10 +35,11 @@ class Display:
             self._task = self._bar.add_task("training", total=total, completed=done, speed="", metrics="")
 
     def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows that ``done`` steps are finished, and ``metrics`` (opacity, grad_norm) where there are new ones."""
+        """Shows that ``done`` steps are finished, and ``metrics`` (grad_norm, a scene's opacity) if they are new."""
         speed = self.steps_per_second(done)
         if metrics is not None:
-            self._text = f"opacity {metrics['opacity']:.3f}  |grad| {metrics['grad_norm']:.3g}"
+            opacity = f"opacity {metrics['opacity']:.3f}  " if "opacity" in metrics else ""
+            self._text = f"{opacity}|grad| {metrics['grad_norm']:.3g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, speed=f"{speed:.2f} steps/s", metrics=self._text)
             return

@@ -1,18 +1,22 @@
-"""After training: turntable, mesh and report."""
+"""After training: turntable and mesh of a scene, or the images; and the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import extract_mesh
-from nfsd3d.export.pictures import write_turntable
+from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.export.pictures import to_uint8, write_png, write_turntable
 from nfsd3d.export.write import write_meshes
 from nfsd3d.generator.nerf import NeRF
+from nfsd3d.generator.pictures import Pictures
 from nfsd3d.settings import Config
-from nfsd3d.train.build import SHEET_VIEWS, mesh_extras, mesh_settings, viewing_cameras
+from nfsd3d.train.build import SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.report import write_report
+from nfsd3d.train.show import images_of, write_images
 
 
 @dataclass
@@ -23,45 +27,63 @@ class Exported:
     mesh: dict[str, Any] | None = None
     failure: str | None = None
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within the block, a part that cannot be made (no surface, no space) is told in ``failure``."""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            self.failure = "; ".join([*([self.failure] if self.failure else []), f"{name}: {error}"])
 
-def finish(config: Config, run_dir: Path, generator: NeRF, on_view: Callable[[], None]) -> Exported:
+
+def finish(config: Config, run_dir: Path, parts: Parts, on_view: Callable[[], None]) -> Exported:
     """Writes what ``config.export`` asks for into ``run_dir``; ``on_view`` is called between views.
 
-    A part that cannot be made (no surface, no space) is told in ``failure``; the others are made nevertheless.
+    Of a scene that is turntable and mesh; images are written as they are. When a part cannot be made, the others are
+    made nevertheless.
     """
-    settings = config.export
     exported = Exported()
-    extracted = None
-    failures = []
-    try:
-        if settings.turntable:
+    mesh = None
+    if isinstance(parts.generator, NeRF):
+        mesh = _finish_scene(config, run_dir, parts.generator, exported, on_view)
+    else:
+        with exported.part("images"):
+            written = write_images(parts.generator, parts.prior, run_dir)
+            if isinstance(parts.source, Pictures):
+                written.append(run_dir / "source.png")
+                write_png(written[-1], to_uint8(images_of(parts.source, parts.prior)[0]))
+            exported.files += [path.relative_to(run_dir).as_posix() for path in written]
+    on_view()
+    if config.export.report:
+        with exported.part("report"):
+            write_report(run_dir, config, mesh)
+            exported.files.append("report.html")
+    return exported
+
+
+def _finish_scene(
+    config: Config, run_dir: Path, generator: NeRF, exported: Exported, on_view: Callable[[], None]
+) -> SurfaceMesh | None:
+    """Turntable and mesh, noted in ``exported``; returns the mesh if there is one."""
+    settings, radius = config.export, generator.settings.radius
+    if settings.turntable:
+        with exported.part("turntable"):
             frames, size = settings.turntable_frames, settings.turntable_size
             written = write_turntable(
                 generator,
                 run_dir,
                 sheet=viewing_cameras(config, SHEET_VIEWS, size),
                 video=viewing_cameras(config, frames, size),
-                radius=config.generator.radius,
+                radius=radius,
                 on_view=on_view,
             )
             exported.files += [path.name for path in written]
-    except OSError as error:
-        failures.append(f"turntable: {error}")
     on_view()
-    try:
-        if settings.mesh:
-            extracted = extract_mesh(generator, config.generator.radius, mesh_settings(config), config.machine.device)
+    if settings.mesh:
+        with exported.part("mesh"):
+            extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device)
             written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
             exported.mesh = extracted.facts
-    except (InputError, OSError) as error:
-        failures.append(f"mesh: {error}")
-    on_view()
-    try:
-        if settings.report:
-            write_report(run_dir, config, extracted.mesh if extracted is not None else None)
-            exported.files.append("report.html")
-    except OSError as error:
-        failures.append(f"report: {error}")
-    exported.failure = "; ".join(failures) or None
-    return exported
+            return extracted.mesh
+    return None

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ from torch import Tensor
 
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.export.pictures import preview, write_png
+from nfsd3d.export.pictures import Image, write_png
 from nfsd3d.files import write_text
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF
+from nfsd3d.generator.pictures import Pictures
 from nfsd3d.preflight import claim_run_dir
 from nfsd3d.settings import Config
 from nfsd3d.train import state
-from nfsd3d.train.build import Parts, build_parts, viewing_cameras
+from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 from nfsd3d.train.metrics import MetricsWriter
 from nfsd3d.train.plan import StepPlan, plan_at
+from nfsd3d.train.show import preview
 from nfsd3d.train.step import step_loss
 from nfsd3d.train.summary import read_summary, write_summary
 from nfsd3d.train.watchdog import Limits, Watchdog
@@ -38,15 +41,16 @@ class Task:
     """What is trained, and the loss of a step.
 
     ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
-    scalar to differentiate and metrics (scalars, ``opacity`` and ``grad_norm`` among them), drawing from ``rng``.
-    ``evaluations`` tells how many samples a denoiser has evaluated for it so far. ``particle`` is VSD's second network,
-    which ``step_loss`` trains.
+    scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
+    ``rng``. ``preview`` shows the generator as it is; ``evaluations`` tells how many samples a denoiser has evaluated
+    so far. ``particle`` is VSD's second network, which ``step_loss`` trains.
     """
 
-    generator: NeRF
+    generator: NeRF | Pictures
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
+    preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
     particle: state.Learner | None = None
 
@@ -101,7 +105,8 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     run_dir = resume or _new_run_dir(config)
     if resume is not None:
         _check_method(run_dir)
-    task = distillation(build_parts(config))
+    parts = build_parts(config)
+    task = distillation(config, parts)
     progress = Progress()
     if resume is not None:
         restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)
@@ -130,7 +135,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         with stop_requests() as stop:
             train(config, run_dir, task, progress, stop, console)
             summarize("done")  # before the export: whatever happens there, the training is not lost
-            exported = finish(config, run_dir, task.generator, on_view=stop.check)
+            exported = finish(config, run_dir, parts, on_view=stop.check)
     except Diverged as error:
         summarize("diverged", str(error))
         raise RunFailed(f"{run_dir}: diverged: {error}") from error
@@ -155,14 +160,16 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     return run_dir
 
 
-def distillation(parts: Parts) -> Task:
+def distillation(config: Config, parts: Parts) -> Task:
     """Training by score distillation."""
 
     def loss(plan: StepPlan) -> tuple[Tensor, dict[str, Tensor]]:
-        return step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+        generator, prior, rng = parts.generator, parts.prior, parts.rng
+        return step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, rng, parts.source)
 
-    evaluations, particle = (lambda: parts.prior.evaluations), parts.distillation.particle
-    return Task(parts.generator, parts.optimizer, parts.rng, loss, evaluations, particle)
+    show = partial(preview, config, parts.generator, parts.prior)
+    particle = parts.distillation.particle
+    return Task(parts.generator, parts.optimizer, parts.rng, loss, show, lambda: parts.prior.evaluations, particle)
 
 
 def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
@@ -174,7 +181,6 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     """
     settings, generator, optimizer = config.train, task.generator, task.optimizer
     watchdog = Watchdog(_limits(config))
-    views = viewing_cameras(config, 4, settings.preview_size)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     on_cpu = config.machine.device == "cpu"
 
@@ -214,7 +220,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
             if log or on_cpu:
                 numbers = {name: float(value) for name, value in metrics.items()}
-                reason = watchdog.observe(step + 1, numbers["opacity"], numbers["grad_norm_parameters"])
+                reason = watchdog.observe(step + 1, numbers.get("opacity"), numbers["grad_norm_parameters"])
                 if reason is not None:
                     writer.write({"step": step + 1, **numbers})
                     if all_finite(generator):
@@ -237,7 +243,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             display.update(step + 1, progress.metrics if log else None)
             last = step + 1 == settings.steps
             if (step + 1) % settings.preview_every == 0 or last:
-                write_png(run_dir / "previews" / f"step-{step + 1:06d}.png", preview(generator, views))
+                write_png(run_dir / "previews" / f"step-{step + 1:06d}.png", task.preview())
             if (step + 1) % settings.checkpoint_every == 0 or last:
                 if not all_finite(generator):
                     raise Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")

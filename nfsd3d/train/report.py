@@ -47,6 +47,7 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
         f"<h1>{escape(config.prompt)}</h1>",
         f'<p class="facts">{_facts(config, read_summary(run_dir))}</p>',
         _turntable(run_dir),
+        _images(run_dir),
         _viewer(mesh),
         _plots(run_dir / "metrics.jsonl"),
         f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{escape(config.to_yaml())}</pre></details>",
@@ -90,6 +91,16 @@ def _turntable(run_dir: Path) -> str:
         source = f"data:image/jpeg;base64,{_base64(compressed.getvalue())}"
         parts.append(f'<img src="{source}" alt="eight views around the object, their normals below">')
     return "<h2>Turntable</h2>" + "".join(parts) if parts else ""
+
+
+def _images(run_dir: Path) -> str:
+    named = {"the pictures": run_dir / "image.png", "what they started from": run_dir / "source.png"}
+    parts = [
+        f'<img src="data:image/png;base64,{_base64(path.read_bytes())}" alt="{name}"><p class="note">{name}</p>'
+        for name, path in named.items()
+        if path.exists()
+    ]
+    return "<h2>Pictures</h2>" + "".join(parts) if parts else ""
 
 
 def _viewer(mesh: SurfaceMesh | None) -> str:

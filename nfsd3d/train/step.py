@@ -1,15 +1,15 @@
 """One optimisation step, on one screen: render, encode, predict the noise, turn it into a gradient, inject it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
+from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
-from nfsd3d.generator import Generator
+from nfsd3d.generator import Generator, Images, Latents, Rendering
 from nfsd3d.prior import Prior
 from nfsd3d.prior.noise import NOISINGS
 from nfsd3d.prior.particle import Particle
@@ -41,37 +41,38 @@ def step_loss(
     ranges: CameraRanges,
     plan: StepPlan,
     rng: torch.Generator,
-    source: Callable[[Cameras], Tensor] | None = None,
+    source: Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A scalar whose gradient is the step's, and metrics (scalars on the generator's device, no synchronisation).
 
     The scalar's value means nothing; its gradient is w(t) times the method's direction, summed over the latent and
-    averaged over the views, plus the regularisers. ``source`` gives the images [B,3,H,W] of an edit's source for the
-    step's cameras. VSD's second network is trained one step on what was rendered.
+    averaged over the views, plus a scene's regularisers. A method that edits needs the ``source``, which is seen as
+    ``generator`` is: by the same cameras, before the same background, in the same light, sampled at the same points;
+    and the same noise is added. VSD's second network is trained one step on what was rendered.
 
     Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
     delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
-    (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); ``opacity``; ``samples_per_ray``; and ``particle_loss``,
-    the second network's, with VSD.
+    (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); of a scene also ``opacity`` and ``samples_per_ray``; with
+    VSD ``particle_loss``, the second network's.
     """
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges).to(prior.device)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
-    rendering = generator.render(
-        cameras,
-        rng,
-        background=background,
-        replaced=replaced,
-        shading=draw_shading(rng, plan.lambertian, plan.textureless),
-        ambient=plan.ambient,
-        normals=plan.regularizers["orient"] > 0,
-    )
-    z = prior.encode(rendering.image)
+    shading = draw_shading(rng, plan.lambertian, plan.textureless)
+    look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)
+    same_points = rng.clone_state()
+    view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
+    z = _latent(prior, view)
 
     method, s = distillation.method.at(plan.progress), value_at(distillation.guidance_scale, plan.progress)
     particle = distillation.particle
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
     z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, rng)
+    source_z_t = None
+    if source is not None:
+        with torch.no_grad():
+            source_z = _latent(prior, source.render(cameras, same_points, **look))
+        source_z_t = prior.schedule.add_noise(source_z, noise, t)
     predictions = predict_noise(
         prior,
         z_t,
@@ -80,31 +81,29 @@ def step_loss(
         method,
         noise=noise,
         threshold=distillation.threshold,
-        source=None if source is None else _noised(prior, source(cameras), noise, t),
+        source=source_z_t,
         particle=None if particle is None else particle.at(cameras),
         view_weights=bank.view_weights(cameras),
     )
 
     w = weight(distillation.weighting, prior.schedule.alpha_bar(t), z)
     grad = w * method.function(predictions, s)
-    loss = inject_gradient(z, grad) + penalty(rendering, plan.regularizers)
+    loss = inject_gradient(z, grad)
 
-    metrics = {
-        "grad_norm": _norm(grad),
-        "opacity": rendering.opacity.detach().mean(),
-        "samples_per_ray": rendering.samples_per_ray,
-    }
+    metrics = {"grad_norm": _norm(grad)}
     if {"cond", "uncond"} <= set(method.branches):
         condition = w * s * (predictions.cond - predictions.uncond)
         metrics |= {"grad_norm_delta_c": _norm(condition), "grad_norm_rest": _norm(grad - condition)}
+    if isinstance(view, Rendering):
+        loss = loss + penalty(view, plan.regularizers)
+        metrics |= {"opacity": view.opacity.detach().mean(), "samples_per_ray": view.samples_per_ray}
     if particle is not None:
         metrics["particle_loss"] = particle.learn(z, contexts["plain"], cameras, rng)
     return loss, metrics
 
 
-@torch.no_grad()
-def _noised(prior: Prior, image: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    return prior.schedule.add_noise(prior.encode(image), noise, t)
+def _latent(prior: Prior, view: Images | Latents) -> Tensor:
+    return view.latent if isinstance(view, Latents) else prior.encode(view.image)
 
 
 def _norm(grad: Tensor) -> Tensor:

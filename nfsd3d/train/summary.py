@@ -33,6 +33,8 @@ def write_summary(
             "status": status,
             "reason": reason,
             "prompt": config.prompt,
+            "source_prompt": config.source_prompt,
+            "generator": config.generator.type,
             "method": config.distill.method,
             "guidance_scale": config.distill.guidance_scale,
             "prior": config.prior.model or config.prior.name,

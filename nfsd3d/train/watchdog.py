@@ -26,11 +26,16 @@ class Watchdog:
         self._state = "normal"
         self._since = 0
 
-    def observe(self, step: int, opacity: float, grad_norm: float) -> str | None:
-        """The reason to stop, or None; call with increasing steps (the first is 1), every step or every few."""
+    def observe(self, step: int, opacity: float | None, grad_norm: float) -> str | None:
+        """The reason to stop, or None; call with increasing steps (the first is 1), every step or every few.
+
+        Pictures have no ``opacity``.
+        """
         for name, value in (("gradient norm", grad_norm), ("opacity", opacity)):
-            if not math.isfinite(value):
+            if value is not None and not math.isfinite(value):
                 return f"the {name} is {value} at step {step}: lower train.learning_rate or set train.gradient_clip"
+        if opacity is None:
+            return None
         state = self._judge(opacity)
         if state != self._state:
             self._state, self._since = state, step

@@ -69,6 +69,27 @@ def configure(base_config: Config, tmp_path: Path) -> Configure:
     return configured
 
 
+@pytest.fixture(params=["latent", "image"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each of the generators that make pictures."""
+    return request.param
+
+
+@pytest.fixture
+def configure_2d(kind: str, tmp_path: Path) -> Configure:
+    """(changes by dotted key) -> a tiny configuration of pictures with its run in an empty folder."""
+    overrides = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=shapes", f"generator={kind}"]
+    tiny = {key: value for key, value in TINY.items() if key.startswith("train.") and key != "train.resolution"}
+    base = changed(compose("nfsd", [*overrides, "prompts.view_dependent=true"]), {**tiny, "train.batch_size": 3})
+
+    def configured(**changes: Any) -> Config:
+        run_dir = Path(changes.pop("run_dir", tmp_path / "run"))
+        run_dir.mkdir(exist_ok=True)
+        return changed(base, {"run_dir": str(run_dir), **changes})
+
+    return configured
+
+
 @pytest.fixture
 def tiny_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs use :class:`TinyPrior`."""

@@ -1,0 +1,33 @@
+"""Where an edit starts: the generator takes the state of its source."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+
+from nfsd3d.generator.nerf import NeRF
+from nfsd3d.generator.pictures import Pictures
+from nfsd3d.prior import Prior
+from nfsd3d.schedules import milestone_at
+from nfsd3d.settings import Config
+from nfsd3d.source_image import open_picture
+from nfsd3d.train import state
+
+
+@torch.no_grad()
+def load_source(config: Config, generator: NeRF | Pictures, prior: Prior) -> None:
+    """Gives ``generator`` the state of the run or the image that ``config`` edits.
+
+    An image is cut to a square around its middle and resized to ``train.resolution``; every picture starts as it.
+
+    Raises:
+        InputError: the source cannot be read, or is of another generator.
+    """
+    if config.source_run is not None:
+        state.load_generator(state.latest(Path(config.source_run).expanduser()), generator)
+    elif config.source_image is not None and isinstance(generator, Pictures):
+        size = milestone_at(config.train.resolution, 0.0)
+        pixels = np.asarray(ImageOps.fit(open_picture(config.source_image), (size, size)))
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().to(prior.device) / 255
+        generator.values.copy_(prior.encode(image) if generator.kind == "latent" else image)
