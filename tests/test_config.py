@@ -91,9 +91,14 @@ def test_default_negative_prompt_is_the_papers(config):
     )
 
 
+def distillation(method: str) -> DistillConfig:
+    source = ["source_run=r", "source_prompt=y"] if method in EDITING else []
+    return compose("nfsd", ["prompt=x", f"distill={method}", *source]).distill
+
+
 def test_methods_have_their_papers_scales(config):
     assert (config.distill.method, config.distill.guidance_scale, config.distill.threshold) == ("nfsd", 7.5, 0.2)
-    scales = {name: compose("nfsd", ["prompt=x", f"distill={name}"]).distill.guidance_scale for name in METHODS}
+    scales = {name: distillation(name).guidance_scale for name in METHODS}
     bridge = scales.pop("bridge")
     # SDI's 7.5 counts from the conditional prediction.
     assert scales == {"nfsd": 7.5, "sds": 100, "csd": 7.5, "vsd": 7.5, "dds": 7.5, "ism": 7.5, "sdi": 8.5}
@@ -101,7 +106,7 @@ def test_methods_have_their_papers_scales(config):
 
 
 def test_weightings_are_the_papers():
-    weightings = {name: compose("nfsd", ["prompt=x", f"distill={name}"]).distill.weighting for name in METHODS}
+    weightings = {name: distillation(name).weighting for name in METHODS}
     assert weightings == {
         **dict.fromkeys(("nfsd", "sds", "csd", "vsd", "bridge"), "sigma2"),
         **dict.fromkeys(("ism", "sdi"), "sigma_over_alpha"),
@@ -123,7 +128,7 @@ def test_bridges_prompts_are_the_papers():
 
 def test_cameras_are_the_fields_of_camera_ranges(config):
     ranges = CameraRanges(**config.cameras.model_dump())
-    assert ranges.distance == (2.2, 2.8)
+    assert ranges.distance == (2.4, 2.6)
     assert ranges.overhead_probability == 0.1
 
 

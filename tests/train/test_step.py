@@ -6,7 +6,6 @@ import torch
 from nfsd3d.config import compose
 from nfsd3d.distill.methods import METHODS, Method
 from nfsd3d.errors import InputError
-from nfsd3d.prompts import PromptBank
 from nfsd3d.settings import Config
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at
@@ -109,37 +108,6 @@ def test_the_guidance_scale_may_change_over_training(configure):
     assert float(step_of(rising, 0.75)[2]["grad_norm"]) > float(step_of(constant, 0.75)[2]["grad_norm"])
 
 
-def edit(config, source):
-    """A step of DDS whose prompt is the base prompt, and the source's the blue cube (or the same)."""
-    parts = build_parts(config)
-    bank = PromptBank.build(
-        parts.prior,
-        "a red cube",
-        "dull",
-        needed=METHODS["dds"].all_prompts,
-        source_prompt="a blue cube" if source == "other" else "a red cube",
-    )
-    seen = []
-
-    def images(cameras):
-        seen.append(len(cameras))
-        return parts.generator.render_in_chunks(cameras).image
-
-    distillation = Distillation(METHODS["dds"], 7.5, "uniform", parts.distillation.threshold)
-    plan = plan_at(config.train, 0.0)
-    loss, metrics = step_loss(parts.generator, parts.prior, bank, distillation, parts.ranges, plan, parts.rng, images)
-    return parts, loss, metrics, seen
-
-
-def test_editing_a_run_into_another_prompt(configure):
-    config = configure(**NO_REGULARIZERS, **{"train.random_background": 0.0})
-    parts, loss, metrics, seen = edit(config, "other")
-    assert seen == [2] and parts.prior.evaluations == 8
-    assert metrics["grad_norm"] > 0.1
-    loss.backward()
-    assert max(float(p.grad.abs().max()) for p in parts.generator.parameter_groups()["network"]) > 0
-
-
 def test_editing_without_a_source_prompt_says_what_is_missing(configure):
     with pytest.raises(InputError, match="source_prompt"):
         build_parts(configure(**{"distill.method": "dds"}))
@@ -150,7 +118,8 @@ def test_an_unknown_method_names_the_nearest(configure):
         build_parts(configure(**{"distill.method": "nfsdd"}))
 
 
-def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("perp_neg", [False, True])  # which changes nothing in a method without eps_uncond
+def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_path, monkeypatch, perp_neg):
     def mine(p, s):
         return s * (p.cond - p.neg)
 
@@ -160,7 +129,9 @@ def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_pa
     (tmp_path / "own.yaml").write_text("defaults: [nfsd, _self_]\n")
     overrides = ["prompt=a red cube", "machine=cpu", "backend=torch", "prior=shapes", "distill=mine"]
     own = compose(tmp_path / "own.yaml", overrides)
-    config = Config.from_dict({**base_config.to_dict(), "distill": own.to_dict()["distill"]})
+    values = base_config.to_dict()
+    prompts = {**values["prompts"], "perp_neg": perp_neg}
+    config = Config.from_dict({**values, "prompts": prompts, "distill": own.to_dict()["distill"]})
     parts, loss, metrics = step_of(config)
     assert parts.distillation.method.function is mine and parts.prior.evaluations == 4
     assert loss.isfinite() and all(value.isfinite() for value in metrics.values())
