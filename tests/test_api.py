@@ -143,7 +143,7 @@ def test_pictures_have_neither_mesh_nor_views(flat, tmp_path, capsys, command):
 
 
 def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
-    arguments = ["--formats", "obj, STL", "--resolution", "24", "--max-faces", "300", "--threshold", "5"]
+    arguments = ["--formats", "obj, STL", "--resolution", "24", "--max-faces", "300", "--threshold", "2"]
     output = ["--output", str(tmp_path / "meshes"), "--json", str(tmp_path / "numbers.json")]
     assert main(["export", str(run.directory), *arguments, *output]) == 0
     files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "stl")]
