@@ -149,7 +149,7 @@ def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
     files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "stl")]
     assert capsys.readouterr().out.split("\n")[1:3] == files
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["files"] == files and numbers["step"] == 4 and numbers["threshold"] == 5
+    assert numbers["files"] == files and numbers["step"] == 4 and numbers["threshold"] == 2
     assert 0 < numbers["faces"] <= 300
     assert len(trimesh.load_mesh(files[1]).faces) == numbers["faces"]
 
