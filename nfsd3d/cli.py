@@ -26,7 +26,7 @@ from nfsd3d.config import (
 )
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.overrides import parse_override, quote
-from nfsd3d.settings import did_you_mean
+from nfsd3d.setting_errors import did_you_mean
 from nfsd3d.start import announce, print_plan, tell, train
 from nfsd3d.sweep import run_job, sweep
 

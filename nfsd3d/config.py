@@ -26,7 +26,8 @@ from nfsd3d import backend
 from nfsd3d.backend import Choice
 from nfsd3d.errors import InputError
 from nfsd3d.overrides import first_values, group_values, parse_override, quote
-from nfsd3d.settings import NOT_BUILT, Config, did_you_mean, known_keys
+from nfsd3d.setting_errors import did_you_mean
+from nfsd3d.settings import NOT_BUILT, Config, known_keys
 
 _AUTO_GROUPS = ("machine", "backend", "prior")
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}

@@ -6,7 +6,6 @@ Angles are degrees (``_deg``), lengths are world units (the object lives in the 
 ``generator.radius``), and fractions of training run from 0 to 1.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -28,10 +27,11 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from nfsd3d.errors import InputError
 from nfsd3d.schedules import Milestones, Schedule, validate_milestones, validate_schedule
+from nfsd3d.setting_errors import describe_errors
 
 MAX_PROMPT_LENGTH = 1000
 NOT_BUILT: Mapping[str, frozenset[str]] = {
@@ -610,7 +610,7 @@ class Config(Settings):
             # JSON, because pydantic's strict mode takes lists for tuples there and still refuses "1" for 1.
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            raise InputError(describe_errors(error)) from error
+            raise InputError(describe_errors(error, known_keys())) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries, lists and plain values; `from_dict` is the inverse."""
@@ -683,79 +683,3 @@ def known_keys() -> list[str]:
         return keys
 
     return list(dict.fromkeys(walk(Config, "")))
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """``" (did you mean A or B?)"`` with the nearest of ``known``, or ``""``; a key's last part counts too."""
-    known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-    if not near:
-        last = word.rsplit(".", 1)[-1]
-        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-        near = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def describe_errors(error: ValidationError, limit: int = 4) -> str:
-    """The errors on one line, each with setting, value and what it must be."""
-    # What was written wrong before what was left out.
-    details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
-    lines = [_describe(detail) for detail in details[:limit]]
-    if len(details) > limit:
-        lines.append(f"and {len(details) - limit} more")
-    return "; ".join(lines)
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "model_type": "a group of settings",
-    "finite_number": "a finite number",
-    "string_too_short": "something",
-}
-
-
-def _describe(detail: ErrorDetails) -> str:
-    # Within the generator's settings, the location also says which kind of generator they are read as.
-    parts = [part for index, part in enumerate(detail["loc"]) if index != 1 or detail["loc"][0] != "generator"]
-    key = ".".join(map(str, parts))
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "complete":
-        return detail["msg"]
-    if kind == "extra_forbidden":
-        return f"unknown setting {key}{did_you_mean(key, known_keys())}"
-    if kind == "missing":
-        return (
-            'prompt is missing: say what to make, for example prompt="a red mushroom"'
-            if key == "prompt"
-            else (f"{key} is missing: set it")
-        )
-    if kind == "json_invalid":  # the only way for text that came from Python values
-        return "a text is not valid Unicode: write it in UTF-8"
-    if kind == "prompt":
-        return f"{key} {detail['msg']}"
-    if isinstance(context.get("error"), InputError):  # a schedule's: it begins with the last part of the key
-        return ".".join([*map(str, detail["loc"][:-1]), str(context["error"])])
-    if kind == "union_tag_invalid":
-        return f"{key}={context['tag']}: must be {context['expected_tags']}"
-    if kind == "literal_error":
-        expected = f"must be {context['expected']}{_nearest_literal(detail['input'], context['expected'])}"
-    elif kind in _EXPECTED:
-        expected = f"must be {_EXPECTED[kind]}"
-    else:
-        message = detail["msg"].replace("Input should be", "must be")
-        expected = message[0].lower() + message[1:]
-    if isinstance(detail["input"], dict):
-        return f"{key}: {expected}"
-    value = detail["input"] if isinstance(detail["input"], str) else json.dumps(detail["input"])
-    shown = value if len(value) <= 60 else f"{value[:57]}..."
-    return f"{key}={shown}: {expected}"
-
-
-def _nearest_literal(value: object, expected: str) -> str:
-    options = [option.strip("'") for option in expected.replace(" or ", ", ").split(", ")]
-    return did_you_mean(value, options) if isinstance(value, str) else ""

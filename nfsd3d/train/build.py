@@ -23,7 +23,8 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
 from nfsd3d.schedules import milestone_at
-from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig, did_you_mean
+from nfsd3d.setting_errors import did_you_mean
+from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
 from nfsd3d.train.edit import load_source
 from nfsd3d.train.step import Distillation
 
