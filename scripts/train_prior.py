@@ -4,7 +4,8 @@
 
 Interrupt it whenever you like; the same command goes on from the last checkpoint. The model appears in OUT/model,
 sample sheets in OUT/samples-*.png. Copy OUT/model over nfsd3d/prior/shapes to ship it, or use it as it is:
-prior.model=OUT/model.
+prior.model=OUT/model. With --start MODEL it begins with the weights of a model that was exported before, for instance
+nfsd3d/prior/shapes, instead of random ones.
 """
 
 import argparse
@@ -20,7 +21,10 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=32768, help="how many pictures to render")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="folder of a model whose weights to begin with")
     arguments = parser.parse_args()
+    if arguments.start is not None and not (arguments.start / "unet").is_dir():
+        parser.error(f"--start {arguments.start}: no model there; name the folder that holds unet/, vae/ and tokenizer/")
 
     import torch
 
@@ -34,7 +38,7 @@ def main() -> None:
         vae_minutes=arguments.minutes * arguments.autoencoder_share,
         unet_minutes=arguments.minutes * (1 - arguments.autoencoder_share),
     )
-    print(f"model: {train(arguments.out, settings, torch.device(name))}")
+    print(f"model: {train(arguments.out, settings, torch.device(name), arguments.start)}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ def build_autoencoder(settings: TeacherSettings) -> Any:
     )
 
 
+def autoencoder_optimizer(model: Any, settings: TeacherSettings) -> torch.optim.Optimizer:
+    """The optimizer of the autoencoder's training."""
+    return torch.optim.AdamW(model.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99))
+
+
 def to_images(batch: np.ndarray, device: torch.device) -> Tensor:
     """[B,3,H,W] in [-1,1] of uint8 pictures [B,H,W,3]."""
     images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
@@ -60,7 +65,7 @@ def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSetting
     """
     torch.manual_seed(settings.seed)
     model = build_autoencoder(settings).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99))
+    optimizer = autoencoder_optimizer(model, settings)
     clock, step, path = Clock(settings.vae_minutes), 0, folder / "autoencoder.pt"
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)

@@ -97,6 +97,13 @@ def build_denoiser(settings: TeacherSettings, tokenizer: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "text": text})
 
 
+def denoiser_optimizer(model: nn.Module, settings: TeacherSettings) -> torch.optim.Optimizer:
+    """The optimizer of the training of UNet and text encoder."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+
+
 def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
     """[B] weights of the squared error of the noise: that of x0 counts min(SNR, ``gamma``) + ``floor``, capped.
 
@@ -122,7 +129,7 @@ def draw_caption(options: list[str], random: np.random.Generator) -> str:
     """One of a picture's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
     if random.random() < CAPTION_DROPOUT:
         return ""
-    with_view = [caption for caption in options if caption.endswith(" view") or " view," in caption]
+    with_view = [caption for caption in options if " view" in caption]
     pool = with_view if with_view and random.random() < VIEW_SHARE else options
     return pool[int(random.integers(len(pool)))]
 
@@ -173,9 +180,7 @@ def train_denoiser(
     if device.type == "cpu":
         _use_plain_attention(model)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01
-    )
+    optimizer = denoiser_optimizer(model, settings)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
     clock, step, path = Clock(settings.unet_minutes), 0, folder / "denoiser.pt"
     if path.exists():

@@ -23,6 +23,17 @@ COLORS: dict[str, RGB] = {
 PATTERNS = ("plain", "striped", "checkered", "dotted")
 _NOUNS = {"striped": "stripes", "checkered": "checks", "dotted": "dots"}
 VIEWS = ("front", "side", "back", "overhead")
+SECTORS = (
+    "straight front",
+    "front left",
+    "left side",
+    "back left",
+    "straight back",
+    "back right",
+    "right side",
+    "front right",
+)
+"""The eighths of the circle that a camera may stand in, by azimuth; left and right are the object's own."""
 
 FILLERS = (
     "",
@@ -115,12 +126,30 @@ def view_name(azimuth_deg: float, elevation_deg: float) -> str:
     return "front" if turn < 45 else "back" if turn > 135 else "side"
 
 
+def view_phrases(azimuth_deg: float, elevation_deg: float) -> tuple[str, ...]:
+    """What captions say of a camera, each as likely as it stands here: its view word, its sector, and its height.
+
+    From the front and 30 degrees up: "front view", "front view slightly from above", "straight front view", "straight
+    front view slightly from above". Overhead is "overhead view" alone.
+    """
+    view = f"{view_name(azimuth_deg, elevation_deg)} view"
+    if elevation_deg > 60:
+        return (view,)
+    sector = f"{SECTORS[round(azimuth_deg / 45) % 8]} view"
+    height = "at eye level" if elevation_deg < 13 else "slightly from above" if elevation_deg < 37 else "from above"
+    return (view, view, f"{view} {height}", sector, f"{sector} {height}", f"{sector} {height}")
+
+
 def sample_caption(
-    rng: torch.Generator, composition: Composition, view: str, background: str = "", words: tuple[str, ...] = ()
+    rng: torch.Generator,
+    composition: Composition,
+    views: tuple[str, ...],
+    background: str = "",
+    words: tuple[str, ...] = (),
 ) -> str:
     """A caption with random word order and fillers.
 
-    ``view`` is one of ``VIEWS`` and is mentioned in about two of three captions, ``background`` (for instance "a
+    One of ``views`` (see ``view_phrases``) is mentioned in about two of three captions, ``background`` (for instance "a
     white background") when it is not empty, ``words`` are quality or degradation words: all of them are mentioned.
     """
     noun, pattern = composition.object, composition.pattern
@@ -149,5 +178,5 @@ def sample_caption(
         text += _pick(rng, [f" on {background}", f", {background}", f" with {background}"])
     tail = list(words)
     if _chance(rng, 0.65):
-        tail.insert(int(torch.randint(len(tail) + 1, (1,), generator=rng)), f"{view} view")
+        tail.insert(int(torch.randint(len(tail) + 1, (1,), generator=rng)), _pick(rng, views))
     return ", ".join([text, *tail])

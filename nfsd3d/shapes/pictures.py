@@ -31,7 +31,7 @@ def _render_shard(task: tuple[Path, int, int, int]) -> None:
     for name in names:
         for picture in sample_pictures(rng, name, per_object, size):
             images.append((picture.image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-            draw = (picture.composition, picture.view, picture.background, picture.words)
+            draw = (picture.composition, picture.views, picture.background, picture.words)
             captions.append([picture_caption(rng, *draw) for _ in range(CAPTIONS_PER_PICTURE)])
             objects.append([name, bool(picture.words)])
     temporary = path.with_suffix(".tmp.npz")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.shapes.degrade import NEGATIVE_WORDS, degrade, sample_degradations
-from nfsd3d.shapes.grammar import COLORS, QUALITY, Composition, sample_caption, sample_composition, view_name
+from nfsd3d.shapes.grammar import COLORS, QUALITY, Composition, sample_caption, sample_composition, view_phrases
 from nfsd3d.shapes.render import render_views
 
 WORLD_CAMERAS = CameraRanges(
@@ -29,12 +29,13 @@ QUALITY_SHARE = 0.15
 class Picture:
     """One training picture: ``image`` [3,H,W] in [0,1] and what a caption may say of it.
 
-    ``words`` are the degradations applied (captions must name them), ``background`` the named background or "".
+    ``views`` are true phrases of the camera, ``words`` the degradations applied (captions must name them),
+    ``background`` the named background or "".
     """
 
     image: Tensor
     composition: Composition
-    view: str
+    views: tuple[str, ...]
     background: str
     words: tuple[str, ...]
 
@@ -121,7 +122,7 @@ def sample_pictures(rng: torch.Generator, object_name: str, count: int, size: in
             Picture(
                 degrade(images[index], words, rng),
                 composition,
-                view_name(azimuth, elevation),
+                view_phrases(azimuth, elevation),
                 names[index],
                 words,
             )
@@ -130,7 +131,7 @@ def sample_pictures(rng: torch.Generator, object_name: str, count: int, size: in
 
 
 def picture_caption(
-    rng: torch.Generator, composition: Composition, view: str, background: str, words: tuple[str, ...]
+    rng: torch.Generator, composition: Composition, views: tuple[str, ...], background: str, words: tuple[str, ...]
 ) -> str:
     """A random caption of a picture; degraded pictures are named so, some clean ones are praised.
 
@@ -143,10 +144,10 @@ def picture_caption(
             return ", ".join(words)
         if draw < 0.3 and set(words) <= set(NEGATIVE_WORDS):
             return ", ".join(NEGATIVE_WORDS)
-        return sample_caption(rng, composition, view, background, words)
+        return sample_caption(rng, composition, views, background, words)
     praise: tuple[str, ...] = ()
     if torch.rand(1, generator=rng) < QUALITY_SHARE:
         count = int(torch.randint(1, 4, (1,), generator=rng))
         praise = tuple(QUALITY[int(i)] for i in torch.randperm(len(QUALITY), generator=rng)[:count])
     named = background if torch.rand(1, generator=rng) < 0.5 else ""
-    return sample_caption(rng, composition, view, named, praise)
+    return sample_caption(rng, composition, views, named, praise)

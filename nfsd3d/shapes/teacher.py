@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfsd3d.shapes.autoencoder import encode_pictures, train_autoencoder
-from nfsd3d.shapes.denoiser import build_scheduler, fit_tokenizer, train_denoiser, vocabulary_words
+from nfsd3d.shapes.autoencoder import autoencoder_optimizer, encode_pictures, train_autoencoder
+from nfsd3d.shapes.denoiser import (
+    build_denoiser,
+    build_scheduler,
+    denoiser_optimizer,
+    fit_tokenizer,
+    train_denoiser,
+    vocabulary_words,
+)
 from nfsd3d.shapes.grammar import held_out
 from nfsd3d.shapes.pictures import load_pictures, render_pictures, write_grid
-from nfsd3d.shapes.training import TeacherSettings
+from nfsd3d.shapes.training import Clock, TeacherSettings, save_state
 
 
 def export_model(
@@ -63,14 +70,55 @@ def write_sample_sheet(model: Path, path: Path, device: torch.device, guidance_s
     write_grid(path, prior.decode(z).clamp(0, 1).cpu())
 
 
-def train(folder: Path, settings: TeacherSettings, device: torch.device) -> Path:
-    """Trains the whole prior in ``folder``, resuming what is there; returns the exported model's folder."""
+def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
+    """Writes the first checkpoints in ``folder`` from an exported ``model``; those that are there already stay.
+
+    The tokenizer in ``folder`` may know other words than the model's: words that both know keep their embedding, and a
+    new one begins as the mean of all.
+    """
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    def read(network: Any, name: str) -> Any:
+        return network.from_pretrained(model / name, local_files_only=True).float()
+
+    if not (folder / "autoencoder.pt").exists():
+        autoencoder = read(AutoencoderTiny, "vae")
+        optimizer = autoencoder_optimizer(autoencoder, settings)
+        state = {"model": autoencoder.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(folder / "autoencoder.pt", {**state, **Clock(settings.vae_minutes).state(), "step": 0})
+    if not (folder / "denoiser.pt").exists():
+        known = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True).get_vocab()
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        denoiser = build_denoiser(settings, tokenizer)
+        denoiser["unet"].load_state_dict(read(UNet2DConditionModel, "unet").state_dict())
+        text = read(CLIPTextModel, "text_encoder")
+        old: Any = text.get_input_embeddings().weight.data
+        rows = [
+            old[known[token]] if token in known else old.mean(0)
+            for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        ]
+        text.resize_token_embeddings(len(rows))
+        text.get_input_embeddings().weight.data.copy_(torch.stack(rows))
+        denoiser["text"].load_state_dict(text.state_dict())
+        weights = denoiser.state_dict()
+        state = {"model": weights, "average": weights, "optimizer": denoiser_optimizer(denoiser, settings).state_dict()}
+        save_state(folder / "denoiser.pt", {**state, **Clock(settings.unet_minutes).state(), "step": 0})
+
+
+def train(folder: Path, settings: TeacherSettings, device: torch.device, start: Path | None = None) -> Path:
+    """Trains the whole prior in ``folder``, resuming what is there; returns the exported model's folder.
+
+    ``start`` is the folder of an exported model whose weights to begin with instead of random ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
     render_pictures(folder / "pictures", settings)
     pictures = load_pictures(folder / "pictures", settings)
     if not (folder / "tokenizer").exists():
         fit_tokenizer(pictures.captions, folder / "tokenizer")
+    if start is not None:
+        begin_from(start, folder, settings)
     autoencoder = train_autoencoder(pictures, folder, settings, device)
     latents, factor = encode_pictures(autoencoder, pictures, folder, device)
     words = vocabulary_words(pictures.captions)

@@ -87,10 +87,10 @@ class Clock:
     last: float = field(default_factory=time.monotonic)
 
     def tick(self) -> float:
-        """Adds the time since the last tick and returns the fraction of the budget that is used."""
+        """Adds the time since the last tick and returns the fraction of the budget that is used (1 of no budget)."""
         now = time.monotonic()
         self.done, self.last = self.done + now - self.last, now
-        return self.done / (60 * self.minutes)
+        return self.done / (60 * self.minutes) if self.minutes > 0 else 1.0
 
     def cycle(self) -> float:
         """The fraction of the present cycle of the learning rate that is used."""

@@ -76,6 +76,34 @@ def test_training_resumes_where_it_was(trained):
     assert denoiser.build_scheduler().config.prediction_type == "epsilon"
 
 
+def test_training_begins_from_a_model_whatever_words_it_knows(trained, tmp_path):
+    from transformers import CLIPTokenizer
+
+    folder, model = trained
+    captions = [["a red dragon, front view", "a sphere"]] * 256
+    denoiser.fit_tokenizer(captions, tmp_path / "tokenizer")
+    settings = replace(TINY, vae_minutes=0.0)
+    teacher.begin_from(model, tmp_path, settings)
+    state = torch.load(tmp_path / "denoiser.pt", weights_only=True)
+    name = next(name for name in state["model"] if name.endswith("token_embedding.weight"))
+    before = torch.load(folder / "denoiser.pt", weights_only=True)["average"]
+    old = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True).get_vocab()
+    new = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True).get_vocab()
+    close = dict(rtol=0, atol=2e-3)  # the model's file is in half precision
+    for word in ("red</w>", "sphere</w>", "<|endoftext|>"):
+        assert old[word] != new[word] or word.startswith("<")
+        torch.testing.assert_close(state["model"][name][new[word]], before[name][old[word]], **close)
+    torch.testing.assert_close(state["model"][name][new["dragon</w>"]], before[name].mean(0), **close)
+    torch.testing.assert_close(state["model"]["unet.conv_in.weight"], before["unet.conv_in.weight"], **close)
+
+    pictures = load_pictures(folder / "pictures", TINY)
+    autoencoder.train_autoencoder(pictures, tmp_path, settings, torch.device("cpu"))  # no budget: nothing moves
+    latents = torch.randn(256, 4, 8, 8)
+    denoiser.train_denoiser(pictures, latents, tmp_path, settings, torch.device("cpu"), lambda model, step: None)
+    teacher.begin_from(model, tmp_path, settings)
+    assert torch.load(tmp_path / "denoiser.pt", weights_only=True)["step"] > 0
+
+
 def test_a_tokenizer_makes_one_token_of_each_word(trained):
     from transformers import CLIPTokenizer
 

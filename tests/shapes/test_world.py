@@ -143,7 +143,7 @@ def test_captions_say_what_the_picture_shows(rng):
     seen_orders = set()
     for _ in range(500):
         composition = sample_composition(rng)
-        caption = sample_caption(rng, composition, "side", "a gray background", ("sharp",))
+        caption = sample_caption(rng, composition, ("side view",), "a gray background", ("sharp",))
         words = set(re.findall(r"[a-z]+", caption.lower()))
         assert {composition.object, composition.color, "gray", "sharp"} <= words
         assert not composition.second or composition.second in words
@@ -156,10 +156,10 @@ def test_bad_words_only_caption_degraded_pictures(rng):
     bad = [*NEGATIVE_WORDS, *OTHER_WORDS]
     for _ in range(300):
         composition = sample_composition(rng)
-        clean = picture_caption(rng, composition, "front", "", ())
+        clean = picture_caption(rng, composition, ("front view",), "", ())
         assert not any(re.search(rf"\b{word}\b", clean) for word in bad)
         words = ("blurry", "low contrast")
-        caption = picture_caption(rng, composition, "front", "", words)
+        caption = picture_caption(rng, composition, ("front view",), "", words)
         assert all(word in caption for word in words)
     assert not set(QUALITY) & set(bad)
 
