@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "nfsd3d.export.command",
     "render": "nfsd3d.render_command",
     "evaluate": "nfsd3d.evaluate.command",
+    "decompose": "nfsd3d.decompose_command",
     "bench": "nfsd3d.bench_command",
     "doctor": "nfsd3d.doctor",
 }
@@ -47,7 +48,7 @@ Text to 3D by noise-free score distillation.
   python launch.py --config configs/nfsd.yaml prompt="a red and white dotted mushroom" [key=value ...]
   python launch.py --config configs/nfsd.yaml -m seed=0,1 distill=sds,nfsd prompt="a pink house"     a sweep
   python launch.py --resume RUN_DIR [key=value ...]                                                  go on with a run
-  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d bench     nfsd3d doctor     (each with --help)
+  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d decompose|bench|doctor     (each with --help)
 
 options
   --config FILE      an experiment: nfsd, configs/sds.yaml, your own YAML anywhere, or RUN_DIR/config.yaml to repeat

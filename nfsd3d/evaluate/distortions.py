@@ -6,7 +6,7 @@ training data, and are what distillation meets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -131,9 +131,7 @@ def degraded_pairs(subjects: Subjects, rng: torch.Generator, *, patch: bool) -> 
     """
     words = NEGATIVE_WORDS if subjects.images.shape[-1] == WORLD_SIZE else ANY_SIZE
     choice = torch.randint(len(words), (len(subjects.images),), generator=rng).tolist()
-    degraded = torch.stack(
-        [degrade(image, (words[i],), rng) for image, i in zip(subjects.images, choice, strict=True)]
-    )
+    degraded = torch.stack([degrade(image, (words[i],), rng) for image, i in zip(subjects.images, choice, strict=True)])
     if not patch:
         return _pairs(subjects, degraded, visible_change(subjects.images, degraded))
     masks = torch.stack([_disc(rng, subjects.images.shape[-1], 0.25, 0.25, softness=0.03) for _ in choice])
@@ -229,5 +227,5 @@ def _joined(cameras: Sequence[Cameras]) -> Cameras:
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in cameras])
 
-    names = ("azimuth", "elevation", "distance", "fovy", "light", "target")
-    return Cameras(*(joined(name) for name in names), height=WORLD_SIZE, width=WORLD_SIZE)
+    azimuth, elevation, distance, fovy, light, target = map(joined, (f.name for f in fields(Cameras)[:6]))
+    return Cameras(azimuth, elevation, distance, fovy, light, target, WORLD_SIZE, WORLD_SIZE)
