@@ -16,7 +16,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.evaluate.suite import slug
 from nfsd3d.prior.resolve import ALIASES, EMBEDDED, fetch, locate
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT
+from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
 
 if TYPE_CHECKING:
     import torch
@@ -343,7 +343,7 @@ class Study:
         if self.options.image:
             return self.prior.embed([UNRELATED_CAPTION])
         rng = self._rng(5)
-        return self.prior.embed([sample_caption(rng, sample_composition(rng), ()) for _ in self.subjects.prompts])
+        return self.prior.embed([sample_caption(rng, sample_composition(rng), VIEW_WORDS) for _ in self.subjects.prompts])
 
 
 def _other_than(prompt: str, rng: torch.Generator) -> str:
