@@ -36,7 +36,7 @@ OF_PAIRS = {"domain", "negative", "vsd"}
 OF_RUNS = {*OF_PAIRS, "residual"}
 """Figures that show half-trained scenes, where there are any."""
 
-TIMESTEPS = (50, 100, 150, 200, 300, 500, 700, 900)
+TIMESTEPS = (50, 100, 200, 300, 500, 700, 900)
 IMAGES, FILE_IMAGES = 32, 8
 RESIDUAL_NOISES = 8
 """The residual's figure takes this many times as many noises."""
@@ -62,7 +62,14 @@ HALF_TRAINED: dict[str, Any] = {
 LORA_RANK, LORA_LEARNING_RATE, CAMERA_DROPOUT = 4, 1e-3, 0.1
 LORA_STAGES = (0, 30, 100, 300)
 
+FIT_STEPS = 40
+"""Of the fits of the same scenes to true views."""
+
+DDS_STAGES = {"a tenth of the way": 0.1, "half-way": 0.5, "at the end": 1.0}
+"""How far an edit has come: cross-fades from the source to what it arrives at."""
+
 RECOLOURED = "other colours (control)"
+FITTED, HALF_TRAINED_SCENES = "half-fitted scenes", "half-trained scenes"
 UNRELATED_CAPTION = "a picture of a house"
 
 
@@ -103,8 +110,8 @@ def main(argv: Sequence[str]) -> int:
                 _write_sheet(options.out / f"{which}.png", sheet)
             print(_markdown(which, figure), f"{options.out / which}.png (t = {sheet.t})\n", sep="\n\n")
             numbers["figures"][which] = _plain(figure)
-            verdicts += [f"{which}: {item.statement} [{item.of}]: {item.verdict}" for item in figure.claims]
-    print("verdicts, from the intervals alone:", *verdicts, sep="\n- ")
+            verdicts += _verdicts(which, figure)
+    print("## verdicts, from the intervals\n", *verdicts, sep="\n")
     write_numbers(options.json, numbers)
     return 0
 
@@ -204,17 +211,20 @@ class Study:
         return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_sheet(groups)
 
     def dds(self) -> tuple[Figure, Sheet]:
-        """The residuals of a source and of the finished edit of it."""
+        """The residuals of a source and of the edit of it, as that goes on."""
         from nfsd3d.evaluate.decomposition import dds_figure
         from nfsd3d.evaluate.decomposition_pictures import dds_sheet
 
-        s = self.subjects
-        assert self.edited_images is not None
-        source, edited = (
-            self._observe("dds", images, {"cond": self.prior.embed(prompts), "uncond": self._empty})
-            for images, prompts in ((s.images, s.prompts), (self.edited_images, s.targets))
-        )
-        return dds_figure(source, edited), dds_sheet(self.prior, source, edited)
+        s, end = self.subjects, self.edited_images
+        assert end is not None
+        contexts = {"cond": self.prior.embed(s.prompts), "uncond": self._empty}
+        source = self._observe("dds, source", s.images, contexts)
+        contexts["cond"] = self.prior.embed(s.targets)
+        edited = {
+            stage: self._observe(f"dds, {stage}", s.images.lerp(end, share), contexts)
+            for stage, share in DDS_STAGES.items()
+        }
+        return dds_figure(source, edited), dds_sheet(self.prior, source, list(edited.values())[-1])
 
     def vsd(self) -> tuple[Figure, Sheet]:
         """A second network that learns half-trained scenes (or over-saturated pictures).
@@ -250,8 +260,7 @@ class Study:
     @cached_property
     def families(self) -> dict[str, tuple[Pairs, PairObservation]]:
         """Pairs by the name of the distortion, and what the prior predicts for them."""
-        families = {name: (pairs, self._observe_pairs(name, pairs, True)) for name, pairs in self._pairs.items()}
-        return families
+        return {name: (pairs, self._observe_pairs(name, pairs, True)) for name, pairs in self._pairs.items()}
 
     @cached_property
     def control(self) -> dict[str, tuple[Pairs, PairObservation]]:
@@ -273,7 +282,12 @@ class Study:
         return saturated_pairs(self.subjects, self._rng(3)).distorted if self.options.edit else None
 
     @cached_property
+    def _clean(self) -> Observation:
+        return self._observe("clean", self.subjects.images, {"uncond": self._empty})
+
+    @cached_property
     def _pairs(self) -> dict[str, Pairs]:
+        from nfsd3d.evaluate.ceiling import METHOD
         from nfsd3d.evaluate.distortions import degraded_pairs, floater_pairs, half_trained_pairs, saturated_pairs
 
         s, rng = self.subjects, self._rng(4)
@@ -283,26 +297,29 @@ class Study:
             "floaters": floater_pairs(s, rng),
             "over-saturated": saturated_pairs(s, rng),
         }
-        if self.runs:
-            pairs["half-trained scenes"] = half_trained_pairs(self.runs, len(s.images), rng)
+        fitted = [run for run in self.runs if run.summary.get("method") == METHOD]
+        for name, runs in ((FITTED, fitted), (HALF_TRAINED_SCENES, [run for run in self.runs if run not in fitted])):
+            if runs:
+                pairs[name] = half_trained_pairs(runs, len(s.images), rng)
         return pairs
 
     @property
     def _hardest(self) -> tuple[str, Pairs]:
         """The family that is most like what distillation meets."""
-        return list(self._pairs.items())[-1]
+        return list(self._pairs.items())[-1]  # scenes, where there are any
 
     def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:
         from nfsd3d.evaluate.decomposition import PairObservation
         from nfsd3d.evaluate.distortions import on_latents
 
         contexts = {"uncond": self._empty}
-        clean = self._observe(f"{name}, clean", pairs.clean, contexts)
+        shared = pairs.clean is self.subjects.images
+        clean = self._clean if shared else self._observe(f"{name}, clean", pairs.clean, contexts)
         if prompts:
             contexts |= {"neg": self.prior.embed([PAPER_NEGATIVE_PROMPT]), "random": self._random_captions}
         distorted = self._observe(f"{name}, distorted", pairs.distorted, contexts)
         mask = on_latents(pairs.masks, *self.prior.latent_shape[1:])
-        return PairObservation(clean, distorted, mask, shared=pairs.clean is self.subjects.images)
+        return PairObservation(clean, distorted, mask, shared)
 
     def _observe(self, name: str, images: Tensor, contexts: dict[str, Tensor], noises: int = 0) -> Observation:
         import torch
@@ -343,7 +360,9 @@ class Study:
         if self.options.image:
             return self.prior.embed([UNRELATED_CAPTION])
         rng = self._rng(5)
-        return self.prior.embed([sample_caption(rng, sample_composition(rng), VIEW_WORDS) for _ in self.subjects.prompts])
+        return self.prior.embed(
+            [sample_caption(rng, sample_composition(rng), VIEW_WORDS) for _ in self.subjects.prompts]
+        )
 
 
 def _other_than(prompt: str, rng: torch.Generator) -> str:
@@ -357,19 +376,25 @@ def _other_than(prompt: str, rng: torch.Generator) -> str:
 
 
 def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
-    """Short runs of NFSD with the prior in ``folder``, kept below ``--out``."""
+    """Short runs of NFSD with the prior in ``folder``, and short fits of the same scenes, kept below ``--out``."""
     from nfsd3d.api import generate
+    from nfsd3d.evaluate.ceiling import fit_ceiling
+    from nfsd3d.settings import Config
     from nfsd3d.train.summary import read_summary
 
     directories = []
     for prompt in HALF_TRAINED_PROMPTS:
-        directory = options.out / "half-trained" / f"{slug(prompt)}-{HALF_TRAINED_STEPS}"
-        directories.append(directory)
-        if read_summary(directory).get("status") == "done":
-            continue
-        shutil.rmtree(directory, ignore_errors=True)
-        model: dict[str, Any] = {} if folder == EMBEDDED else {"prior.model": str(folder)}
-        generate(prompt, seed=options.seed, run_dir=directory, **HALF_TRAINED, **model)
+        trained = options.out / "half-trained" / f"{slug(prompt)}-{HALF_TRAINED_STEPS}"
+        fitted = options.out / "half-trained" / f"{slug(prompt)}-fit-{FIT_STEPS}"
+        directories += [trained, fitted]
+        if read_summary(trained).get("status") != "done":
+            shutil.rmtree(trained, ignore_errors=True)
+            model: dict[str, Any] = {} if folder == EMBEDDED else {"prior.model": str(folder)}
+            generate(prompt, seed=options.seed, run_dir=trained, **HALF_TRAINED, **model)
+        if read_summary(fitted).get("status") != "done":
+            shutil.rmtree(fitted, ignore_errors=True)
+            values = load_run_config(trained).to_dict()
+            fit_ceiling(Config.from_dict(values | {"train": values["train"] | {"steps": FIT_STEPS}}), fitted)
     return directories
 
 
@@ -399,7 +424,7 @@ def _write_sheet(path: Path, sheet: Sheet) -> None:
 
 
 def _markdown(name: str, figure: Figure) -> str:
-    """The figure's tables, one column a timestep, and its claims with their verdicts."""
+    """The figure's tables, one column a timestep."""
     from nfsd3d.evaluate.tables import table
 
     def row(title: str, values: list[Estimate]) -> list[str]:
@@ -409,8 +434,19 @@ def _markdown(name: str, figure: Figure) -> str:
     parts = [f"## {name}"]
     for title, rows in figure.tables.items():
         parts.append(table([title, *head], [row(label, values) for label, values in rows.items()]))
-    parts.append(table(["claim", "of", "verdict"], [[c.statement, c.of, c.verdict] for c in figure.claims]))
     return "\n\n".join(parts)
+
+
+def _verdicts(name: str, figure: Figure) -> list[str]:
+    """A line for each statement: its verdicts, and of what."""
+    statements: dict[str, dict[str, list[str]]] = {}
+    for item in figure.claims:
+        statements.setdefault(item.statement, {}).setdefault(item.verdict, []).append(item.of)
+    lines = []
+    for statement, found in statements.items():
+        told = "; ".join(f"**{verdict}**: {', '.join(subjects)}" for verdict, subjects in found.items())
+        lines.append(f"- {name}: {statement}. {told}")
+    return lines
 
 
 def _plain(figure: Figure) -> dict[str, Any]:

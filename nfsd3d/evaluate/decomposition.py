@@ -241,15 +241,18 @@ def domain_figure(families: Mapping[str, PairObservation], control: str | None) 
     """
     first = next(iter(families.values()))
     figure = Figure(first.clean.timesteps)
+    shared = next((name for name, pair in families.items() if pair.shared), None)
     for name, pair in families.items():
-        content = correlation(pair.delta_n, pair.clean.z).mean(1)
-        values = figure.row("correlation of δ_N with the content z_ID", name, content)
-        if name != control:
-            statement = "δ_N is uncorrelated with the content"
-            figure.state(statement, name, values, above=-UNCORRELATED, below=UNCORRELATED)
-        noise = correlation(pair.delta_n, pair.clean.noise).mean(1)
-        figure.row("correlation of δ_N with the added noise ε", name, noise)
         figure.row("size of δ_D as a share of δ_N's", name, (size(pair.delta_d) / size(pair.delta_n)).mean(1))
+        if pair.shared and name != shared:
+            continue  # the same clean pictures
+        label = "the true pictures" if pair.shared else f"the true pictures of {name}"
+        content = correlation(pair.delta_n, pair.clean.z).mean(1)
+        values = figure.row("correlation of δ_N with the content z_ID", label, content)
+        statement = "δ_N is uncorrelated with the content"
+        figure.state(statement, label, values, above=-UNCORRELATED, below=UNCORRELATED)
+        noise = correlation(pair.delta_n, pair.clean.noise).mean(1)
+        figure.row("correlation of δ_N with the added noise ε", label, noise)
     for name, pair in families.items():
         values = figure.row("area under the curve of ‖δ_D‖ against the distortion", name, _auc(pair.delta_d, pair.mask))
         if name != control:
@@ -291,21 +294,30 @@ def negative_figure(families: Mapping[str, PairObservation]) -> Figure:
         alone = correlation(eps["uncond"], delta_d).mean(1)
         title = "correlation of ε(∅) − ε(neg) with the pair's δ_D"
         values = figure.row(title, name, along["neg"])
-        figure.state("ε(∅) − ε(neg) points along δ_D (t ≥ threshold)", name, values, above=0.0, where=late)
+        figure.state(f"ε(∅) − ε(neg) points along δ_D (t ≥ {threshold})", name, values, above=0.0, where=late)
         figure.row("the same with a random caption in place of p_neg", name, along["random"])
         values = figure.row("difference of the two correlations", name, along["neg"] - along["random"])
-        figure.state("and p_neg does better than a random caption (t ≥ threshold)", name, values, above=0.0, where=late)
+        figure.state(
+            f"and p_neg does better than a random caption (t ≥ {threshold})", name, values, above=0.0, where=late
+        )
         figure.row("correlation of ε(∅) with the pair's δ_D", name, alone)
         share = (delta_d.square().mean((-3, -2, -1)) / eps["uncond"].square().mean((-3, -2, -1))).mean(1)
         values = figure.row("share of δ_D in the power of ε(∅)", name, share)
-        figure.state("ε(∅) is mostly δ_D (t < threshold)", name, values, above=0.5, where=early)
+        figure.state(f"ε(∅) is mostly δ_D (t < {threshold})", name, values, above=0.5, where=early)
         values = figure.row("correlation of ε(∅) minus that of ε(∅) − ε(neg)", name, alone - along["neg"])
-        nearer = "ε(∅) is nearer to δ_D than ε(∅) − ε(neg) is (t < threshold)"
+        nearer = f"ε(∅) is nearer to δ_D than ε(∅) − ε(neg) is (t < {threshold})"
         figure.state(nearer, name, values, above=0.0, where=early)
-        figure.state("and ε(∅) − ε(neg) is nearer (t ≥ threshold)", name, values, below=0.0, where=late)
+        figure.state(f"and ε(∅) − ε(neg) is nearer (t ≥ {threshold})", name, values, below=0.0, where=late)
         title = "distance of x_OOD − (σ/α)(ε(∅) − ε(neg)) from x_ID, as a share of x_OOD's"
         values = figure.row(title, name, pair.distance_after(by_neg))
         figure.state("a step along −(ε(∅) − ε(neg)) leads towards x_ID", name, values, below=1.0)
+        # ε(∅) averages over noises to what ε(∅) − ε does, which has much less noise in it.
+        averaged = correlation(pair.distorted.residual.mean(1), delta_d.mean(1))
+        values = figure.row("correlation of δ_D with ε(∅) − ε, to which ε(∅) averages out", name, averaged)
+        less = averaged - correlation(by_neg.mean(1), delta_d.mean(1))
+        values = figure.row("the same minus that with ε(∅) − ε(neg)", name, less)
+        statement = f"averaged over noise, ε(∅) is nearer to δ_D than ε(∅) − ε(neg) is (t < {threshold})"
+        figure.state(statement, name, values, above=0.0, where=early)
     return figure
 
 
@@ -339,26 +351,27 @@ def residual_figure(groups: Mapping[str, Observation]) -> Figure:
     return figure
 
 
-def dds_figure(source: Observation, edited: Observation, s: float = SCALES[0]) -> Figure:
+def dds_figure(source: Observation, edited: Mapping[str, Observation], s: float = SCALES[0]) -> Figure:
     """DDS: how much of the residual is left in the difference of an edited picture's and its source's.
 
-    Both have the same noise and "cond", each with its own prompt. At the start of an edit both pictures are the same,
-    and nothing is left by construction; ``edited`` is its end.
+    ``edited``: by how far the edit has come, pictures with the same noise as the source. All have "cond", each with its
+    own prompt. At the start of an edit both pictures are the same, and nothing is left by construction.
     """
     figure = Figure(source.timesteps)
-    alone = size(edited.residual)
-    left = size(edited.residual - source.residual)
-    other = size(edited.residual - source.residual.roll(1, dims=1))
-    title = "size of the difference of the residuals, as a share of one residual's"
-    values = figure.row(title, "same noise", (left / alone).mean(1))
-    figure.row(title, "another noise (control)", (other / alone).mean(1))
-    figure.state("the residual cancels", "more than half of it", values, below=0.5)
-    figure.state("the residual cancels", "all but a tenth", values, below=NEGLIGIBLE)
-    direction = size(edited.delta_c - source.delta_c)
-    title = f"size of a residual as a share of {s:g} (δ_C,edit − δ_C,orig)'s"
-    values = figure.row(title, "difference, same noise", (left / (s * direction)).mean(1))
-    figure.row(title, "one residual alone", (alone / (s * direction)).mean(1))
-    figure.state("what is left is negligible beside the direction of the edit", f"s = {s:g}", values, below=NEGLIGIBLE)
+    for stage, seen in edited.items():
+        alone = size(seen.residual)
+        left = size(seen.residual - source.residual)
+        title = "size of the difference of the residuals, as a share of one residual's"
+        values = figure.row(title, stage, (left / alone).mean(1))
+        figure.state("the residual cancels, more than half of it", stage, values, below=0.5)
+        figure.state("the residual cancels, all but a tenth", stage, values, below=NEGLIGIBLE)
+        other = size(seen.residual - source.residual.roll(1, dims=1))
+        figure.row("the same with another noise for the source (control)", stage, (other / alone).mean(1))
+        direction = size(seen.delta_c - source.delta_c)
+        title = f"size of that difference as a share of {s:g} (δ_C,edit − δ_C,orig)'s"
+        values = figure.row(title, stage, (left / (s * direction)).mean(1))
+        figure.state(f"at s = {s:g} what is left is negligible beside the edit", stage, values, below=NEGLIGIBLE)
+        figure.row("of one residual alone", stage, (alone / (s * direction)).mean(1))
     return figure
 
 
