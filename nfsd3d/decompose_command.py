@@ -47,7 +47,7 @@ HALF_TRAINED_PROMPTS = (
     "a white chair",
     "a yellow and green striped robot",
 )
-HALF_TRAINED_STEPS = 80
+HALF_TRAINED_STEPS = 100
 HALF_TRAINED: dict[str, Any] = {
     "machine": "cpu",
     "prior": "shapes",
@@ -62,7 +62,7 @@ HALF_TRAINED: dict[str, Any] = {
 LORA_RANK, LORA_LEARNING_RATE, CAMERA_DROPOUT = 4, 1e-3, 0.1
 LORA_STAGES = (0, 30, 100, 300)
 
-FIT_STEPS = 40
+FIT_STEPS = 100
 """Of the fits of the same scenes to true views."""
 
 DDS_STAGES = {"a tenth of the way": 0.1, "half-way": 0.5, "at the end": 1.0}
@@ -292,8 +292,8 @@ class Study:
 
         s, rng = self.subjects, self._rng(4)
         pairs = {
-            "captioned, in a patch": degraded_pairs(s, rng, patch=True),
-            "captioned, everywhere": degraded_pairs(s, rng, patch=False),
+            "captioned (patch)": degraded_pairs(s, rng, patch=True),
+            "captioned (whole picture)": degraded_pairs(s, rng, patch=False),
             "floaters": floater_pairs(s, rng),
             "over-saturated": saturated_pairs(s, rng),
         }
