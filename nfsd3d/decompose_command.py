@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.arguments import whole_number, write_numbers, writing_to
 from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.suite import slug
+from nfsd3d.files import write_text
 from nfsd3d.prior.resolve import ALIASES, EMBEDDED, fetch, locate
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
@@ -97,9 +97,16 @@ def main(argv: Sequence[str]) -> int:
     study = Study.prepare(options, folder, needs_runs=bool(OF_RUNS & set(wanted)))
     numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
     numbers |= {"noises": options.noises, "seed": options.seed}
+    parts: list[str] = []
     verdicts: list[str] = []
+
+    def tell(text: str) -> None:
+        print(text, end="\n\n", flush=True)
+        parts.append(text)
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task("")
         study.progress = progress
         for which in wanted:
             if which == "dds" and study.edited_images is None:
@@ -108,10 +115,13 @@ def main(argv: Sequence[str]) -> int:
             figure, sheet = getattr(study, which)()
             with writing_to(options.out):
                 _write_sheet(options.out / f"{which}.png", sheet)
-            print(_markdown(which, figure), f"{options.out / which}.png (t = {sheet.t})\n", sep="\n\n")
+            tell(_markdown(which, figure, sheet))
             numbers["figures"][which] = _plain(figure)
             verdicts += _verdicts(which, figure)
-    print("## verdicts, from the intervals\n", *verdicts, sep="\n")
+    tell("## Verdicts, from the intervals\n\n" + "\n".join(verdicts))
+    with writing_to(options.out):
+        write_text(options.out / "tables.md", "\n\n".join(parts) + "\n")
+    print(f"pictures and tables.md are in {options.out}")
     write_numbers(options.json, numbers)
     return 0
 
@@ -335,14 +345,11 @@ class Study:
         return observe(self.prior, z, noise, steps, contexts, advance=self._bar(name, len(steps)))
 
     def _bar(self, name: str, total: int) -> Callable[[], None]:
+        """Starts the only bar again under another name; returns what advances it."""
         assert self.progress is not None
-        progress, task = self.progress, self.progress.add_task(name, total=total)
-
-        def advance() -> None:
-            progress.advance(task)
-            progress.update(task, visible=not progress.tasks[progress.task_ids.index(task)].finished)
-
-        return advance
+        progress, task = self.progress, self.progress.task_ids[0]
+        progress.reset(task, total=total, description=name)
+        return lambda: progress.advance(task)
 
     def _rng(self, stream: int) -> torch.Generator:
         import torch
@@ -379,6 +386,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     """Short runs of NFSD with the prior in ``folder``, and short fits of the same scenes, kept below ``--out``."""
     from nfsd3d.api import generate
     from nfsd3d.evaluate.ceiling import fit_ceiling
+    from nfsd3d.evaluate.suite import slug
     from nfsd3d.settings import Config
     from nfsd3d.train.summary import read_summary
 
@@ -423,15 +431,15 @@ def _write_sheet(path: Path, sheet: Sheet) -> None:
     write_png(path, sheet.image())
 
 
-def _markdown(name: str, figure: Figure) -> str:
-    """The figure's tables, one column a timestep."""
+def _markdown(name: str, figure: Figure, sheet: Sheet) -> str:
+    """The figure's tables, one column a timestep, and where its pictures are."""
     from nfsd3d.evaluate.tables import table
 
     def row(title: str, values: list[Estimate]) -> list[str]:
         return [title, *map(str, values)]
 
     head = [f"t = {t}" if i == 0 else str(t) for i, t in enumerate(figure.timesteps)]
-    parts = [f"## {name}"]
+    parts = [f"## {name}", f"`{name}.png` shows t = {sheet.t}."]
     for title, rows in figure.tables.items():
         parts.append(table([title, *head], [row(label, values) for label, values in rows.items()]))
     return "\n\n".join(parts)
@@ -484,7 +492,7 @@ def _parser() -> argparse.ArgumentParser:
         description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "
         "noise directions of exact pairs of a picture and its distortion; the negative prompt's stand-in for the "
         "domain direction; the residual of SDS, what DDS leaves of it, and what VSD's second network learns. Writes a "
-        "sheet of pictures for each; prints tables with 95 %% intervals, and a verdict for each claim.",
+        "sheet of pictures for each; prints, and writes to tables.md, means with 95 %% intervals and verdicts.",
     )
     parser.add_argument("--figure", choices=(*FIGURES, "all"), default="all", help="which (default: all)")
     parser.add_argument("--prior", default="shapes", metavar="MODEL", help="shapes, sd15, sd21, a folder or a hub id")
