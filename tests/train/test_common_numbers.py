@@ -1,4 +1,4 @@
-"""Common random numbers: with one seed, every method sees the same cameras, timesteps and noise, however long it runs."""
+"""Common random numbers: with one seed, every method sees the same cameras, timesteps and noise."""
 
 import io
 
