@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.arguments import plain, whole_number, write_numbers
 from nfsd3d.errors import InputError
+from nfsd3d.evaluate import workers
 from nfsd3d.evaluate.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the same command goes on.
     """
     options = _parser().parse_args(argv)
+    workers.shares(workers.usable_cores(), options.jobs or 1)
     suite = _selected(load_suite(tier_file(options.tier), "--tier"), options)
     name = Path(options.tier).stem
     from nfsd3d.evaluate.records import append, read
@@ -50,20 +52,20 @@ def main(argv: Sequence[str]) -> int:
 
     results = options.results or options.output / "results.jsonl"
     trials = trials_of(suite, name, ceiling=options.ceiling or suite.ceiling)
-    records = read(results)
+    records, unreadable = read(results)
     state = _state(trials, records)
     print(f"{name}: {len(trials)} jobs, {len(trials) - len(state.missing)} done, {len(state.missing)} to do")
     other = _of_other_weights(trials, records)
     if other:
         print(f"{other} results in {results} are of other weights of the prior or the judge, and do not count")
+    if unreadable:
+        print(f"{unreadable} lines of {results} are no results of this version, and do not count")
     jobs = options.jobs or _default_jobs(trials)
     if options.dry_run:
         _print_plan(state, records, jobs)
         return 0
     failures: list[str] = []
     if state.missing and not options.report:
-        from nfsd3d.evaluate.workers import run_trials
-
         with _bar(name, state) as advance:
 
             def report(trial: Trial, result: Record | str) -> None:
@@ -73,8 +75,8 @@ def main(argv: Sequence[str]) -> int:
                     append(results, result)
                 advance(trial)
 
-            run_trials(state.missing, results.parent, report, jobs=jobs, keep=options.keep_runs)
-        state = _state(trials, read(results))
+            workers.run_trials(state.missing, results.parent, report, jobs=jobs, keep=options.keep_runs)
+        state = _state(trials, read(results)[0])
     numbers = _report(suite, name, state, options, results)
     for failure in failures:
         print(f"failed: {failure}")
@@ -110,9 +112,7 @@ def _selected(suite: Suite, options: argparse.Namespace) -> Suite:
 
 
 def _default_jobs(trials: Sequence[Trial]) -> int:
-    from nfsd3d.evaluate.workers import usable_cores
-
-    return len(usable_cores()) if all(trial.config.machine.device == "cpu" for trial in trials) else 1
+    return len(workers.usable_cores()) if all(trial.config.machine.device == "cpu" for trial in trials) else 1
 
 
 def _state(trials: list[Trial], records: Sequence[Record]) -> State:

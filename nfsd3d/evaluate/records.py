@@ -22,7 +22,9 @@ class Record:
     the settings that decide the result, prompt and seed aside; ``prior`` and ``judge`` hashes of their weights ("" for
     a ceiling's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them. ``status`` is done or
     diverged. ``score`` has a number for each outcome (None where there is none, as for a run that left nothing), and of
-    pictures also the list ``margins``. ``image`` is the small picture of the result, relative to the records' file.
+    pictures also the list ``margins``. ``seconds`` are the run's own record, ``cpu_seconds`` the processor time
+    that the job took in its last session, start and scoring included. ``image`` is the small picture of the result,
+    relative to the records' file.
     """
 
     tier: str
@@ -40,6 +42,7 @@ class Record:
     score: dict[str, Any]
     evaluations: int | None
     seconds: float
+    cpu_seconds: float
     image: str | None
     revision: str | None
 
@@ -68,15 +71,20 @@ def append(path: Path, record: Record) -> None:
         raise InputError(f"--results {path}: cannot be written ({error.strerror}); choose another") from error
 
 
-def read(path: Path) -> list[Record]:
-    """The records in ``path``, oldest first; none if there is no such file. Lines that are no record are left out."""
+def read(path: Path) -> tuple[list[Record], int]:
+    """The records in ``path``, oldest first (none if there is no such file), and how many lines are no record.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     if not path.exists():
-        return []
+        return [], 0
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--results {path}: cannot be read ({error}); choose another") from error
-    return [record for line in lines if (record := _parsed(line)) is not None]
+    parsed = [_parsed(line) for line in lines if line.strip()]
+    return [record for record in parsed if record is not None], parsed.count(None)
 
 
 def _parsed(line: str) -> Record | None:

@@ -138,7 +138,7 @@ def perform(trial: Trial, folder: Path, judge: Judge, *, keep: bool = False) -> 
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the run's checkpoint is saved.
     """
     run_dir = folder / "runs" / trial.name
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     if trial.kind == "samples":
         images, score, evaluations = _samples(trial, judge)
         status, steps, seconds = "done", SAMPLE_STEPS, time.monotonic() - started
@@ -161,6 +161,7 @@ def perform(trial: Trial, folder: Path, judge: Judge, *, keep: bool = False) -> 
         score=score,
         evaluations=evaluations,
         seconds=round(seconds, 1),
+        cpu_seconds=round(time.process_time() - cpu, 1),
         image=image,
     )
 

@@ -61,7 +61,7 @@ def run_trials(
         InputError: more jobs than cores.
     """
     waiting = iter(trials)
-    cores = shares(usable_cores(), min(jobs, max(1, len(trials))))
+    cores = shares(usable_cores(), jobs)[: max(1, len(trials))]
     folder.mkdir(parents=True, exist_ok=True)
     with stop_requests() as stop, _processes(cores, folder, keep) as workers:
         busy: dict[Connection, Trial] = {}
@@ -78,7 +78,8 @@ def run_trials(
                     continue
                 on_result(trial, result)
                 _give_next(pipe, waiting, busy)
-            stop.check()
+            if stop.signum is not None:
+                raise Interrupted(stop.signum, "interrupted; the same command goes on from here")
         for trial in waiting:
             on_result(trial, "not started: no process is left")
 
