@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfsd3d.arguments import write_numbers
+from nfsd3d.arguments import plain, write_numbers
 from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.suite:
         failed, tables = _evaluate_suite(options)
         results |= tables
-    write_numbers(options.json, _plain(results))
+    write_numbers(options.json, plain(results))
     return int(failed > 0)
 
 
@@ -242,20 +241,6 @@ def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
 def _advanced(advance: Callable[..., None], value: T) -> T:
     advance()
     return value
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, NaN as None, for JSON."""
-    import math
-    from dataclasses import is_dataclass
-
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser() -> argparse.ArgumentParser:

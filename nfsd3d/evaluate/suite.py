@@ -1,5 +1,6 @@
 """Suites: every prompt with every row of settings, one run each, in processes of their own."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -14,13 +15,17 @@ import yaml
 from nfsd3d.errors import InputError
 from nfsd3d.train.summary import read_summary
 
-_KEYS = {"config", "prompts", "seeds", "rows", "ceiling"}
+_KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations"}
 
 
 @dataclass(frozen=True)
 class Suite:
     """A YAML file's content: the experiment ``config``, the ``prompts``, the ``seeds``, the settings of each row by
     the row's name (dotted keys), and whether the photometric ``ceiling`` is fitted for the first row's runs.
+
+    In a file a row may have a ``grid``, values by setting: it stands for a row for each combination. A comparison
+    (`nfsd3d.evaluate.compare_command`) reads also which row each row is compared with (``baseline``, by the row's name:
+    one for all, or a mapping), and whether rows are also run at equal evaluations of the network.
     """
 
     config: str
@@ -28,6 +33,8 @@ class Suite:
     seeds: tuple[int, ...]
     rows: dict[str, dict[str, Any]]
     ceiling: bool
+    baseline: dict[str, str]
+    equal_evaluations: bool
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ class Job:
     arguments: tuple[str, ...]
 
 
-def load_suite(path: Path) -> Suite:
-    """The suite in a YAML file.
+def load_suite(path: Path, option: str = "--suite") -> Suite:
+    """The suite in a YAML file, which ``option`` of the command line named.
 
     Raises:
         InputError: no such file, or a key is unknown, missing or of another type.
@@ -48,21 +55,43 @@ def load_suite(path: Path) -> Suite:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--suite {path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{option} {path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise InputError(f"--suite {path}: no valid YAML ({error})") from error
+        raise InputError(f"{option} {path}: no valid YAML ({error})") from error
     if not isinstance(content, dict) or set(content) - _KEYS:
         unknown = ", ".join(map(str, set(content) - _KEYS)) if isinstance(content, dict) else "no mapping"
-        raise InputError(f"--suite {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
+        raise InputError(f"{option} {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
     prompts, seeds = content.get("prompts", []), content.get("seeds", [0])
     rows = content.get("rows") or {str(content.get("config", "nfsd")): {}}
     if not _is_list(prompts, str) or not _is_list(seeds, int):
-        raise InputError(f"--suite {path}: prompts must be a list of texts and seeds a list of whole numbers")
+        raise InputError(f"{option} {path}: prompts must be a list of texts and seeds a list of whole numbers")
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
-        raise InputError(f"--suite {path}: rows must map each row's name to its settings, such as {{distill: sds}}")
+        raise InputError(f"{option} {path}: rows must map each row's name to its settings, such as {{distill: sds}}")
+    rows = {name: row for text, settings in rows.items() for name, row in _expanded(str(text), settings).items()}
+    given = content.get("baseline") or {}
+    baseline: dict[str, str] = given if isinstance(given, dict) else dict.fromkeys(rows, str(given))
+    if not set(baseline) | set(baseline.values()) <= set(rows):
+        raise InputError(f"{option} {path}: baseline={given}: names no row; the rows are {', '.join(rows)}")
     return Suite(
-        str(content.get("config", "nfsd")), tuple(prompts), tuple(seeds), rows, bool(content.get("ceiling", False))
+        config=str(content.get("config", "nfsd")),
+        prompts=tuple(prompts),
+        seeds=tuple(seeds),
+        rows=rows,
+        ceiling=bool(content.get("ceiling", False)),
+        baseline=baseline,
+        equal_evaluations=bool(content.get("equal_evaluations", False)),
     )
+
+
+def _expanded(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that a row stands for: itself, or one for each combination of its grid."""
+    fixed = {key: value for key, value in settings.items() if key != "grid"}
+    grid = settings.get("grid", {})
+    combinations = itertools.product(*([(key, value) for value in values] for key, values in grid.items()))
+    return {
+        ", ".join([name, *(f"{key.rpartition('.')[2]} {_text(value)}" for key, value in chosen)]): fixed | dict(chosen)
+        for chosen in combinations
+    }
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -76,10 +105,14 @@ def jobs_of(suite: Suite, folder: Path) -> list[Job]:
         for prompt in suite.prompts:
             for seed in suite.seeds:
                 run_dir = folder / slug(name) / f"{slug(prompt)}-{seed}"
-                values = [f"{key}={_text(value)}" for key, value in settings.items()]
                 fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
-                jobs.append(Job(name, run_dir, ("--config", suite.config, *values, *fixed)))
+                jobs.append(Job(name, run_dir, ("--config", suite.config, *overrides_of(settings), *fixed)))
     return jobs
+
+
+def overrides_of(settings: dict[str, Any]) -> list[str]:
+    """A row's settings as ``key=value`` of the command line."""
+    return [f"{key}={_text(value)}" for key, value in settings.items()]
 
 
 def slug(text: str) -> str:

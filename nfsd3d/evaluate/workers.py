@@ -1,0 +1,172 @@
+"""Jobs side by side: processes that each keep to their share of the cores and do one job after the other."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfsd3d.errors import InputError
+from nfsd3d.train.interrupts import Interrupted, stop_requests
+
+if TYPE_CHECKING:
+    from nfsd3d.evaluate.records import Record
+    from nfsd3d.evaluate.trials import Trial
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+_PATIENCE = 60.0  # seconds for a checkpoint to be written
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
+    """The cores of each of ``jobs`` processes: as many for each, none twice.
+
+    Raises:
+        InputError: more jobs than cores.
+    """
+    if jobs > len(cores):
+        raise InputError(f"--jobs {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
+    each = len(cores) // jobs
+    return [list(cores[index * each : (index + 1) * each]) for index in range(jobs)]
+
+
+def run_trials(
+    trials: Sequence["Trial"],
+    folder: Path,
+    on_result: Callable[["Trial", "Record | str"], None],
+    *,
+    jobs: int,
+    keep: bool = False,
+) -> None:
+    """Does all ``trials``, ``jobs`` at a time; ``on_result`` hears of each its record, or what went wrong.
+
+    What the jobs print goes to ``folder``/worker-N.log. An interruption ends the processes once their runs have saved a
+    checkpoint, from which a later call goes on.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM.
+        InputError: more jobs than cores.
+    """
+    waiting = iter(trials)
+    cores = shares(usable_cores(), jobs)[: max(1, len(trials))]
+    folder.mkdir(parents=True, exist_ok=True)
+    with stop_requests() as stop, _processes(cores, folder, keep) as workers:
+        busy: dict[Connection, Trial] = {}
+        for worker in workers:
+            _give_next(worker.pipe, waiting, busy)
+        while busy:
+            for pipe in wait(list(busy), timeout=0.5):
+                assert isinstance(pipe, Connection)
+                trial = busy.pop(pipe)
+                try:
+                    result = pipe.recv()
+                except EOFError:
+                    on_result(trial, "the process died; is there enough memory?")
+                    continue
+                on_result(trial, result)
+                _give_next(pipe, waiting, busy)
+            if stop.signum is not None:
+                raise Interrupted(stop.signum, "interrupted; the same command goes on from here")
+        for trial in waiting:
+            on_result(trial, "not started: no process is left")
+
+
+def _give_next(pipe: Connection, waiting: Iterator["Trial"], busy: dict[Connection, "Trial"]) -> None:
+    trial = next(waiting, None)
+    pipe.send(trial)
+    if trial is not None:
+        busy[pipe] = trial
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+
+
+@contextmanager
+def _processes(shares: Sequence[Sequence[int]], folder: Path, keep: bool) -> Iterator[list[_Worker]]:
+    """The processes, which are ended after the block: at once if it raises, else when they have nothing left to do."""
+    context = multiprocessing.get_context("spawn")
+    workers: list[_Worker] = []
+    with _environment(dict.fromkeys(_THREADS, str(len(shares[0])))):
+        for index, cores in enumerate(shares):
+            ours, theirs = context.Pipe()
+            log = folder / f"worker-{index}.log"
+            process = context.Process(target=_work, args=(theirs, list(cores), folder, keep, log), daemon=True)
+            process.start()
+            theirs.close()
+            workers.append(_Worker(process, ours))
+    try:
+        yield workers
+    except BaseException:
+        for worker in workers:
+            worker.process.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.process.join(_PATIENCE)
+            worker.process.kill()
+
+
+def _work(pipe: Connection, cores: list[int], folder: Path, keep: bool, log: Path) -> None:
+    """A worker process: trials come and results go through ``pipe``, until a None comes."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C is for the parent, which ends its workers one by one
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(stream, descriptor)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+    import torch
+
+    torch.set_num_threads(len(cores))
+    from nfsd3d.evaluate.judge import Judge
+    from nfsd3d.evaluate.trials import perform
+
+    judge = Judge.load()
+    try:
+        while (trial := pipe.recv()) is not None:
+            pipe.send(_result(trial.name, partial(perform, trial, folder, judge, keep=keep)))
+    except EOFError:  # the parent is gone
+        pass
+    except Interrupted as interruption:
+        sys.exit(interruption.exit_code)
+
+
+def _result(name: str, perform: Callable[[], "Record"]) -> "Record | str":
+    try:
+        return perform()
+    except Exception as error:
+        print(f"{name}:", flush=True)
+        traceback.print_exc()
+        return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Within the block, processes that start see these variables."""
+    former = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
