@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.arguments import plain, whole_number, write_numbers
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import workers
+from nfsd3d.evaluate.cores import shares, usable_cores
 from nfsd3d.evaluate.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the same command goes on.
     """
     options = _parser().parse_args(argv)
-    workers.shares(workers.usable_cores(), options.jobs or 1)
+    shares(usable_cores(), options.jobs or 1)
     suite = _selected(load_suite(tier_file(options.tier), "--tier"), options)
     name = Path(options.tier).stem
     from nfsd3d.evaluate.records import append, read
@@ -112,7 +113,7 @@ def _selected(suite: Suite, options: argparse.Namespace) -> Suite:
 
 
 def _default_jobs(trials: Sequence[Trial]) -> int:
-    return len(workers.usable_cores()) if all(trial.config.machine.device == "cpu" for trial in trials) else 1
+    return len(usable_cores()) if all(trial.config.machine.device == "cpu" for trial in trials) else 1
 
 
 def _state(trials: list[Trial], records: Sequence[Record]) -> State:

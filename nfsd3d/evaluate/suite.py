@@ -2,17 +2,21 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import yaml
 
 from nfsd3d.errors import InputError
+from nfsd3d.evaluate.cores import shares, threads, usable_cores
 from nfsd3d.train.summary import read_summary
 
 _KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations"}
@@ -124,20 +128,44 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None]) -> None:
-    """Runs what is not done yet; each job's output goes to ``<run_dir>.log``.
+def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None], *, side_by_side: int = 1) -> None:
+    """Runs what is not done yet, ``side_by_side`` at a time on a share of the cores each; what a job prints goes to
+    ``<run_dir>.log``.
 
     A run that was interrupted is resumed. ``on_job`` is called with each job and its exit code (0 for what was done
     before); a job that fails does not stop the others.
+
+    Raises:
+        InputError: more jobs at a time than cores.
     """
-    for job in jobs:
-        on_job(job, 0 if read_summary(job.run_dir).get("status") == "done" else _run(job))
+    free: SimpleQueue[list[int]] = SimpleQueue()
+    for share in shares(usable_cores(), side_by_side):
+        free.put(share)
+
+    def perform(job: Job) -> int:
+        if read_summary(job.run_dir).get("status") == "done":
+            return 0
+        cores = free.get()
+        try:
+            return _run(job, cores)
+        finally:
+            free.put(cores)
+
+    pool = ThreadPoolExecutor(side_by_side)
+    try:
+        started = {pool.submit(perform, job): job for job in jobs}
+        for future in as_completed(started):
+            on_job(started[future], future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _run(job: Job) -> int:
+def _run(job: Job, cores: list[int]) -> int:
     resumable = any((job.run_dir / "checkpoints").glob("step-*.json"))
     arguments = ("--resume", str(job.run_dir)) if resumable else job.arguments
     job.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", "import sys; from nfsd3d.cli import main; sys.exit(main())", *arguments]
+    start = f"from nfsd3d.evaluate.cores import keep_to; keep_to({cores}); "
+    command = [sys.executable, "-c", f"{start}import sys; from nfsd3d.cli import main; sys.exit(main())", *arguments]
     with job.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
-        return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+        environment = {**os.environ, **threads(len(cores))}
+        return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode

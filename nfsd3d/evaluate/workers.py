@@ -13,34 +13,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfsd3d.errors import InputError
+from nfsd3d.evaluate.cores import keep_to, shares, threads, usable_cores
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
 if TYPE_CHECKING:
     from nfsd3d.evaluate.records import Record
     from nfsd3d.evaluate.trials import Trial
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _PATIENCE = 60.0  # seconds for a checkpoint to be written
-
-
-def usable_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
-    """The cores of each of ``jobs`` processes: as many for each, none twice.
-
-    Raises:
-        InputError: more jobs than cores.
-    """
-    if jobs > len(cores):
-        raise InputError(f"--jobs {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
-    each = len(cores) // jobs
-    return [list(cores[index * each : (index + 1) * each]) for index in range(jobs)]
 
 
 def run_trials(
@@ -102,7 +82,7 @@ def _processes(shares: Sequence[Sequence[int]], folder: Path, keep: bool) -> Ite
     """The processes, which are ended after the block: at once if it raises, else when they have nothing left to do."""
     context = multiprocessing.get_context("spawn")
     workers: list[_Worker] = []
-    with _environment(dict.fromkeys(_THREADS, str(len(shares[0])))):
+    with _environment(threads(len(shares[0]))):
         for index, cores in enumerate(shares):
             ours, theirs = context.Pipe()
             log = folder / f"worker-{index}.log"
@@ -129,8 +109,7 @@ def _work(pipe: Connection, cores: list[int], folder: Path, keep: bool, log: Pat
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
         os.dup2(stream, descriptor)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+    keep_to(cores)
 
     import torch
 

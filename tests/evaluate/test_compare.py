@@ -13,6 +13,7 @@ from nfsd3d.config import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import compare_command, cost, records, workers
+from nfsd3d.evaluate.cores import shares, usable_cores
 from nfsd3d.evaluate.judge import Judge
 from nfsd3d.evaluate.sheets import write_sheet
 from nfsd3d.evaluate.suite import load_suite, overrides_of
@@ -170,11 +171,11 @@ def test_bad_arguments_exit_2_with_one_line(arguments, message, tmp_path, capsys
 
 
 def test_processes_share_the_cores_without_overlap():
-    assert workers.shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
-    assert workers.shares([3], 1) == [[3]]
+    assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
+    assert shares([3], 1) == [[3]]
     with pytest.raises(InputError, match="--jobs 3: there are 2 cores"):
-        workers.shares([0, 1], 3)
-    assert workers.usable_cores() == sorted(os.sched_getaffinity(0))
+        shares([0, 1], 3)
+    assert usable_cores() == sorted(os.sched_getaffinity(0))
 
 
 def test_tiers_and_tuning_have_no_prompt_in_common():
