@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,13 +76,16 @@ def main(argv: Sequence[str]) -> int:
                     append(results, result)
                 advance(trial)
 
-            workers.run_trials(state.missing, results.parent, report, jobs=jobs, keep=options.keep_runs)
+            workers.run_trials(state.missing, options.output, results.parent, report, jobs=jobs, keep=options.keep_runs)
+        for folder in (options.output / "runs").glob("*"):
+            with suppress(OSError):  # there are runs in it
+                folder.rmdir()
         state = _state(trials, read(results)[0])
     numbers = _report(suite, name, state, options, results)
     for failure in failures:
         print(f"failed: {failure}")
     if failures:
-        print(f"{len(failures)} jobs failed; see {results.parent}/worker-*.log, and give the command again")
+        print(f"{len(failures)} jobs failed; see {options.output}/worker-*.log, and give the command again")
     write_numbers(options.json, plain(numbers))
     return int(bool(failures))
 
@@ -143,7 +146,7 @@ def _report(suite: Suite, name: str, state: State, options: argparse.Namespace, 
     differences = differences_table(groups, suite.baseline, flat=flat, equal=equal)
     if differences:
         print(f"\n{differences}")
-    _write_sheet(options.sheet or results.parent / f"{name}.jpg", suite, state, results.parent)
+    _write_sheet(options.sheet or options.output / f"{name}.jpg", suite, state, results.parent)
     rows = plain_rows(groups, suite.baseline)
     return {"tier": name, "jobs": len(state.trials), "done": len(state.done), "rows": rows}
 
@@ -250,8 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tier", metavar="NAME|FILE", help="2d, core, wide, length, full, or a YAML file")
     which.add_argument("--tune", dest="tier", action="store_const", const="tuning", help="the tier tuning")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=OUTPUT, help=f"(default: {OUTPUT})")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="one line a job (default: DIR/results.jsonl)")
+    parser.add_argument("--output", type=Path, metavar="DIR", default=OUTPUT, help=f"for all files (default: {OUTPUT})")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="of results, with images/ (default: DIR/results.jsonl)"
+    )
     parser.add_argument("--jobs", type=whole_number(1), metavar="N", help="at a time (default: cores; 1 on a GPU)")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row of the tier; may be repeated")
     parser.add_argument("--prompts", type=whole_number(1), metavar="N", help="only the first N prompts of the tier")

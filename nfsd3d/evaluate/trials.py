@@ -123,21 +123,23 @@ def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
         for prompt in suite.prompts:
             composition_of(prompt)
             for trial in templates:
+                if trial.kind == "ceiling" and seed != suite.seeds[0]:
+                    continue
                 config = trial.config.replace(prompt=prompt, seed=seed)
                 preflight.check(config)
                 trials.append(Trial(**{**vars(trial), "prompt": prompt, "seed": seed, "config": config}))
     return trials
 
 
-def perform(trial: Trial, folder: Path, judge: Judge, *, keep: bool = False) -> Record:
-    """Does a job and scores it: the record, whose small picture lies in ``folder``.
+def perform(trial: Trial, output: Path, pictures: Path, judge: Judge, *, keep: bool = False) -> Record:
+    """Does a job and scores it: the record, whose small picture lies in ``pictures``.
 
-    A run that was interrupted goes on. Its directory, in ``folder``/runs, is removed in the end unless ``keep``.
+    A run that was interrupted goes on. Its directory, in ``output``/runs, is removed in the end unless ``keep``.
 
     Raises:
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the run's checkpoint is saved.
     """
-    run_dir = folder / "runs" / trial.name
+    run_dir = output / "runs" / trial.name
     started, cpu = time.monotonic(), time.process_time()
     if trial.kind == "samples":
         images, score, evaluations = _samples(trial, judge)
@@ -150,7 +152,7 @@ def perform(trial: Trial, folder: Path, judge: Judge, *, keep: bool = False) -> 
         evaluations = summary["network_evaluations"]
     image = None if images is None else f"images/{trial.name}.jpg"
     if image is not None:
-        write_jpeg(folder / image, np.concatenate(list(images), axis=1), quality=90)
+        write_jpeg(pictures / image, np.concatenate(list(images), axis=1), quality=90)
     if not keep:
         shutil.rmtree(run_dir, ignore_errors=True)
     shared = {name: getattr(trial, name) for name in Record.__dataclass_fields__ if hasattr(trial, name)}

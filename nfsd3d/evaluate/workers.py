@@ -25,7 +25,8 @@ _PATIENCE = 60.0  # seconds for a checkpoint to be written
 
 def run_trials(
     trials: Sequence["Trial"],
-    folder: Path,
+    output: Path,
+    pictures: Path,
     on_result: Callable[["Trial", "Record | str"], None],
     *,
     jobs: int,
@@ -33,8 +34,8 @@ def run_trials(
 ) -> None:
     """Does all ``trials``, ``jobs`` at a time; ``on_result`` hears of each its record, or what went wrong.
 
-    What the jobs print goes to ``folder``/worker-N.log. An interruption ends the processes once their runs have saved a
-    checkpoint, from which a later call goes on.
+    What the jobs print goes to ``output``/worker-N.log, and their small pictures to ``pictures``. An interruption ends
+    the processes once their runs have saved a checkpoint, from which a later call goes on.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
@@ -42,8 +43,8 @@ def run_trials(
     """
     waiting = iter(trials)
     cores = shares(usable_cores(), jobs)[: max(1, len(trials))]
-    folder.mkdir(parents=True, exist_ok=True)
-    with stop_requests() as stop, _processes(cores, folder, keep) as workers:
+    output.mkdir(parents=True, exist_ok=True)
+    with stop_requests() as stop, _processes(cores, (output, pictures, keep)) as workers:
         busy: dict[Connection, Trial] = {}
         for worker in workers:
             _give_next(worker.pipe, waiting, busy)
@@ -78,15 +79,14 @@ class _Worker:
 
 
 @contextmanager
-def _processes(shares: Sequence[Sequence[int]], folder: Path, keep: bool) -> Iterator[list[_Worker]]:
+def _processes(shares: Sequence[Sequence[int]], options: tuple[Path, Path, bool]) -> Iterator[list[_Worker]]:
     """The processes, which are ended after the block: at once if it raises, else when they have nothing left to do."""
     context = multiprocessing.get_context("spawn")
     workers: list[_Worker] = []
     with _environment(threads(len(shares[0]))):
         for index, cores in enumerate(shares):
             ours, theirs = context.Pipe()
-            log = folder / f"worker-{index}.log"
-            process = context.Process(target=_work, args=(theirs, list(cores), folder, keep, log), daemon=True)
+            process = context.Process(target=_work, args=(theirs, index, list(cores), *options), daemon=True)
             process.start()
             theirs.close()
             workers.append(_Worker(process, ours))
@@ -102,11 +102,11 @@ def _processes(shares: Sequence[Sequence[int]], folder: Path, keep: bool) -> Ite
             worker.process.kill()
 
 
-def _work(pipe: Connection, cores: list[int], folder: Path, keep: bool, log: Path) -> None:
+def _work(pipe: Connection, index: int, cores: list[int], output: Path, pictures: Path, keep: bool) -> None:
     """A worker process: trials come and results go through ``pipe``, until a None comes."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C is for the parent, which ends its workers one by one
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    stream = os.open(output / f"worker-{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
         os.dup2(stream, descriptor)
     keep_to(cores)
@@ -120,7 +120,7 @@ def _work(pipe: Connection, cores: list[int], folder: Path, keep: bool, log: Pat
     judge = Judge.load()
     try:
         while (trial := pipe.recv()) is not None:
-            pipe.send(_result(trial.name, partial(perform, trial, folder, judge, keep=keep)))
+            pipe.send(_result(trial.name, partial(perform, trial, output, pictures, judge, keep=keep)))
     except EOFError:  # the parent is gone
         pass
     except Interrupted as interruption:
