@@ -35,6 +35,7 @@ COMMANDS = {
     "render": "nfsd3d.render_command",
     "evaluate": "nfsd3d.evaluate.command",
     "compare": "nfsd3d.evaluate.compare_command",
+    "decompose": "nfsd3d.decompose_command",
     "bench": "nfsd3d.bench_command",
     "doctor": "nfsd3d.doctor",
 }
@@ -46,7 +47,7 @@ Text to 3D by noise-free score distillation.
   python launch.py --config configs/nfsd.yaml prompt="a red and white dotted mushroom" [key=value ...]
   python launch.py --config configs/nfsd.yaml -m seed=0,1 distill=sds,nfsd prompt="a pink house"     a sweep
   python launch.py --resume RUN_DIR [key=value ...]                                                  go on with a run
-  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d compare|bench|doctor     (each with --help)
+  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d compare|decompose|bench|doctor     (each with --help)
 
 options
   --config FILE      an experiment: nfsd, configs/sds.yaml, your own YAML anywhere, or RUN_DIR/config.yaml to repeat

@@ -33,6 +33,7 @@ ABOUT_RUNS = {
     "nfsd3d.api",
     "nfsd3d.bench",
     "nfsd3d.bench_command",
+    "nfsd3d.decompose_command",
     "nfsd3d.render_command",
     "nfsd3d.start",
     "nfsd3d.export.command",
