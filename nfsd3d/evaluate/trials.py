@@ -247,7 +247,12 @@ def _samples(trial: Trial, judge: Judge) -> tuple[Any, dict[str, Any], int]:
     words = config.prompts
     thresholds = ViewThresholds(words.front_deg, words.back_deg, words.overhead_deg)
     bank = PromptBank.build(
-        prior, trial.prompt, config.negative_prompt, view_dependent=words.view_dependent, thresholds=thresholds
+        prior,
+        trial.prompt,
+        config.negative_prompt,
+        view_dependent=words.view_dependent,
+        thresholds=thresholds,
+        fine=words.views == "fine",
     )
     contexts = bank.contexts(cameras)
     scale = float(trial.guidance_scale or 1.0)
