@@ -158,9 +158,7 @@ class PromptBank:
         fine = fine and view_dependent and not perp_neg
 
         def views(text: str) -> list[str]:
-            return [
-                f"{text}, {view}" if view_dependent else text for view in (FINE_VIEW_WORDS if fine else VIEW_WORDS)
-            ]
+            return [f"{text}, {view}" if view_dependent else text for view in (FINE_VIEW_WORDS if fine else VIEW_WORDS)]
 
         better, worse = suffixes
         texts = {"cond": views(prompt), "uncond": [""], "neg": [negative_prompt]}

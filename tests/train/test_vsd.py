@@ -99,8 +99,6 @@ def test_several_particles_teach_one_second_network(configure_2d):
     others = build_parts(config)
     pictures = next(iter(others.generator.parameters()))
     pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
-    step_loss(
-        others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng
-    )
+    step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
     state_dict = others.distillation.particle.state_dict()
     assert any(not torch.equal(value, learnt[name]) for name, value in state_dict.items())
