@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,17 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
         write_json(path, numbers)
     except OSError as error:
         raise InputError(f"--json {path}: cannot be written ({error.strerror}); choose another") from error
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, NaN as None, for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def whole_number(smallest: int) -> Callable[[str], int]:

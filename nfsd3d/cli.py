@@ -34,13 +34,12 @@ COMMANDS = {
     "export": "nfsd3d.export.command",
     "render": "nfsd3d.render_command",
     "evaluate": "nfsd3d.evaluate.command",
+    "compare": "nfsd3d.evaluate.compare_command",
     "decompose": "nfsd3d.decompose_command",
     "bench": "nfsd3d.bench_command",
     "doctor": "nfsd3d.doctor",
 }
 """Subcommands and the modules whose ``main(arguments) -> exit code`` they call."""
-
-PLANNED_COMMANDS = ("compare",)
 
 HELP = """\
 Text to 3D by noise-free score distillation.
@@ -48,7 +47,7 @@ Text to 3D by noise-free score distillation.
   python launch.py --config configs/nfsd.yaml prompt="a red and white dotted mushroom" [key=value ...]
   python launch.py --config configs/nfsd.yaml -m seed=0,1 distill=sds,nfsd prompt="a pink house"     a sweep
   python launch.py --resume RUN_DIR [key=value ...]                                                  go on with a run
-  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d decompose|bench|doctor     (each with --help)
+  nfsd3d export|render|evaluate RUN_DIR ...     nfsd3d compare|decompose|bench|doctor     (each with --help)
 
 options
   --config FILE      an experiment: nfsd, configs/sds.yaml, your own YAML anywhere, or RUN_DIR/config.yaml to repeat
@@ -95,8 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] in PLANNED_COMMANDS:
-        raise InputError(f"{arguments[0]} is not built yet; there are {', '.join(COMMANDS)}")
     if arguments and arguments[0] in COMMANDS:
         return int(importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = _parse(arguments)

@@ -49,6 +49,7 @@ class _ProjectConfigs(SearchPathPlugin):
 
 
 Plugins.instance().register(_ProjectConfigs)
+OmegaConf.register_new_resolver("cpu_precision", lambda: backend.cpu_precision())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,22 @@ from nfsd3d.errors import InputError
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 FRONT, SIDE, BACK, OVERHEAD = range(4)
 
+SECTORS = (
+    "straight front view",
+    "front left view",
+    "left side view",
+    "back left view",
+    "straight back view",
+    "back right view",
+    "right side view",
+    "front right view",
+)
+"""Eighths of the circle, by azimuth; the first is centred on the front. Left and right are the object's own."""
+HEIGHTS = {"at eye level": -90.0, "slightly from above": 13.0, "from above": 37.0}
+"""Words of the camera's height, and the elevation in degrees from which each is true."""
+FINE_VIEW_WORDS = (*(f"{sector} {height}" for height in HEIGHTS for sector in SECTORS), VIEW_WORDS[OVERHEAD])
+"""Every sector at every height, and the overhead view."""
+
 PAPER_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 )
@@ -46,8 +62,18 @@ class ViewThresholds:
         view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
         view[azimuth <= math.radians(self.front_deg)] = FRONT
         view[azimuth > math.radians(self.back_deg)] = BACK
-        view[cameras.elevation > math.radians(self.overhead_deg)] = OVERHEAD
+        view[self._overhead(cameras)] = OVERHEAD
         return view
+
+    def fine_view_index(self, cameras: Cameras) -> Tensor:
+        """[B] int64 index into :data:`FINE_VIEW_WORDS`, on the cameras' device; only ``overhead_deg`` counts."""
+        sector = (cameras.azimuth / (2 * math.pi / len(SECTORS))).round().long() % len(SECTORS)
+        starts = torch.tensor([math.radians(start) for start in HEIGHTS.values()], device=cameras.elevation.device)
+        height = (cameras.elevation[:, None] >= starts).sum(1) - 1
+        return (height * len(SECTORS) + sector).masked_fill(self._overhead(cameras), len(FINE_VIEW_WORDS) - 1)
+
+    def _overhead(self, cameras: Cameras) -> Tensor:
+        return cameras.elevation > math.radians(self.overhead_deg)
 
 
 def perp_neg_mixture(azimuth: Tensor) -> Tensor:
@@ -89,14 +115,16 @@ def _turned(azimuth: Tensor) -> Tensor:
 class PromptBank:
     """The embeddings of one run.
 
-    ``embeddings`` has by the prompt's name [4,L,D], one for each view, or [1,L,D]. With ``perp_neg`` the embeddings of
-    "cond" and "source_cond" follow the azimuth smoothly instead of jumping at the thresholds, and come with two
-    prompts to move away from, see :meth:`contexts` and :meth:`view_weights`.
+    ``embeddings`` has by the prompt's name [V,L,D], one for each view of :data:`VIEW_WORDS` or, if ``fine``, of
+    :data:`FINE_VIEW_WORDS`, or [1,L,D]. With ``perp_neg`` (never ``fine``) the embeddings of "cond" and "source_cond"
+    follow the azimuth smoothly instead of jumping at the thresholds, and come with two prompts to move away from, see
+    :meth:`contexts` and :meth:`view_weights`.
     """
 
     embeddings: Mapping[str, Tensor]
     thresholds: ViewThresholds
     perp_neg: bool = False
+    fine: bool = False
 
     @classmethod
     def build(
@@ -111,10 +139,12 @@ class PromptBank:
         source_prompt: str | None = None,
         suffixes: tuple[str, str] = ("", ""),
         perp_neg: bool = False,
+        fine: bool = False,
     ) -> "PromptBank":
         """Embeds every prompt of a run once.
 
-        "cond" is the prompt, with the words of each view if ``view_dependent``; "uncond" is empty and "neg" the
+        "cond" is the prompt, with the words of each view if ``view_dependent`` (of every sector and height if ``fine``,
+        except for Perp-Neg, which knows the four views); "uncond" is empty and "neg" the
         negative prompt, both without view words. Those three are always there. Only where they are ``needed``: "plain"
         is the prompt without view words, "better" and "worse" are the prompt with one of the two ``suffixes`` and view
         words, and "source_cond" is the source's prompt with view words.
@@ -125,8 +155,10 @@ class PromptBank:
         if "source_cond" in needed and source_prompt is None:
             raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
 
+        fine = fine and view_dependent and not perp_neg
+
         def views(text: str) -> list[str]:
-            return [f"{text}, {view}" if view_dependent else text for view in VIEW_WORDS]
+            return [f"{text}, {view}" if view_dependent else text for view in (FINE_VIEW_WORDS if fine else VIEW_WORDS)]
 
         better, worse = suffixes
         texts = {"cond": views(prompt), "uncond": [""], "neg": [negative_prompt]}
@@ -139,7 +171,7 @@ class PromptBank:
         texts |= {name: further[name] for name in sorted(set(needed) - texts.keys())}
         embedded = prior.embed([text for group in texts.values() for text in group])
         groups = embedded.split([len(group) for group in texts.values()])
-        return cls(dict(zip(texts, groups, strict=True)), thresholds or ViewThresholds(), perp_neg)
+        return cls(dict(zip(texts, groups, strict=True)), thresholds or ViewThresholds(), perp_neg, fine)
 
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
         """By the prompt's name, the embeddings [B,L,D] for these cameras' views.
@@ -149,9 +181,10 @@ class PromptBank:
         side and front behind it. Cameras above the overhead threshold have the overhead view alone, and move away from
         nothing. The same for "source_cond".
         """
-        view = self.thresholds.view_index(cameras).to(self.embeddings["cond"].device)
+        index = self.thresholds.fine_view_index if self.fine else self.thresholds.view_index
+        view = index(cameras).to(self.embeddings["cond"].device)
         contexts = {
-            name: embedded[view] if len(embedded) == len(VIEW_WORDS) else embedded.expand(len(cameras), -1, -1)
+            name: embedded[view] if len(embedded) > 1 else embedded.expand(len(cameras), -1, -1)
             for name, embedded in self.embeddings.items()
         }
         if not self.perp_neg:

@@ -210,10 +210,13 @@ class PromptsConfig(Settings):
     """How the prompt follows the camera."""
 
     view_dependent: bool
-    """Append "front view", "side view", "back view" or "overhead view"."""
+    """Append words of the view."""
+    views: Literal["coarse", "fine"]
+    """coarse: "front view", "side view", "back view" or "overhead view". fine: eighths of the circle and heights, such
+    as "front left view slightly from above" (left and right are the object's own), in place of front_deg, back_deg."""
     perp_neg: bool
     """Perp-Neg (2304.04968): views blend into each other, and neighbouring views are moved away from. Takes the place
-    of front_deg and back_deg."""
+    of views, front_deg and back_deg."""
     front_deg: Annotated[float, Field(ge=0, le=180)]
     """Front view within this azimuth to either side of the front."""
     back_deg: Annotated[float, Field(ge=0, le=180)]

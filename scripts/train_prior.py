@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="folder of a model whose weights to begin with")
     arguments = parser.parse_args()
     if arguments.start is not None and not (arguments.start / "unet").is_dir():
-        parser.error(f"--start {arguments.start}: no model there; name the folder that holds unet/, vae/ and tokenizer/")
+        parser.error(f"--start {arguments.start}: no model there; name the folder that holds unet/ and vae/")
 
     import torch
 

@@ -162,8 +162,22 @@ def test_explicit_keys_win_over_the_recipe():
 def test_auto_without_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
     config = compose("nfsd", ["prompt=x"])
-    assert (config.machine.name, config.machine.device, config.machine.precision) == ("cpu", "cpu", "float32")
+    assert (config.machine.name, config.machine.device) == ("cpu", "cpu")
+    assert config.machine.precision == backend.cpu_precision()
     assert (config.backend.field, config.backend.sampler, config.prior.name) == ("numba", "numba", "shapes")
+
+
+def test_the_cpus_precision_is_the_one_it_multiplies_in(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    assert backend.cpu_precision(cpuinfo) == "float32"
+    cpuinfo.write_text("flags\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
+    assert backend.cpu_precision(cpuinfo) == "bfloat16"
+    cpuinfo.write_text("flags\t: fpu avx512_bf16\n")
+    assert backend.cpu_precision(cpuinfo) == "float32"
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setattr(backend, "cpu_precision", lambda precision=precision: precision)
+        assert compose("nfsd", ["prompt=x", "machine=cpu"]).machine.precision == precision
+        assert compose("nfsd", ["prompt=x", "machine=cpu", "machine.precision=float32"]).machine.precision == "float32"
 
 
 def test_auto_with_a_gpu(monkeypatch):

@@ -7,15 +7,18 @@ from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.prompts import (
     BACK,
+    FINE_VIEW_WORDS,
     FRONT,
     OVERHEAD,
     PAPER_NEGATIVE_PROMPT,
     SIDE,
+    VIEW_WORDS,
     PromptBank,
     ViewThresholds,
     perp_neg_mixture,
     perp_neg_weights,
 )
+from nfsd3d.shapes.grammar import view_phrases
 
 
 class Recorder:
@@ -74,6 +77,34 @@ def test_thresholds_are_settings():
     cameras = cameras_at([50, 50, 100, 0], [0, 35, 0, 0])
     views = ViewThresholds(front_deg=60, back_deg=90, overhead_deg=30).view_index(cameras)
     assert views.tolist() == [FRONT, OVERHEAD, BACK, FRONT]
+
+
+@pytest.mark.parametrize("azimuth", [0, 22, 23, 90, 100, 180, -180, -90, -22, -23, 359, 720 + 45, -360 - 135])
+@pytest.mark.parametrize("elevation", [-10, 12, 14, 36, 38, 59, 61, 90])
+def test_fine_views_are_those_of_the_embedded_priors_captions(azimuth, elevation):
+    index = ViewThresholds().fine_view_index(cameras_at([azimuth], [elevation]))
+    assert FINE_VIEW_WORDS[index] in view_phrases(azimuth, elevation)
+
+
+def test_fine_views_name_the_side_that_is_seen():
+    # An object that faces +x has its left at +y, which the camera at 90 degrees sees.
+    left, right, corner = ViewThresholds().fine_view_index(cameras_at([90, 270, 315], [0, 20, 50])).tolist()
+    assert FINE_VIEW_WORDS[left] == "left side view at eye level"
+    assert FINE_VIEW_WORDS[right] == "right side view slightly from above"
+    assert FINE_VIEW_WORDS[corner] == "front right view from above"
+
+
+def test_fine_views_choose_the_embedding_and_give_way_to_perp_neg():
+    recorder = Recorder()
+    bank = PromptBank.build(recorder, "a red cube", fine=True)
+    assert recorder.prompts[:25] == [f"a red cube, {view}" for view in FINE_VIEW_WORDS]
+    contexts = bank.contexts(cameras_at([0, 90, 10], [0, 20, 80]))
+    assert contexts["cond"][:, 0, 0].tolist() == [0, 8 + 2, 24]
+    assert contexts["uncond"][:, 0, 0].tolist() == [25, 25, 25]
+    PromptBank.build(recorder, "a red cube", fine=True, perp_neg=True)
+    assert recorder.prompts[:4] == [f"a red cube, {view}" for view in VIEW_WORDS]
+    PromptBank.build(recorder, "a red cube", fine=True, view_dependent=False)
+    assert recorder.prompts.count("a red cube") == 4
 
 
 def test_only_the_prompt_has_view_words():

@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfsd3d.arguments import write_numbers
+from nfsd3d.arguments import plain, whole_number, write_numbers
 from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.suite:
         failed, tables = _evaluate_suite(options)
         results |= tables
-    write_numbers(options.json, _plain(results))
+    write_numbers(options.json, plain(results))
     return int(failed > 0)
 
 
@@ -151,7 +150,7 @@ def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
                 print(f"{job.run_dir}: exit code {code}; see {job.run_dir.with_suffix('.log')}")
             advance()
 
-        run_jobs(jobs, report)
+        run_jobs(jobs, report, side_by_side=options.jobs)
     groups: dict[str, list[Path]] = {}
     for job in jobs:
         if any((job.run_dir / "checkpoints").glob("step-*.json")):
@@ -244,20 +243,6 @@ def _advanced(advance: Callable[..., None], value: T) -> T:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, NaN as None, for JSON."""
-    import math
-    from dataclasses import is_dataclass
-
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d evaluate",
@@ -268,6 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
     parser.add_argument("--suite", type=Path, metavar="FILE", help="run and measure every row and prompt of a suite")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the suite's runs (default: outputs/suites/NAME)")
+    parser.add_argument(
+        "--jobs", type=whole_number(1), default=1, help="runs of the suite at a time, on a share of the cores each"
+    )
     parser.add_argument("--ceiling", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/ceiling")
     parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")

@@ -81,9 +81,9 @@ class StableDiffusionPrior:
                 tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
             schedule, prediction_type = _load_schedule(folder / "scheduler")
         device = torch.device(device)
-        if device.type == "cuda":
+        vae = vae.to(memory_format=torch.channels_last)
+        if device.type == "cuda":  # on a CPU it halves the autoencoder's time, and adds to the UNet's
             unet = unet.to(memory_format=torch.channels_last)
-            vae = vae.to(memory_format=torch.channels_last)
         parts = unet.to(device), vae.to(device), text_encoder.to(device)
         return cls(*parts, tokenizer, schedule, prediction_type)
 

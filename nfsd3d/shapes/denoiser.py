@@ -99,9 +99,7 @@ def build_denoiser(settings: TeacherSettings, tokenizer: Any) -> nn.ModuleDict:
 
 def denoiser_optimizer(model: nn.Module, settings: TeacherSettings) -> torch.optim.Optimizer:
     """The optimizer of the training of UNet and text encoder."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01
-    )
+    return torch.optim.AdamW(model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:

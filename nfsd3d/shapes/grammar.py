@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import torch
 
+from nfsd3d.prompts import HEIGHTS, SECTORS
 from nfsd3d.shapes.objects import OBJECTS, RGB
 
 COLORS: dict[str, RGB] = {
@@ -23,17 +24,6 @@ COLORS: dict[str, RGB] = {
 PATTERNS = ("plain", "striped", "checkered", "dotted")
 _NOUNS = {"striped": "stripes", "checkered": "checks", "dotted": "dots"}
 VIEWS = ("front", "side", "back", "overhead")
-SECTORS = (
-    "straight front",
-    "front left",
-    "left side",
-    "back left",
-    "straight back",
-    "back right",
-    "right side",
-    "front right",
-)
-"""The eighths of the circle that a camera may stand in, by azimuth; left and right are the object's own."""
 
 FILLERS = (
     "",
@@ -135,8 +125,8 @@ def view_phrases(azimuth_deg: float, elevation_deg: float) -> tuple[str, ...]:
     view = f"{view_name(azimuth_deg, elevation_deg)} view"
     if elevation_deg > 60:
         return (view,)
-    sector = f"{SECTORS[round(azimuth_deg / 45) % 8]} view"
-    height = "at eye level" if elevation_deg < 13 else "slightly from above" if elevation_deg < 37 else "from above"
+    sector = SECTORS[round(azimuth_deg / (360 / len(SECTORS))) % len(SECTORS)]
+    height = [words for words, start in HEIGHTS.items() if elevation_deg >= start][-1]
     return (view, view, f"{view} {height}", sector, f"{sector} {height}", f"{sector} {height}")
 
 

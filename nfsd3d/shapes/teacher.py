@@ -98,7 +98,7 @@ def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
             old[known[token]] if token in known else old.mean(0)
             for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         ]
-        text.resize_token_embeddings(len(rows))
+        text.resize_token_embeddings(len(rows), mean_resizing=False)
         text.get_input_embeddings().weight.data.copy_(torch.stack(rows))
         denoiser["text"].load_state_dict(text.state_dict())
         weights = denoiser.state_dict()

@@ -73,6 +73,7 @@ def build_parts(config: Config) -> Parts:
         source_prompt=config.source_prompt,
         suffixes=(config.distill.better_suffix, config.distill.worse_suffix),
         perp_neg=config.prompts.perp_neg,
+        fine=config.prompts.views == "fine",
     )
     prior.free_text_encoder()
     generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)

@@ -23,6 +23,7 @@ from nfsd3d.generator.nerf import NeRF
 from nfsd3d.generator.pictures import Pictures
 from nfsd3d.preflight import claim_run_dir
 from nfsd3d.settings import Config
+from nfsd3d.streams import fork
 from nfsd3d.train import state
 from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.display import Display
@@ -208,7 +209,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
-            generator.update(step, task.rng)
+            generator.update(step, fork(task.rng))  # how much it draws depends on the scene
             loss, metrics = task.step_loss(plan)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -15,6 +15,7 @@ from nfsd3d.prior.noise import NOISINGS
 from nfsd3d.prior.particle import Particle
 from nfsd3d.prompts import PromptBank
 from nfsd3d.schedules import Schedule, value_at
+from nfsd3d.streams import fork
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
 from nfsd3d.train.regularizers import penalty
 
@@ -48,7 +49,8 @@ def step_loss(
     The scalar's value means nothing; its gradient is w(t) times the method's direction, summed over the latent and
     averaged over the views, plus a scene's regularisers. A method that edits needs the ``source``, which is seen as
     ``generator`` is: by the same cameras, before the same background, in the same light, sampled at the same points;
-    and the same noise is added. VSD's second network is trained one step on what was rendered.
+    and the same noise is added. VSD's second network is trained one step on what was rendered. Every method takes as
+    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise.
 
     Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
     delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
@@ -67,7 +69,8 @@ def step_loss(
     particle = distillation.particle
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
-    z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, rng)
+    own = fork(rng)  # the noise, and what only some methods draw
+    z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, own)
     source_z_t = None
     if source is not None:
         with torch.no_grad():
@@ -98,7 +101,7 @@ def step_loss(
         loss = loss + penalty(view, plan.regularizers)
         metrics |= {"opacity": view.opacity.detach().mean(), "samples_per_ray": view.samples_per_ray}
     if particle is not None:
-        metrics["particle_loss"] = particle.learn(z, contexts["plain"], cameras, rng)
+        metrics["particle_loss"] = particle.learn(z, contexts["plain"], cameras, own)
     return loss, metrics
 
 

@@ -1,7 +1,9 @@
 """Suites: what a file means, which runs it makes, and what is skipped or resumed."""
 
 import json
+import re
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -80,6 +82,26 @@ def test_done_runs_are_skipped_and_started_ones_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(suites.subprocess, "run", record)
     codes = []
     run_jobs(jobs, lambda job, code: codes.append((job.run_dir.name, code)))
-    assert codes == [("a", 0), ("b", 3), ("c", 3)]
+    assert sorted(codes) == [("a", 0), ("b", 3), ("c", 3)]
     assert commands == [["--resume", str(jobs[1].run_dir)], ["--config", "nfsd", "prompt=a blue sphere"]]
     assert Path(tmp_path / "c.log").exists()
+
+
+def test_runs_side_by_side_share_the_cores(tmp_path, monkeypatch):
+    jobs = [Job("NFSD", tmp_path / name, ()) for name in "abcd"]
+    both_are_running, seen = Barrier(2, timeout=20), []
+
+    class Result:
+        returncode = 0
+
+    def record(command, env, **_):
+        both_are_running.wait()
+        seen.append((re.search(r"keep_to\((.*?)\)", command[2])[1], env["OMP_NUM_THREADS"]))
+        return Result()
+
+    monkeypatch.setattr(suites, "usable_cores", lambda: [3, 4, 5, 6])
+    monkeypatch.setattr(suites.subprocess, "run", record)
+    run_jobs(jobs, lambda job, code: None, side_by_side=2)
+    assert sorted(seen) == [("[3, 4]", "2")] * 2 + [("[5, 6]", "2")] * 2
+    with pytest.raises(InputError, match="--jobs 5: there are 4 cores"):
+        run_jobs(jobs, lambda job, code: None, side_by_side=5)

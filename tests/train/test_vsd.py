@@ -79,3 +79,26 @@ def test_a_step_costs_three_evaluations_and_one_trained(configure):
     assert parts.prior.evaluations == config.train.batch_size * (3 + 1)
     assert any(not torch.equal(value, before[name]) for name, value in particle.state_dict().items())
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_several_particles_teach_one_second_network(configure_2d):
+    config = configure_2d(**{"distill.method": "vsd", "distill.lora_learning_rate": 1e-2, "train.batch_size": 3})
+    parts = build_parts(config)
+    particle = parts.distillation.particle
+    plan = plan_at(config.train, 0.0)
+    values = next(iter(parts.generator.parameters()))
+    step = (parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan)
+    loss, _ = step_loss(*step, parts.rng)
+    loss.backward()
+    assert parts.prior.evaluations == 3 * (3 + 1)
+    assert values.grad.flatten(1).norm(dim=1).gt(0).all()
+    assert not values.grad[0].allclose(values.grad[1])  # each particle has a gradient of its own
+    learnt = {name: value.clone() for name, value in particle.state_dict().items()}
+
+    # The network that learnt from other pictures beside the first is another one.
+    others = build_parts(config)
+    pictures = next(iter(others.generator.parameters()))
+    pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
+    step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
+    state_dict = others.distillation.particle.state_dict()
+    assert any(not torch.equal(value, learnt[name]) for name, value in state_dict.items())

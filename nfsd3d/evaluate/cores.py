@@ -1,0 +1,38 @@
+"""Which cores this process may use, and how several processes share them."""
+
+import os
+from collections.abc import Sequence
+
+from nfsd3d.errors import InputError
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
+    """The cores of each of ``jobs`` processes: as many for each, none twice.
+
+    Raises:
+        InputError: more jobs than cores.
+    """
+    if jobs > len(cores):
+        raise InputError(f"--jobs {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
+    each = len(cores) // jobs
+    return [list(cores[index * each : (index + 1) * each]) for index in range(jobs)]
+
+
+def threads(count: int) -> dict[str, str]:
+    """The environment of a process that computes with ``count`` threads."""
+    return dict.fromkeys(_THREADS, str(count))
+
+
+def keep_to(cores: Sequence[int]) -> None:
+    """Keeps this process to ``cores``, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)

@@ -1,0 +1,8 @@
+"""Compares methods: ``compare.py --tier 2d|core|wide|length|full`` (see --help)."""
+
+import sys
+
+from nfsd3d.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["compare", *sys.argv[1:]]))

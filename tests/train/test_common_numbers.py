@@ -1,0 +1,79 @@
+"""Common random numbers: with one seed, every method sees the same cameras, timesteps and noise."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior import noise
+from nfsd3d.streams import fork
+from nfsd3d.train import loop, step
+
+STEPS = 7
+SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
+GENERATIVE = sorted(name for name, method in METHODS.items() if not method.needs_source)
+
+
+def test_a_fork_leaves_its_stream_alone(rng):
+    twin = rng.clone_state()
+    torch.randn(1000, generator=fork(rng))
+    fork(twin)
+    assert torch.equal(torch.randn(9, generator=rng), torch.randn(9, generator=twin))
+    assert not torch.equal(torch.randn(9, generator=fork(rng)), torch.randn(9, generator=fork(rng)))
+
+
+def seen(config, monkeypatch):
+    """What a run's steps drew: cameras, timesteps and (of methods that add noise) noise; and how it began."""
+    cameras, times, noises, begun = [], [], [], []
+    sample, add = step.sample_cameras, step.NOISINGS
+
+    def sample_cameras(*arguments):
+        cameras.append(sample(*arguments))
+        return cameras[-1]
+
+    def noising(name):
+        def draw(prior, z, t, contexts, rng):
+            begun.append(z)
+            times.append(t)
+            z_t, eps = add[name](prior, z, t, contexts, rng)
+            noises.append(eps if name == "random" else None)
+            return z_t, eps
+
+        return draw
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "sample_cameras", sample_cameras)
+        patch.setattr(step, "NOISINGS", {name: noising(name) for name in noise.NOISINGS})
+        loop.run(config, console=Console(file=io.StringIO()))
+    return cameras, times, noises, begun[0]
+
+
+@pytest.mark.parametrize("method", [name for name in GENERATIVE if name != "vsd"])
+@pytest.mark.usefixtures("tiny_prior")
+def test_all_methods_draw_the_same(configure, tmp_path, monkeypatch, method):
+    short = {"train.steps": STEPS, "export.mesh": False, "export.turntable": False, "export.report": False, **SUFFIXES}
+    runs = [
+        seen(configure(**short, **{"distill.method": name, "run_dir": tmp_path / f"{index}"}), monkeypatch)
+        for index, name in enumerate(["sds", method])
+    ]
+    check_common(*runs)
+
+
+def test_vsd_draws_the_same(configure, tmp_path, monkeypatch):
+    short = {"train.steps": 4, "export.mesh": False, "export.turntable": False, "export.report": False}
+    runs = [
+        seen(configure(**short, **{"distill.method": name, "run_dir": tmp_path / name}), monkeypatch)
+        for name in ("sds", "vsd")
+    ]
+    check_common(*runs)
+
+
+def check_common(ours, theirs):
+    assert torch.equal(ours[3], theirs[3])
+    for one, other in zip(ours[0], theirs[0], strict=True):
+        assert torch.equal(one.camera_to_world, other.camera_to_world) and torch.equal(one.light, other.light)
+    assert all(torch.equal(one, other) for one, other in zip(ours[1], theirs[1], strict=True))
+    both = [pair for pair in zip(ours[2], theirs[2], strict=True) if pair[0] is not None and pair[1] is not None]
+    assert all(torch.equal(one, other) for one, other in both)
