@@ -16,7 +16,6 @@ from nfsd3d.errors import InputError
 from nfsd3d.files import write_text
 from nfsd3d.prior.resolve import ALIASES, EMBEDDED, fetch, locate
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
 
 if TYPE_CHECKING:
     import torch
@@ -321,6 +320,7 @@ class Study:
     def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:
         from nfsd3d.evaluate.decomposition import PairObservation
         from nfsd3d.evaluate.distortions import on_latents
+        from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT
 
         contexts = {"uncond": self._empty}
         shared = pairs.clean is self.subjects.images
@@ -362,6 +362,7 @@ class Study:
 
     @cached_property
     def _random_captions(self) -> Tensor:
+        from nfsd3d.prompts import VIEW_WORDS
         from nfsd3d.shapes.grammar import sample_caption, sample_composition
 
         if self.options.image:

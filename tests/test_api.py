@@ -16,6 +16,7 @@ from nfsd3d.cli import main
 from nfsd3d.errors import InputError
 
 TINY = {
+    "prompts.views": "coarse",  # the tiny model reads few tokens
     "generator.encoding.levels": 2,
     "generator.encoding.log2_entries": 8,
     "generator.encoding.base_resolution": 4,

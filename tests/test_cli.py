@@ -89,6 +89,7 @@ BAD_COMMANDS = [
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
     (["evaluate", "no-run"], "no-run"),
     (["compare", "--tier", "no"], "no such tier; choose one of"),
+    (["decompose", "--image", "no.png"], "--image: needs --prompt TEXT"),
     (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
     (["prompt=a red house", "negative_prompt=qux"], "negative_prompt: the prior does not know"),
     (["prompt=a red house", "train.steps=0"], "train.steps=0: must be greater than 0"),

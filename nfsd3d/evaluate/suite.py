@@ -17,7 +17,6 @@ import yaml
 
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.cores import shares, threads, usable_cores
-from nfsd3d.train.summary import read_summary
 
 _KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations"}
 
@@ -138,6 +137,8 @@ def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None], *, side_by_sid
     Raises:
         InputError: more jobs at a time than cores.
     """
+    from nfsd3d.train.summary import read_summary  # imports torch, and a wrong suite should fail before
+
     free: SimpleQueue[list[int]] = SimpleQueue()
     for share in shares(usable_cores(), side_by_side):
         free.put(share)

@@ -10,7 +10,7 @@ import torch
 from nfsd3d.config import compose
 from nfsd3d.prior.analytic import AnalyticPrior
 from nfsd3d.prior.noise import NoiseSchedule
-from nfsd3d.prompts import VIEW_WORDS
+from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.settings import Config
 
 TINY = {
@@ -44,7 +44,7 @@ class TinyPrior(AnalyticPrior):
         means = torch.stack([torch.full((3, 8, 8), 0.6), torch.full((3, 8, 8), -0.6)])
         bright, even, dark = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([0.1, 0.9])
         prompts = {"": even, "dull": dark}
-        for view in VIEW_WORDS:
+        for view in (*VIEW_WORDS, *FINE_VIEW_WORDS):
             prompts |= dict.fromkeys((f"a red cube, {view}", f"a red cube, sharp, {view}"), bright)
             prompts |= dict.fromkeys((f"a blue cube, {view}", f"a red cube, blurry, {view}"), dark)
         super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
