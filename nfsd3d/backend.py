@@ -93,8 +93,8 @@ def cuda_obstacle() -> str | None:
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """``bfloat16`` where the CPU multiplies matrices in it (Intel's AMX), which halves a network's time; ``float32``
-    elsewhere, where it would be emulated.
+    """``bfloat16`` where the CPU multiplies matrices in it (Intel's AMX) and the prior's networks gain by it (see
+    docs/benchmarks.md); ``float32`` elsewhere, where it would be emulated.
     """
     try:
         flags = cpuinfo.read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ class StableDiffusionPrior:
             schedule, prediction_type = _load_schedule(folder / "scheduler")
         device = torch.device(device)
         vae = vae.to(memory_format=torch.channels_last)
-        if device.type == "cuda":  # on a CPU it halves the autoencoder's time, and adds to the UNet's
+        if device.type == "cuda":  # on a CPU only the autoencoder gains by it
             unet = unet.to(memory_format=torch.channels_last)
         parts = unet.to(device), vae.to(device), text_encoder.to(device)
         return cls(*parts, tokenizer, schedule, prediction_type)
