@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     _check(options)
     name, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
-    folder = fetch(locate(name, model))
+    folder = fetch(locate(name, model)).folder
     for setting in ("prompt", "edit"):
         if getattr(options, setting) is not None:
             check_prompt(folder, getattr(options, setting), f"--{setting}")

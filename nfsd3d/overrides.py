@@ -14,7 +14,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.settings import escape_interpolations
 
 _TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
-_PATH_KEYS = ("run_dir", "prior.model", "source_run", "source_image")
+_PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
 
 
 def quote(override: str) -> str:

@@ -30,7 +30,7 @@ def check(config: Config) -> ModelSource:
         InputError: naming the setting, the value and the remedy.
     """
     backend.check_machine(config)
-    source = locate(config.prior.name, config.prior.model, config.prior.offline)
+    source = find_model(config)
     if source.folder is not None:
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
@@ -43,6 +43,16 @@ def check(config: Config) -> ModelSource:
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
+
+
+def find_model(config: Config) -> ModelSource:
+    """Where the prior's model is, as far as this machine knows.
+
+    Raises:
+        InputError: see `nfsd3d.prior.resolve.locate`.
+    """
+    prior = config.prior
+    return locate(prior.name, prior.model, prior.offline, vae=prior.vae, layout=prior.layout)
 
 
 def _check_source_run(config: Config, run_dir: str) -> None:

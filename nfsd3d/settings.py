@@ -201,7 +201,11 @@ class PriorConfig(Settings):
     name: Annotated[str, Field(min_length=1)]
     """A preset: shapes (embedded in the package), sd15, sd21, sd21-768."""
     model: Annotated[str, Field(min_length=1)] | None
-    """Instead of the preset's weights: a hub id or a local folder in the diffusers layout."""
+    """Instead of the preset's weights: a hub id, a local folder in the diffusers layout, or a .safetensors file."""
+    layout: Annotated[str, Field(min_length=1)] | None
+    """Beside a single file: a hub id or a folder with its configurations and tokenizer; null: the preset's."""
+    vae: Annotated[str, Field(min_length=1)] | None
+    """Instead of the model's autoencoder: a hub id or a folder, for instance of a tiny one (AutoencoderTiny)."""
     offline: bool
     """Never ask the network; use what is in the local cache."""
 

@@ -32,8 +32,12 @@ def announce(choices: Mapping[str, Choice]) -> None:
 
 def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
     """The resolved configuration as YAML, and what a run would be, as comments."""
-    model = source.folder if source.folder is not None else f"to be downloaded: {' or '.join(source.hub_ids)}"
-    shown = {"run directory": run_dir, "prior's model": model}
+    shown = {"run directory": run_dir}
+    if source.file is not None:
+        shown["prior's weights"] = str(source.file)
+    for name, part in (("prior's model", source.model), ("prior's autoencoder", source.vae)):
+        if part is not None:
+            shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
     print(config.to_yaml(), end="")
     print("# dry run: nothing was started")
     for name, value in shown.items():

@@ -174,8 +174,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
     from nfsd3d.shapes.grammar import held_out
 
     model = None if options.prior == "shapes" else options.prior
-    folder = fetch(locate("shapes", model))
-    prior = StableDiffusionPrior.load(folder, torch.device("cpu"), torch.float32)
+    prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
     judge = Judge.load()
     with _bar("true renders", 1024) as advance:
         truth = render_truth(1024, SEED + 3, on_pictures=advance)

@@ -29,13 +29,12 @@ from nfsd3d.evaluate.runs import VIEWS, composition_of, score_run
 from nfsd3d.evaluate.suite import Suite, overrides_of, slug
 from nfsd3d.files import replacing
 from nfsd3d.prior.noise import ddim_sample
-from nfsd3d.prior.resolve import NETWORKS, fetch, locate
 from nfsd3d.prompts import PromptBank, ViewThresholds
 from nfsd3d.settings import Config
 from nfsd3d.shapes.grammar import Composition
 from nfsd3d.shapes.objects import OBJECTS
 from nfsd3d.train import loop, state
-from nfsd3d.train.build import build_prior, camera_ranges, viewing_cameras
+from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
 from nfsd3d.train.summary import git_revision, read_summary
 
 CEILING = "the ceiling"
@@ -177,10 +176,9 @@ def write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
 
 
 def _prior_fingerprint(config: Config, known: dict[str, str]) -> str:
-    name = str(config.prior.model or config.prior.name)
+    name = repr(config.prior)
     if name not in known:
-        folder = fetch(locate(config.prior.name, config.prior.model, config.prior.offline))
-        known[name] = fingerprint(path for part in NETWORKS for path in (folder / part).glob("*.safetensors"))
+        known[name] = fingerprint(model_files(config).weights())
     return known[name]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.resolve import ModelFiles
 
 # What the denoiser's output means -> the noise it implies.
 _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
@@ -60,23 +61,25 @@ class StableDiffusionPrior:
 
     @classmethod
     def load(
-        cls, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "StableDiffusionPrior":
-        """Reads a model from ``folder`` (see :mod:`nfsd3d.prior.resolve`), whatever precision it was saved in.
+        """Reads a model (a folder, or what :mod:`nfsd3d.prior.resolve` found), whatever precision it was saved in.
 
         Raises:
-            InputError: the folder's files cannot be read as the model they claim to be; the message names the part.
+            InputError: the files cannot be read as the model they claim to be; the message names the part.
         """
         # Imported here: together they take seconds, and a wrong setting should fail before.
-        from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
-        folder = Path(folder)
+        files = model if isinstance(model, ModelFiles) else ModelFiles(Path(model))
+        folder = files.folder
         with _quiet_loading():
-            vae_class = AutoencoderTiny if _class_name(folder / "vae") == "AutoencoderTiny" else AutoencoderKL
-            unet = _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
-            vae = _load_network(vae_class, folder / "vae", torch_dtype=dtype)
-            text_encoder = _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype)
+            if files.file is None:
+                unet, vae, text_encoder = _load_networks(folder, files.vae or folder / "vae", dtype)
+            else:
+                unet, vae, text_encoder = _load_single_file(files.file, folder, dtype)
+                if files.vae is not None:
+                    vae = _load_autoencoder(files.vae, dtype)
             with _named_errors(folder / "tokenizer"):
                 tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
             schedule, prediction_type = _load_schedule(folder / "scheduler")
@@ -252,6 +255,46 @@ def _quiet_loading() -> Iterator[None]:
 def _class_name(folder: Path) -> str:
     with _named_errors(folder):
         return json.loads((folder / "config.json").read_text())["_class_name"]
+
+
+def _load_networks(folder: Path, vae: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """UNet, autoencoder and text encoder from folders in the layout of diffusers."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    return (
+        _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
+        _load_autoencoder(vae, dtype),
+        _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+    )
+
+
+def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    network = AutoencoderTiny if _class_name(folder) == "AutoencoderTiny" else AutoencoderKL
+    return _load_network(network, folder, torch_dtype=dtype)
+
+
+def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """UNet, autoencoder and text encoder from one file in the layout of the original code.
+
+    ``layout`` is the folder with their configurations and the tokenizer.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    absent = dict.fromkeys(("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder"))
+    with _named_errors(file):
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(file), config=str(layout), local_files_only=True, torch_dtype=dtype, **absent
+        )
+    networks = pipeline.unet, pipeline.vae, pipeline.text_encoder
+    for network in networks:
+        # What the file lacks has no memory, or is left at random values with no more than a warning.
+        lacking = [name for name, tensor in network.named_parameters() if tensor.is_meta]
+        if lacking:
+            raise InputError(f"prior.model: {file} lacks weights of {type(network).__name__} (first: {lacking[0]})")
+    return networks
 
 
 def _load_network(network: Any, folder: Path, **dtype: torch.dtype) -> Any:

@@ -3,7 +3,6 @@
 import copy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -16,9 +15,10 @@ from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
 from nfsd3d.generator.pictures import Pictures
+from nfsd3d.preflight import find_model
 from nfsd3d.prior import Prior
 from nfsd3d.prior.particle import Particle
-from nfsd3d.prior.resolve import fetch, locate
+from nfsd3d.prior.resolve import ModelFiles, fetch
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
@@ -153,20 +153,20 @@ def build_pictures(config: Config, prior: Prior) -> Pictures:
     return Pictures(kind, initial).to(config.machine.device)
 
 
-def model_folder(config: Config) -> Path:
-    """The folder of the prior's model, downloaded if need be, once it is known to understand the prompt.
+def model_files(config: Config) -> ModelFiles:
+    """The files of the prior's model, downloaded if need be, once it is known to understand the prompt.
 
     Raises:
         InputError: no such model, or a word that its vocabulary lacks.
     """
-    folder = fetch(locate(config.prior.name, config.prior.model, config.prior.offline))
-    check_prompt(folder, config.prompt)
-    return folder
+    files = fetch(find_model(config))
+    check_prompt(files.folder, config.prompt)
+    return files
 
 
 def build_prior(config: Config) -> Prior:
     """The frozen prior on the run's device."""
-    return StableDiffusionPrior.load(model_folder(config), config.machine.device, PRECISIONS[config.machine.precision])
+    return StableDiffusionPrior.load(model_files(config), config.machine.device, PRECISIONS[config.machine.precision])
 
 
 def camera_ranges(cameras: CamerasConfig) -> CameraRanges:

@@ -1,5 +1,7 @@
 """A small model in the diffusers layout of Stable Diffusion, with random weights."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,7 +92,71 @@ def build_model(folder: Path, vae: str, prediction_type: str) -> Path:
         network.half().save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     scheduler.save_pretrained(folder / "scheduler")
+    classes = {name: ["diffusers", type(part).__name__] for name, part in (("unet", unet), ("vae", autoencoder))}
+    classes |= {"scheduler": ["diffusers", scheduler_class.__name__]}
+    classes |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None], **classes}
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+# The names of diffusers, and those of the original code that say the same, for the networks of `build_model`.
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET = {
+    r"time_embedding\.linear_(\d)": lambda m: f"time_embed.{2 * int(m[1]) - 2}",
+    r"conv_in": lambda m: "input_blocks.0.0",
+    r"conv_norm_out": lambda m: "out.0",
+    r"conv_out": lambda m: "out.2",
+    r"down_blocks\.(\d)\.resnets\.0\.(\w+)": lambda m: f"input_blocks.{1 + 2 * int(m[1])}.0.{_RESNET[m[2]]}",
+    r"down_blocks\.(\d)\.attentions\.0": lambda m: f"input_blocks.{1 + 2 * int(m[1])}.1",
+    r"down_blocks\.(\d)\.downsamplers\.0\.conv": lambda m: f"input_blocks.{2 + 2 * int(m[1])}.0.op",
+    r"mid_block\.resnets\.(\d)\.(\w+)": lambda m: f"middle_block.{2 * int(m[1])}.{_RESNET[m[2]]}",
+    r"mid_block\.attentions\.0": lambda m: "middle_block.1",
+    r"up_blocks\.(\d)\.resnets\.(\d)\.(\w+)": lambda m: (
+        f"output_blocks.{2 * int(m[1]) + int(m[2])}.0.{_RESNET[m[3]]}"
+    ),
+    r"up_blocks\.(\d)\.attentions\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.1",
+    r"up_blocks\.0\.upsamplers\.0\.conv": lambda m: "output_blocks.1.1.conv",  # that block has no attention
+}
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_VAE = {
+    r"conv_shortcut": lambda m: "nin_shortcut",
+    r"conv_norm_out": lambda m: "norm_out",
+    r"down_blocks\.(\d)\.resnets\.(\d)": lambda m: f"down.{m[1]}.block.{m[2]}",
+    r"down_blocks\.(\d)\.downsamplers\.0": lambda m: f"down.{m[1]}.downsample",
+    r"up_blocks\.(\d)\.resnets\.(\d)": lambda m: f"up.{2 - int(m[1])}.block.{m[2]}",
+    r"up_blocks\.(\d)\.upsamplers\.0": lambda m: f"up.{2 - int(m[1])}.upsample",
+    r"mid_block\.resnets\.(\d)": lambda m: f"mid.block_{1 + int(m[1])}",
+    r"mid_block\.attentions\.0\.(group_norm|to_q|to_k|to_v|to_out\.0)": lambda m: f"mid.attn_1.{_ATTENTION[m[1]]}",
+}
+
+
+def write_single_file(folder: Path, path: Path) -> Path:
+    """The weights of a model with the autoencoder "kl", in one file with the original code's names."""
+    from safetensors.torch import load_file, save_file
+
+    def renamed(name: str, rules: dict[str, Callable]) -> str:
+        for pattern, new in rules.items():
+            name = re.sub(pattern, new, name)
+        return name
+
+    tensors = {}
+    for name, tensor in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items():
+        tensors[f"model.diffusion_model.{renamed(name, _UNET)}"] = tensor
+    for name, tensor in load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
+        matrix = "attentions" in name and tensor.ndim == 2  # there a convolution of one pixel
+        tensors[f"first_stage_model.{renamed(name, _VAE)}"] = tensor[..., None, None] if matrix else tensor
+    for name, tensor in load_file(folder / "text_encoder/model.safetensors").items():
+        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    save_file(tensors, path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +171,12 @@ def model_folder(tmp_path_factory) -> Callable[..., Path]:
         return built[vae, prediction_type]
 
     return folder
+
+
+@pytest.fixture
+def single_file(model_folder, tmp_path) -> Path:
+    """The weights of the model "kl" in one file with the original code's names."""
+    return write_single_file(model_folder("kl"), tmp_path / "model.safetensors")
 
 
 @pytest.fixture

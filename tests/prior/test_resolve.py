@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,17 @@ import pytest
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior import resolve
-from nfsd3d.prior.resolve import ALIASES, ModelSource, check_folder, fetch, locate
+from nfsd3d.prior.resolve import (
+    ALIASES,
+    AUTOENCODER,
+    LAYOUT,
+    Location,
+    ModelFiles,
+    ModelSource,
+    check_folder,
+    fetch,
+    locate,
+)
 
 FILES = (
     "model_index.json",
@@ -39,8 +50,8 @@ def write_cached(cache, hub_id, files=FILES):
 
 def test_a_complete_folder_is_taken(tmp_path):
     folder = write_files(tmp_path / "model")
-    assert locate("shapes", str(folder)) == ModelSource(f"prior.model={folder}", folder)
-    assert fetch(locate("sd21", str(folder))) == folder
+    assert locate("shapes", str(folder)) == ModelSource(Location(f"prior.model={folder}", folder))
+    assert fetch(locate("sd21", str(folder))) == ModelFiles(folder)
 
 
 def test_the_embedded_model_is_in_the_package(tmp_path, monkeypatch):
@@ -102,13 +113,6 @@ def test_a_typing_error_beside_an_existing_folder_is_a_path(tmp_path, monkeypatc
         locate("sd21", "models/mine")
 
 
-def test_single_files_say_that_they_are_not_built_yet(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"")
-    with pytest.raises(InputError, match="not built yet"):
-        locate("sd21", str(path))
-
-
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match=r"prior=sd99.*shapes, sd15, sd21, sd21-768"):
         locate("sd99")
@@ -136,13 +140,13 @@ def test_online_the_ids_are_kept_in_order_and_nothing_is_asked_yet(no_hub_cache,
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
-    assert locate("sd21") == ModelSource("prior=sd21", None, ALIASES["sd21"])
-    assert locate("sd21", "some/model") == ModelSource("prior.model=some/model", None, ("some/model",))
+    assert locate("sd21") == ModelSource(Location("prior=sd21", None, ALIASES["sd21"]))
+    assert locate("sd21", "some/model") == ModelSource(Location("prior.model=some/model", None, ("some/model",)))
 
 
 def test_a_cached_copy_is_taken_even_offline_and_whichever_id_it_has(no_hub_cache):
     folder = write_cached(no_hub_cache, ALIASES["sd21"][-1])
-    assert locate("sd21", offline=True) == ModelSource("prior=sd21", folder)
+    assert locate("sd21", offline=True) == ModelSource(Location("prior=sd21", folder))
 
 
 def test_an_incomplete_cached_copy_is_not_taken(no_hub_cache):
@@ -191,7 +195,8 @@ def no_repository():
 def test_fetch_tries_the_mirrors_in_order(monkeypatch, tmp_path):
     half = [name.replace("model.safetensors", "model.fp16.safetensors") for name in FILES if name.startswith("unet")]
     hub = Hub(monkeypatch, {"a/a": no_repository(), "b/b": ["README.md"], "c/c": [*FILES, *half]}, tmp_path)
-    assert fetch(ModelSource("prior=x", None, ("a/a", "b/b", "c/c"))) == tmp_path / "c/c"
+    source = ModelSource(Location("prior=x", None, ("a/a", "b/b", "c/c")))
+    assert fetch(source) == ModelFiles(tmp_path / "c/c")
     assert list(hub.patterns) == ["c/c"]
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in hub.patterns["c/c"]
     assert "unet/diffusion_pytorch_model.safetensors" not in hub.patterns["c/c"]
@@ -201,8 +206,128 @@ def test_fetch_tries_the_mirrors_in_order(monkeypatch, tmp_path):
 def test_fetch_says_what_it_tried_and_why_it_failed(monkeypatch, tmp_path):
     Hub(monkeypatch, {"a/a": no_repository(), "b/b": unreachable(), "c/c": FILES[:-1]}, tmp_path)
     with pytest.raises(InputError) as error:
-        fetch(ModelSource("prior=x", None, ("a/a", "b/b", "c/c")))
+        fetch(ModelSource(Location("prior=x", None, ("a/a", "b/b", "c/c"))))
     assert str(error.value).startswith("prior=x is not available. Tried a/a: no such repository; b/b: the hub cannot")
     assert "Name or service not known" in str(error.value)
     assert "c/c: lacks scheduler/scheduler_config.json" in str(error.value)
     assert "prior=shapes" in str(error.value) and "\n" not in str(error.value)
+
+
+TEXT_WIDTH = 24
+SINGLE = {
+    "model.diffusion_model.input_blocks.0.0.weight": [8, 4, 3, 3],
+    "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [8, TEXT_WIDTH],
+    "first_stage_model.encoder.conv_in.weight": [8, 3, 3, 3],
+    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": [9, TEXT_WIDTH],
+}
+"""Names and shapes of some tensors in a file in the layout of the original code."""
+
+
+def write_single_file(path, shapes=SINGLE):
+    """A safetensors file of zero bytes: an 8-byte length, the header, the data."""
+    header = {name: {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return path
+
+
+def write_layout(folder):
+    """The files of a model that are not weights."""
+    write_files(folder, [name for name in FILES if not name.endswith("safetensors")])
+    (folder / "unet/config.json").write_text(json.dumps({"in_channels": 4, "cross_attention_dim": TEXT_WIDTH}))
+    return folder
+
+
+def test_a_single_file_takes_its_configurations_from_a_folder(tmp_path, no_hub_cache):
+    path, layout = write_single_file(tmp_path / "model.safetensors"), write_layout(tmp_path / "layout")
+    source = locate("shapes", str(path), layout=str(layout))
+    assert source == ModelSource(Location(f"prior.layout={layout}", layout, (), LAYOUT), path)
+    assert fetch(source) == ModelFiles(layout, path) and fetch(source).weights() == [path]
+
+
+def test_a_single_file_takes_its_configurations_from_the_cache_without_weights(tmp_path, no_hub_cache):
+    path = write_single_file(tmp_path / "model.safetensors")
+    snapshot = write_layout(no_hub_cache / "models--Manojb--stable-diffusion-2-1-base/snapshots/abc")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("abc")
+    assert locate("sd21", str(path), offline=True).folder == snapshot
+    with pytest.raises(InputError, match=r"prior=sd21 is not available"):
+        locate("sd21", offline=True)  # for the model itself they are not enough
+
+
+def test_the_configurations_of_a_single_file_are_downloaded_without_weights(tmp_path, monkeypatch, no_hub_cache):
+    path, first = write_single_file(tmp_path / "model.safetensors"), ALIASES["sd15"][0]
+    hub = Hub(monkeypatch, {first: FILES}, tmp_path)
+    write_layout(tmp_path / first)
+    assert fetch(locate("sd15", str(path))) == ModelFiles(tmp_path / first, path)
+    assert not [pattern for pattern in hub.patterns[first] if "safetensors" in pattern]
+    assert {"unet/config.json", "tokenizer/*", "scheduler/*"} <= set(hub.patterns[first])
+
+
+def test_a_single_file_alone_does_not_say_what_it_is(tmp_path):
+    path = write_single_file(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"give prior=sd15 or sd21 or sd21-768 too, or prior\.layout=FOLDER"):
+        locate("shapes", str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.diffusion_model.input_blocks.0.0.weight": [8, 9, 3, 3]}, r"takes 9 channels and text of width 24"),
+        (
+            {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [8, 768]},
+            r"text of width 768, where .*layout says 4 and 24; choose another of prior=sd15",
+        ),
+        ({"first_stage_model.encoder.conv_in.weight": None}, r"holds no vae \(no tensor first_stage_model\.\*\)"),
+        ({name: None for name in SINGLE if name.startswith("cond")}, r"holds no text_encoder"),
+        ({name: None for name in SINGLE}, r"holds no unet"),
+    ],
+)
+def test_a_single_file_of_another_kind_is_refused_before_it_is_loaded(tmp_path, change, message):
+    shapes = {name: shape for name, shape in {**SINGLE, **change}.items() if shape is not None}
+    path, layout = write_single_file(tmp_path / "model.safetensors", shapes), write_layout(tmp_path / "layout")
+    with pytest.raises(InputError, match=rf"prior\.model=.*model\.safetensors: .*{message}"):
+        locate("sd15", str(path), layout=str(layout))
+
+
+@pytest.mark.parametrize("content", [b"", b"no header at all", (4).to_bytes(8, "little") + b"[1] "])
+def test_a_broken_single_file_is_refused(tmp_path, content):
+    path, layout = tmp_path / "model.safetensors", write_layout(tmp_path / "layout")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        locate("sd15", str(path), layout=str(layout))
+
+
+def test_pickled_single_files_are_refused(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"model\.ckpt: not a \.safetensors file"):
+        locate("sd15", str(path))
+
+
+def test_a_layout_is_for_single_files_only(tmp_path):
+    folder = write_files(tmp_path / "model")
+    with pytest.raises(InputError, match=r"prior\.layout=somewhere: only for a single file"):
+        locate("sd21", str(folder), layout="somewhere")
+
+
+def test_another_autoencoder_comes_from_its_own_place(tmp_path, monkeypatch, no_hub_cache):
+    folder = write_files(tmp_path / "model")
+    tiny = write_files(tmp_path / "tiny", ["config.json", "diffusion_pytorch_model.safetensors"])
+    source = locate("sd21", str(folder), vae=str(tiny))
+    assert source.vae == Location(f"prior.vae={tiny}", tiny, (), AUTOENCODER)
+    weights = fetch(source).weights()
+    assert tiny / "diffusion_pytorch_model.safetensors" in weights
+    assert folder / "vae/diffusion_pytorch_model.safetensors" not in weights and len(weights) == 3
+
+    hub = Hub(monkeypatch, {"some/tiny": ["config.json", "diffusion_pytorch_model.safetensors", "x.bin"]}, tmp_path)
+    remote = locate("sd21", str(folder), vae="some/tiny")
+    assert remote.missing == (Location("prior.vae=some/tiny", None, ("some/tiny",), AUTOENCODER),)
+    assert fetch(remote).vae == tmp_path / "some/tiny"
+    assert hub.patterns == {"some/tiny": ["config.json", "diffusion_pytorch_model.safetensors"]}
+
+
+def test_an_incomplete_autoencoder_names_the_missing_file(tmp_path):
+    write_files(tmp_path, ["config.json"])
+    with pytest.raises(InputError, match=r"prior\.vae=.* lacks \*\.safetensors; an autoencoder needs config\.json"):
+        locate("shapes", vae=str(tmp_path))

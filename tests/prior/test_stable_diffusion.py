@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.noise import ddim_sample
+from nfsd3d.prior.resolve import ModelFiles, fetch, locate
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 LATENT, VAE_FACTOR, TOKENS = 8, 4, 14
@@ -224,7 +225,7 @@ def test_missing_weights_are_not_replaced_by_random_ones(copied, part):
     from safetensors.torch import load_file, save_file
 
     (path,) = (copied / part).glob("*.safetensors")
-    tensors = load_file(path)
+    tensors = load_file(single_file)
     removed = sorted(tensors)[0]
     del tensors[removed]
     save_file(tensors, path, metadata={"format": "pt"})
@@ -290,3 +291,34 @@ def test_a_tokenizer_that_lost_its_vocabulary_is_refused(copied):
     CLIPTokenizer().save_pretrained(copied / "tokenizer")
     with pytest.raises(InputError, match="vocabulary was not read"):
         StableDiffusionPrior.load(copied)
+
+
+def test_a_single_file_loads_as_the_model_it_was_made_of(model_folder, single_file, tmp_path, device):
+    from safetensors.torch import load_file, save_file
+
+    folder = model_folder("kl")
+    layout = tmp_path / "layout"
+    shutil.copytree(folder, layout, ignore=shutil.ignore_patterns("*.safetensors"))
+    files = fetch(locate("shapes", str(single_file), layout=str(layout)))
+    prior, expected = StableDiffusionPrior.load(files, device), StableDiffusionPrior.load(folder, device)
+    image = torch.rand(2, 3, 32, 32).to(device)
+    z, context = expected.encode(image), expected.embed(["a red cube", ""])
+    t = torch.tensor([10, 900])
+    assert torch.equal(prior.encode(image), z) and torch.equal(prior.embed(["a red cube", ""]), context)
+    assert torch.equal(prior.predict_eps(z, t, context), expected.predict_eps(z, t, context))
+    assert torch.equal(prior.decode(z), expected.decode(z))
+
+    tensors = load_file(single_file)
+    first = next(name for name in tensors if name.endswith("attn2.to_v.weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / "less.safetensors")
+    with pytest.raises(InputError, match=r"prior\.model: .*less\.safetensors"):
+        StableDiffusionPrior.load(ModelFiles(layout, tmp_path / "less.safetensors"), device)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_another_autoencoder_takes_the_place_of_the_models_own(model_folder, single_file, single):
+    folder, tiny = model_folder("kl"), model_folder("tiny")
+    prior = StableDiffusionPrior.load(ModelFiles(folder, single_file if single else None, tiny / "vae"))
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(prior.encode(image), StableDiffusionPrior.load(tiny).encode(image))
+    assert prior.latent_shape == StableDiffusionPrior.load(folder).latent_shape
