@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +17,12 @@ from nfsd3d.prior.resolve import ALIASES, EMBEDDED, fetch, locate
 from nfsd3d.prior.vocabulary import check_prompt
 
 if TYPE_CHECKING:
-    import torch
     from rich.progress import Progress
-    from torch import Tensor
 
-    from nfsd3d.api import Run
-    from nfsd3d.evaluate.decomposition import Figure, Observation, PairObservation
+    from nfsd3d.evaluate.decomposition import Figure
     from nfsd3d.evaluate.decomposition_pictures import Sheet
-    from nfsd3d.evaluate.distortions import Pairs, Subjects
     from nfsd3d.evaluate.statistics import Estimate
-    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+    from nfsd3d.evaluate.study import Study
 
 FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
 OF_PAIRS = {"domain", "negative", "vsd"}
@@ -37,9 +32,6 @@ OF_RUNS = {*OF_PAIRS, "residual"}
 
 TIMESTEPS = (50, 100, 200, 300, 500, 700, 900)
 IMAGES, FILE_IMAGES = 32, 8
-RESIDUAL_NOISES = 8
-"""The residual's figure takes this many times as many noises."""
-
 HALF_TRAINED_PROMPTS = (
     "a red and white dotted mushroom",
     "a purple house",
@@ -58,18 +50,8 @@ HALF_TRAINED: dict[str, Any] = {
     "export.report": False,
 }
 
-LORA_RANK, LORA_LEARNING_RATE, CAMERA_DROPOUT = 4, 1e-3, 0.1
-LORA_STAGES = (0, 30, 100, 300)
-
 FIT_STEPS = 100
 """Of the fits of the same scenes to true views."""
-
-DDS_STAGES = {"a tenth of the way": 0.1, "half-way": 0.5, "at the end": 1.0}
-"""How far an edit has come: cross-fades from the source to what it arrives at."""
-
-RECOLOURED = "other colours (control)"
-FITTED, HALF_TRAINED_SCENES = "half-fitted scenes", "half-trained scenes"
-UNRELATED_CAPTION = "a picture of a house"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,11 +73,10 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from nfsd3d.export.pictures import write_png
+
     console = Console(stderr=True)
     wanted = FIGURES if options.figure == "all" else (options.figure,)
-    study = Study.prepare(options, folder, needs_runs=bool(OF_RUNS & set(wanted)))
-    numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
-    numbers |= {"noises": options.noises, "seed": options.seed}
     parts: list[str] = []
     verdicts: list[str] = []
 
@@ -104,16 +85,19 @@ def main(argv: Sequence[str]) -> int:
         parts.append(text)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    progress = Progress(*columns, console=console, transient=True)
+    study = _prepare(options, folder, bool(OF_RUNS & set(wanted)), progress)
+    numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
+    numbers |= {"noises": options.noises, "seed": options.seed}
+    with progress:
         progress.add_task("")
-        study.progress = progress
         for which in wanted:
             if which == "dds" and study.edited_images is None:
                 console.print("dds: left out; it needs --edit TEXT beside --image")
                 continue
             figure, sheet = getattr(study, which)()
             with writing_to(options.out):
-                _write_sheet(options.out / f"{which}.png", sheet)
+                write_png(options.out / f"{which}.png", sheet.image())
             tell(_markdown(which, figure, sheet))
             numbers["figures"][which] = _plain(figure)
             verdicts += _verdicts(which, figure)
@@ -125,262 +109,39 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-@dataclass
-class Study:
-    """One measuring: the prior, the pictures, and how many noises at which timesteps; each method makes a figure.
-
-    ``runs`` are half-trained scenes, none with pictures from files.
-    """
-
-    options: argparse.Namespace
-    prior: StableDiffusionPrior
-    subjects: Subjects
-    runs: list[Run]
-    progress: Progress | None = None
-
-    @classmethod
-    def prepare(cls, options: argparse.Namespace, folder: Path, *, needs_runs: bool) -> Study:
-        """Loads the prior, draws or reads the pictures, and makes half-trained runs where none were given."""
-        import torch
-
-        from nfsd3d.api import load_run
-        from nfsd3d.backend import auto_machine
-        from nfsd3d.evaluate.distortions import file_subjects, world_subjects
-        from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-
-        prior = StableDiffusionPrior.load(folder, auto_machine().value, torch.float32)
-        last = prior.schedule.training_steps - 1
-        if max(options.timesteps) > last:
-            raise InputError(f"--timesteps {max(options.timesteps)}: the model's last timestep is {last}")
-        if options.image:
-            target = options.edit or options.prompt
-            count = options.images or max(FILE_IMAGES, len(options.image))
-            return cls(
-                options, prior, file_subjects(options.image, options.prompt, target, count, prior.image_size), []
-            )
-        directories = (options.half_trained or _half_trained(options, folder)) if needs_runs else []
-        subjects = world_subjects(options.images or IMAGES, torch.Generator().manual_seed(options.seed))
-        return cls(options, prior, subjects, [load_run(directory) for directory in directories])
-
-    def condition(self) -> tuple[Figure, Sheet]:
-        """δ_C of a prompt for something else than the picture shows; in the world, judged and with masks."""
-        from nfsd3d.evaluate.decomposition import condition_figure, judged_gains
-        from nfsd3d.evaluate.decomposition_pictures import condition_sheet
-        from nfsd3d.evaluate.distortions import on_latents
-        from nfsd3d.evaluate.judge import Judge
-
-        s = self.subjects
-        contexts = {"cond": self.prior.embed(s.targets), "uncond": self._empty}
-        if s.masks is None:
-            seen = self._observe("condition", s.images, contexts)
-            return condition_figure(seen, None, {}), condition_sheet(self.prior, s, seen)
-        rng = self._rng(1)
-        behind = [f"{prompt} on a {_other_than(prompt, rng)} background" for prompt in s.prompts]
-        contexts |= {"shown": self.prior.embed(s.prompts), "behind": self.prior.embed(behind)}
-        seen = self._observe("condition", s.images, contexts)
-        gains = judged_gains(self.prior, seen, Judge.load(), s.compositions, s.target_compositions)
-        mask = on_latents(s.masks, *self.prior.latent_shape[1:], share=0.5)
-        return condition_figure(seen, mask, gains), condition_sheet(self.prior, s, seen)
-
-    def domain(self) -> tuple[Figure, Sheet]:
-        """δ_N and δ_D of every family of pairs, and of the control."""
-        from nfsd3d.evaluate.decomposition import domain_figure
-        from nfsd3d.evaluate.decomposition_pictures import domain_sheet
-
-        families = self.families | self.control
-        figure = domain_figure({name: seen for name, (_, seen) in families.items()}, next(iter(self.control), None))
-        return figure, domain_sheet(self.prior, families)
-
-    def negative(self) -> tuple[Figure, Sheet]:
-        """ε(∅) − ε(neg) of every family of pairs."""
-        from nfsd3d.evaluate.decomposition import negative_figure
-        from nfsd3d.evaluate.decomposition_pictures import negative_sheet
-
-        figure = negative_figure({name: seen for name, (_, seen) in self.families.items()})
-        return figure, negative_sheet(self.prior, self.families)
-
-    def residual(self) -> tuple[Figure, Sheet]:
-        """The residual of SDS, of in-domain pictures and of half-trained scenes (or over-saturated pictures)."""
-        from nfsd3d.evaluate.decomposition import Observation, residual_figure
-        from nfsd3d.evaluate.decomposition_pictures import residual_sheet
-
-        name, pairs = self._hardest
-        groups = {}
-        for label, images, prompts in (
-            ("in-domain", self.subjects.images, self.subjects.prompts),
-            (name, pairs.distorted, pairs.prompts),
-        ):
-            noises = RESIDUAL_NOISES * self.options.noises
-            uncond = self._observe(f"residual, {label}", images, {"uncond": self._empty}, noises)
-            cond = self._observe(f"residual, {label}", images, {"cond": self.prior.embed(prompts)})
-            noise = uncond.noise.clone()
-            assert noise[: self.options.noises].equal(cond.noise)
-            both = dict(uncond.eps) | dict(cond.eps)
-            groups[label] = images, Observation(uncond.schedule, uncond.timesteps, uncond.z, noise, both)
-        return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_sheet(groups)
-
-    def dds(self) -> tuple[Figure, Sheet]:
-        """The residuals of a source and of the edit of it, as that goes on."""
-        from nfsd3d.evaluate.decomposition import dds_figure
-        from nfsd3d.evaluate.decomposition_pictures import dds_sheet
-
-        s, end = self.subjects, self.edited_images
-        assert end is not None
-        contexts = {"cond": self.prior.embed(s.prompts), "uncond": self._empty}
-        source = self._observe("dds, source", s.images, contexts)
-        contexts["cond"] = self.prior.embed(s.targets)
-        edited = {
-            stage: self._observe(f"dds, {stage}", s.images.lerp(end, share), contexts)
-            for stage, share in DDS_STAGES.items()
-        }
-        return dds_figure(source, edited), dds_sheet(self.prior, source, list(edited.values())[-1])
-
-    def vsd(self) -> tuple[Figure, Sheet]:
-        """A second network that learns half-trained scenes (or over-saturated pictures).
-
-        It adapts the prior's UNet, which can be done once; outside its calls the prior stays as it was.
-        """
-        from nfsd3d.evaluate.decomposition import particle_stages, vsd_figure
-        from nfsd3d.evaluate.decomposition_pictures import vsd_sheet
-        from nfsd3d.prior.particle import Particle
-
-        name, pairs = self._hardest
-        seen = self.families[name][1]
-        particle = Particle(
-            self.prior,
-            rank=LORA_RANK,
-            learning_rate=LORA_LEARNING_RATE,
-            camera_dropout=CAMERA_DROPOUT,
-            seed=self.options.seed,
-        )
-        total = max(LORA_STAGES) + len(LORA_STAGES) * len(self.options.timesteps)
-        stages = particle_stages(
-            self.prior,
-            particle,
-            seen.distorted,
-            self.prior.embed(pairs.prompts),
-            pairs.cameras,
-            LORA_STAGES,
-            self._rng(2),
-            advance=self._bar("vsd", total),
-        )
-        return vsd_figure(seen, stages), vsd_sheet(pairs, seen, stages)
-
-    @cached_property
-    def families(self) -> dict[str, tuple[Pairs, PairObservation]]:
-        """Pairs by the name of the distortion, and what the prior predicts for them."""
-        return {name: (pairs, self._observe_pairs(name, pairs, True)) for name, pairs in self._pairs.items()}
-
-    @cached_property
-    def control(self) -> dict[str, tuple[Pairs, PairObservation]]:
-        """In the world of shapes, pairs whose two pictures are both in-domain."""
-        from nfsd3d.evaluate.distortions import recoloured_pairs
-
-        if self.subjects.target_images is None:
-            return {}
-        pairs = recoloured_pairs(self.subjects)
-        return {RECOLOURED: (pairs, self._observe_pairs(RECOLOURED, pairs, False))}
-
-    @cached_property
-    def edited_images(self) -> Tensor | None:
-        """What an edit arrives at: the true picture, or with files the source in stronger colours; None without one."""
-        from nfsd3d.evaluate.distortions import saturated_pairs
-
-        if self.subjects.target_images is not None:
-            return self.subjects.target_images
-        return saturated_pairs(self.subjects, self._rng(3)).distorted if self.options.edit else None
-
-    @cached_property
-    def _clean(self) -> Observation:
-        return self._observe("clean", self.subjects.images, {"uncond": self._empty})
-
-    @cached_property
-    def _pairs(self) -> dict[str, Pairs]:
-        from nfsd3d.evaluate.ceiling import METHOD
-        from nfsd3d.evaluate.distortions import degraded_pairs, floater_pairs, half_trained_pairs, saturated_pairs
-
-        s, rng = self.subjects, self._rng(4)
-        pairs = {
-            "captioned (patch)": degraded_pairs(s, rng, patch=True),
-            "captioned (whole picture)": degraded_pairs(s, rng, patch=False),
-            "floaters": floater_pairs(s, rng),
-            "over-saturated": saturated_pairs(s, rng),
-        }
-        fitted = [run for run in self.runs if run.summary.get("method") == METHOD]
-        for name, runs in ((FITTED, fitted), (HALF_TRAINED_SCENES, [run for run in self.runs if run not in fitted])):
-            if runs:
-                pairs[name] = half_trained_pairs(runs, len(s.images), rng)
-        return pairs
-
-    @property
-    def _hardest(self) -> tuple[str, Pairs]:
-        """The family that is most like what distillation meets."""
-        return list(self._pairs.items())[-1]  # scenes, where there are any
-
-    def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:
-        from nfsd3d.evaluate.decomposition import PairObservation
-        from nfsd3d.evaluate.distortions import on_latents
-        from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT
-
-        contexts = {"uncond": self._empty}
-        shared = pairs.clean is self.subjects.images
-        clean = self._clean if shared else self._observe(f"{name}, clean", pairs.clean, contexts)
-        if prompts:
-            contexts |= {"neg": self.prior.embed([PAPER_NEGATIVE_PROMPT]), "random": self._random_captions}
-        distorted = self._observe(f"{name}, distorted", pairs.distorted, contexts)
-        mask = on_latents(pairs.masks, *self.prior.latent_shape[1:])
-        return PairObservation(clean, distorted, mask, shared)
-
-    def _observe(self, name: str, images: Tensor, contexts: dict[str, Tensor], noises: int = 0) -> Observation:
-        import torch
-
-        from nfsd3d.evaluate.decomposition import observe
-
-        count, steps = noises or self.options.noises, self.options.timesteps
-        with torch.no_grad():
-            z = torch.cat([self.prior.encode(part.to(self.prior.device)) for part in images.split(8)])
-        # One noise after the other, so that the first ones are the same however many there are.
-        rng = self._rng(0)
-        noise = torch.stack([torch.randn(z.shape, generator=rng) for _ in range(count)])
-        return observe(self.prior, z, noise, steps, contexts, advance=self._bar(name, len(steps)))
-
-    def _bar(self, name: str, total: int) -> Callable[[], None]:
-        """Starts the only bar again under another name; returns what advances it."""
-        assert self.progress is not None
-        progress, task = self.progress, self.progress.task_ids[0]
-        progress.reset(task, total=total, description=name)
-        return lambda: progress.advance(task)
-
-    def _rng(self, stream: int) -> torch.Generator:
-        import torch
-
-        return torch.Generator().manual_seed(1000 * self.options.seed + stream)
-
-    @cached_property
-    def _empty(self) -> Tensor:
-        return self.prior.embed([""])
-
-    @cached_property
-    def _random_captions(self) -> Tensor:
-        from nfsd3d.prompts import VIEW_WORDS
-        from nfsd3d.shapes.grammar import sample_caption, sample_composition
-
-        if self.options.image:
-            return self.prior.embed([UNRELATED_CAPTION])
-        rng = self._rng(5)
-        return self.prior.embed(
-            [sample_caption(rng, sample_composition(rng), VIEW_WORDS) for _ in self.subjects.prompts]
-        )
-
-
-def _other_than(prompt: str, rng: torch.Generator) -> str:
-    """A random colour that is not in the prompt."""
+def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progress: Progress) -> Study:
+    """Loads the prior, draws or reads the pictures, and makes half-trained runs where none were given."""
     import torch
 
-    from nfsd3d.shapes.grammar import COLORS
+    from nfsd3d.api import load_run
+    from nfsd3d.backend import auto_machine
+    from nfsd3d.evaluate.distortions import file_subjects, world_subjects
+    from nfsd3d.evaluate.study import Study
+    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
-    free = [name for name in COLORS if name not in prompt.split()]
-    return free[int(torch.randint(len(free), (), generator=rng))]
+    prior = StableDiffusionPrior.load(folder, auto_machine().value, torch.float32)
+    last = prior.schedule.training_steps - 1
+    if max(options.timesteps) > last:
+        raise InputError(f"--timesteps {max(options.timesteps)}: the model's last timestep is {last}")
+    directories: list[Path] = []
+    if options.image:
+        target = options.edit or options.prompt
+        count = options.images or max(FILE_IMAGES, len(options.image))
+        subjects = file_subjects(options.image, options.prompt, target, count, prior.image_size)
+    else:
+        if needs_runs:
+            directories = options.half_trained or _half_trained(options, folder)
+        subjects = world_subjects(options.images or IMAGES, torch.Generator().manual_seed(options.seed))
+    return Study(
+        prior,
+        subjects,
+        [load_run(directory) for directory in directories],
+        options.noises,
+        options.timesteps,
+        options.seed,
+        options.edit is not None,
+        progress,
+    )
 
 
 def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
@@ -424,12 +185,6 @@ def _check(options: argparse.Namespace) -> None:
             open_picture(str(path))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
-
-
-def _write_sheet(path: Path, sheet: Sheet) -> None:
-    from nfsd3d.export.pictures import write_png
-
-    write_png(path, sheet.image())
 
 
 def _markdown(name: str, figure: Figure, sheet: Sheet) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d import backend
-from nfsd3d.config import load_run_config
+from nfsd3d.config import config_root, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
@@ -30,6 +30,7 @@ def check(config: Config) -> ModelSource:
         InputError: naming the setting, the value and the remedy.
     """
     backend.check_machine(config)
+    _check_method(config.distill.method)
     source = find_model(config)
     if source.folder is not None:
         check_prompt(source.folder, config.prompt)
@@ -43,6 +44,14 @@ def check(config: Config) -> ModelSource:
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
+
+
+def _check_method(name: str) -> None:
+    """Raises `InputError` for a method that is not there; the shipped ones are known without importing torch."""
+    if not (config_root() / "distill" / f"{name}.yaml").is_file():
+        from nfsd3d.distill.methods import find_method
+
+        find_method(name)
 
 
 def find_model(config: Config) -> ModelSource:

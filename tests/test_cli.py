@@ -121,6 +121,12 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, runs,
     assert not (elsewhere / "outputs").exists()
 
 
+def test_an_unknown_method_is_told_before_a_run_directory_is_made(capsys, runs, elsewhere):
+    assert main(["prompt=a red house", "distill.method=nfsdd"]) == 2
+    assert "distill.method=nfsdd: no such method (did you mean nfsd" in error_line(capsys)
+    assert runs == [] and not (elsewhere / "outputs").exists()
+
+
 def test_bad_input_is_told_before_anything_slow_is_imported(elsewhere, model):
     commands = [arguments for arguments, _ in BAD_COMMANDS if arguments and "run_dir" not in " ".join(arguments)]
     code = (

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from nfsd3d.distill.gradient import Predictions, guided
+from nfsd3d.errors import InputError
+from nfsd3d.setting_errors import did_you_mean
 
 
 def sds(p: Predictions, s: float) -> Tensor:
@@ -137,3 +139,16 @@ METHODS: dict[str, Method] = {
         then=Method(csd, branches=("cond", "uncond"), prompts={"cond": "better", "uncond": "worse"}),
     ),
 }
+
+
+def find_method(name: str) -> Method:
+    """The row of METHODS.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in METHODS:
+        raise InputError(
+            f"distill.method={name}: no such method{did_you_mean(name, list(METHODS))}; choose {', '.join(METHODS)}"
+        )
+    return METHODS[name]

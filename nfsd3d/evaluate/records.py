@@ -15,16 +15,12 @@ _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "back
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a job reached.
+class Job:
+    """One job of a comparison: what its records and its plan have in common.
 
     ``kind`` is run, ceiling (the same NeRF fitted to true views) or samples (the prior's own). ``recipe`` is a hash of
     the settings that decide the result, prompt and seed aside; ``prior`` and ``judge`` hashes of their weights ("" for
-    a ceiling's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them. ``status`` is done or
-    diverged. ``score`` has a number for each outcome (None where there is none, as for a run that left nothing), and of
-    pictures also the list ``margins``. ``seconds`` are the run's own record, ``cpu_seconds`` the processor time
-    that the job took in its last session, start and scoring included. ``image`` is the small picture of the result,
-    relative to the records' file.
+    a ceiling's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them.
     """
 
     tier: str
@@ -37,6 +33,23 @@ class Record:
     prior: str
     judge: str
     settings: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, int]:
+        """What a job has to have in common with a record to be done."""
+        return self.kind, self.recipe, self.prior, self.judge, self.prompt, self.seed
+
+
+@dataclass(frozen=True)
+class Record(Job):
+    """What a job reached.
+
+    ``status`` is done or diverged. ``score`` has a number for each outcome (None where there is none, as for a run that
+    left nothing), and of pictures also the list ``margins``. ``seconds`` are the run's own record, ``cpu_seconds`` the
+    processor time that the job took in its last session, start and scoring included. ``image`` is the small picture of
+    the result, relative to the records' file.
+    """
+
     steps: int
     status: str
     score: dict[str, Any]
@@ -45,11 +58,6 @@ class Record:
     cpu_seconds: float
     image: str | None
     revision: str | None
-
-    @property
-    def key(self) -> tuple[str, str, str, str, str, int]:
-        """What a job has to have in common with the record to be done."""
-        return self.kind, self.recipe, self.prior, self.judge, self.prompt, self.seed
 
 
 def append(path: Path, record: Record) -> None:

@@ -24,7 +24,7 @@ from nfsd3d.evaluate.ceiling import fit_ceiling
 from nfsd3d.evaluate.cost import equal_steps, evaluations_per_view
 from nfsd3d.evaluate.images import image_tensor
 from nfsd3d.evaluate.judge import SIZE, WEIGHTS, Judge
-from nfsd3d.evaluate.records import Record, fingerprint, recipe_of
+from nfsd3d.evaluate.records import Job, Record, fingerprint, recipe_of
 from nfsd3d.evaluate.runs import VIEWS, composition_of, score_run
 from nfsd3d.evaluate.suite import Suite, overrides_of, slug
 from nfsd3d.files import replacing
@@ -49,31 +49,13 @@ _SCORES = (*_JUDGED, "views_right", "iou", "ellipsoid_iou", "view_error_deg", "j
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One job of a comparison: see `nfsd3d.evaluate.records.Record` for the fields that both have.
+class Trial(Job):
+    """A job to be done, with its whole ``config``; ``work`` is about what it costs, in evaluations of the network."""
 
-    ``work`` is about what it costs, in evaluations of the network.
-    """
-
-    tier: str
-    row: str
-    kind: str
-    prompt: str
-    seed: int
-    equal: bool
-    recipe: str
-    prior: str
-    judge: str
-    settings: dict[str, Any]
     config: Config
     work: float
     revision: str | None
     guidance_scale: float | None = None
-
-    @property
-    def key(self) -> tuple[str, str, str, str, str, int]:
-        """As a record's."""
-        return self.kind, self.recipe, self.prior, self.judge, self.prompt, self.seed
 
     @property
     def name(self) -> str:

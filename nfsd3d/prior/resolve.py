@@ -1,8 +1,8 @@
 """Which model a setting means and where its files are. Imports neither torch nor diffusers, so that errors are early.
 
-:func:`locate` is immediate: names, local folders and files, and the local cache of the hub. :func:`fetch` downloads what
-:func:`locate` could only name. A model is a folder in the layout of diffusers, with safetensors weights; or a single
-safetensors file in the layout of the original code, beside such a folder that says what the file does not: the
+:func:`locate` is immediate: names, local folders and files, and the local cache of the hub. :func:`fetch` downloads
+what :func:`locate` could only name. A model is a folder in the layout of diffusers, with safetensors weights; or a
+single safetensors file in the layout of the original code, beside such a folder that says what the file does not: the
 configurations and the tokenizer.
 """
 
@@ -106,7 +106,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this machine: its ``folder``; a single ``file`` that has the weights; ``vae``, another autoencoder's."""
+    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder's."""
 
     folder: Path
     file: Path | None = None
@@ -147,7 +147,9 @@ def locate(
     if file is not None:
         return ModelSource(_layout_of(file, name, layout, offline), file, autoencoder)
     if layout is not None:
-        raise InputError(f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out")
+        raise InputError(
+            f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out"
+        )
     if model is not None:
         return ModelSource(_location(f"prior.model={model}", model, MODEL, offline), None, autoencoder)
     return ModelSource(_preset(f"prior={name}", name, MODEL, offline), None, autoencoder)
@@ -211,8 +213,8 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Loca
         location = _location(f"prior.layout={layout}", layout, LAYOUT, offline)
     elif name == "shapes":
         raise InputError(
-            f"prior.model={file}: a single file does not say what kind of model it is; give prior={' or '.join(ALIASES)} "
-            "too, or prior.layout=FOLDER with its configurations and tokenizer"
+            f"prior.model={file}: a single file does not say what kind of model it is; "
+            f"give prior={' or '.join(ALIASES)} too, or prior.layout=FOLDER with its configurations and tokenizer"
         )
     else:
         location = _preset(f"prior={name}", name, LAYOUT, offline)
@@ -258,7 +260,9 @@ def _tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
             header = json.loads(stream.read(length))
         return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy") from error
+        raise InputError(
+            f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy"
+        ) from error
 
 
 def _fetch(location: Location) -> Path:
@@ -274,7 +278,9 @@ def _fetch(location: Location) -> Path:
 
 
 def _files_in(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file()]
+    return [
+        path.relative_to(folder).as_posix() for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file()
+    ]
 
 
 def _first_missing(files: Iterable[str], contents: Contents) -> str | None:
@@ -382,8 +388,8 @@ def _not_available(location: Location, reasons: list[str]) -> str:
     tried = "; ".join(f"{hub_id}: {reason}" for hub_id, reason in zip(location.hub_ids, reasons, strict=True))
     remedy = {
         MODEL: "Download one of them where there is a network and give its folder as prior.model=FOLDER",
-        LAYOUT: "Its configurations and its tokenizer are needed beside a single file: download them (no weights) where "
+        LAYOUT: "A single file needs its configurations and its tokenizer beside it: download them (no weights) where "
         "there is a network and give their folder as prior.layout=FOLDER",
-        AUTOENCODER: "Download it where there is a network and give its folder as prior.vae=FOLDER, or leave prior.vae out",
+        AUTOENCODER: "Download it where there is a network and give its folder as prior.vae=FOLDER, or leave it out",
     }[location.contents]
     return f"{location.setting} is not available. Tried {tried}. {remedy}, or use prior=shapes, which needs no download"

@@ -8,8 +8,7 @@ import torch
 
 from nfsd3d.cameras import CameraRanges, Cameras, orbit
 from nfsd3d.distill.gradient import threshold_step
-from nfsd3d.distill.methods import METHODS, Method
-from nfsd3d.errors import InputError
+from nfsd3d.distill.methods import find_method
 from nfsd3d.export.extract import MeshSettings
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
@@ -23,7 +22,6 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
 from nfsd3d.schedules import milestone_at
-from nfsd3d.setting_errors import did_you_mean
 from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
 from nfsd3d.train.edit import load_source
 from nfsd3d.train.step import Distillation
@@ -97,19 +95,6 @@ def build_parts(config: Config) -> Parts:
         ranges=camera_ranges(config.cameras),
         source=source,
     )
-
-
-def find_method(name: str) -> Method:
-    """The row of METHODS.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    if name not in METHODS:
-        raise InputError(
-            f"distill.method={name}: no such method{did_you_mean(name, list(METHODS))}; choose {', '.join(METHODS)}"
-        )
-    return METHODS[name]
 
 
 def build_generator(config: Config) -> NeRF:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nfsd3d import decompose_command
 from nfsd3d.cli import main
-from nfsd3d.evaluate import decomposition, decomposition_pictures, distortions
+from nfsd3d.evaluate import decomposition, decomposition_pictures, distortions, study
 from nfsd3d.evaluate.decomposition import Observation, PairObservation, observe
 from nfsd3d.evaluate.statistics import (
     Estimate,
@@ -320,7 +319,7 @@ def test_the_command_measures_the_condition_direction_of_the_shipped_prior(tmp_p
 
 def test_every_figure_works_on_a_file_with_any_model(tmp_path, monkeypatch):
     """Without ground truth there are no masks of objects, no judge and no half-trained scenes."""
-    monkeypatch.setattr(decompose_command, "LORA_STAGES", (0, 15))
+    monkeypatch.setattr(study, "LORA_STAGES", (0, 15))
     picture = (np.random.default_rng(0).random((40, 50, 3)) * 255).astype(np.uint8)
     imageio.imwrite(tmp_path / "x.png", picture)
     asked = ["--image", str(tmp_path / "x.png"), "--prompt", "a red house", "--edit", "a blue house"]

@@ -119,9 +119,7 @@ _UNET = {
     r"down_blocks\.(\d)\.downsamplers\.0\.conv": lambda m: f"input_blocks.{2 + 2 * int(m[1])}.0.op",
     r"mid_block\.resnets\.(\d)\.(\w+)": lambda m: f"middle_block.{2 * int(m[1])}.{_RESNET[m[2]]}",
     r"mid_block\.attentions\.0": lambda m: "middle_block.1",
-    r"up_blocks\.(\d)\.resnets\.(\d)\.(\w+)": lambda m: (
-        f"output_blocks.{2 * int(m[1]) + int(m[2])}.0.{_RESNET[m[3]]}"
-    ),
+    r"up_blocks\.(\d)\.resnets\.(\d)\.(\w+)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.0.{_RESNET[m[3]]}",
     r"up_blocks\.(\d)\.attentions\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.1",
     r"up_blocks\.0\.upsamplers\.0\.conv": lambda m: "output_blocks.1.1.conv",  # that block has no attention
 }

@@ -225,7 +225,7 @@ def test_missing_weights_are_not_replaced_by_random_ones(copied, part):
     from safetensors.torch import load_file, save_file
 
     (path,) = (copied / part).glob("*.safetensors")
-    tensors = load_file(single_file)
+    tensors = load_file(path)
     removed = sorted(tensors)[0]
     del tensors[removed]
     save_file(tensors, path, metadata={"format": "pt"})
