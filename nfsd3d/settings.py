@@ -505,9 +505,9 @@ class Config(Settings):
     viewer: bool = False
     """Live viewer."""
     source_run: str | None = None
-    """Editing: the directory of a finished run with the same generator."""
+    """What to start from, or to edit: the directory of a run with the same generator."""
     source_image: str | None = None
-    """Editing: an image file, cut to a square."""
+    """What to start from, or to edit: an image file, cut to a square."""
     source_prompt: str | None = None
     """Editing: what the source shows."""
     machine: MachineConfig
@@ -543,12 +543,14 @@ class Config(Settings):
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
         given = [f"{name}={getattr(self, name)}" for name in ("source_run", "source_image") if getattr(self, name)]
-        asked = [*given, *([] if self.source_prompt is None else [f"source_prompt={self.source_prompt}"])]
         edits = self.distill.method in EDITING
         if edits and not given:
             message = "needs something to edit: give source_image=FILE or source_run=RUN_DIR, and source_prompt"
-        elif not edits and asked:
-            message = f"starts from nothing, not from {asked[0]}; only dds edits: start from --config configs/dds.yaml"
+        elif not edits and self.source_prompt is not None:
+            message = (
+                f"does not read source_prompt={self.source_prompt}: leave it out to start from what is there, or edit "
+                "that with --config configs/dds.yaml"
+            )
         elif len(given) > 1:
             message = f"edits one source, not both {given[0]} and {given[1]}: leave one out"
         elif edits and not (self.source_prompt or "").strip():

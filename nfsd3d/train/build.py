@@ -75,10 +75,8 @@ def build_parts(config: Config) -> Parts:
     )
     prior.free_text_encoder()
     generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)
-    source = None
-    if method.needs_source:
-        load_source(config, generator, prior)
-        source = copy.deepcopy(generator).requires_grad_(False)
+    load_source(config, generator, prior)
+    source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
     return Parts(
         prior=prior,
         bank=bank,

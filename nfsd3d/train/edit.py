@@ -1,4 +1,4 @@
-"""Where an edit starts: the generator takes the state of its source."""
+"""Where an edit starts, or any run that goes on from another: the generator takes the state of its source."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from nfsd3d.train import state
 
 @torch.no_grad()
 def load_source(config: Config, generator: NeRF | Pictures, prior: Prior) -> None:
-    """Gives ``generator`` the state of the run or the image that ``config`` edits.
+    """Gives ``generator`` the state of the run or the image that ``config`` names as its source, if any.
 
     An image is cut to a square around its middle and resized to ``train.resolution``; every picture starts as it.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import nfsd3d
 from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.preflight import check
@@ -116,6 +117,24 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
     run_dir = loop.run(config, console=console)
     longer = configure(**OFF, **changes, **{"train.random_background": 0.5, "train.steps": 8}, run_dir=run_dir)
     assert loop.run(longer, resume=run_dir, console=console) == run_dir
+
+
+def test_any_method_may_start_from_another_run(configure, configure_2d, image, tmp_path, console):
+    first = loop.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
+    config = configure(**OFF, source_run=str(first), seed=9, run_dir=tmp_path / "second")
+    check_fits(config)
+    parts = build.build_parts(config)
+    trained = build.build_parts(configure(source_run=None, seed=9)).generator.state_dict()
+    name = "field.network.0.weight"
+    assert parts.source is None and not torch.equal(parts.generator.state_dict()[name], trained[name])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nfsd3d.train.build.build_prior", None)  # the source's own state needs no prior
+        loaded = nfsd3d.load_run(first).generator.state_dict()
+    assert all(torch.equal(parts.generator.state_dict()[key], value) for key, value in loaded.items())
+    assert loop.run(config, console=console) == tmp_path / "second"
+
+    started = build.build_parts(configure_2d(source_image=str(image))).generator.values
+    assert torch.equal(started[0], started[1]) and started.std() > 0
 
 
 def check_fits(config):
