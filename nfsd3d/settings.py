@@ -150,6 +150,14 @@ class MachineConfig(Settings):
     """A torch device: ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: Literal["float32", "bfloat16", "float16"]
     """Number format of the prior's networks; gradients and the generator stay in float32."""
+    pixels_at_once: Annotated[int, Field(ge=256)] | None = None
+    """Pixels of a step's views that are rendered together; they are rendered again in the backward pass, which costs
+    time and bounds the memory. null: all, and nothing twice."""
+    rows_at_once: PositiveInt | None = None
+    """Latents or images that the prior's networks see together; null: all of a step's."""
+    checkpoint_encoder: bool = False
+    """Compute the encoder's activations again in the backward pass instead of keeping them: a third more encoder time
+    for most of its memory."""
 
 
 class BackendConfig(Settings):

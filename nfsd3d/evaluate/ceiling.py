@@ -148,7 +148,13 @@ def photometric_loss(
     """
     batch = batches[int(torch.randint(len(batches), (), generator=rng))].resized(plan.resolution)
     background = torch.rand(plan.views, 3, generator=rng).to(batch.color.device)
-    rendering = generator.render(batch.cameras, rng, background=background, normals=plan.regularizers["orient"] > 0)
+    rendering = generator.render(
+        batch.cameras,
+        rng,
+        background=background,
+        normals=plan.regularizers["orient"] > 0,
+        pixels_at_once=plan.pieces.pixels_at_once,
+    )
     error = rendering.image - batch.before(background)
     loss = WEIGHT * error.square().sum() / plan.views + penalty(rendering, plan.regularizers)
     seen = error.detach()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 
 from nfsd3d.errors import InputError
@@ -144,19 +145,35 @@ class StableDiffusionPrior:
         """Gives the text encoder's memory back, once every prompt has been embedded."""
         self._text_encoder = None
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
 
         Images are resized bilinearly to ``image_size`` (with a low-pass filter when that shrinks them). Takes the
-        posterior mean, so that the same image gives the same latent.
+        posterior mean, so that the same image gives the same latent. With ``checkpoint`` the activations inside each
+        block of the encoder (all of them, if it is a tiny one) are computed again in the backward pass.
         """
         size = self.image_size
         if image.shape[-2:] != (size, size):
             shrinks = max(image.shape[-2:]) > size
             image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
-        encoded = self._vae.encode((image * 2 - 1).to(self._vae.dtype))
-        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        latent = self._encoder((image * 2 - 1).to(self._vae.dtype), checkpoint)
         return (latent.float() - self._shift) * self._vae.config.scaling_factor
+
+    def _encoder(self, image: Tensor, checkpoint: bool) -> Tensor:
+        """What the autoencoder says of images in [-1, 1], in its own precision and scale."""
+        if not hasattr(self._vae, "quant_conv"):  # a tiny one, whose own checkpoints leave out its scaling of the image
+            if checkpoint:
+                return _checkpointed(self._encode_tiny, image)
+            return self._encode_tiny(image)
+        if checkpoint != self._vae.is_gradient_checkpointing:
+            if checkpoint:
+                self._vae.enable_gradient_checkpointing(_checkpointed)
+            else:
+                self._vae.disable_gradient_checkpointing()
+        return self._vae.encode(image).latent_dist.mean
+
+    def _encode_tiny(self, image: Tensor) -> Tensor:
+        return self._vae.encode(image).latents
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -189,6 +206,12 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, whose intermediate results are computed again in the backward pass."""
+    # The networks draw nothing: there is no random state to keep.
+    return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _check_parts(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, prediction_type: str) -> None:
