@@ -1,5 +1,6 @@
 """A prior from a folder in the diffusers layout of Stable Diffusion: the real models and the embedded one alike."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,12 +85,7 @@ class StableDiffusionPrior:
             with _named_errors(folder / "tokenizer"):
                 tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
             schedule, prediction_type = _load_schedule(folder / "scheduler")
-        device = torch.device(device)
-        vae = vae.to(memory_format=torch.channels_last)
-        if device.type == "cuda":  # on a CPU only the autoencoder gains by it
-            unet = unet.to(memory_format=torch.channels_last)
-        parts = unet.to(device), vae.to(device), text_encoder.to(device)
-        return cls(*parts, tokenizer, schedule, prediction_type)
+        return cls(*placed(unet, vae, text_encoder, device), tokenizer, schedule, prediction_type)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -144,6 +140,12 @@ class StableDiffusionPrior:
     def free_text_encoder(self) -> None:
         """Gives the text encoder's memory back, once every prompt has been embedded."""
         self._text_encoder = None
+
+    def in_precision(self, dtype: torch.dtype) -> "StableDiffusionPrior":
+        """The same prior in another precision; UNet and autoencoder themselves change, and this prior with them."""
+        for network in (self._unet, self._vae):
+            torch.nn.Module.to(network, dtype)  # parameter by parameter: never twice the memory
+        return copy.copy(self)
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
@@ -206,6 +208,14 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def placed(unet: Any, vae: Any, text_encoder: Any, device: torch.device | str) -> tuple[Any, Any, Any]:
+    """The networks on ``device``, their weights in the memory layout that is fastest there."""
+    vae = vae.to(memory_format=torch.channels_last)
+    if torch.device(device).type == "cuda":  # on a CPU only the autoencoder gains by it
+        unet = unet.to(memory_format=torch.channels_last)
+    return unet.to(device), vae.to(device), text_encoder.to(device)
 
 
 def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
