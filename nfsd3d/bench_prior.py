@@ -25,8 +25,7 @@ from nfsd3d.render.compositing import exclusive_sum
 from nfsd3d.render.samplers import RaySamples
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.train.build import Parts
-from nfsd3d.train.loop import configured_pieces
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.pieces import Pieces, configured_pieces
 from nfsd3d.train.plan import plan_at
 
 TERA = 1e12

@@ -15,10 +15,13 @@ from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.settings import Config
+from nfsd3d.schedules import highest
+from nfsd3d.settings import Config, NeRFConfig
 from nfsd3d.source_image import open_picture
 
 OUTPUTS = Path("outputs")
+SAMPLES_PER_RAY = 4
+"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.render.samplers` takes at most."""
 
 
 def check(config: Config) -> ModelSource:
@@ -30,6 +33,7 @@ def check(config: Config) -> ModelSource:
         InputError: naming the setting, the value and the remedy.
     """
     backend.check_machine(config)
+    _check_samples(config)
     source = find_model(config)
     if source.folder is not None:
         check_prompt(source.folder, config.prompt)
@@ -43,6 +47,18 @@ def check(config: Config) -> ModelSource:
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
+
+
+def _check_samples(config: Config) -> None:
+    """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
+    if not isinstance(config.generator, NeRFConfig):
+        return
+    rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
+    if config.generator.max_samples < SAMPLES_PER_RAY * rays:
+        raise InputError(
+            f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at the finest "
+            f"of train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
+        )
 
 
 def find_model(config: Config) -> ModelSource:

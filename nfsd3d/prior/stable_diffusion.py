@@ -112,6 +112,32 @@ class StableDiffusionPrior:
         """Where the networks are."""
         return self._unet.device
 
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """(L, D) of one prompt's embedding."""
+        length = self._tokenizer.model_max_length
+        if self._text_encoder is not None:
+            length = min(length, self._text_encoder.config.max_position_embeddings)
+        return length, self._unet.config.cross_attention_dim
+
+    def tensors(self) -> list[Tensor]:
+        """The weights of all networks that are still there."""
+        networks = (self._unet, self._vae, self._text_encoder)
+        return [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
+
+    def without_weights(self) -> "StableDiffusionPrior":
+        """The same UNet and autoencoder on the device "meta", which has shapes and no memory; it embeds no prompts."""
+        with torch.device("meta"):
+            networks = [type(network).from_config(network.config) for network in (self._unet, self._vae)]
+        unet, vae = (
+            torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
+            for network, own in zip(networks, (self._unet, self._vae), strict=True)
+        )
+        copied = copy.copy(self)
+        copied._unet, copied._vae, copied._text_encoder = unet, vae, None
+        copied._schedule = self._schedule.to("meta")
+        return copied
+
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Tensor:
         """[N,L,D] last hidden states of the text encoder, padded to its full length L, float32.

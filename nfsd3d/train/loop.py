@@ -23,15 +23,16 @@ from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.generator.pictures import Pictures
 from nfsd3d.preflight import claim_run_dir
-from nfsd3d.settings import Config, MachineConfig
+from nfsd3d.settings import Config
 from nfsd3d.streams import fork
 from nfsd3d.train import state
+from nfsd3d.train.budget import fit_into_memory
 from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 from nfsd3d.train.metrics import MetricsWriter
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.pieces import Pieces, configured_pieces
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.show import preview
 from nfsd3d.train.step import step_loss
@@ -47,7 +48,7 @@ class Task:
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
     ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
     it is; ``evaluations`` tells how many samples a denoiser has evaluated so far. ``particle`` is VSD's second network,
-    which ``step_loss`` leaves with its gradient.
+    which ``step_loss`` leaves with its gradient. ``pieces`` are what a step computes at once, while memory suffices.
     """
 
     generator: NeRF | Pictures
@@ -57,6 +58,7 @@ class Task:
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
     particle: state.Learner | None = None
+    pieces: Pieces = field(default_factory=Pieces)
 
 
 @dataclass
@@ -113,6 +115,9 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         _check_method(run_dir)
     parts = build_parts(config)
     task = distillation(config, parts)
+    if config.machine.device != "cpu":
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
     progress = Progress()
     if resume is not None:
         restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)
@@ -177,9 +182,16 @@ def distillation(config: Config, parts: Parts) -> Task:
         arguments = parts.bank, parts.distillation, parts.ranges, plan, rng, parts.source
         return step_loss(generator, prior, *arguments, False)
 
-    show = partial(preview, config, parts.generator, parts.prior)
-    particle = parts.distillation.particle
-    return Task(parts.generator, parts.optimizer, parts.rng, loss, show, lambda: parts.prior.evaluations, particle)
+    return Task(
+        parts.generator,
+        parts.optimizer,
+        parts.rng,
+        loss,
+        preview=partial(preview, config, parts.generator, parts.prior),
+        evaluations=lambda: parts.prior.evaluations,
+        particle=parts.distillation.particle,
+        pieces=configured_pieces(config.machine),
+    )
 
 
 def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
@@ -195,7 +207,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     watchdog = Watchdog(_limits(config))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     on_cpu = config.machine.device == "cpu"
-    pieces = configured_pieces(config.machine)
+    pieces = task.pieces
 
     def save() -> None:
         state.save(
@@ -270,11 +282,6 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 if not all_finite(generator):
                     raise Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")
                 save()
-
-
-def configured_pieces(machine: MachineConfig) -> Pieces:
-    """What a step computes at once, unless that does not fit into memory."""
-    return Pieces(machine.pixels_at_once, machine.rows_at_once, machine.checkpoint_encoder)
 
 
 def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from nfsd3d.settings import MachineConfig
+
 SMALLEST_PIXELS = 4096
 """Pixels at once below which nothing is gained: the rest of a step takes more memory than their samples."""
 
@@ -37,3 +39,8 @@ class Pieces:
         counts = {"pixels": self.pixels_at_once, "rows of the prior": self.rows_at_once}
         parts = [f"{count:,} {noun} at once" for noun, count in counts.items() if count is not None]
         return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "all at once"
+
+
+def configured_pieces(machine: MachineConfig) -> Pieces:
+    """What a step computes at once, unless that does not fit into memory."""
+    return Pieces(machine.pixels_at_once, machine.rows_at_once, machine.checkpoint_encoder)

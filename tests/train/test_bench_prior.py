@@ -7,20 +7,14 @@ import torch
 
 from nfsd3d import bench_command, bench_prior
 from nfsd3d.errors import InputError
-from nfsd3d.prior.architectures import ARCHITECTURES, Architecture, random_prior
+from nfsd3d.prior.architectures import random_prior
 from nfsd3d.train.build import build_parts
 
 
-@pytest.fixture
-def narrow(monkeypatch):
-    """The name of an architecture in Stable Diffusion's layout, small enough for a test."""
-    full, channels = ARCHITECTURES["sd21"], {"block_out_channels": (32, 32, 64, 64)}
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    unet = {**full.unet, **channels, "attention_head_dim": 8, "cross_attention_dim": 32}
-    small = Architecture(unet, {**full.text_encoder, **text}, full.prediction_type, {**full.vae, **channels})
-    monkeypatch.setitem(ARCHITECTURES, "sd21", small)
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered_of_other_sizes():
     bench_prior.arithmetic.cache_clear()
-    yield "sd21"
+    yield
     bench_prior.arithmetic.cache_clear()
 
 
