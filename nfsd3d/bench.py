@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from nfsd3d.generator.nerf import NeRF
 from nfsd3d.render.samplers import sample_rays
 from nfsd3d.settings import TrainConfig
 from nfsd3d.train.build import Parts
+from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 
@@ -185,13 +186,19 @@ def _timed(clock: _Clock, part: str, owner: object, method: str) -> Iterator[Non
 
 
 def bench_step(
-    parts: Parts, train: TrainConfig, *, steps: int, warmup: int = 5, on_step: Callable[[], None] = lambda: None
+    parts: Parts,
+    train: TrainConfig,
+    *,
+    steps: int,
+    warmup: int = 5,
+    on_step: Callable[[], None] = lambda: None,
+    pieces: Pieces | None = None,
 ) -> StepTiming:
     """Times ``steps`` training steps from the generator's present state, after ``warmup`` that do not count.
 
     Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "backward" (through encoder and
     renderer), "optimiser" (with the clipping) and "rest" (cameras, noise, the method itself). ``on_step`` is called
-    after each step.
+    after each step; ``pieces`` is what a step computes at once (everything).
     """
     device = parts.generator.device
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
@@ -208,7 +215,8 @@ def bench_step(
                 clock.seconds.clear()
                 evaluations, samples = parts.prior.evaluations, 0.0
                 started = clock.now()
-            plan = plan_at(train, (step + warmup) / max(train.steps, steps + warmup))
+            progress = (step + warmup) / max(train.steps, steps + warmup)
+            plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
             parts.generator.update(step + warmup, parts.rng)
             loss, metrics = step_loss(
                 parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng

@@ -13,15 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nfsd3d import backend
 from nfsd3d.arguments import whole_number, write_numbers
 from nfsd3d.config import compose
 from nfsd3d.errors import InputError
-from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.overrides import quote
+from nfsd3d.prior.resolve import ALIASES, EMBEDDED
 from nfsd3d.schedules import milestone_at
 from nfsd3d.settings import Config
 
 if TYPE_CHECKING:
     from nfsd3d.bench import EncodingTiming, StepTiming
+    from nfsd3d.bench_prior import Comparison
 
 PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
@@ -34,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
         InputError: the embedded model is not there, or ``--json`` names a file that cannot be written.
     """
     options = _parser().parse_args(argv)
+    if options.prior is not None:
+        return _compare_with_peer(options)
     if options.only == "step" and not EMBEDDED.is_dir():
         raise InputError(
             f"--only step: there is no embedded model at {EMBEDDED}; train one with scripts/train_prior.py"
@@ -93,6 +98,96 @@ def step_table(timing: StepTiming) -> Table:
     return table
 
 
+def _compare_with_peer(options: argparse.Namespace) -> int:
+    """``--prior``: a step with Stable Diffusion, against the arithmetic and a peer's choices."""
+    keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}", *map(quote, options.set)]
+    if options.weights == "random":
+        keys.append("negative_prompt=dull")  # its tokenizer spells: the paper's would be too long, and none means more
+    config = compose(options.config, keys)
+    backend.check_machine(config)
+
+    import torch
+
+    from nfsd3d import bench_prior
+    from nfsd3d.prior.architectures import FACTOR, random_prior
+    from nfsd3d.train.build import PRECISIONS, build_parts
+
+    if config.machine.device == "cpu":
+        torch.set_num_threads(options.threads)
+    console = Console()
+    prior = None
+    if options.weights == "random":
+        size = options.resolution
+        if size is not None and size % (8 * FACTOR):
+            raise InputError(f"--resolution {size}: must be a multiple of {8 * FACTOR}")
+        console.print(f"{options.prior} with random weights, {config.machine.precision}, on {config.machine.device}")
+        prior = random_prior(
+            options.prior, config.machine.device, PRECISIONS[config.machine.precision], image_size=size
+        )
+        config = bench_prior.at_most(config, prior.image_size)
+    elif options.resolution is not None:
+        raise InputError(f"--resolution {options.resolution}: a trained model has its own; add --weights random")
+    parts = build_parts(config, prior)
+    warmup = min(WARMUP_STEPS, options.steps)
+    with _progress(console) as progress:
+        task = progress.add_task("training steps", total=bench_prior.count_steps(config, options.steps, warmup))
+        comparison = bench_prior.compare(
+            parts,
+            config,
+            options.prior,
+            steps=options.steps,
+            warmup=warmup,
+            on_step=lambda: progress.advance(task),
+        )
+    for table in comparison_tables(comparison):
+        console.print(table)
+    console.print(comparison_text(comparison), soft_wrap=True, highlight=False)
+    write_numbers(options.json, comparison.to_dict())
+    return 0
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """For each stage of the recipe, the parts of a step with this program's and with a peer's choices."""
+    tables = []
+    for ours, peer, speedup in zip(comparison.ours, comparison.peer, comparison.speedups, strict=True):
+        stage = ours.stage
+        table = Table(
+            title=f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
+            f"training), {comparison.device}: {speedup:.2f} times the peer's speed"
+        )
+        for heading in ("", "ms", "peer's, ms"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name, milliseconds in ours.timing.milliseconds.items():
+            table.add_row(name, f"{milliseconds:.1f}", f"{peer.timing.milliseconds[name]:.1f}")
+        table.add_section()
+        rows = {
+            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, peer)],
+            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, peer)],
+            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, peer)],
+            "TFLOP needed": [f"{t.tflop:.3f}" for t in (ours, peer)],
+            "of them per second": [f"{t.tflops:.3f}" for t in (ours, peer)],
+            "peak memory, GB": ["" if t.peak_memory_gb is None else f"{t.peak_memory_gb:.2f}" for t in (ours, peer)],
+        }
+        for name, (mine, theirs) in rows.items():
+            table.add_row(name, mine, theirs)
+        tables.append(table)
+    return tables
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """What the tables come to."""
+    counted, record = comparison.counted, comparison.to_dict()
+    lines = [
+        f"arithmetic of one image: UNet {counted.unet:.3f} TFLOP, encoder {counted.encode:.3f} and "
+        f"{counted.backward:.3f} back, decoder {counted.decode:.3f}",
+        f"a run of {comparison.steps:,} steps, extrapolated from these: {record['hours']:.2f} hours, "
+        f"the peer's {record['peer_hours']:.2f}",
+    ]
+    if comparison.times_the_floor is not None:
+        lines.append(f"the last stage's step takes {comparison.times_the_floor:.2f} times the arithmetic's 5.9 ms")
+    return "\n".join(lines)
+
+
 def _measure_encoding(
     config: Config, options: argparse.Namespace, console: Console
 ) -> tuple[int, list[EncodingTiming]]:
@@ -141,8 +236,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="nfsd3d bench",
         description="Measure, on the CPU and in the demo's configuration: the hash encoding (torch's embedding_bag, "
         "the same compiled, the numba kernel; ratios are to the kernel), and the parts of a training step with the "
-        "embedded model.",
+        "embedded model. With --prior instead, on a GPU where there is one: a step with Stable Diffusion, beside its "
+        "arithmetic and the same method with a common implementation's choices (eager float16, all branches always, a "
+        "decoding that nobody uses, samples pruned by an extra evaluation of the density).",
     )
+    parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
+    parser.add_argument("--weights", choices=("model", "random"), default="model", help="with --prior: random ones "
+                        "need no download (default: the model's)")  # fmt: skip
+    parser.add_argument("--resolution", type=whole_number(64), metavar="PIXELS", help="with --weights random: side of "
+                        "the prior's images, and of the views at most (default: the model's)")  # fmt: skip
+    parser.add_argument("--method", choices=("nfsd", "sds"), default="nfsd", help="with --prior (default: nfsd)")
+    parser.add_argument("--config", default="nfsd", help="with --prior: another experiment, such as lowmem")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="with --prior: further settings")
     parser.add_argument("--threads", type=whole_number(1), default=2, help="of torch and numba (default: 2)")
     parser.add_argument("--only", choices=("encoding", "step"), help="measure only this")
     parser.add_argument("--rounds", type=whole_number(1), default=15, help="repetitions of each encoding (default: 15)")

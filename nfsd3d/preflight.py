@@ -15,10 +15,13 @@ from nfsd3d.config import config_root, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.settings import Config
+from nfsd3d.schedules import highest
+from nfsd3d.settings import Config, NeRFConfig
 from nfsd3d.source_image import open_picture
 
 OUTPUTS = Path("outputs")
+SAMPLES_PER_RAY = 4
+"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.render.samplers` takes at most."""
 
 
 def check(config: Config) -> ModelSource:
@@ -31,6 +34,7 @@ def check(config: Config) -> ModelSource:
     """
     backend.check_machine(config)
     _check_method(config.distill.method)
+    _check_samples(config)
     source = find_model(config)
     if source.folder is not None:
         check_prompt(source.folder, config.prompt)
@@ -52,6 +56,18 @@ def _check_method(name: str) -> None:
         from nfsd3d.distill.methods import find_method
 
         find_method(name)
+
+
+def _check_samples(config: Config) -> None:
+    """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
+    if not isinstance(config.generator, NeRFConfig):
+        return
+    rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
+    if config.generator.max_samples < SAMPLES_PER_RAY * rays:
+        raise InputError(
+            f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at the finest "
+            f"of train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
+        )
 
 
 def find_model(config: Config) -> ModelSource:

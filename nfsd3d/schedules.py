@@ -37,6 +37,16 @@ def milestone_at(milestones: Milestones, progress: float) -> int:
     return milestones[max(after - 1, 0)][1]
 
 
+def lowest(schedule: Schedule | Milestones) -> float:
+    """The smallest value that a schedule has anywhere."""
+    return min(value for _, value in schedule) if isinstance(schedule, list) else schedule
+
+
+def highest(schedule: Schedule | Milestones) -> float:
+    """The largest value that a schedule has anywhere."""
+    return max(value for _, value in schedule) if isinstance(schedule, list) else schedule
+
+
 def validate_schedule(schedule: Schedule, setting: str, low: float = -math.inf, high: float = math.inf) -> Schedule:
     """``schedule`` itself; ``low`` and ``high`` bound its values (inclusive).
 

@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from nfsd3d.errors import InputError
-from nfsd3d.schedules import Milestones, Schedule, validate_milestones, validate_schedule
+from nfsd3d.schedules import Milestones, Schedule, highest, lowest, validate_milestones, validate_schedule
 from nfsd3d.setting_errors import describe_errors
 
 MAX_PROMPT_LENGTH = 1000
@@ -150,6 +150,17 @@ class MachineConfig(Settings):
     """A torch device: ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: Literal["float32", "bfloat16", "float16"]
     """Number format of the prior's networks; gradients and the generator stay in float32."""
+    pixels_at_once: Annotated[int, Field(ge=256)] | None = None
+    """Pixels of a step's views that are rendered together; they are rendered again in the backward pass, which costs
+    time and bounds the memory. null: all, and nothing twice."""
+    rows_at_once: PositiveInt | None = None
+    """Latents or images that the prior's networks see together; null: all of a step's."""
+    checkpoint_encoder: bool = False
+    """Compute the encoder's activations again in the backward pass instead of keeping them: a third more encoder time
+    for most of its memory."""
+    memory_gb: PositiveFloat | None = None
+    """On CUDA, what a run's steps may take by prediction, in units of 2^30 bytes: the pieces above are made smaller
+    before the start until they fit into it. null: what is free."""
 
 
 class BackendConfig(Settings):
@@ -452,18 +463,10 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _timesteps_in_order(self) -> Self:
-        if _lowest(self.t_max) < _lowest(self.t_min) or _highest(self.t_max) < _highest(self.t_min):
+        if lowest(self.t_max) < lowest(self.t_min) or highest(self.t_max) < highest(self.t_min):
             values = {"low": self.t_min, "high": self.t_max}
             raise PydanticCustomError("range", "t_min={low} must lie below t_max={high}", values)
         return self
-
-
-def _lowest(schedule: Schedule) -> float:
-    return min(value for _, value in schedule) if isinstance(schedule, list) else schedule
-
-
-def _highest(schedule: Schedule) -> float:
-    return max(value for _, value in schedule) if isinstance(schedule, list) else schedule
 
 
 class ExportConfig(Settings):
@@ -581,7 +584,7 @@ class Config(Settings):
         regularizers = {f"train.regularizers.{name}": schedule for name, schedule in train.regularizers}
         shading = {"train.shading.lambertian": train.shading.lambertian}
         solid = {**regularizers, **shading, "train.random_background": train.random_background}
-        wrong = [(key, schedule) for key, schedule in solid.items() if _highest(schedule) > 0]
+        wrong = [(key, schedule) for key, schedule in solid.items() if highest(schedule) > 0]
         wrong += [(f"export.{name}", True) for name in ("mesh", "turntable") if getattr(export, name)]
         if wrong:
             key, value = wrong[0]
@@ -601,7 +604,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _orientation_trains(self) -> Self:
         orient = self.train.regularizers.orient
-        if isinstance(self.generator, NeRFConfig) and _highest(orient) > 0 and self.generator.normals == "analytic":
+        if isinstance(self.generator, NeRFConfig) and highest(orient) > 0 and self.generator.normals == "analytic":
             raise _complete_error(
                 "train.regularizers.orient={orient}: has no effect with generator.normals=analytic, because analytic "
                 "normals carry no gradient; set generator.normals=finite_difference, or train.regularizers.orient=0",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nfsd3d.backend import Choice
 from nfsd3d.prior.resolve import ModelSource, fetch
-from nfsd3d.settings import Config
+from nfsd3d.schedules import highest
+from nfsd3d.settings import Config, NeRFConfig
 
 
 def train(config: Config, source: ModelSource, resume: Path | None = None) -> None:
@@ -38,6 +39,15 @@ def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
     for name, part in (("prior's model", source.model), ("prior's autoencoder", source.vae)):
         if part is not None:
             shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
+    if isinstance(config.generator, NeRFConfig):
+        pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
+        most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)
+        cap = f"generator.max_samples={config.generator.max_samples}"
+        shown["samples of a step"] = f"{most:,} at most, at every resolution ({cap}: where there are more, steps grow)"
+    if config.machine.device != "cpu":
+        from nfsd3d.train.budget import predicted
+
+        shown["memory of a step, predicted"] = predicted(config) or "known once the model is loaded"
     print(config.to_yaml(), end="")
     print("# dry run: nothing was started")
     for name, value in shown.items():

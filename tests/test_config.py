@@ -59,7 +59,50 @@ def test_the_experiments_in_2d_are_those_with_another_generator():
     assert compose("dds_2d", [*overrides, *source]) == compose("dds", [*overrides, *source, "generator=latent"])
 
 
-@pytest.mark.parametrize("prior", ["shapes", "sd15", "sd21", "sd21-768"])
+PRIORS = ["shapes", "sd15", "sd21", "sd21-768"]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("generator", ["nerf", "latent", "image"])
+def test_the_fast_experiment_is_a_fifth_of_the_recipe(prior, generator):
+    choices = ["prompt=x", "machine=cpu", f"prior={prior}", f"generator={generator}"]
+    full, fast = compose("nfsd", choices), compose("fast", choices)
+    assert fast.train.steps * 5 == full.train.steps
+    for key in ("checkpoint_every", "preview_every", "log_every"):
+        assert getattr(fast.train, key) < fast.train.steps
+    # What it costs a step grows nowhere, and it ends as fine as the recipe.
+    every = [step / 100 for step in range(101)]
+    assert max(milestone_at(fast.train.resolution, p) for p in every) == milestone_at(full.train.resolution, 1.0)
+    assert fast.to_dict().keys() == full.to_dict().keys()
+    same = ("prompts", "distill", "prior", "cameras", "machine", "export")
+    assert all(getattr(fast, name) == getattr(full, name) for name in same)
+    assert compose("fast", [*choices, "train.steps=7"]).train.steps == 7  # explicit keys win
+
+
+def test_the_fast_experiments_noise_falls_once_the_shape_stands():
+    train = compose("fast", ["prompt=x", "prior=sd21"]).train
+    assert [value_at(train.t_max, progress) for progress in (0, 0.25, 0.6, 1)] == [0.98, 0.98, 0.5, 0.3]
+    assert [milestone_at(train.resolution, progress) for progress in (0, 0.25, 0.79, 0.8)] == [64, 256, 256, 512]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("generator", ["nerf", "latent", "image"])
+def test_the_lowmem_experiment_differs_in_the_machine_alone(prior, generator):
+    choices = ["prompt=x", "machine=cpu", f"prior={prior}", f"generator={generator}"]
+    full, low = compose("nfsd", choices), compose("lowmem", choices)
+    machine = low.machine
+    assert machine.checkpoint_encoder and machine.rows_at_once == 1 and machine.pixels_at_once < 512**2
+    assert low.replace(machine=full.machine.model_dump()) == full
+    assert full.machine.pixels_at_once is full.machine.rows_at_once is None and not full.machine.checkpoint_encoder
+
+
+def test_a_run_from_before_the_pieces_reads_as_undivided(config):
+    values = config.to_dict()
+    values["machine"] = {name: values["machine"][name] for name in ("name", "device", "precision")}
+    assert Config.from_dict(values) == config
+
+
+@pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("generator", ["latent", "image"])
 def test_pictures_have_recipes_of_their_own(generator, prior):
     config = compose("sds", ["prompt=x", f"generator={generator}", f"prior={prior}"])

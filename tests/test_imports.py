@@ -33,6 +33,7 @@ ABOUT_RUNS = {
     "nfsd3d.api",
     "nfsd3d.bench",
     "nfsd3d.bench_command",
+    "nfsd3d.bench_prior",
     "nfsd3d.decompose_command",
     "nfsd3d.render_command",
     "nfsd3d.start",
@@ -47,6 +48,7 @@ ADAPTERS = {
     "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
     "numba": {"nfsd3d.kernels", "nfsd3d.field.hashgrid_numba", "nfsd3d.render.samplers_numba"},
     "diffusers": {
+        "nfsd3d.prior.architectures",
         "nfsd3d.prior.stable_diffusion",
         "nfsd3d.shapes.autoencoder",
         "nfsd3d.shapes.denoiser",

@@ -27,6 +27,7 @@ from nfsd3d.shapes.render import render_views
 from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import Diverged, Progress, Task, train
+from nfsd3d.train.pieces import configured_pieces
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.train.show import PREVIEW_VIEWS
@@ -92,7 +93,8 @@ def fit_ceiling(config: Config, run_dir: Path, console: Console | None = None) -
     batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
     loss = partial(photometric_loss, generator, batches, rng)
     show = partial(preview, generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
-    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show)
+    pieces = configured_pieces(config.machine)
+    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show, pieces=pieces)
     progress = Progress()
     try:
         with stop_requests() as stop:
@@ -148,7 +150,13 @@ def photometric_loss(
     """
     batch = batches[int(torch.randint(len(batches), (), generator=rng))].resized(plan.resolution)
     background = torch.rand(plan.views, 3, generator=rng).to(batch.color.device)
-    rendering = generator.render(batch.cameras, rng, background=background, normals=plan.regularizers["orient"] > 0)
+    rendering = generator.render(
+        batch.cameras,
+        rng,
+        background=background,
+        normals=plan.regularizers["orient"] > 0,
+        pixels_at_once=plan.pieces.pixels_at_once,
+    )
     error = rendering.image - batch.before(background)
     loss = WEIGHT * error.square().sum() / plan.views + penalty(rendering, plan.regularizers)
     seen = error.detach()

@@ -67,10 +67,12 @@ class Generator(Protocol):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
+        pixels_at_once: int | None = None,
     ) -> Images | Latents:
         """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``.
 
-        A scene gives a Rendering. Pictures are the same from everywhere, and have neither background nor light.
+        A scene gives a Rendering. Pictures are the same from everywhere, and have neither background nor light, and
+        are there at once.
         """
         ...
 

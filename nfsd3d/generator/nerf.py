@@ -1,12 +1,15 @@
 """A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from nfsd3d.cameras import Cameras, Rays
 from nfsd3d.field.background import Background
@@ -15,7 +18,7 @@ from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Rendering
 from nfsd3d.render.compositing import accumulate, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
-from nfsd3d.render.samplers import sample_rays, step_length
+from nfsd3d.render.samplers import RaySamples, sample_rays, step_length
 from nfsd3d.render.shading import needs_normals, shade
 
 # Points that export functions evaluate together.
@@ -114,6 +117,7 @@ class NeRF(nn.Module):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
+        pixels_at_once: int | None = None,
     ) -> Rendering:
         """The view of each of the B cameras.
 
@@ -122,9 +126,24 @@ class NeRF(nn.Module):
         (bool, on the CPU, so that nobody waits for a GPU to learn whether there are any) is true. ``shading`` is one
         of ``shading.SHADINGS``, with ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals
         where shading needs none.
+
+        ``pixels_at_once`` bounds the memory: so many pixels of all views are coloured together, and coloured again in
+        the backward pass, where each part's memory is free before the next part needs it. All rays are sampled first
+        and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
+        undivided view, but for the order of additions.
         """
         bundle = self._bundle(cameras, background, replaced)
-        return _images(self._render_rays(bundle, rng, shading, ambient, normals), cameras)
+        samples = self.sample(bundle.rays, rng)
+        if pixels_at_once is None or pixels_at_once >= len(bundle.rays):
+            return _images(self._render_samples(bundle, samples, shading, ambient, normals), cameras)
+        parts = [
+            # The forward pass draws nothing: there is no random state to keep.
+            checkpoint(
+                self._render_samples, *part, shading, ambient, normals, use_reentrant=False, preserve_rng_state=False
+            )
+            for part in _parts(bundle, samples, pixels_at_once)
+        ]
+        return _images({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, cameras)
 
     @torch.no_grad()
     def render_in_chunks(
@@ -139,9 +158,9 @@ class NeRF(nn.Module):
     ) -> Rendering:
         """``render`` of many or large views, without gradient and jitter, ``pixels`` rays at a time."""
         bundle = self._bundle(cameras, background)
+        bundles = [bundle.part(first, first + pixels) for first in range(0, len(bundle.rays), pixels)]
         parts = [
-            self._render_rays(bundle.part(first, first + pixels), None, shading, ambient, normals)
-            for first in range(0, len(bundle.rays), pixels)
+            self._render_samples(part, self.sample(part.rays, None), shading, ambient, normals) for part in bundles
         ]
         return _images({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, cameras)
 
@@ -193,20 +212,24 @@ class NeRF(nn.Module):
             return torch.tensor([self.settings.background_color], device=self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
-    def _render_rays(
-        self, bundle: "_Bundle", rng: torch.Generator | None, shading: str, ambient: float, normals: bool
+    @torch.no_grad()
+    def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
+        """The intervals to evaluate, ``max_samples`` at most; jittered with ``rng`` (on the CPU) if given."""
+        return sample_rays(
+            rays,
+            self.occupancy,
+            step_size=self.step_size,
+            max_samples=self.settings.max_samples,
+            jitter=rng,
+            backend=self.sampler_backend,
+        )
+
+    def _render_samples(
+        self, bundle: "_Bundle", samples: RaySamples, shading: str, ambient: float, normals: bool
     ) -> dict[str, Tensor]:
-        """What each of R rays sees: the fields of Rendering as [R,C]."""
+        """What each of R rays sees through its samples: the fields of Rendering as [R,C]."""
         rays = bundle.rays
         with torch.no_grad():
-            samples = sample_rays(
-                rays,
-                self.occupancy,
-                step_size=self.step_size,
-                max_samples=self.settings.max_samples,
-                jitter=rng,
-                backend=self.sampler_backend,
-            )
             positions = samples.positions(rays)
             # Depths are counted from the middle of the world, which keeps the variance's digits.
             middles = rays.origins.norm(dim=-1)
@@ -241,7 +264,9 @@ class NeRF(nn.Module):
         """[S,3] normals of the samples that can be seen, zero for the others."""
         visible = weights.detach() > SMALLEST_VISIBLE_WEIGHT
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
-            normals = self.field.analytic_normals(positions[visible])
+            # They have a backward pass of their own, whose tensors a checkpoint around them is not to recompute.
+            with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+                normals = self.field.analytic_normals(positions[visible])
         else:
             normals = self.field.finite_difference_normals(positions[visible], self.settings.finite_difference_eps)
         return torch.zeros_like(positions).index_put((visible,), normals)
@@ -266,6 +291,20 @@ class _Bundle:
             None if self.background is None else self.background[first:last],
             None if self.replaced is None else self.replaced[first:last],
         )
+
+
+def _parts(bundle: _Bundle, samples: RaySamples, pixels: int) -> Iterator[tuple[_Bundle, RaySamples]]:
+    """``pixels`` rays at a time with their samples; views of the same memory, apart from the indices."""
+    bounds = [*range(0, len(bundle.rays), pixels), len(bundle.rays)]
+    ends = samples.offsets[bounds].tolist()
+    for (first, last), (start, end) in zip(pairwise(bounds), pairwise(ends), strict=True):
+        part = RaySamples(
+            samples.ray_indices[start:end] - first,
+            samples.t_starts[start:end],
+            samples.t_ends[start:end],
+            samples.offsets[first : last + 1] - start,
+        )
+        yield bundle.part(first, last), part
 
 
 def _images(channels: dict[str, Tensor], cameras: Cameras) -> Rendering:

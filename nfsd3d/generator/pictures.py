@@ -38,6 +38,7 @@ class Pictures(nn.Module):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
+        pixels_at_once: int | None = None,
     ) -> Images | Latents:
         """The pictures, one for each camera; what else belongs to a view means nothing here.
 

@@ -21,8 +21,10 @@ class Prior(Protocol):
     Latents are scaled as the denoiser expects them, and float32, whatever the precision of the networks.
     """
 
-    evaluations: int
-    """How many samples the denoiser has evaluated so far (a call on N rows counts N)."""
+    @property
+    def evaluations(self) -> int:
+        """How many samples the denoiser has evaluated so far (a call on N rows counts N)."""
+        ...
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -52,8 +54,11 @@ class Prior(Protocol):
         """Gives the text encoder's memory back, where there is one; no more prompts can be embedded then."""
         ...
 
-    def encode(self, image: Tensor) -> Tensor:
-        """[B,C,h,w] latents of images [B,3,H,W] in [0, 1], resized bilinearly first; differentiable, no sampling."""
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
+        """[B,C,h,w] latents of images [B,3,H,W] in [0, 1], resized bilinearly first; differentiable, no sampling.
+
+        With ``checkpoint`` an encoder that has activations to keep for the backward pass computes them again there.
+        """
         ...
 
     def decode(self, z: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class AnalyticPrior:
     def free_text_encoder(self) -> None:
         """There is none."""
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,3,n,n] in [-1, 1] of images [B,3,H,W] in [0, 1], resized bilinearly; differentiable."""
         size = self.image_size
         if image.shape[-2:] != (size, size):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.cameras import Cameras
+from nfsd3d.prior.pieces import parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 POSE = 16
@@ -20,15 +21,20 @@ POSE = 16
 
 @dataclass(frozen=True)
 class PosedParticle:
-    """The second network for one batch: ``poses`` [B,16] are those of the cameras that saw the latents."""
+    """The second network for one batch: ``poses`` [B,16] are those of the cameras that saw the latents.
+
+    It sees ``rows_at_once`` of them together, or all.
+    """
 
     particle: "Particle"
     poses: Tensor
+    rows_at_once: int | None = None
 
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise of the whole batch, as the prior's; no gradient."""
-        return self.particle.denoise(z_t, t, context, self.poses)
+        rows = parts(len(z_t), self.rows_at_once)
+        return torch.cat([self.particle.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in rows])
 
 
 class Particle:
@@ -75,12 +81,24 @@ class Particle:
         )
         self._switch(False)
 
-    def at(self, cameras: Cameras) -> PosedParticle:
-        """The network for a batch that these cameras saw."""
-        return PosedParticle(self, _poses(cameras).to(self._prior.device))
+    def at(self, cameras: Cameras, rows_at_once: int | None = None) -> PosedParticle:
+        """The network for a batch that these cameras saw, of which it sees ``rows_at_once`` rows together, or all."""
+        return PosedParticle(self, _poses(cameras).to(self._prior.device), rows_at_once)
 
-    def learn(self, z: Tensor, context: Tensor, cameras: Cameras, rng: torch.Generator) -> Tensor:
+    def learn(
+        self,
+        z: Tensor,
+        context: Tensor,
+        cameras: Cameras,
+        rng: torch.Generator,
+        *,
+        step: bool = True,
+        rows_at_once: int | None = None,
+    ) -> Tensor:
         """One training step on the latents [B,C,h,w] that ``cameras`` saw; returns its loss, a scalar.
+
+        Without ``step`` it ends with the gradient, and the caller's ``optimizer.step()`` is what is missing. The
+        gradient is summed up over ``rows_at_once`` rows at a time.
 
         The loss is the mean squared error of the noise at timesteps uniform over the whole range, given the prompt's
         ``context`` [B,L,D] without view words: the camera tells the view. Timesteps, noise and which cameras are hidden
@@ -93,12 +111,17 @@ class Particle:
         shown = (torch.rand(len(z), generator=rng) >= self._camera_dropout).to(z)
         with self._on():
             poses = _poses(cameras).to(z) * shown[:, None]
-            eps = self._prior.denoise(schedule.add_noise(z, noise, t), t, context, poses)
-            loss = (eps - noise).square().mean()
+            z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            losses = []
+            for rows in parts(len(z), rows_at_once):
+                eps = self._prior.denoise(z_t[rows], t[rows], context[rows], poses[rows])
+                loss = (eps - noise[rows]).square().mean() * (len(eps) / len(z))
+                loss.backward()
+                losses.append(loss.detach())
+        if step:
             self.optimizer.step()
-        return loss.detach()
+        return torch.stack(losses).sum()
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, poses: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise, given also camera poses [B,16]."""

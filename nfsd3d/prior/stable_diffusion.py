@@ -1,5 +1,6 @@
 """A prior from a folder in the diffusers layout of Stable Diffusion: the real models and the embedded one alike."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 
 from nfsd3d.errors import InputError
@@ -83,12 +85,7 @@ class StableDiffusionPrior:
             with _named_errors(folder / "tokenizer"):
                 tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
             schedule, prediction_type = _load_schedule(folder / "scheduler")
-        device = torch.device(device)
-        vae = vae.to(memory_format=torch.channels_last)
-        if device.type == "cuda":  # on a CPU only the autoencoder gains by it
-            unet = unet.to(memory_format=torch.channels_last)
-        parts = unet.to(device), vae.to(device), text_encoder.to(device)
-        return cls(*parts, tokenizer, schedule, prediction_type)
+        return cls(*placed(unet, vae, text_encoder, device), tokenizer, schedule, prediction_type)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -114,6 +111,32 @@ class StableDiffusionPrior:
     def device(self) -> torch.device:
         """Where the networks are."""
         return self._unet.device
+
+    @property
+    def context_shape(self) -> tuple[int, int]:
+        """(L, D) of one prompt's embedding."""
+        length = self._tokenizer.model_max_length
+        if self._text_encoder is not None:
+            length = min(length, self._text_encoder.config.max_position_embeddings)
+        return length, self._unet.config.cross_attention_dim
+
+    def tensors(self) -> list[Tensor]:
+        """The weights of all networks that are still there."""
+        networks = (self._unet, self._vae, self._text_encoder)
+        return [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
+
+    def without_weights(self) -> "StableDiffusionPrior":
+        """The same UNet and autoencoder on the device "meta", which has shapes and no memory; it embeds no prompts."""
+        with torch.device("meta"):
+            networks = [type(network).from_config(network.config) for network in (self._unet, self._vae)]
+        unet, vae = (
+            torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
+            for network, own in zip(networks, (self._unet, self._vae), strict=True)
+        )
+        copied = copy.copy(self)
+        copied._unet, copied._vae, copied._text_encoder = unet, vae, None
+        copied._schedule = self._schedule.to("meta")
+        return copied
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Tensor:
@@ -144,19 +167,41 @@ class StableDiffusionPrior:
         """Gives the text encoder's memory back, once every prompt has been embedded."""
         self._text_encoder = None
 
-    def encode(self, image: Tensor) -> Tensor:
+    def in_precision(self, dtype: torch.dtype) -> "StableDiffusionPrior":
+        """The same prior in another precision; UNet and autoencoder themselves change, and this prior with them."""
+        for network in (self._unet, self._vae):
+            torch.nn.Module.to(network, dtype)  # parameter by parameter: never twice the memory
+        return copy.copy(self)
+
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
 
         Images are resized bilinearly to ``image_size`` (with a low-pass filter when that shrinks them). Takes the
-        posterior mean, so that the same image gives the same latent.
+        posterior mean, so that the same image gives the same latent. With ``checkpoint`` the activations inside each
+        block of the encoder (all of them, if it is a tiny one) are computed again in the backward pass.
         """
         size = self.image_size
         if image.shape[-2:] != (size, size):
             shrinks = max(image.shape[-2:]) > size
             image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
-        encoded = self._vae.encode((image * 2 - 1).to(self._vae.dtype))
-        latent = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        latent = self._encoder((image * 2 - 1).to(self._vae.dtype), checkpoint)
         return (latent.float() - self._shift) * self._vae.config.scaling_factor
+
+    def _encoder(self, image: Tensor, checkpoint: bool) -> Tensor:
+        """What the autoencoder says of images in [-1, 1], in its own precision and scale."""
+        if not hasattr(self._vae, "quant_conv"):  # a tiny one, whose own checkpoints leave out its scaling of the image
+            if checkpoint:
+                return _checkpointed(self._encode_tiny, image)
+            return self._encode_tiny(image)
+        if checkpoint != self._vae.is_gradient_checkpointing:
+            if checkpoint:
+                self._vae.enable_gradient_checkpointing(_checkpointed)
+            else:
+                self._vae.disable_gradient_checkpointing()
+        return self._vae.encode(image).latent_dist.mean
+
+    def _encode_tiny(self, image: Tensor) -> Tensor:
+        return self._vae.encode(image).latents
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -189,6 +234,20 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def placed(unet: Any, vae: Any, text_encoder: Any, device: torch.device | str) -> tuple[Any, Any, Any]:
+    """The networks on ``device``, their weights in the memory layout that is fastest there."""
+    vae = vae.to(memory_format=torch.channels_last)
+    if torch.device(device).type == "cuda":  # on a CPU only the autoencoder gains by it
+        unet = unet.to(memory_format=torch.channels_last)
+    return unet.to(device), vae.to(device), text_encoder.to(device)
+
+
+def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, whose intermediate results are computed again in the backward pass."""
+    # The networks draw nothing: there is no random state to keep.
+    return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _check_parts(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, prediction_type: str) -> None:

@@ -52,15 +52,15 @@ class Parts:
     source: Generator | None = None
 
 
-def build_parts(config: Config) -> Parts:
-    """Everything a run needs, loaded and initialised with the run's seed.
+def build_parts(config: Config, prior: Prior | None = None) -> Parts:
+    """Everything a run needs, loaded and initialised with the run's seed; ``prior`` takes the place of the model's.
 
     Raises:
         InputError: no such method, or the prior's model is not there, or does not know a word of the prompt, or what is
             to be edited cannot be read.
     """
     method = find_method(config.distill.method)
-    prior = build_prior(config)
+    prior = prior or build_prior(config)
     bank = PromptBank.build(
         prior,
         config.prompt,

@@ -1,11 +1,12 @@
 """The run: one plain loop around the step, and everything that keeps its results."""
 
+import gc
 import math
 import shlex
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from nfsd3d.preflight import claim_run_dir
 from nfsd3d.settings import Config
 from nfsd3d.streams import fork
 from nfsd3d.train import state
+from nfsd3d.train.budget import fit_into_memory
 from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 from nfsd3d.train.metrics import MetricsWriter
+from nfsd3d.train.pieces import Pieces, configured_pieces
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.show import preview
 from nfsd3d.train.step import step_loss
@@ -43,8 +46,9 @@ class Task:
 
     ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
-    ``rng``. ``preview`` shows the generator as it is; ``evaluations`` tells how many samples a denoiser has evaluated
-    so far. ``particle`` is VSD's second network, which ``step_loss`` trains.
+    ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
+    it is; ``evaluations`` tells how many samples a denoiser has evaluated so far. ``particle`` is VSD's second network,
+    which ``step_loss`` leaves with its gradient. ``pieces`` are what a step computes at once, while memory suffices.
     """
 
     generator: NeRF | Pictures
@@ -54,6 +58,7 @@ class Task:
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
     particle: state.Learner | None = None
+    pieces: Pieces = field(default_factory=Pieces)
 
 
 @dataclass
@@ -61,13 +66,15 @@ class Progress:
     """How far a run is, over all its sessions.
 
     ``steps`` are finished; ``metrics`` the last logged ones; ``earlier_seconds`` and ``earlier_evaluations`` (of the
-    denoiser) what former sessions took.
+    denoiser) what former sessions took. ``smaller_pieces`` (a :class:`Pieces` as a dictionary, with the step
+    ``from_step``) tells that this session's memory did not suffice for the configured ones.
     """
 
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     earlier_evaluations: int = 0
+    smaller_pieces: dict[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -108,6 +115,9 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         _check_method(run_dir)
     parts = build_parts(config)
     task = distillation(config, parts)
+    if config.machine.device != "cpu":
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
     progress = Progress()
     if resume is not None:
         restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)
@@ -120,6 +130,8 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
         record = progress.record(task.evaluations())
+        if progress.smaller_pieces is not None:
+            results["smaller_pieces"] = progress.smaller_pieces
         write_summary(
             run_dir,
             config,
@@ -145,10 +157,11 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         summarize("interrupted", f"signal {signum:d} after step {progress.steps}")
         how = f"interrupted after step {progress.steps}; go on with: {resume_command(run_dir)}"
         raise Interrupted(signum, how) from error
-    except torch.cuda.OutOfMemoryError as error:
-        summarize("failed", "out of GPU memory")
+    except torch.OutOfMemoryError as error:
+        summarize("failed", f"out of GPU memory after step {progress.steps}")
         remedy = "lower generator.max_samples, train.resolution or train.batch_size, and go on with"
-        raise RunFailed(f"{run_dir}: out of GPU memory; {remedy}: {resume_command(run_dir)}") from error
+        how = f"out of GPU memory after step {progress.steps}, in the smallest pieces too; {remedy}"
+        raise RunFailed(f"{run_dir}: {how}: {resume_command(run_dir)}") from error
     except Exception as error:
         summarize("failed", f"{type(error).__name__}: {error}")
         raise
@@ -166,11 +179,19 @@ def distillation(config: Config, parts: Parts) -> Task:
 
     def loss(plan: StepPlan) -> tuple[Tensor, dict[str, Tensor]]:
         generator, prior, rng = parts.generator, parts.prior, parts.rng
-        return step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, rng, parts.source)
+        arguments = parts.bank, parts.distillation, parts.ranges, plan, rng, parts.source
+        return step_loss(generator, prior, *arguments, False)
 
-    show = partial(preview, config, parts.generator, parts.prior)
-    particle = parts.distillation.particle
-    return Task(parts.generator, parts.optimizer, parts.rng, loss, show, lambda: parts.prior.evaluations, particle)
+    return Task(
+        parts.generator,
+        parts.optimizer,
+        parts.rng,
+        loss,
+        preview=partial(preview, config, parts.generator, parts.prior),
+        evaluations=lambda: parts.prior.evaluations,
+        particle=parts.distillation.particle,
+        pieces=configured_pieces(config.machine),
+    )
 
 
 def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
@@ -179,11 +200,14 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     Raises:
         Diverged: the run cannot recover; the last sound state is saved.
         Interrupted: a signal arrived; the state after the last finished step is saved.
+        torch.OutOfMemoryError: a step does not fit in the smallest pieces; the state after the last finished one is
+            saved.
     """
     settings, generator, optimizer = config.train, task.generator, task.optimizer
     watchdog = Watchdog(_limits(config))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     on_cpu = config.machine.device == "cpu"
+    pieces = task.pieces
 
     def save() -> None:
         state.save(
@@ -205,14 +229,21 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             if stop.signum is not None:
                 save()
                 stop.check()
-            plan = plan_at(settings, step / settings.steps)
+            plan = replace(plan_at(settings, step / settings.steps), pieces=pieces)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
-            generator.update(step, fork(task.rng))  # how much it draws depends on the scene
-            loss, metrics = task.step_loss(plan)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            before = task.rng.get_state()
+            try:
+                generator.update(step, fork(task.rng))  # how much it draws depends on the scene
+                metrics, fitting = differentiate(task, plan)
+            except torch.OutOfMemoryError:
+                task.rng.set_state(before)
+                save()
+                raise
+            if fitting != pieces:
+                pieces, progress.smaller_pieces = fitting, {"from_step": step + 1, **asdict(fitting)}
+                display.print(f"step {step + 1}: out of memory; from here on {pieces}, which gives the same results")
             limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
             metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
@@ -228,6 +259,8 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                         save()
                     raise Diverged(reason)
             optimizer.step()
+            if task.particle is not None:
+                task.particle.optimizer.step()
             progress.steps = step + 1
 
             if log:
@@ -249,6 +282,36 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 if not all_finite(generator):
                     raise Diverged(f"parameters are not finite after step {step + 1}: lower train.learning_rate")
                 save()
+
+
+def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces]:
+    """Gives the parameters a step's gradient; returns its metrics, and the pieces that fitted into memory.
+
+    Where memory runs out the step is begun anew in smaller pieces, with the same random numbers.
+
+    Raises:
+        torch.OutOfMemoryError: the smallest pieces do not fit either.
+    """
+    before = task.rng.get_state()
+    while True:
+        task.optimizer.zero_grad(set_to_none=True)
+        try:
+            return _differentiated(task, plan), plan.pieces
+        except torch.OutOfMemoryError:
+            smaller = plan.pieces.smaller(plan.views, plan.resolution)
+            if smaller is None:
+                raise
+        # Behind the handler: its exception holds on to the tensors of the step that failed.
+        plan = replace(plan, pieces=smaller)
+        task.rng.set_state(before)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
+    loss, metrics = task.step_loss(plan)
+    loss.backward()
+    return metrics
 
 
 def all_finite(generator: Generator) -> bool:

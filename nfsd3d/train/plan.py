@@ -1,12 +1,13 @@
 """What the schedules say about one step, and the random choices that a step makes besides cameras and noise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from nfsd3d.schedules import milestone_at, value_at
 from nfsd3d.settings import TrainConfig
+from nfsd3d.train.pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class StepPlan:
     ``progress`` is the fraction of training, in [0, 1). ``views`` square images of ``resolution`` pixels; timesteps
     between the fractions ``t_min`` and ``t_max`` of the model's training steps; probabilities ``lambertian`` (of
     shading with a light), ``textureless`` (of a white surface, among those) and ``random_background`` (of a view before
-    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers.
+    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers. ``pieces`` says
+    how much of it is computed at once.
     """
 
     progress: float
@@ -30,6 +32,7 @@ class StepPlan:
     random_background: float
     learning_rate_factor: float
     regularizers: dict[str, float]
+    pieces: Pieces = field(default_factory=Pieces)
 
 
 def plan_at(train: TrainConfig, progress: float) -> StepPlan:

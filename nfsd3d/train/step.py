@@ -13,6 +13,7 @@ from nfsd3d.generator import Generator, Images, Latents, Rendering
 from nfsd3d.prior import Prior
 from nfsd3d.prior.noise import NOISINGS
 from nfsd3d.prior.particle import Particle
+from nfsd3d.prior.pieces import in_pieces
 from nfsd3d.prompts import PromptBank
 from nfsd3d.schedules import Schedule, value_at
 from nfsd3d.streams import fork
@@ -43,24 +44,29 @@ def step_loss(
     plan: StepPlan,
     rng: torch.Generator,
     source: Generator | None = None,
+    step_particle: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A scalar whose gradient is the step's, and metrics (scalars on the generator's device, no synchronisation).
 
     The scalar's value means nothing; its gradient is w(t) times the method's direction, summed over the latent and
     averaged over the views, plus a scene's regularisers. A method that edits needs the ``source``, which is seen as
     ``generator`` is: by the same cameras, before the same background, in the same light, sampled at the same points;
-    and the same noise is added. VSD's second network is trained one step on what was rendered. Every method takes as
-    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise.
+    and the same noise is added. VSD's second network is trained one step on what was rendered; without
+    ``step_particle`` that leaves it with the gradient, and its optimiser's step is the caller's. Every method takes as
+    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise. ``plan.pieces``
+    bounds what is computed at once.
 
     Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
     delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
     (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); of a scene also ``opacity`` and ``samples_per_ray``; with
     VSD ``particle_loss``, the second network's.
     """
+    prior = in_pieces(prior, plan.pieces.rows_at_once, plan.pieces.checkpoint_encoder)
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges).to(prior.device)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
     look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)
+    look["pixels_at_once"] = plan.pieces.pixels_at_once
     same_points = rng.clone_state()
     view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
     z = _latent(prior, view)
@@ -85,7 +91,7 @@ def step_loss(
         noise=noise,
         threshold=distillation.threshold,
         source=source_z_t,
-        particle=None if particle is None else particle.at(cameras),
+        particle=None if particle is None else particle.at(cameras, plan.pieces.rows_at_once),
         view_weights=bank.view_weights(cameras),
     )
 
@@ -101,7 +107,9 @@ def step_loss(
         loss = loss + penalty(view, plan.regularizers)
         metrics |= {"opacity": view.opacity.detach().mean(), "samples_per_ray": view.samples_per_ray}
     if particle is not None:
-        metrics["particle_loss"] = particle.learn(z, contexts["plain"], cameras, own)
+        metrics["particle_loss"] = particle.learn(
+            z, contexts["plain"], cameras, own, step=step_particle, rows_at_once=plan.pieces.rows_at_once
+        )
     return loss, metrics
 
 

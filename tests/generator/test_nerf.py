@@ -170,6 +170,50 @@ def test_chunks_make_no_difference() -> None:
         torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("shading", "normals"), [("albedo", "analytic"), ("lambertian", "analytic"),
+                                                 ("textureless", "finite_difference")])  # fmt: skip
+def test_training_views_in_chunks_have_the_same_gradient(shading: str, normals: str) -> None:
+    cameras, colours, replaced = orbit(3, 11), torch.rand(3, 3), torch.tensor([True, False, True])
+    results = []
+    for pixels in (None, 10**6, 50):
+        nerf = make_nerf(replace(SMALL, normals=normals, max_samples=6000))
+        torch.nn.init.normal_(nerf.field.encoding.table, std=0.1)
+        rng = torch.Generator().manual_seed(5)
+        look = dict(background=colours, replaced=replaced, shading=shading, normals=True)
+        rendering = nerf.render(cameras, rng, **look, pixels_at_once=pixels)
+        factors = torch.Generator().manual_seed(6)
+        values = {name: value for name, value in images(rendering).items() if value.requires_grad}
+        sum((value * torch.randn(value.shape, generator=factors)).sum() for value in values.values()).backward()
+        gradients = {name: parameter.grad for name, parameter in nerf.named_parameters()}
+        results.append((images(rendering), gradients, rng.get_state()))
+    whole, large, chunks = results
+    assert whole[0]["samples_per_ray"] * 3 * 11 * 11 <= 6000  # the cap holds for the whole view, chunks or not
+    assert all(torch.equal(large[0][name], value) for name, value in whole[0].items())
+    for name, expected in whole[0].items():
+        torch.testing.assert_close(chunks[0][name], expected, atol=1e-4, rtol=1e-4)
+    for name, expected in whole[1].items():
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(chunks[1][name], expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+    assert torch.equal(chunks[2], whole[2])
+
+
+@pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
+def test_chunks_keep_less_for_the_backward_pass(normals: str) -> None:
+    kept = {}
+    for pixels in (None, 100):
+        nerf, seen = make_nerf(replace(SMALL, normals=normals)), {}
+
+        def keep(tensor: torch.Tensor, seen: dict = seen) -> torch.Tensor:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            rendering = nerf.render(orbit(2, 24), shading="lambertian", pixels_at_once=pixels)
+        kept[pixels] = sum(seen.values())
+        assert rendering.image.requires_grad
+    assert kept[100] < 0.1 * kept[None]
+
+
 def test_jitter_comes_from_rng_alone() -> None:
     nerf, cameras = make_nerf(), orbit(1, 9)
     still = [nerf.render(cameras).image for _ in range(2)]

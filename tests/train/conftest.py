@@ -9,6 +9,7 @@ import torch
 
 from nfsd3d.config import compose
 from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
 from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.settings import Config
@@ -94,6 +95,17 @@ def configure_2d(kind: str, tmp_path: Path) -> Configure:
 def tiny_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs use :class:`TinyPrior`."""
     monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: TinyPrior())
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an architecture that is Stable Diffusion's in layout, and small enough for a test."""
+    full, channels = ARCHITECTURES["sd21"], {"block_out_channels": (32, 32, 64, 64)}
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    unet = {**full.unet, **channels, "attention_head_dim": 8, "cross_attention_dim": 32}
+    small = Architecture(unet, {**full.text_encoder, **text}, full.prediction_type, {**full.vae, **channels})
+    monkeypatch.setitem(ARCHITECTURES, "sd21", small)
+    return "sd21"
 
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:

@@ -1,0 +1,288 @@
+"""How much memory a run's steps will take at most, found out before the first: by the step's own code.
+
+The prior's networks run on the device that has shapes and no memory; a few pixels of the scene are rendered for real.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nfsd3d.cameras import CameraRanges, orbit
+from nfsd3d.distill.methods import Method
+from nfsd3d.generator import Generator, Rendering
+from nfsd3d.generator.nerf import NeRF
+from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
+from nfsd3d.prior.pieces import in_pieces
+from nfsd3d.prior.pieces import parts as rows_in_parts
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.schedules import highest
+from nfsd3d.settings import Config, TrainConfig
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, camera_ranges, find_method
+from nfsd3d.train.live_bytes import LiveBytes
+from nfsd3d.train.pieces import Pieces, configured_pieces
+
+GIB = 2**30
+PROBES = (4, 8)
+"""Pixels squared of the two views from which the bytes of a sample follow."""
+
+
+@dataclass(frozen=True)
+class SampleBytes:
+    """What one sample along a ray takes: ``packed`` as a position on its ray, ``kept`` for the backward pass of the
+    rendering, and at the ``peak`` of rendering and backward pass.
+    """
+
+    packed: float
+    kept: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes at the largest moment of a run's steps.
+
+    ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
+    and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
+    moment has them; ``networks``: activations of encoder and UNet. ``resolution`` is that of the largest views.
+    """
+
+    weights: int
+    scene: int
+    samples: int
+    networks: int
+    sample_count: int
+    resolution: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.scene + self.samples + self.networks
+
+    @property
+    def remedy(self) -> str:
+        """The settings to lower, those of the largest part."""
+        parts = {
+            "set machine.pixels_at_once=16384, or lower generator.max_samples or train.resolution": self.samples,
+            "set machine.rows_at_once=1 and machine.checkpoint_encoder=true, or lower train.batch_size": self.networks,
+            "choose a smaller prior": self.weights,
+            "lower generator.encoding.log2_entries": self.scene,
+        }
+        return max(parts, key=lambda text: parts[text])
+
+    def __str__(self) -> str:
+        parts = {"the prior's weights": self.weights, "scene and optimiser": self.scene}
+        if self.sample_count:
+            parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
+        parts["encoder and UNet"] = self.networks
+        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+        return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Predicts the memory of a run's steps in any pieces.
+
+    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
+    the activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not.
+    """
+
+    weights: int
+    scene: int
+    networks: Callable[[int | None, bool], int]
+    views: int
+    resolution: int
+    sample_count: int
+    sample_bytes: SampleBytes
+
+    def budget(self, pieces: Pieces) -> Budget:
+        """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
+        pixels = self.views * self.resolution**2
+        share = 1.0 if pieces.pixels_at_once is None else min(1.0, pieces.pixels_at_once / pixels)
+        whole = share == 1.0
+        size = self.sample_bytes
+        kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
+        peak = self.sample_count * (size.packed + size.peak * share)
+        networks = self.networks(pieces.rows_at_once, pieces.checkpoint_encoder)
+        samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
+        return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution)
+
+    def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
+        """The largest pieces, from ``pieces`` down, that take no more than ``limit`` bytes; else the smallest."""
+        budget = self.budget(pieces)
+        while budget.total > limit:
+            smaller = pieces.smaller(self.views, self.resolution)
+            if smaller is None:
+                break
+            pieces, budget = smaller, self.budget(smaller)
+        return pieces, budget
+
+
+def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[[str], None]) -> Pieces:
+    """``pieces``, or smaller ones whose predicted memory the run's GPU has and ``machine.memory_gb`` allows.
+
+    ``say`` is told the prediction, and which setting to lower where the smallest pieces do not fit. With another prior
+    than one in Stable Diffusion's layout nothing is known.
+    """
+    if not isinstance(parts.prior, StableDiffusionPrior):
+        return pieces
+    method, particle = parts.distillation.method, parts.distillation.particle
+    found = estimator(
+        parts.prior,
+        parts.generator,
+        config.train,
+        method,
+        parts.ranges,
+        perp_neg=config.prompts.perp_neg,
+        trained=[] if particle is None else particle.state_dict().values(),
+    )
+    available = available_bytes(parts.generator.device)
+    allowed = config.machine.memory_gb
+    limit = available if allowed is None else min(available, int(allowed * GIB))
+    whose = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
+    fitting, budget = found.fitted(pieces, limit)
+    say(f"memory, predicted: {budget}")
+    if fitting != pieces:
+        say(f"memory: {fitting}, to fit into {whose}; the results are the same")
+    if budget.total > limit:
+        say(f"warning: the prediction is above {whose}: {budget.remedy}")
+    return fitting
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process may still take on a GPU, with what it has already."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
+
+
+def predicted(config: Config) -> str | None:
+    """The memory that a run of a preset would take, before anything of it is there; None where that is not known."""
+    named = config.prior.model is None and config.prior.vae is None and config.prior.name in ARCHITECTURES
+    if not named or config.makes_pictures:
+        return None
+    prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
+    prior.free_text_encoder()
+    method, ranges = find_method(config.distill.method), camera_ranges(config.cameras)
+    generator = build_generator(config)
+    found = estimator(prior, generator, config.train, method, ranges, perp_neg=config.prompts.perp_neg)
+    pieces, allowed = configured_pieces(config.machine), config.machine.memory_gb
+    _, budget = (pieces, found.budget(pieces)) if allowed is None else found.fitted(pieces, int(allowed * GIB))
+    return str(budget)
+
+
+def estimator(
+    prior: StableDiffusionPrior,
+    generator: Generator,
+    train: TrainConfig,
+    method: Method,
+    ranges: CameraRanges,
+    *,
+    perp_neg: bool = False,
+    trained: Iterable[Tensor] = (),
+) -> Estimator:
+    """Of a run with these parts; ``trained`` are the parameters of VSD's second network.
+
+    Draws nothing from the run's random numbers and leaves no gradient behind.
+    """
+    views, resolution = train.batch_size, int(highest(train.resolution))
+    parameters = [value for group in generator.parameter_groups().values() for value in group]
+    further = list(trained)
+    count, size = 0, SampleBytes(0, 0, 0)
+    if isinstance(generator, NeRF):
+        normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
+        count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
+    rows = rows_at_most(method, views, perp_neg=perp_neg)
+    shapes, trained_rows = prior.without_weights(), views if method.needs_particle else 0
+    return Estimator(
+        weights=_size_of(prior.tensors()),
+        # Parameter, gradient and two moments.
+        scene=4 * _size_of([*parameters, *further]),
+        networks=cache(
+            lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, rows, trained_rows)
+        ),
+        views=views,
+        resolution=resolution,
+        sample_count=count,
+        sample_bytes=size,
+    )
+
+
+def rows_at_most(method: Method, views: int, *, perp_neg: bool) -> int:
+    """How many rows the UNet is given in one call of a step: all branches in all rows."""
+    branches = max(len(_of_prior(each)) for each in (method, method.then or method))
+    pairs = len(method.condition_pairs) if perp_neg else 0
+    return views * (branches + 2 * pairs)
+
+
+def _of_prior(method: Method) -> list[str]:
+    return [branch for branch in method.branches if branch != "particle"]
+
+
+def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
+    """Samples of all views of a step, however full the scene: every ray all through the cube, up to the cap."""
+    return min(nerf.settings.max_samples, views * resolution**2 * nerf.settings.samples_per_ray)
+
+
+def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBytes:
+    """Measured on two small views of the scene as it is, so that what does not go with the samples falls out."""
+    measured = [_probe(nerf, ranges, size, normals) for size in PROBES]
+    (few, *small), (many, *large) = measured
+    packed, kept, peak = (max(b - a, 0) / max(many - few, 1) for a, b in zip(small, large, strict=True))
+    return SampleBytes(packed, kept, peak)
+
+
+def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[float, float, float, float]:
+    """The samples of one view, and the bytes of their places, those kept for the backward pass, and the most of all."""
+    cameras = orbit(1, size, distance=ranges.distance[0], fovy_deg=ranges.fovy_deg[1]).to(nerf.device)
+    before = [(value, value.grad) for value in nerf.parameters()]
+    for value, _ in before:
+        value.grad = None
+    known = [*nerf.parameters(), *nerf.buffers()]
+    rays = cameras.rays()
+    with LiveBytes([*known, rays.origins, rays.directions]) as counter:
+        samples = nerf.sample(rays, None)
+        packed = counter.live
+        del samples
+    # Gradients of the parameters do not go with the samples; they are counted with the scene.
+    with LiveBytes(known, {value.shape for value, _ in before}) as counter:
+        view = nerf.render(cameras, shading="lambertian" if normals else "albedo")
+        count = float(view.samples_per_ray) * size**2
+        kept = counter.live
+        _loss(view).backward()
+        peak = counter.peak
+    for value, grad in before:
+        value.grad = grad
+    return count, packed, kept - packed, peak - packed
+
+
+def _loss(view: Rendering) -> Tensor:
+    return view.image.sum() + view.opacity.sum() + view.depth_variance.sum()
+
+
+def network_peak(
+    prior: StableDiffusionPrior, rows_at_once: int | None, checkpoint: bool, views: int, rows: int, trained_rows: int
+) -> int:
+    """Bytes of the activations of encoder and UNet at their largest, found out with a prior without weights.
+
+    Of a step whose UNet sees ``rows``, and whose second network learns from ``trained_rows``.
+    """
+    split = in_pieces(prior, rows_at_once, checkpoint)
+    image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
+    latent = torch.empty(rows, *prior.latent_shape, device="meta")
+    t = torch.zeros(rows, dtype=torch.int64)
+    context = torch.empty(rows, *prior.context_shape, device="meta")
+    with LiveBytes([*prior.tensors(), image, latent, context]) as counter:
+        z = split.encode(image)
+        split.predict_eps(latent, t, context)
+        if trained_rows:
+            part = rows_in_parts(trained_rows, rows_at_once)[0]
+            # The adaptation sits beside projections whose inputs the gradient to the latents keeps as well.
+            prior.denoise(latent[part].requires_grad_(), t[part], context[part]).sum().backward()
+        z.sum().backward()
+    return counter.peak
+
+
+def _size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

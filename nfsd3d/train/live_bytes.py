@@ -1,0 +1,85 @@
+"""What tensors take, moment by moment: counted where they are made, on any device, the one without memory too."""
+
+import weakref
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Self
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_ATTENTION = F.scaled_dot_product_attention
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the block, adds up what new tensors take until they are gone; final, a context manager.
+
+    ``live`` bytes now, ``peak`` bytes at most. Attention counts as the fused kernels have it, which keep their inputs
+    and their result and no matrix of weights. Not seen: what a kernel takes for itself while it runs.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = (), shapes: Collection[torch.Size] = ()) -> None:
+        """``known`` tensors, such as parameters and inputs, are not counted, nor are any of these ``shapes``."""
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._shapes = frozenset(shapes)
+        self._known = list(known)  # kept, so that no other storage gets one of their addresses
+        self._counted = {_address(tensor) for tensor in self._known}
+        # Not a mode: a checkpoint's second forward pass, which is part of the backward pass, would not see it.
+        self._attention = patch.object(F, "scaled_dot_product_attention", _fused_attention)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.shape not in self._shapes and _address(leaf) not in self._counted:
+                self._count(leaf)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage, address = tensor.untyped_storage(), _address(tensor)
+        self._counted.add(address)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, address, storage.nbytes()).atexit = False
+
+    def _forget(self, address: int, size: int) -> None:
+        self._counted.discard(address)
+        self.live -= size
+
+    def __enter__(self) -> Self:
+        self._attention.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._attention.__exit__(*error)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *further: Any, **options: Any) -> Tensor:
+    """Attention which, on the device without memory, keeps what the fused kernels of a GPU keep."""
+    if query.is_meta:
+        return _AttentionShapes.apply(query, key, value)
+    return _ATTENTION(query, key, value, *further, **options)
+
+
+class _AttentionShapes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])

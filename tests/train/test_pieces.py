@@ -1,0 +1,161 @@
+"""Steps in pieces: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from nfsd3d.errors import RunFailed
+from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.train import loop, state
+from nfsd3d.train.build import build_parts
+from nfsd3d.train.metrics import read_metrics
+from nfsd3d.train.pieces import SMALLEST_PIXELS, Pieces
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.step import step_loss
+from nfsd3d.train.summary import read_summary
+
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
+pytestmark = pytest.mark.usefixtures("tiny_prior")
+
+
+def gradient_of(config, pieces):
+    """The loss, the number of evaluations and every parameter's gradient of a step at the start."""
+    parts = build_parts(config)
+    plan = replace(plan_at(config.train, 0.6), pieces=pieces)
+    parts.generator.update(0, parts.rng)
+    loss, metrics = step_loss(
+        parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
+    )
+    loss.backward()
+    gradients = {name: value.grad for name, value in parts.generator.named_parameters()}
+    return loss.detach(), metrics, parts.prior.evaluations, gradients, parts.rng.get_state()
+
+
+@pytest.mark.parametrize("method", ["nfsd", "sdi"])
+def test_pieces_change_nothing(configure, method):
+    config = configure(
+        **{
+            "distill.method": method,
+            "train.batch_size": 3,
+            "train.regularizers.orient": 1.0,
+            "train.random_background": 0.5,
+            "train.shading.lambertian": 1.0,
+            "generator.normals": "finite_difference",
+        }
+    )
+    whole, metrics, evaluations, gradients, rng = gradient_of(config, Pieces())
+    divided = gradient_of(config, Pieces(pixels_at_once=300, rows_at_once=2, checkpoint_encoder=True))
+    torch.testing.assert_close(divided[0], whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(divided[1], metrics, rtol=1e-4, atol=1e-5)
+    assert divided[2] == evaluations
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(divided[3][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+    assert torch.equal(divided[4], rng)
+
+
+def test_pieces_shrink_to_an_end():
+    pieces, seen = Pieces(), []
+    while pieces is not None:
+        seen.append(pieces)
+        pieces = pieces.smaller(views=4, resolution=64)
+    assert seen[1] == Pieces(8192, 4, True)
+    assert seen[-1] == Pieces(SMALLEST_PIXELS, 1, True) and len(seen) == 4
+    assert str(seen[-1]) == "4,096 pixels at once, 1 rows of the prior at once, checkpointed encoder"
+    # Less than the whole is never a larger number than was asked for.
+    assert Pieces(pixels_at_once=300).smaller(4, 64) == Pieces(300, 4, True)
+    assert Pieces(pixels_at_once=10**9).smaller(1, 128).pixels_at_once == 128**2 // 2
+
+
+def scarce_memory(monkeypatch, fits, at_step=2):
+    """From the given step on (counted from 1), a step whose pieces do not fit runs out of memory, once rendered."""
+    original, seen = loop.step_loss, []
+
+    def step(*arguments):
+        result = original(*arguments)
+        plan = arguments[5]
+        seen.append(plan.pieces)
+        if plan.progress >= (at_step - 1) / 6 and not fits(plan.pieces):
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return result
+
+    monkeypatch.setattr(loop, "step_loss", step)
+    return seen
+
+
+def final_tensors(run_dir):
+    return load_file(state.latest(run_dir).with_suffix(".safetensors"))
+
+
+def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path, monkeypatch):
+    straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    console = Console(file=io.StringIO(), width=80)
+    with monkeypatch.context() as patch:
+        seen = scarce_memory(patch, lambda pieces: pieces.rows_at_once == 1)
+        run_dir = loop.run(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
+    # Step 1 fits, step 2 at the third attempt, and the smaller pieces stay.
+    assert [pieces.rows_at_once for pieces in seen] == [None, None, 2, 1, 1, 1, 1, 1]
+    printed = console.file.getvalue()
+    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
+    summary = read_summary(run_dir)
+    assert (summary["status"], summary["steps"]) == ("done", 6)
+    assert summary["smaller_pieces"] == {
+        "from_step": 2, "pixels_at_once": None, "rows_at_once": 1, "checkpoint_encoder": True,
+    }  # fmt: skip
+    assert "smaller_pieces" not in read_summary(straight)
+    # The repeated step drew the same numbers: the run is the one that had memory enough.
+    done, expected = final_tensors(run_dir), final_tensors(straight)
+    assert torch.equal(done["rng"], expected["rng"])
+    for name, value in expected.items():
+        torch.testing.assert_close(done[name], value, rtol=1e-3, atol=1e-5)
+    assert read_metrics(run_dir / "metrics.jsonl")[-1]["opacity"] == pytest.approx(
+        read_metrics(straight / "metrics.jsonl")[-1]["opacity"], rel=1e-4
+    )
+
+
+def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkeypatch):
+    straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    config = configure(**OFF, run_dir=tmp_path / "scarce")
+    with monkeypatch.context() as patch:
+        scarce_memory(patch, lambda pieces: False, at_step=4)
+        with pytest.raises(RunFailed, match=r"out of GPU memory after step 3.*generator\.max_samples.*--resume"):
+            loop.run(config, console=Console(file=io.StringIO()))
+    run_dir = tmp_path / "scarce"
+    assert read_summary(run_dir)["status"] == "failed" and "memory" in read_summary(run_dir)["reason"]
+    assert json.loads(state.latest(run_dir).read_text())["step"] == 3
+    loop.run(config, resume=run_dir, console=Console(file=io.StringIO()))
+    # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
+    assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
+    assert read_summary(run_dir)["steps"] == 6
+
+
+def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
+    seen = scarce_memory(monkeypatch, lambda pieces: True)
+    config = configure(**OFF, **{"machine.pixels_at_once": 256, "machine.rows_at_once": 1, "train.steps": 2})
+    loop.run(config, console=Console(file=io.StringIO()))
+    assert seen == [Pieces(256, 1, False)] * 2
+
+
+def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch, tmp_path):
+    monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
+    changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
+    changes |= {"train.steps": 3, "train.log_every": 1}
+    names, ends = ("enough", "scarce"), []
+    for name, fits in zip(names, (lambda pieces: True, lambda pieces: pieces.rows_at_once == 1), strict=True):
+        with monkeypatch.context() as patch:
+            scarce_memory(patch, fits)
+            run_dir = loop.run(configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO()))
+            ends.append(final_tensors(run_dir))
+    steps = [
+        {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}
+        for end in ends
+    ]
+    assert steps == [{3.0}, {3.0}]
+    losses = [[line["particle_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in names]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and len(set(losses[0])) > 1
