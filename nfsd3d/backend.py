@@ -15,6 +15,7 @@ from nfsd3d.settings import Config
 # The import name of the package that each implementation needs besides torch, and how to get it.
 _PACKAGES = {
     "numba": ("numba", "pip install numba"),
+    "triton": ("triton", "it comes with CUDA builds of torch for Linux"),
     "tcnn": ("tinycudann", "see docker/Dockerfile for the build"),
     "nerfacc": ("nerfacc", "pip install nerfacc"),
 }
@@ -41,6 +42,11 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def triton_interprets() -> bool:
+    """Whether the environment asks Triton to run its kernels in its interpreter, on a CPU: slow, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
 
 
 def torch_cuda_version() -> str | None:
@@ -110,11 +116,11 @@ def auto_machine() -> Choice:
 
 
 def auto_backend(machine: str) -> Choice:
-    """The fastest implementation that is installed for ``machine``."""
+    """The fastest implementation for ``machine`` that is installed and needs no compiler."""
     if machine == "cuda":
-        if is_installed("tinycudann") and is_installed("nerfacc"):
-            return Choice("nvidia", "tinycudann and nerfacc are installed")
-        return Choice("torch", "tinycudann is not installed")
+        if is_installed("triton"):
+            return Choice("triton", "fastest on a GPU")
+        return Choice("torch", "triton is not installed")
     if is_installed("numba"):
         return Choice("numba", "fastest on a CPU")
     return Choice("torch", "numba is not installed")
@@ -140,9 +146,14 @@ def check_machine(config: Config) -> None:
         raise InputError("machine.precision=float16: not on a CPU; use float32 or bfloat16")
     for setting, name in (("backend.field", config.backend.field), ("backend.sampler", config.backend.sampler)):
         if on_cuda and name in _CPU_ONLY:
-            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=torch or nvidia with {device}")
+            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=triton or torch with {device}")
         if not on_cuda and name in _CUDA_ONLY:
             raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
+        if not on_cuda and name == "triton" and not triton_interprets():
+            raise InputError(
+                f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
+                f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
+            )
         if name in _PACKAGES:
             package, remedy = _PACKAGES[name]
             if not is_installed(package):
