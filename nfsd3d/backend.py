@@ -5,6 +5,8 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +49,23 @@ def installed_version(distribution: str) -> str | None:
 def triton_interprets() -> bool:
     """Whether the environment asks Triton to run its kernels in its interpreter, on a CPU: slow, for tests."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+
+
+def triton_obstacle() -> str | None:
+    """Why Triton cannot be used on CUDA here, in a few words with the remedy; None when it can.
+
+    Its kernels need no compiler but their launcher, once, does: a C one, and Python's headers.
+    """
+    if not is_installed("triton"):
+        return f"the package triton is not installed ({_PACKAGES['triton'][1]})"
+    if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
+        return "Triton finds no C compiler (install gcc or clang, or name one in CC)"
+    # Debian's scheme for what pip installs names a folder that its headers are not in.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_path("include", scheme))
+    if not (headers / "Python.h").is_file():
+        return f"Triton finds no Python.h in {headers} (install Python's headers: python3-dev on Debian and Ubuntu)"
+    return None
 
 
 def torch_cuda_version() -> str | None:
@@ -116,11 +135,10 @@ def auto_machine() -> Choice:
 
 
 def auto_backend(machine: str) -> Choice:
-    """The fastest implementation for ``machine`` that is installed and needs no compiler."""
+    """The fastest implementation for ``machine`` that can be used without building anything by hand."""
     if machine == "cuda":
-        if is_installed("triton"):
-            return Choice("triton", "fastest on a GPU")
-        return Choice("torch", "triton is not installed")
+        obstacle = triton_obstacle()
+        return Choice("triton", "fastest on a GPU") if obstacle is None else Choice("torch", obstacle)
     if is_installed("numba"):
         return Choice("numba", "fastest on a CPU")
     return Choice("torch", "numba is not installed")
@@ -149,11 +167,15 @@ def check_machine(config: Config) -> None:
             raise InputError(f"{setting}={name}: computes on the CPU only; use backend=triton or torch with {device}")
         if not on_cuda and name in _CUDA_ONLY:
             raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
-        if not on_cuda and name == "triton" and not triton_interprets():
-            raise InputError(
-                f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
-                f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
-            )
+        if name == "triton" and not triton_interprets():
+            if not on_cuda:
+                raise InputError(
+                    f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
+                    f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
+                )
+            obstacle = triton_obstacle()
+            if obstacle is not None:
+                raise InputError(f"{setting}=triton: {obstacle}; or backend=torch")
         if name in _PACKAGES:
             package, remedy = _PACKAGES[name]
             if not is_installed(package):

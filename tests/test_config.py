@@ -190,6 +190,7 @@ def test_auto_with_a_gpu(monkeypatch):
     assert (config.machine.device, config.machine.precision, config.prior.name) == ("cuda", "bfloat16", "sd21")
     assert (config.backend.field, config.train.steps) == ("torch", 25000)
     monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    monkeypatch.setattr(backend, "triton_obstacle", lambda: None)
     chosen = compose("nfsd", ["prompt=x", "prior=shapes"]).backend
     assert (chosen.field, chosen.sampler) == ("triton", "triton")
 
@@ -541,6 +542,35 @@ def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message)
     assert message in str(caught.value)
 
 
+def test_what_triton_needs_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    for name in ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    wanted = compose("nfsd", ["prompt=x", "machine=cuda", "backend=triton"])
+
+    def obstacle():
+        with pytest.raises(InputError) as caught:
+            backend.check_machine(wanted)
+        choice = backend.auto_backend("cuda")
+        assert choice.value == "torch"
+        assert str(caught.value) == f"backend.field=triton: {choice.reason}; or backend=torch"
+        return choice.reason
+
+    assert "no C compiler (install gcc or clang" in obstacle()
+    monkeypatch.setattr(backend.shutil, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    assert f"no Python.h in {tmp_path}" in obstacle()
+    (tmp_path / "Python.h").touch()
+    backend.check_machine(wanted)
+    assert backend.auto_backend("cuda").value == "triton"
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CC", "tcc")
+    assert backend.triton_obstacle() is None
+
+
 def test_triton_interprets_on_a_cpu_where_the_environment_asks_for_it(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(backend, "is_installed", lambda package: True)
@@ -562,6 +592,7 @@ def test_what_a_gpu_machine_lacks(monkeypatch):
         "backend=nvidia": "the package tinycudann is not installed",
         "backend=triton": "the package triton is not installed (it comes with CUDA builds of torch for Linux)",
     }
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for override, message in cases.items():
         with pytest.raises(InputError, match=re.escape(message)):
             backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda", override]))
