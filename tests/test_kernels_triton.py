@@ -69,9 +69,8 @@ def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None
         # Rounding as torch rounds is what the bits of the marching and the fine levels of the encoding rest on.
         assert not re.search(r"\bfma\.rn\.f32", kernel["ptx"]), kernel["name"]
         assert kernel["bytes"] > 0
-    tables = [kernel for kernel in compiled if kernel["name"].endswith("._backward_table")]
-    atomics = {(kernel["constants"]["WIDTH"], word) for kernel in tables if "*fp64" not in kernel["types"]
+    atomics = {(kernel["options"]["WIDTH"], word) for kernel in compiled if "torch.float64" not in kernel["tensors"]
                for word in re.findall(r"\batom\.[\w.]+", kernel["ptx"])}  # fmt: skip
     # Never the default, which also orders memory; from sm_90 on the features of an entry go together.
     together = {2: ".v2", 8: ".v4"} if capability >= 90 else {}
-    assert atomics == {(width, f"atom.global.gpu.relaxed.add{together.get(width, '')}.f32") for width in (1, 2, 3, 8)}
+    assert atomics == {(width, f"atom.global.gpu.relaxed.add{together.get(width, '')}.f32") for width in (2, 3, 8)}
