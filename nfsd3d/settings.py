@@ -154,7 +154,7 @@ class BackendConfig(Settings):
     field: Literal["torch", "numba", "triton", "tcnn"]
     """Hash encoding: torch (reference), numba (CPU), triton (CUDA), tcnn (CUDA, tiny-cuda-nn)."""
     sampler: Literal["torch", "numba", "triton", "nerfacc"]
-    """Ray sampler: torch (reference), numba (CPU), triton (CUDA; composits the samples too), nerfacc (CUDA)."""
+    """Ray sampler: torch (reference), numba (CPU), triton (CUDA; composites the samples too), nerfacc (CUDA)."""
 
 
 class DistillConfig(Settings):

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from importlib.metadata import version
 
 # A test never asks the network for a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +35,8 @@ def _present(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
         pytest.importorskip("triton")
         if device == "cpu" and not triton_interprets():
             pytest.skip("Triton works on the GPU here")
+        if device == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
+            pytest.skip("the interpreter of Triton before 3.7 converts arrays as numpy 2.4 no longer does")
     return name, torch.device(device)
 
 

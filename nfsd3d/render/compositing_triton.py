@@ -167,10 +167,12 @@ def _optical_depth(density, t_starts, t_ends, at, inside):  # type: ignore[no-un
 @triton.jit
 def _opacity(depth, TERMS: tl.constexpr):  # type: ignore[no-untyped-def]
     """1 - exp(-depth), by its series where the difference would cancel."""
-    series = 1 - depth * (1 / (TERMS + 1))
+    is_small = tl.abs(depth) < SMALL
+    small = tl.where(is_small, depth, 0.0)
+    series = 1 - small * (1 / (TERMS + 1))
     for term in tl.static_range(TERMS - 1):
-        series = 1 - depth * series * (1 / (TERMS - term))
-    return tl.where(tl.abs(depth) < SMALL, depth * series, 1 - tl.exp(-depth))
+        series = 1 - small * series * (1 / (TERMS - term))
+    return tl.where(is_small, small * series, 1 - tl.exp(-depth))
 
 
 @triton.jit(do_not_specialize=["n_rays"])
