@@ -190,7 +190,8 @@ def in_place_of_the_base_image(instructions: Sequence[Instruction], folder: Path
     if wanted is None:
         raise ValueError(f"FROM {base}: only an image of Python is imitated")
     python = shutil.which(f"python{wanted[1]}")
-    if python is None:
+    # A launcher of that name may be there without the Python.
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode != 0:
         python = sys.executable
         print(f"no python{wanted[1]} as in {base}: {python} takes its place")
     subprocess.run([python, "-m", "venv", str(folder / "venv")], check=True)
