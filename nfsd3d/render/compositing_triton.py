@@ -151,7 +151,7 @@ class _SumByRay(torch.autograd.Function):
 
 @triton.jit
 def _bounds(offsets, ray, n_rays):  # type: ignore[no-untyped-def]
-    """[RAYS, 1] first and last but one sample of the rays, and the longest ray's number of samples."""
+    """[RAYS, 1] each ray's first sample and the one after its last, and how many the longest ray has."""
     begin = tl.load(offsets + ray, mask=ray < n_rays, other=0)
     end = tl.load(offsets + ray + 1, mask=ray < n_rays, other=0)
     return begin[:, None], end[:, None], tl.max(end - begin, axis=0).to(tl.int32)
