@@ -5,6 +5,8 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
+import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +17,7 @@ from nfsd3d.settings import Config
 # The import name of the package that each implementation needs besides torch, and how to get it.
 _PACKAGES = {
     "numba": ("numba", "pip install numba"),
+    "triton": ("triton", "it comes with CUDA builds of torch for Linux"),
     "tcnn": ("tinycudann", "see docker/Dockerfile for the build"),
     "nerfacc": ("nerfacc", "pip install nerfacc"),
 }
@@ -41,6 +44,28 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def triton_interprets() -> bool:
+    """Whether the environment asks Triton to run its kernels in its interpreter, on a CPU: slow, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+
+
+def triton_obstacle() -> str | None:
+    """Why Triton cannot be used on CUDA here, in a few words with the remedy; None when it can.
+
+    Its kernels need no compiler but their launcher, once, does: a C one, and Python's headers.
+    """
+    if not is_installed("triton"):
+        return f"the package triton is not installed ({_PACKAGES['triton'][1]})"
+    if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
+        return "Triton finds no C compiler (install gcc or clang, or name one in CC)"
+    # Debian's scheme for what pip installs names a folder that its headers are not in.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_path("include", scheme))
+    if not (headers / "Python.h").is_file():
+        return f"Triton finds no Python.h in {headers} (install Python's headers: python3-dev on Debian and Ubuntu)"
+    return None
 
 
 def torch_cuda_version() -> str | None:
@@ -110,11 +135,10 @@ def auto_machine() -> Choice:
 
 
 def auto_backend(machine: str) -> Choice:
-    """The fastest implementation that is installed for ``machine``."""
+    """The fastest implementation for ``machine`` that can be used without building anything by hand."""
     if machine == "cuda":
-        if is_installed("tinycudann") and is_installed("nerfacc"):
-            return Choice("nvidia", "tinycudann and nerfacc are installed")
-        return Choice("torch", "tinycudann is not installed")
+        obstacle = triton_obstacle()
+        return Choice("triton", "fastest on a GPU") if obstacle is None else Choice("torch", obstacle)
     if is_installed("numba"):
         return Choice("numba", "fastest on a CPU")
     return Choice("torch", "numba is not installed")
@@ -140,9 +164,18 @@ def check_machine(config: Config) -> None:
         raise InputError("machine.precision=float16: not on a CPU; use float32 or bfloat16")
     for setting, name in (("backend.field", config.backend.field), ("backend.sampler", config.backend.sampler)):
         if on_cuda and name in _CPU_ONLY:
-            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=torch or nvidia with {device}")
+            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=triton or torch with {device}")
         if not on_cuda and name in _CUDA_ONLY:
             raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
+        if name == "triton" and not triton_interprets():
+            if not on_cuda:
+                raise InputError(
+                    f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
+                    f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
+                )
+            obstacle = triton_obstacle()
+            if obstacle is not None:
+                raise InputError(f"{setting}=triton: {obstacle}; or backend=torch")
         if name in _PACKAGES:
             package, remedy = _PACKAGES[name]
             if not is_installed(package):

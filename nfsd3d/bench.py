@@ -1,51 +1,86 @@
-"""Measurements: how fast the hash encoding is, and which part of a training step takes how long."""
+"""Measurements: how fast each implementation of the kernels is, and which part of a training step takes how long."""
 
 import math
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nfsd3d.cameras import CameraRanges, sample_cameras
+from nfsd3d.backend import is_installed
+from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
 from nfsd3d.field.hashgrid import HashEncoding, HashGridSpec, Layout, hash_encoding
 from nfsd3d.field.hashgrid_torch import corners, interpolate
 from nfsd3d.generator.nerf import NeRF
-from nfsd3d.render.samplers import sample_rays
+from nfsd3d.render.compositing import accumulate, render_weights
+from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.render.samplers import RaySamples, sample_rays
 from nfsd3d.settings import TrainConfig
 from nfsd3d.train.build import Parts
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 
-FAST = "numba"
-"""The implementation that the others are compared with."""
+FAST = {"cpu": "numba", "cuda": "triton"}
+"""The implementation that the others are compared with, by type of device."""
 TOLERANCE = 1e-4
 """How far, relative to the reference's norm, a benchmarked implementation may be from it."""
+SHIFTED = 1e-2
+"""The same for the numbers of samples per ray: one sample across a cell's border changes its ray's by one."""
+CHANNELS = 6
+"""What a training step without normals composites: opacity, colour, depth and its square."""
 
 
 @dataclass(frozen=True)
-class EncodingTiming:
-    """Milliseconds of one implementation of the hash encoding, the fastest of all rounds.
+class Contender:
+    """One implementation of a kernel, on its input.
 
-    ``forward`` without gradient; ``training`` forward and backward to the table. ``forward_ratio`` and
-    ``training_ratio``: how many times longer than the numba kernel's.
+    ``forward`` computes without gradient; ``training``, where the kernel has one, forward and backward. Both return
+    what has to agree with the first contender's, within ``tolerance`` of its norm; None: nothing has to.
+    """
+
+    forward: Callable[[], Tensor]
+    training: Callable[[], Tensor] | None = None
+    tolerance: float | None = TOLERANCE
+
+
+@dataclass(frozen=True)
+class KernelTiming:
+    """Milliseconds of one implementation of a kernel, the fastest of all rounds.
+
+    ``forward`` without gradient; ``training`` forward and backward, None for a kernel without gradient.
+    ``forward_ratio`` and ``training_ratio``: how many times longer than the device's FAST one.
     """
 
     name: str
     forward: float
-    training: float
+    training: float | None
     forward_ratio: float
-    training_ratio: float
+    training_ratio: float | None
 
 
-def demo_positions(nerf: NeRF, ranges: CameraRanges, views: int, resolution: int) -> Tensor:
-    """[N,3] in the unit cube: where a generator at its start is sampled for one training step's views."""
+@dataclass(frozen=True)
+class Scene:
+    """What a generator at its start meets in one training step: R rays and their S samples."""
+
+    rays: Rays
+    occupancy: OccupancyGrid
+    step_size: float
+    max_samples: int
+    samples: RaySamples
+    positions: Tensor
+    """[S,3] of the samples in the unit cube."""
+    density: Tensor
+    """[S] in 1/world unit."""
+
+
+def demo_scene(nerf: NeRF, ranges: CameraRanges, views: int, resolution: int) -> Scene:
+    """The rays of one training step's views of a generator at its start, and where it samples them."""
     rng = torch.Generator().manual_seed(0)
     nerf.update(0, rng)
     rays = sample_cameras(rng, views, resolution, ranges).to(nerf.device).rays()
@@ -57,27 +92,101 @@ def demo_positions(nerf: NeRF, ranges: CameraRanges, views: int, resolution: int
         jitter=rng,
         backend=nerf.sampler_backend,
     )
-    return samples.positions(rays) / (2 * nerf.settings.radius) + 0.5
+    positions = samples.positions(rays)
+    return Scene(
+        rays,
+        nerf.occupancy,
+        nerf.step_size,
+        nerf.settings.max_samples,
+        samples,
+        positions / (2 * nerf.settings.radius) + 0.5,
+        nerf.density(positions),
+    )
 
 
-def encoding_implementations(spec: HashGridSpec, *, compiled: bool) -> dict[str, HashEncoding]:
-    """The implementations of the encoding that run on a CPU, with one and the same table.
+def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> dict[str, nn.Module]:
+    """The implementations of the encoding that ``device`` has, with one and the same table but for tiny-cuda-nn's.
 
-    With ``compiled`` also torch.compile's versions (Inductor): of the reference, and of the same maths as a plain
-    gather, which it fuses better.
+    With ``compiled``, on a CPU, also torch.compile's versions (Inductor): of the reference, and of the same maths as
+    a plain gather, which it fuses better.
     """
-    reference, fast = hash_encoding(spec, "torch"), hash_encoding(spec, FAST)
+    reference = hash_encoding(spec, "torch")
     assert isinstance(reference, HashEncoding)
-    assert isinstance(fast, HashEncoding)
-    found = {"embedding_bag": reference}
-    if compiled:
+    found: dict[str, nn.Module] = {"embedding_bag": reference}
+    if compiled and device.type == "cpu":
         found["embedding_bag, torch.compile"] = HashEncoding(spec, torch.compile(interpolate))
         found["gather, torch.compile"] = HashEncoding(spec, torch.compile(_gather))
-    found[FAST] = fast
-    torch.nn.init.normal_(reference.table)
+    found[FAST[device.type]] = hash_encoding(spec, FAST[device.type])
+    nn.init.normal_(reference.table)
     for encoding in found.values():
         encoding.load_state_dict(reference.state_dict())
-    return found
+    if device.type == "cuda" and is_installed("tinycudann"):
+        found["tcnn"] = hash_encoding(spec, "tcnn")
+    return {name: encoding.to(device) for name, encoding in found.items()}
+
+
+def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Tensor) -> dict[str, Contender]:
+    """The ``implementations`` at ``positions`` [N,3] in the unit cube; trained is the table."""
+    width = next(iter(implementations.values()))(positions[:1]).shape[1]
+    gradient = torch.randn(positions.shape[0], width, generator=torch.Generator().manual_seed(0)).to(positions.device)
+
+    def contender(name: str, encoding: nn.Module) -> Contender:
+        def train() -> Tensor:
+            encoding.zero_grad()
+            encoding(positions).backward(gradient)
+            (table,) = encoding.parameters()
+            assert table.grad is not None
+            return table.grad
+
+        # tiny-cuda-nn's encoding is one of the same family, with a table of its own.
+        return Contender(lambda: encoding(positions), train, None if name == "tcnn" else TOLERANCE)
+
+    return {name: contender(name, encoding) for name, encoding in implementations.items()}
+
+
+def marching_contenders(scene: Scene) -> dict[str, Contender]:
+    """The samplers that the scene's device has, from rays to packed samples; compared are the samples per ray."""
+    device = scene.density.device.type
+    names = ["torch", FAST[device]]
+    if device == "cuda" and is_installed("nerfacc"):
+        names.append("nerfacc")
+
+    def march(name: str) -> Tensor:
+        samples = sample_rays(
+            scene.rays, scene.occupancy, step_size=scene.step_size, max_samples=scene.max_samples, backend=name
+        )
+        return samples.offsets.diff().float()
+
+    # nerfacc walks from cell to cell, and counts otherwise at their borders.
+    return {
+        name: Contender(lambda name=name: march(name), tolerance=None if name == "nerfacc" else SHIFTED)  # type: ignore[misc]
+        for name in names
+    }
+
+
+def compositing_contenders(scene: Scene) -> dict[str, Contender]:
+    """Weights and CHANNELS sums by ray, as the torch reference and (on CUDA) Triton compute them.
+
+    Trained are the densities and the values.
+    """
+    device = scene.density.device
+    shape = scene.density.shape[0], CHANNELS
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def composite(name: str, density: Tensor, values: Tensor) -> Tensor:
+        weights = render_weights(density, scene.samples, backend=name)
+        return accumulate(values, scene.samples, weights=weights, backend=name)
+
+    def train(name: str) -> Tensor:
+        inputs = scene.density.clone().requires_grad_(), values.clone().requires_grad_()
+        composite(name, *inputs).square().sum().backward()
+        return torch.cat([torch.as_tensor(one.grad).flatten() for one in inputs])
+
+    names = ["torch", FAST["cuda"]] if device.type == "cuda" else ["torch"]
+    return {
+        name: Contender(lambda name=name: composite(name, scene.density, values), lambda name=name: train(name))  # type: ignore[misc]
+        for name in names
+    }
 
 
 def can_compile() -> bool:
@@ -85,48 +194,67 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def bench_encoding(
-    implementations: dict[str, HashEncoding],
-    positions: Tensor,
+def bench_kernel(
+    contenders: Mapping[str, Contender],
+    device: torch.device,
     *,
     rounds: int,
     on_round: Callable[[], None] = lambda: None,
-) -> list[EncodingTiming]:
-    """Times every implementation ``rounds`` times at ``positions`` [N,3], in turns, so that noise hits all alike.
+) -> list[KernelTiming]:
+    """Times every contender ``rounds`` times, in turns, so that noise hits all alike.
 
-    The first round compiles and is not counted. ``on_round`` is called after each, ``rounds`` + 1 times.
+    The first round compiles and is not counted. ``on_round`` is called after each, ``rounds`` + 1 times. The ratios
+    are to the device's FAST contender, or to the first where that is not among them.
 
     Raises:
-        AssertionError: an implementation's features or gradients differ from the first one's.
+        AssertionError: a contender's numbers differ from the first one's.
     """
-    width = next(iter(implementations.values())).width
-    gradient = torch.randn(positions.shape[0], width, generator=torch.Generator().manual_seed(0))
     forward: dict[str, list[float]] = defaultdict(list)
     training: dict[str, list[float]] = defaultdict(list)
-    expected: tuple[Tensor, Tensor] | None = None
+    expected: list[Tensor] | None = None
     for number in range(rounds + 1):
-        for name, encoding in implementations.items():
-            encoding.zero_grad()
-            started = time.perf_counter()
+        for name, contender in contenders.items():
+            started = _now(device)
             with torch.no_grad():
-                features = encoding(positions)
-            between = time.perf_counter()
-            encoding(positions).backward(gradient)
-            ended = time.perf_counter()
+                found = [contender.forward()]
+            between = _now(device)
+            if contender.training is not None:
+                found.append(contender.training())
+            ended = _now(device)
             if number:
                 forward[name].append(1e3 * (between - started))
                 training[name].append(1e3 * (ended - between))
                 continue
-            assert encoding.table.grad is not None
-            found = features, encoding.table.grad
             expected = expected or found
-            for one, other in zip(found, expected, strict=True):
-                assert (one - other).norm() <= TOLERANCE * other.norm(), f"{name} computes something else"
+            if contender.tolerance is not None:
+                for one, other in zip(found, expected, strict=True):
+                    difference = (one - other).norm()
+                    assert difference <= contender.tolerance * other.norm(), f"{name} computes something else"
         on_round()
     # Whatever else runs on the machine only ever adds time.
-    best = {name: (min(forward[name]), min(training[name])) for name in implementations}
-    fast = best[FAST]
-    return [EncodingTiming(name, a, b, a / fast[0], b / fast[1]) for name, (a, b) in best.items()]
+    fast = FAST[device.type] if FAST[device.type] in contenders else next(iter(contenders))
+    quickest, quickest_training = min(forward[fast]), min(training[fast])
+    timings = []
+    for name, contender in contenders.items():
+        best, best_training = min(forward[name]), min(training[name])
+        trained = contender.training is not None
+        timings.append(
+            KernelTiming(
+                name,
+                best,
+                best_training if trained else None,
+                best / quickest,
+                best_training / quickest_training if trained else None,
+            )
+        )
+    return timings
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock; waits for the GPU, where there is one, before it looks."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _gather(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
@@ -152,21 +280,16 @@ class StepTiming:
 
 @dataclass
 class _Clock:
-    """Adds up seconds by part; waits for the GPU, where there is one, before it looks."""
+    """Adds up seconds by part."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        started = self.now()
+        started = _now(self.device)
         yield
-        self.seconds[name] += self.now() - started
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.seconds[name] += _now(self.device) - started
 
 
 @contextmanager
@@ -214,7 +337,7 @@ def bench_step(
             if step == 0:
                 clock.seconds.clear()
                 evaluations, samples = parts.prior.evaluations, 0.0
-                started = clock.now()
+                started = _now(device)
             progress = (step + warmup) / max(train.steps, steps + warmup)
             plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
             parts.generator.update(step + warmup, parts.rng)
@@ -230,7 +353,7 @@ def bench_step(
                 parts.optimizer.step()
             samples += float(metrics["samples_per_ray"])
             on_step()
-    total = clock.now() - started
+    total = _now(device) - started
     names = ("occupancy", "render", "encode", "UNet", "backward", "optimiser")
     seconds = {name: clock.seconds[name] for name in names}
     seconds["rest"] = total - sum(seconds.values())

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from nfsd3d import backend
 from nfsd3d.arguments import whole_number, write_numbers
+from nfsd3d.backend import check_machine
 from nfsd3d.config import compose
 from nfsd3d.errors import InputError
 from nfsd3d.overrides import quote
@@ -23,18 +24,19 @@ from nfsd3d.schedules import milestone_at
 from nfsd3d.settings import Config
 
 if TYPE_CHECKING:
-    from nfsd3d.bench import EncodingTiming, StepTiming
+    from nfsd3d.bench import Contender, KernelTiming, StepTiming
     from nfsd3d.bench_prior import Comparison
 
 PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
+KERNELS = ("encoding", "marching", "compositing")
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures what ``argv`` asks for, prints it, and returns 0.
 
     Raises:
-        InputError: the embedded model is not there, or ``--json`` names a file that cannot be written.
+        InputError: the embedded model or the machine is not there, or ``--json`` names a file that cannot be written.
     """
     options = _parser().parse_args(argv)
     if options.prior is not None:
@@ -43,22 +45,23 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--only step: there is no embedded model at {EMBEDDED}; train one with scripts/train_prior.py"
         )
-    config = compose("nfsd", [f"prompt={PROMPT}", "prior=shapes", "machine=cpu"])
+    config = compose("nfsd", [f"prompt={PROMPT}", "prior=shapes", f"machine={options.machine}"])
+    check_machine(config)
 
     import torch
 
     torch.set_num_threads(options.threads)
     console = Console()
+    on_cuda = config.machine.name == "cuda"
     record: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(config.machine.device) if on_cuda else "cpu",
         "threads": torch.get_num_threads(),
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
-    if options.only != "step":
-        points, timings = _measure_encoding(config, options, console)
-        console.print(encoding_table(points, options.threads, timings))
-        record["encoding"] = {"points": points, "implementations": [asdict(timing) for timing in timings]}
-    if options.only != "encoding":
+    if options.only in (None, *KERNELS):
+        record |= _measure_kernels(config, options, console)
+    if options.only in (None, "step"):
         if EMBEDDED.is_dir():
             timing = _measure_step(config, options.steps, console)
             console.print(step_table(timing))
@@ -69,19 +72,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def encoding_table(points: int, threads: int, timings: Sequence[EncodingTiming]) -> Table:
-    """The timings of the hash encoding, one row for each implementation."""
-    table = Table(title=f"hash encoding, {points:,} points, {threads} threads")
+def kernel_table(title: str, timings: Sequence[KernelTiming]) -> Table:
+    """The timings of a kernel, one row for each implementation."""
+    table = Table(title=title)
     for heading in ("", "forward, ms", "ratio", "forward + backward, ms", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
     for timing in timings:
-        table.add_row(
-            timing.name,
-            f"{timing.forward:.2f}",
-            f"{timing.forward_ratio:.1f}",
-            f"{timing.training:.2f}",
-            f"{timing.training_ratio:.1f}",
-        )
+        row = [timing.name, f"{timing.forward:.2f}", f"{timing.forward_ratio:.1f}"]
+        if timing.training is not None:
+            row += [f"{timing.training:.2f}", f"{timing.training_ratio:.1f}"]
+        table.add_row(*row)
     return table
 
 
@@ -188,30 +188,46 @@ def comparison_text(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _measure_encoding(
-    config: Config, options: argparse.Namespace, console: Console
-) -> tuple[int, list[EncodingTiming]]:
+def _measure_kernels(config: Config, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Prints the table of each kernel that ``options`` ask for; the same as plain values."""
     import torch
 
     from nfsd3d import bench
     from nfsd3d.train.build import build_generator, camera_ranges
 
     generator = build_generator(config)
-    if options.points is None:
-        size = milestone_at(config.train.resolution, 0.0)
-        positions = bench.demo_positions(generator, camera_ranges(config.cameras), config.train.batch_size, size)
-    else:
-        positions = torch.rand(options.points, 3, generator=torch.Generator().manual_seed(0))
-    compiled = not options.no_compile and bench.can_compile()
-    if not options.no_compile and not compiled:
-        console.print("no C++ compiler: torch.compile is not measured")
-    implementations = bench.encoding_implementations(generator.settings.encoding, compiled=compiled)
-    with _progress(console) as progress:
-        task = progress.add_task("hash encoding", total=options.rounds + 1)
-        timings = bench.bench_encoding(
-            implementations, positions, rounds=options.rounds, on_round=lambda: progress.advance(task)
-        )
-    return positions.shape[0], timings
+    device = generator.device
+    size = milestone_at(config.train.resolution, 0.0)
+    scene = bench.demo_scene(generator, camera_ranges(config.cameras), config.train.batch_size, size)
+    where = f"{options.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    record: dict[str, Any] = {}
+
+    def measure(kernel: str, contenders: dict[str, Contender], unit: str, count: int) -> None:
+        if len(contenders) == 1:
+            console.print(f"{kernel}: {device.type} has no other implementation than the reference")
+            return
+        with _progress(console) as progress:
+            task = progress.add_task(kernel, total=options.rounds + 1)
+            timings = bench.bench_kernel(
+                contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
+            )
+        console.print(kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
+        record[kernel] = {unit: count, "implementations": [asdict(timing) for timing in timings]}
+
+    if options.only in (None, "encoding"):
+        positions = scene.positions
+        if options.points is not None:
+            positions = torch.rand(options.points, 3, generator=torch.Generator().manual_seed(0)).to(device)
+        compiled = device.type == "cpu" and not options.no_compile and bench.can_compile()
+        if device.type == "cpu" and not options.no_compile and not compiled:
+            console.print("no C++ compiler: torch.compile is not measured")
+        implementations = bench.encodings(generator.settings.encoding, device, compiled=compiled)
+        measure("encoding", bench.encoding_contenders(implementations, positions), "points", positions.shape[0])
+    if options.only in (None, "marching"):
+        measure("marching", bench.marching_contenders(scene), "rays", len(scene.rays))
+    if options.only in (None, "compositing"):
+        measure("compositing", bench.compositing_contenders(scene), "samples", scene.density.shape[0])
+    return record
 
 
 def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
@@ -234,11 +250,12 @@ def _progress(console: Console) -> Progress:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d bench",
-        description="Measure, on the CPU and in the demo's configuration: the hash encoding (torch's embedding_bag, "
-        "the same compiled, the numba kernel; ratios are to the kernel), and the parts of a training step with the "
-        "embedded model. With --prior instead, on a GPU where there is one: a step with Stable Diffusion, beside its "
-        "arithmetic and the same method with a common implementation's choices (eager float16, all branches always, a "
-        "decoding that nobody uses, samples pruned by an extra evaluation of the density).",
+        description="Measure, in the demo's configuration: every implementation of the hash encoding, the marching "
+        "along rays and the compositing that the machine has (CPU: torch, torch.compile, numba; CUDA: torch, Triton, "
+        "and tiny-cuda-nn and nerfacc where installed; ratios are to numba or Triton), and the parts of a training "
+        "step with the embedded model. With --prior instead, on a GPU where there is one: a step of Stable Diffusion, "
+        "beside its arithmetic and the same method with a common implementation's choices (eager float16, all branches "
+        "always, a decoding that nobody uses, samples pruned by an extra evaluation of the density).",
     )
     parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
     parser.add_argument("--weights", choices=("model", "random"), default="model", help="with --prior: random ones "
@@ -248,11 +265,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=("nfsd", "sds"), default="nfsd", help="with --prior (default: nfsd)")
     parser.add_argument("--config", default="nfsd", help="with --prior: another experiment, such as lowmem")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="with --prior: further settings")
+    parser.add_argument("--machine", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=whole_number(1), default=2, help="of torch and numba (default: 2)")
-    parser.add_argument("--only", choices=("encoding", "step"), help="measure only this")
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="repetitions of each encoding (default: 15)")
+    parser.add_argument("--only", choices=(*KERNELS, "step"), help="measure only this")
+    parser.add_argument("--rounds", type=whole_number(1), default=15, help="repetitions of each kernel (default: 15)")
     parser.add_argument("--steps", type=whole_number(1), default=30, help="training steps (default: 30)")
-    parser.add_argument("--points", type=whole_number(1), help="random points (default: the samples of a first step)")
+    parser.add_argument("--points", type=whole_number(1), help="random points to encode (default: a first step's)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to PATH too")
     return parser

@@ -27,7 +27,7 @@ from nfsd3d.backend import Choice
 from nfsd3d.errors import InputError
 from nfsd3d.overrides import first_values, group_values, parse_override, quote
 from nfsd3d.setting_errors import did_you_mean
-from nfsd3d.settings import NOT_BUILT, Config, known_keys
+from nfsd3d.settings import Config, known_keys
 
 _AUTO_GROUPS = ("machine", "backend", "prior")
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
@@ -251,8 +251,6 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
     if override.type != OverrideType.CHANGE:
         return True
     for value in group_values(override):
-        if value in NOT_BUILT.get(key, frozenset()):
-            raise InputError(f"{key}={value} is not built yet; choose {key}={_listed(options)}")
         if value not in options:
             raise InputError(
                 f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={_listed(options)}"

@@ -34,10 +34,6 @@ from nfsd3d.schedules import Milestones, Schedule, highest, lowest, validate_mil
 from nfsd3d.setting_errors import describe_errors
 
 MAX_PROMPT_LENGTH = 1000
-NOT_BUILT: Mapping[str, frozenset[str]] = {
-    "backend": frozenset({"triton"}),
-}
-"""Choices of a group that are announced but not built yet."""
 EDITING = frozenset({"dds"})
 """Methods that change a source towards the prompt."""
 
@@ -167,16 +163,9 @@ class BackendConfig(Settings):
     """Which implementation computes the hash encoding and the samples along rays."""
 
     field: Literal["torch", "numba", "triton", "tcnn"]
-    """Hash encoding: torch (reference), numba (CPU), tcnn (tiny-cuda-nn)."""
+    """Hash encoding: torch (reference), numba (CPU), triton (CUDA), tcnn (CUDA, tiny-cuda-nn)."""
     sampler: Literal["torch", "numba", "triton", "nerfacc"]
-    """Ray sampler: torch (reference), numba (CPU), nerfacc (CUDA)."""
-
-    @model_validator(mode="after")
-    def _built(self) -> Self:
-        for name in ("field", "sampler"):
-            if getattr(self, name) == "triton":
-                raise _not_built(f"backend.{name}=triton")
-        return self
+    """Ray sampler: torch (reference), numba (CPU), triton (CUDA; composites the samples too), nerfacc (CUDA)."""
 
 
 class DistillConfig(Settings):

@@ -1,4 +1,4 @@
-"""Measures the hash encoding and the parts of a training step: ``python scripts/bench.py`` (see --help)."""
+"""Measures the kernels and the parts of a training step: ``python scripts/bench.py`` (see --help)."""
 
 import sys
 

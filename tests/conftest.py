@@ -1,12 +1,22 @@
 """Fixtures shared by all tests."""
 
 import os
+from importlib.metadata import version
 
 # A test never asks the network for a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from nfsd3d.backend import triton_interprets, visible_gpus
+
+# Without a GPU the Triton kernels are tested in Triton's interpreter, to be asked for before Triton is imported.
+if visible_gpus() == 0:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
+
+ON_CPU = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in ("torch", "numba", "triton")]
+ON_CUDA = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("torch", "triton")]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -15,6 +25,34 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+def _present(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
+    name, device = request.param
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if name == "triton":
+        pytest.importorskip("triton")
+        if device == "cpu" and not triton_interprets():
+            pytest.skip("Triton works on the GPU here")
+        if device == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
+            pytest.skip("the interpreter of Triton before 3.7 converts arrays as numpy 2.4 no longer does")
+    return name, torch.device(device)
+
+
+@pytest.fixture(params=ON_CPU + ON_CUDA)
+def implementation(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
+    """Each implementation of the kernels whose numbers are the reference's, itself included, and its device.
+
+    On the CPU Triton's kernels run in its interpreter.
+    """
+    return _present(request)
+
+
+@pytest.fixture(params=[*ON_CPU[1:], *ON_CUDA[1:]])
+def twin(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
+    """Each implementation of the kernels that is compared with the torch reference, and its device."""
+    return _present(request)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from typing import get_args
 
 import pytest
@@ -227,12 +228,14 @@ def test_auto_with_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(backend, "is_installed", lambda package: package != "tinycudann")
+    monkeypatch.setattr(backend, "is_installed", lambda package: package != "triton")
     config = compose("sds", ["prompt=x"])
     assert (config.machine.device, config.machine.precision, config.prior.name) == ("cuda", "bfloat16", "sd21")
     assert (config.backend.field, config.train.steps) == ("torch", 25000)
     monkeypatch.setattr(backend, "is_installed", lambda package: True)
-    assert compose("nfsd", ["prompt=x", "prior=shapes"]).backend.field == "tcnn"
+    monkeypatch.setattr(backend, "triton_obstacle", lambda: None)
+    chosen = compose("nfsd", ["prompt=x", "prior=shapes"]).backend
+    assert (chosen.field, chosen.sampler) == ("triton", "triton")
 
 
 def test_auto_prior_and_backend_follow_an_explicit_machine(monkeypatch):
@@ -308,7 +311,7 @@ def test_paths_need_no_quotes():
         (["prompt=x", "distill=dds", "source_run=r", "source_prompt= "], "needs source_prompt"),
         (["prompt=x", "distill=dds", "source_image=i", "source_prompt=y"], "set generator=latent or generator=image"),
         (["prompt=x", "distill=dds", "source_image=i", "source_run=r", "source_prompt=y"], "leave one out"),
-        (["prompt=x", "backend=triton"], "backend=triton is not built yet"),
+        (["prompt=x", "backend=tritn"], "backend=tritn: no such choice (did you mean triton?)"),
     ],
 )
 def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
@@ -359,7 +362,7 @@ def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
         ("generator.radius=-1", "generator.radius=-1: must be greater than 0"),
         ("generator.initial_std=1", "unknown setting generator.initial_std"),
         ("train.learning_rate.latent=1", "train.learning_rate={"),
-        ("backend.sampler=triton", "backend.sampler=triton is not built yet"),
+        ("backend.sampler=tcnn", "backend.sampler=tcnn"),
     ],
 )
 def test_bad_values_name_setting_value_and_remedy(config, override, message):
@@ -527,7 +530,7 @@ def test_every_choice_is_composed_somewhere():
         ("cpu", "numba", "shapes"),
         ("cpu", "torch", "sd15"),
         ("cuda", "nvidia", "sd21"),
-        ("cuda", "torch", "sd21-768"),
+        ("cuda", "triton", "sd21-768"),
     ]
     for position, group in enumerate(("machine", "backend", "prior")):
         choices = {path.stem for path in (config_root() / group).glob("*.yaml")} - {"auto"}
@@ -568,29 +571,73 @@ def test_torch_cuda_version_agrees_with_torch():
         (["machine=cuda"], "machine.device=cuda: no NVIDIA GPU is visible; use machine=cpu"),
         (["backend=nvidia"], "backend.field=tcnn: computes on CUDA only"),
         (["backend.sampler=nerfacc"], "backend.sampler=nerfacc: computes on CUDA only"),
+        (["backend=triton"], "backend.field=triton: computes on CUDA only"),
+        (["backend.sampler=triton"], "use backend=numba or torch with cpu"),
         (["machine.precision=float16"], "machine.precision=float16: not on a CPU"),
     ],
 )
 def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     config = compose("nfsd", ["prompt=x", "machine=cpu", *overrides])
     with pytest.raises(InputError) as caught:
         backend.check_machine(config)
     assert message in str(caught.value)
 
 
+def test_what_triton_needs_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    for name in ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "CC"):
+        monkeypatch.delenv(name, raising=False)
+    wanted = compose("nfsd", ["prompt=x", "machine=cuda", "backend=triton"])
+
+    def obstacle():
+        with pytest.raises(InputError) as caught:
+            backend.check_machine(wanted)
+        choice = backend.auto_backend("cuda")
+        assert choice.value == "torch"
+        assert str(caught.value) == f"backend.field=triton: {choice.reason}; or backend=torch"
+        return choice.reason
+
+    assert "no C compiler (install gcc or clang" in obstacle()
+    monkeypatch.setattr(backend.shutil, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    assert f"no Python.h in {tmp_path}" in obstacle()
+    (tmp_path / "Python.h").touch()
+    backend.check_machine(wanted)
+    assert backend.auto_backend("cuda").value == "triton"
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CC", "tcc")
+    assert backend.triton_obstacle() is None
+
+
+def test_triton_interprets_on_a_cpu_where_the_environment_asks_for_it(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backend, "is_installed", lambda package: True)
+    config = compose("nfsd", ["prompt=x", "machine=cpu", "backend=triton"])
+    backend.check_machine(config)
+    monkeypatch.setattr(backend, "is_installed", lambda package: package != "triton")
+    with pytest.raises(InputError, match=r"backend\.field=triton: the package triton is not installed"):
+        backend.check_machine(config)
+
+
 def test_what_a_gpu_machine_lacks(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
-    monkeypatch.setattr(backend, "is_installed", lambda package: package != "tinycudann")
+    monkeypatch.setattr(backend, "is_installed", lambda package: package not in ("tinycudann", "triton"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cases = {
         "machine.device=cuda:1": "only 1 GPU",
         "backend=numba": "computes on the CPU only",
         "backend=nvidia": "the package tinycudann is not installed",
+        "backend=triton": "the package triton is not installed (it comes with CUDA builds of torch for Linux)",
     }
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for override, message in cases.items():
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=re.escape(message)):
             backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda", override]))
     backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: None)

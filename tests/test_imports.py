@@ -47,6 +47,13 @@ ADAPTERS = {
     "tinycudann": {"nfsd3d.field.hashgrid_tcnn"},
     "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
     "numba": {"nfsd3d.kernels", "nfsd3d.field.hashgrid_numba", "nfsd3d.render.samplers_numba"},
+    # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
+    "triton": {
+        "nfsd3d.kernels_triton",
+        "nfsd3d.field.hashgrid_triton",
+        "nfsd3d.render.samplers_triton",
+        "nfsd3d.render.compositing_triton",
+    },
     "diffusers": {
         "nfsd3d.prior.architectures",
         "nfsd3d.prior.stable_diffusion",
@@ -116,7 +123,7 @@ def test_only_its_adapter_imports_a_package(package):
     assert users <= ADAPTERS[package]
 
 
-@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "triton", "peft"])
+@pytest.mark.parametrize("package", ["tinycudann", "nerfacc", "peft"])
 def test_optional_packages_are_imported_when_used(package):
     users = {
         module
@@ -126,8 +133,21 @@ def test_optional_packages_are_imported_when_used(package):
     assert users == set()
 
 
+def test_triton_kernels_are_imported_when_used():
+    """Only they import each other at once; who calls them does so within a function."""
+    kernels = ADAPTERS["triton"]
+    users = {
+        module
+        for module, path in MODULES.items()
+        if imports(path, at_import_only=True) & kernels
+        or any(name.rpartition(".")[0] in kernels for name in imports(path, at_import_only=True))
+    }
+    assert users <= kernels
+
+
 def test_every_module_can_be_imported_without_cuda():
-    names = sorted(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "nfsd3d."))
+    modules = {info.name for info in pkgutil.walk_packages([str(PACKAGE)], "nfsd3d.")}
+    names = sorted(modules - ADAPTERS["triton"])
     assert len(names) > 30
     code = (
         "import importlib, sys\n"

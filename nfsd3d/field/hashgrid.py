@@ -128,7 +128,14 @@ def _numba(spec: HashGridSpec) -> nn.Module:
 
 
 def _triton(spec: HashGridSpec) -> nn.Module:
-    raise InputError("backend.field=triton is not built yet; use backend.field=torch (any device) or numba (CPU)")
+    try:
+        from nfsd3d.field.hashgrid_triton import interpolate
+    except ImportError as error:
+        raise InputError(
+            f"backend.field=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
+            "Linux; or choose backend.field=torch"
+        ) from error
+    return HashEncoding(spec, interpolate)
 
 
 def _tcnn(spec: HashGridSpec) -> nn.Module:
@@ -146,7 +153,7 @@ ENCODINGS: dict[str, Callable[[HashGridSpec], nn.Module]] = {
 
 
 def hash_encoding(spec: HashGridSpec, backend: str) -> nn.Module:
-    """The encoding of ``spec`` by a backend of ENCODINGS; ``torch`` and ``numba`` share their ``state_dict``.
+    """The encoding of ``spec`` by a backend of ENCODINGS; all but ``tcnn`` share their ``state_dict``.
 
     Raises InputError for an unknown backend or one that is not there.
     """

@@ -235,7 +235,7 @@ class NeRF(nn.Module):
             middles = rays.origins.norm(dim=-1)
             depth = samples.t_mids - middles[samples.ray_indices]
         sample = self.field(positions)
-        weights = render_weights(sample.density, samples)
+        weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         normal = self._normals(positions, weights) if normals or needs_normals(shading) else None
         to_light = None if normal is None else F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1)
         colour = shade(shading, sample.albedo, normal, to_light, ambient)
@@ -246,7 +246,8 @@ class NeRF(nn.Module):
             columns["normal"] = normal
         if needs_normals(shading):
             columns["albedo"] = sample.albedo
-        sums = accumulate(weights[:, None] * torch.cat(list(columns.values()), dim=-1), samples)
+        values = torch.cat(list(columns.values()), dim=-1)
+        sums = accumulate(values, samples, weights=weights, backend=self.sampler_backend)
         seen = dict(zip(columns, sums.split([column.shape[-1] for column in columns.values()], dim=-1), strict=True))
 
         opacity = seen["opacity"]
@@ -256,7 +257,9 @@ class NeRF(nn.Module):
         seen["depth"] = middles[:, None] + mean
         if normal is not None:
             away = (normal * rays.directions[samples.ray_indices]).sum(-1).clamp(min=0).square()
-            seen["orientation"] = accumulate((weights.detach() * away)[:, None], samples)
+            seen["orientation"] = accumulate(
+                away[:, None], samples, weights=weights.detach(), backend=self.sampler_backend
+            )
         seen["samples"] = samples.offsets.diff()[:, None].float()
         return seen
 

@@ -1,4 +1,8 @@
-"""Volume rendering of packed samples (NeRF, arXiv 2003.08934, eq. 3; Max 1995)."""
+"""Volume rendering of packed samples (NeRF, arXiv 2003.08934, eq. 3; Max 1995).
+
+``backend`` is the sampler's, a key of ``samplers.SAMPLERS``: ``triton`` composites in Triton too, all others in torch,
+which is the reference.
+"""
 
 from typing import Any
 
@@ -9,12 +13,16 @@ from torch.autograd.function import once_differentiable
 from nfsd3d.render.samplers import RaySamples
 
 
-def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
+def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torch") -> Tensor:
     """[S] the weight of each sample in its ray's colour: T_i (1 - exp(-density_i * dt_i)).
 
     T_i = exp(-sum of density_j * dt_j over the ray's samples before i) is the transmittance. ``density`` [S] is in
     1/world unit. The weights of a ray sum to its opacity, at most 1.
     """
+    if backend == "triton":
+        from nfsd3d.render import compositing_triton
+
+        return compositing_triton.render_weights(density, samples)
     depth = density * (samples.t_ends - samples.t_starts)
     return torch.exp(-exclusive_sum(depth, samples)) * -torch.expm1(-depth)
 
@@ -24,8 +32,17 @@ def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
     return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
 
 
-def accumulate(values: Tensor, samples: RaySamples) -> Tensor:
-    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C]; zero for a ray without samples."""
+def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = None, backend: str = "torch") -> Tensor:
+    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C], times their ``weights`` [S] if given.
+
+    Zero for a ray without samples.
+    """
+    if backend == "triton":
+        from nfsd3d.render import compositing_triton
+
+        return compositing_triton.accumulate(values, samples, weights)
+    if weights is not None:
+        values = weights[:, None] * values
     return _SumByRay.apply(values, samples.offsets, samples.ray_indices)
 
 

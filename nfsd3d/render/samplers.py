@@ -1,6 +1,7 @@
 """Where along each ray the field is evaluated: steps of equal length through the occupied cells.
 
-The torch functions here are the reference; ``samplers_numba`` gives the same bits faster on a CPU.
+The torch functions here are the reference; ``samplers_numba`` and ``samplers_triton`` give the same bits faster, on a
+CPU and on a GPU.
 """
 
 import math
@@ -162,7 +163,14 @@ def _numba() -> March:
 
 
 def _triton() -> March:
-    raise InputError("backend.sampler=triton is not built yet; use backend.sampler=torch (any device) or numba (CPU)")
+    try:
+        from nfsd3d.render.samplers_triton import march_triton
+    except ImportError as error:
+        raise InputError(
+            f"backend.sampler=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
+            "Linux; or choose backend.sampler=torch"
+        ) from error
+    return march_triton
 
 
 def _nerfacc() -> March:

@@ -97,6 +97,31 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
     assert rendering.samples_per_ray.shape == () and rendering.samples_per_ray > 1
 
 
+@pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
+def test_kernels_render_and_train_like_torch(normals: str, twin: tuple[str, torch.device]) -> None:
+    """A shaded view with everything in it, and every parameter's gradient, from one and the same field."""
+    backend, device = twin
+    found = {}
+    for name in ("torch", backend):
+        nerf = make_nerf(replace(SMALL, normals=normals), name)
+        torch.nn.init.normal_(nerf.field.encoding.table, std=0.3, generator=torch.Generator().manual_seed(1))
+        nerf, rng = nerf.to(device), torch.Generator().manual_seed(5)
+        nerf.update(0, rng)
+        rendering = nerf.render(orbit(2, 13), rng, shading="lambertian", normals=True)
+        assert rendering.samples_per_ray > 2
+        generator = torch.Generator().manual_seed(7)
+        loss = sum((value * torch.randn(value.shape, generator=generator).to(device)).sum()
+                   for value in images(rendering).values())  # fmt: skip
+        loss.backward()
+        gradients = {key: parameter.grad for key, parameter in nerf.named_parameters()}
+        found[name] = {key: value.detach() for key, value in images(rendering).items()}, gradients
+    for part, tolerance in ((0, 1e-5), (1, 1e-4)):
+        for key, expected in found["torch"][part].items():
+            assert expected.abs().max() > 0, key
+            difference = (found[backend][part][key] - expected).norm()
+            assert difference <= tolerance * expected.norm(), f"{key}: {difference / expected.norm():.1e}"
+
+
 def test_normals_only_when_asked() -> None:
     nerf, cameras = make_nerf(), orbit(1, 6)
     plain = nerf.render(cameras)

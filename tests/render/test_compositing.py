@@ -1,6 +1,7 @@
-"""Packed volume rendering against nerfacc's dense functions, a slow loop and closed forms."""
+"""Packed volume rendering against nerfacc's dense functions, a slow loop, closed forms, and its twin in Triton."""
 
 import math
+from dataclasses import fields
 
 import nerfacc
 import pytest
@@ -24,6 +25,10 @@ def pack(counts: list[int], rng: torch.Generator, dtype: torch.dtype = torch.flo
     )
 
 
+def on(device: torch.device, samples: RaySamples) -> RaySamples:
+    return RaySamples(*(getattr(samples, field.name).to(device) for field in fields(samples)))
+
+
 def densities(samples: RaySamples, rng: torch.Generator) -> torch.Tensor:
     return 10 * torch.rand(samples.t_starts.shape, generator=rng, dtype=samples.t_starts.dtype)
 
@@ -38,12 +43,15 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_equals_a_slow_loop(name: str, rng: torch.Generator) -> None:
+def test_equals_a_slow_loop(name: str, rng: torch.Generator, implementation: tuple[str, torch.device]) -> None:
+    backend, device = implementation
     samples = pack(COUNTS[name], rng, torch.float64)
     density = densities(samples, rng)
     values = torch.randn(density.shape[0], 4, generator=rng, dtype=torch.float64)
-    weights = render_weights(density, samples)
-    sums = accumulate(weights[:, None] * values, samples)
+    there = on(device, samples)
+    weights = render_weights(density.to(device), there, backend=backend)
+    sums = accumulate(values.to(device), there, weights=weights, backend=backend).cpu()
+    torch.testing.assert_close(accumulate(weights[:, None] * values.to(device), there, backend=backend).cpu(), sums)
 
     expected = torch.zeros(len(COUNTS[name]), 4, dtype=torch.float64)
     first = 0
@@ -58,6 +66,72 @@ def test_equals_a_slow_loop(name: str, rng: torch.Generator) -> None:
     torch.testing.assert_close(sums, expected)
 
 
+# Rays of many lengths; every fifth is empty, and the last is longer than any tile of a kernel.
+RAGGED = [37 * ray % 101 if ray % 5 else 0 for ray in range(161)] + [1027]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 13])
+@pytest.mark.parametrize("counts", [RAGGED, [], [0, 0, 0], [1]], ids=["ragged", "no rays", "nothing", "one"])
+def test_kernels_equal_torch_forward_and_backward(
+    counts: list[int], channels: int, rng: torch.Generator, twin: tuple[str, torch.device]
+) -> None:
+    """Thin and opaque samples among them: both ends of the exponential function."""
+    backend, device = twin
+    samples = pack(counts, rng)
+    density = densities(samples, rng)
+    density[::7] *= 1e-6
+    density[::11] *= 1e3
+    values = torch.randn(density.shape[0], channels, generator=rng)
+    cotangent = torch.randn(len(counts), channels, generator=rng).to(device)
+    to_weights = torch.randn(density.shape, generator=rng).to(device)
+    assert counts != RAGGED or density.shape[0] > 4096
+
+    samples = on(device, samples)
+    results = []
+    for name in ("torch", backend):
+        inputs = density.to(device).requires_grad_(), values.to(device).requires_grad_()
+        weights = render_weights(inputs[0], samples, backend=name)
+        sums = accumulate(inputs[1], samples, weights=weights, backend=name)
+        plain = accumulate(inputs[1], samples, backend=name)
+        ((sums * cotangent).sum() + plain.square().sum() + (weights * to_weights).sum()).backward()
+        results.append(([weights.detach(), sums.detach(), plain.detach()], [tensor.grad for tensor in inputs]))
+    for kind, tolerance in ((0, 1e-5), (1, 1e-4)):
+        for expected, found in zip(results[0][kind], results[1][kind], strict=True):
+            assert found.shape == expected.shape
+            assert counts in ([], [0, 0, 0]) or expected.abs().max() > 0
+            scale = float(expected.abs().max()) if expected.numel() else 0.0
+            torch.testing.assert_close(found, expected, atol=tolerance * scale, rtol=tolerance)
+
+
+def test_kernels_equal_torch_in_float64(rng: torch.Generator, twin: tuple[str, torch.device]) -> None:
+    backend, device = twin
+    samples = pack([5, 0, 40, 1, 77], rng, torch.float64)
+    density = densities(samples, rng)
+    density[::3] *= 1e-3
+    values = torch.randn(density.shape[0], 3, generator=rng, dtype=torch.float64)
+    samples, results = on(device, samples), []
+    for name in ("torch", backend):
+        inputs = density.to(device).requires_grad_(), values.to(device).requires_grad_()
+        weights = render_weights(inputs[0], samples, backend=name)
+        sums = accumulate(inputs[1], samples, weights=weights, backend=name)
+        sums.sin().sum().backward()
+        results.append((weights.detach(), sums.detach(), *(tensor.grad for tensor in inputs)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_only_what_is_asked_for_is_differentiated(rng: torch.Generator, twin: tuple[str, torch.device]) -> None:
+    backend, device = twin
+    samples = on(device, pack([3, 0, 4], rng))
+    values, weights = torch.randn(7, 2, generator=rng).to(device), torch.rand(7, generator=rng).to(device)
+    one = values.clone().requires_grad_()
+    accumulate(one, samples, weights=weights, backend=backend)[:, 0].sum().backward()
+    torch.testing.assert_close(one.grad, torch.stack([weights, torch.zeros_like(weights)], -1))
+    other = weights.clone().requires_grad_()
+    accumulate(values, samples, weights=other, backend=backend)[:, 0].sum().backward()
+    torch.testing.assert_close(other.grad, values[:, 0])
+
+
 @pytest.mark.parametrize("rays", [1, 37])
 def test_equals_nerfacc_on_dense_rays_forward_and_backward(
     rays: int, rng: torch.Generator, device: torch.device
@@ -65,7 +139,7 @@ def test_equals_nerfacc_on_dense_rays_forward_and_backward(
     per_ray = 113
     samples = pack([per_ray] * rays, rng)
     density = densities(samples, rng).to(device)
-    samples = RaySamples(*(getattr(samples, n).to(device) for n in ("ray_indices", "t_starts", "t_ends", "offsets")))
+    samples = on(device, samples)
     values = torch.randn(density.shape[0], 3, generator=rng).to(device)
     cotangent = torch.randn(rays, 3, generator=rng).to(device)
 
@@ -115,18 +189,23 @@ def test_gradients_in_float64(name: str, rng: torch.Generator) -> None:
     assert torch.autograd.gradcheck(lambda x: exclusive_sum(x, samples), (density,))
 
 
-def test_opacity_of_a_uniform_medium(rng: torch.Generator) -> None:
+def test_opacity_of_a_uniform_medium(rng: torch.Generator, implementation: tuple[str, torch.device]) -> None:
     """1 - exp(-density * length), however it is cut; and never above 1."""
+    backend, device = implementation
     edges = torch.cat([torch.zeros(1), torch.rand(98, generator=rng).sort().values, torch.ones(1)]) * 2
-    samples = RaySamples(torch.zeros(99, dtype=torch.int64), edges[:-1], edges[1:], torch.tensor([0, 99]))
+    samples = on(device, RaySamples(torch.zeros(99, dtype=torch.int64), edges[:-1], edges[1:], torch.tensor([0, 99])))
     for density in (1e-4, 0.7, 1e4):
-        opacity = accumulate(render_weights(torch.full((99,), density), samples)[:, None], samples)
+        weights = render_weights(torch.full((99,), density, device=device), samples, backend=backend)
+        opacity = accumulate(weights[:, None], samples, backend=backend)
         assert float(opacity) == pytest.approx(1 - math.exp(-density * 2), rel=1e-5)
         assert float(opacity) <= 1 + 1e-6
 
 
-def test_an_opaque_ray_does_not_blur_the_thin_ones_after_it(rng: torch.Generator) -> None:
+def test_an_opaque_ray_does_not_blur_the_thin_ones_after_it(
+    rng: torch.Generator, implementation: tuple[str, torch.device]
+) -> None:
     """The running sum over all rays is much larger than a thin ray's own optical depth."""
+    backend, device = implementation
     counts = [64] * 2000
     samples = pack(counts, rng)
     density = torch.full_like(samples.t_starts, 1e4)
@@ -134,6 +213,15 @@ def test_an_opaque_ray_does_not_blur_the_thin_ones_after_it(rng: torch.Generator
     alone = RaySamples(
         torch.zeros(64, dtype=torch.int64), samples.t_starts[-64:], samples.t_ends[-64:], torch.tensor([0, 64])
     )
-    torch.testing.assert_close(
-        render_weights(density, samples)[-64:], render_weights(density[-64:], alone), rtol=1e-4, atol=0
-    )
+    weights = render_weights(density.to(device), on(device, samples), backend=backend)
+    torch.testing.assert_close(weights[-64:].cpu(), render_weights(density[-64:], alone), rtol=1e-4, atol=0)
+
+
+def test_an_opaque_sample_does_not_blur_its_own_ray(implementation: tuple[str, torch.device]) -> None:
+    """The transmittance before it is that of the samples before it, to the last digits."""
+    backend, device = implementation
+    edges = torch.arange(5.0) / 10
+    samples = on(device, RaySamples(torch.zeros(4, dtype=torch.int64), edges[:-1], edges[1:], torch.tensor([0, 4])))
+    weights = render_weights(torch.tensor([1.0, 2.0, 1e5, 3.0]).to(device), samples, backend=backend)
+    expected = torch.tensor([-math.expm1(-0.1), math.exp(-0.1) * -math.expm1(-0.2), math.exp(-0.3), 0.0])
+    torch.testing.assert_close(weights.cpu(), expected, rtol=1e-6, atol=1e-12)

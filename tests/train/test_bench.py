@@ -13,10 +13,16 @@ from nfsd3d.train.build import build_generator, build_parts, camera_ranges
 SPEC = HashGridSpec(levels=2, features=2, log2_entries=6, base_resolution=3, growth=2.0)
 
 
+CPU = torch.device("cpu")
+
+
+def encoding_contenders():
+    return bench.encoding_contenders(bench.encodings(SPEC, CPU, compiled=False), torch.rand(300, 3))
+
+
 def test_encodings_are_timed_side_by_side():
     rounds = []
-    implementations = bench.encoding_implementations(SPEC, compiled=False)
-    timings = bench.bench_encoding(implementations, torch.rand(300, 3), rounds=2, on_round=lambda: rounds.append(1))
+    timings = bench.bench_kernel(encoding_contenders(), CPU, rounds=2, on_round=lambda: rounds.append(1))
     assert [timing.name for timing in timings] == ["embedding_bag", "numba"]
     assert all(timing.forward > 0 and timing.training > 0 for timing in timings)
     assert timings[1].forward_ratio == timings[1].training_ratio == 1
@@ -25,18 +31,58 @@ def test_encodings_are_timed_side_by_side():
 
 
 def test_an_encoding_that_computes_something_else_is_not_timed():
-    implementations = bench.encoding_implementations(SPEC, compiled=False)
+    encodings = bench.encodings(SPEC, CPU, compiled=False)
     with torch.no_grad():
-        implementations["numba"].table[0] += 1
+        encodings["numba"].table[0] += 1
     with pytest.raises(AssertionError, match="numba computes something else"):
-        bench.bench_encoding(implementations, torch.rand(300, 3), rounds=1)
+        bench.bench_kernel(bench.encoding_contenders(encodings, torch.rand(300, 3)), CPU, rounds=1)
 
 
-def test_positions_are_those_of_a_first_step(configure):
+def test_what_need_not_agree_is_timed_all_the_same():
+    contenders = {"torch": bench.Contender(lambda: torch.ones(3)), "nerfacc": bench.Contender(lambda: torch.zeros(3))}
+    with pytest.raises(AssertionError, match="nerfacc computes something else"):
+        bench.bench_kernel(contenders, CPU, rounds=1)
+    contenders["nerfacc"] = bench.Contender(lambda: torch.zeros(4), tolerance=None)
+    first, second = bench.bench_kernel(contenders, CPU, rounds=1)
+    assert first.forward_ratio == 1
+    assert first.training is second.training is second.training_ratio is None
+
+
+def test_a_scene_is_that_of_a_first_step(configure):
     config = configure()
-    positions = bench.demo_positions(build_generator(config), camera_ranges(config.cameras), 2, 16)
-    assert positions.shape[0] > 500
-    assert (positions - 0.5).abs().max() < 0.5
+    scene = bench.demo_scene(build_generator(config), camera_ranges(config.cameras), 2, 16)
+    assert scene.positions.shape[0] > 500
+    assert (scene.positions - 0.5).abs().max() < 0.5
+    assert scene.density.shape == scene.samples.t_mids.shape
+    assert scene.samples.n_rays == len(scene.rays) == 2 * 16 * 16
+
+    timings = bench.bench_kernel(bench.marching_contenders(scene), CPU, rounds=1)
+    assert [timing.name for timing in timings] == ["torch", "numba"]
+    assert all(timing.training is None for timing in timings)
+    (compositing,) = bench.compositing_contenders(scene).values()
+    assert compositing.forward().shape == (512, bench.CHANNELS)
+    assert compositing.training().shape == (scene.density.shape[0] * (1 + bench.CHANNELS),)
+
+
+@pytest.mark.gpu
+def test_every_kernel_is_timed_on_a_gpu(configure):
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    config = configure(
+        **{"machine.name": "cuda", "machine.device": "cuda", "backend.field": "triton", "backend.sampler": "triton"}
+    )
+    generator = build_generator(config)
+    scene = bench.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
+    encodings = bench.encodings(SPEC, generator.device, compiled=True)
+    for contenders in (
+        bench.encoding_contenders(encodings, scene.positions),
+        bench.marching_contenders(scene),
+        bench.compositing_contenders(scene),
+    ):
+        timings = {timing.name: timing for timing in bench.bench_kernel(contenders, generator.device, rounds=2)}
+        assert timings["triton"].forward_ratio == 1
+        assert len(timings) >= 2
 
 
 @pytest.mark.usefixtures("tiny_prior")
@@ -58,9 +104,11 @@ def test_the_parts_of_a_step_add_up(configure):
     assert not {"encode", "predict_eps"} & vars(parts.prior).keys()
 
 
-def test_the_command_writes_numbers_and_prints_tables(tmp_path, capsys):
+@pytest.mark.parametrize(("kernel", "unit"), [("encoding", "points"), ("marching", "rays")])
+def test_the_command_writes_numbers_and_prints_tables(kernel, unit, tmp_path, capsys):
     path = tmp_path / "bench.json"
-    arguments = ["--only", "encoding", "--no-compile", "--points", "300", "--rounds", "1", "--threads", "1"]
+    arguments = ["--machine", "cpu", "--only", kernel, "--no-compile", "--rounds", "1", "--threads", "1"]
+    arguments += ["--points", "300"] if kernel == "encoding" else []
     threads = torch.get_num_threads()
     try:
         assert bench_command.main([*arguments, "--json", str(path)]) == 0
@@ -68,9 +116,13 @@ def test_the_command_writes_numbers_and_prints_tables(tmp_path, capsys):
         torch.set_num_threads(threads)
     record = json.loads(path.read_text())
     assert record["threads"] == 1
-    assert record["encoding"]["points"] == 300
-    assert [row["name"] for row in record["encoding"]["implementations"]] == ["embedding_bag", "numba"]
-    assert "numba" in capsys.readouterr().out
+    assert record["device"] == "cpu"
+    assert kernel != "encoding" or record["encoding"]["points"] == 300
+    names = [row["name"] for row in record[kernel]["implementations"]]
+    assert names == ["embedding_bag" if kernel == "encoding" else "torch", "numba"]
+    printed = capsys.readouterr().out
+    assert f"{kernel}, {record[kernel][unit]:,} {unit}" in printed
+    assert "numba" in printed
 
 
 def test_a_step_without_the_embedded_model_is_an_input_error(tmp_path, monkeypatch):

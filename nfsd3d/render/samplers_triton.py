@@ -1,0 +1,132 @@
+"""Ray marching through the occupancy grid in Triton, for CUDA; the same bits as ``samplers.march_torch``.
+
+The bits can be promised because every product and sum is rounded as it is written (``kernels_triton.launch`` forbids
+fused multiply-adds), as torch's separate operations round them on the same device.
+"""
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nfsd3d.kernels_triton import INTERPRETED, check_device, launch
+from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.render.samplers import Lines
+
+# Rays of one program and candidates that it looks at together on each: a warp per 32 candidates of one ray, so that
+# what it writes lies side by side; neighbouring rays, which cross the cube about as long, so that few wait for others.
+# The interpreter's time goes with the number of operations, whatever their size.
+RAYS = 512 if INTERPRETED else 16
+STEPS = 32
+
+
+def march_triton(
+    lines: Lines, step: float, occupancy: OccupancyGrid
+) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+    """Counts the samples of every ray, then fills them in; see ``samplers.March``. Waits for the GPU in the second.
+
+    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    """
+    check_device(lines.near, "backend.sampler")
+    n_rays, resolution = lines.near.shape[0], occupancy.resolution
+    arguments = (
+        lines.origins.contiguous(),
+        lines.directions.contiguous(),
+        lines.near.contiguous(),
+        lines.far.contiguous(),
+        lines.shift.contiguous(),
+        float(step),
+        occupancy.occupied,
+        resolution / (2 * occupancy.radius),
+        resolution / 2,
+        resolution,
+        n_rays,
+    )
+    programs = (triton.cdiv(n_rays, RAYS),)
+    counts = torch.empty(n_rays, dtype=torch.int64, device=lines.near.device)
+    launch(_count, programs, *arguments, counts, RAYS=RAYS, STEPS=STEPS)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def fill() -> tuple[Tensor, Tensor]:
+        total = int(offsets[-1])
+        ray_indices, t_mids = counts.new_empty(total), lines.near.new_empty(total)
+        launch(_fill, programs, *arguments, offsets, ray_indices, t_mids, RAYS=RAYS, STEPS=STEPS)
+        return ray_indices, t_mids
+
+    return offsets, fill
+
+
+@triton.jit
+def _axis(origins, directions, ray, inside, axis):  # type: ignore[no-untyped-def]
+    """[RAYS, 1] origin and direction of the rays along one axis."""
+    origin = tl.load(origins + 3 * ray + axis, mask=inside, other=0.0)
+    return origin[:, None], tl.load(directions + 3 * ray + axis, mask=inside, other=0.0)[:, None]
+
+
+@triton.jit
+def _span(near, far, shift, step, ray, inside):  # type: ignore[no-untyped-def]
+    """[RAYS, 1] entry, exit and first step of the rays, and how many candidates the longest has, at least."""
+    begin = tl.load(near + ray, mask=inside, other=0.0)
+    end = tl.load(far + ray, mask=inside, other=0.0)
+    candidates = (end - begin) / step
+    most = tl.max(tl.where(candidates > 0, candidates, 0.0), axis=0).to(tl.int32) + 2
+    return begin[:, None], end[:, None], tl.load(shift + ray, mask=inside, other=0.0)[:, None], most
+
+
+@triton.jit
+def _cell(origin, direction, t, scale, half, resolution):  # type: ignore[no-untyped-def]
+    """The cell along one axis of a point of the ray; beyond the cube the border's."""
+    cell = tl.floor((origin + t * direction) * scale + half)
+    # In this form a NaN, which no integer can hold, becomes cell 0.
+    cell = tl.where(cell > 0, cell, 0.0)
+    return tl.where(cell < resolution - 1, cell, resolution - 1.0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _count(  # type: ignore[no-untyped-def]
+    origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, counts,
+    RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    inside = ray < n_rays
+    x, to_x = _axis(origins, directions, ray, inside, 0)
+    y, to_y = _axis(origins, directions, ray, inside, 1)
+    z, to_z = _axis(origins, directions, ray, inside, 2)
+    begin, end, late, most = _span(near, far, shift, step, ray, inside)
+    found = tl.zeros([RAYS], tl.int64)
+    for first in range(0, most, STEPS):
+        t = begin + ((first + tl.arange(0, STEPS)[None, :]).to(tl.float32) + late) * step
+        i = _cell(x, to_x, t, scale, half, resolution)
+        j = _cell(y, to_y, t, scale, half, resolution)
+        k = _cell(z, to_z, t, scale, half, resolution)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        found += tl.sum(keep.to(tl.int32), axis=1)
+    tl.store(counts + ray, found, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _fill(  # type: ignore[no-untyped-def]
+    origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, offsets, ray_indices,
+    t_mids, RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What ``_count`` does, but the samples are written, each ray's from its offset on."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    inside = ray < n_rays
+    x, to_x = _axis(origins, directions, ray, inside, 0)
+    y, to_y = _axis(origins, directions, ray, inside, 1)
+    z, to_z = _axis(origins, directions, ray, inside, 2)
+    begin, end, late, most = _span(near, far, shift, step, ray, inside)
+    place = tl.load(offsets + ray, mask=inside, other=0)
+    for first in range(0, most, STEPS):
+        t = begin + ((first + tl.arange(0, STEPS)[None, :]).to(tl.float32) + late) * step
+        i = _cell(x, to_x, t, scale, half, resolution)
+        j = _cell(y, to_y, t, scale, half, resolution)
+        k = _cell(z, to_z, t, scale, half, resolution)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        kept = keep.to(tl.int32)
+        at = place[:, None] + (tl.cumsum(kept, axis=1) - kept)
+        tl.store(ray_indices + at, tl.broadcast_to(ray[:, None], at.shape), mask=keep)
+        tl.store(t_mids + at, t, mask=keep)
+        place += tl.sum(kept, axis=1)

@@ -1,0 +1,76 @@
+"""How Triton kernels are launched, and that Triton's compiler takes what its interpreter takes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nfsd3d.errors import InputError
+
+pytest.importorskip("triton")
+
+from nfsd3d import kernels_triton
+
+
+def test_powers_of_two() -> None:
+    assert [kernels_triton.power_of_two(count) for count in (1, 2, 3, 4, 5, 8, 9, 1000)] == [1, 2, 4, 4, 8, 8, 16, 1024]
+
+
+def test_a_kernel_is_launched_with_its_constants_and_without_fused_multiply_adds() -> None:
+    calls = []
+
+    class Kernel:
+        def __getitem__(self, programs):
+            return lambda *arguments, **constants: calls.append((programs, arguments, constants))
+
+    values = torch.ones(3)
+    kernels_triton.launch(Kernel(), (2, 5), values, 1.5, None, BLOCK=64)
+    assert calls == [((2, 5), (values, 1.5, None), {"BLOCK": 64, "enable_fp_fusion": False})]
+
+
+def test_the_cpu_is_refused_unless_triton_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels_triton, "INTERPRETED", True)
+    kernels_triton.check_device(torch.ones(1), "backend.field")
+    monkeypatch.setattr(kernels_triton, "INTERPRETED", False)
+    with pytest.raises(InputError, match=r"backend\.field=triton works on CUDA only.*backend\.field=numba or torch"):
+        kernels_triton.check_device(torch.ones(1), "backend.field")
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None:
+    """No GPU is needed: what Triton's interpreter lets pass and its compiler does not shows here."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(kernels_triton.__file__).parent.parent
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("compile_triton.py")), str(capability)],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    compiled = json.loads(result.stdout)
+    names = {kernel["name"] for kernel in compiled}
+    defined = {
+        f"nfsd3d.{path.parent.name}.{path.stem}.{name}"
+        for path in Path(kernels_triton.__file__).parent.rglob("*_triton.py")
+        for name in re.findall(r"^@triton\.jit\(.*\n+def (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(defined) == 9
+    assert names == defined
+    for kernel in compiled:
+        # Rounding as torch rounds is what the bits of the marching and the fine levels of the encoding rest on.
+        assert not re.search(r"\bfma\.rn\.f32", kernel["ptx"]), kernel["name"]
+        assert kernel["bytes"] > 0
+    atomics = {(kernel["options"]["WIDTH"], word) for kernel in compiled if "torch.float64" not in kernel["tensors"]
+               for word in re.findall(r"\batom\.[\w.]+", kernel["ptx"])}  # fmt: skip
+    # Never the default, which also orders memory; from sm_90 on the features of an entry go together.
+    together = {2: ".v2", 8: ".v4"} if capability >= 90 else {}
+    assert atomics == {(width, f"atom.global.gpu.relaxed.add{together.get(width, '')}.f32") for width in (2, 3, 8)}
