@@ -65,7 +65,7 @@ def _check_samples(config: Config) -> None:
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
     if config.generator.max_samples < SAMPLES_PER_RAY * rays:
         raise InputError(
-            f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at its finest; "
+            f"generator.max_samples={config.generator.max_samples}: too few for {rays} rays in a step; "
             f"set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
         )
 
