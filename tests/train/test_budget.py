@@ -130,7 +130,7 @@ def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
 def test_too_few_samples_for_the_finest_views_are_told_before_the_start():
     """Not at the step where the resolution rises."""
     choices = ["prompt=a red cube", "prior=shapes", "machine=cpu", "train.resolution=[[0.0,64],[0.5,256]]"]
-    with pytest.raises(InputError, match=r"generator\.max_samples=262144: too few for the 262144 rays.*1048576"):
+    with pytest.raises(InputError, match=r"generator\.max_samples=262144: too few for 262144 rays.*1048576"):
         preflight.check(compose("nfsd", choices))
     preflight.check(compose("nfsd", [*choices, "generator.max_samples=1048576"]))
 
