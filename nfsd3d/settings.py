@@ -176,6 +176,8 @@ class DistillConfig(Settings):
     (2305.16213), ism (2311.11284), sdi (2405.15891), bridge (2406.09417), or dds (2304.07090, edits a source)."""
     guidance_scale: WeightSchedule
     """s in ``eps_uncond + s * (eps_cond - eps_uncond)``, over training; the one convention everywhere."""
+    guidance_factor: WeightSchedule = 1.0
+    """Factor on s over training, which comes with a recipe: guidance alone makes things thick and colours pure."""
     weighting: Literal["sigma2", "uniform", "sigma_over_alpha", "sigma_alpha"]
     """w(t): ``sigma2`` is 1 - alpha_bar (the usual one)."""
     threshold: Fraction = 0.2

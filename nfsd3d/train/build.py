@@ -89,6 +89,7 @@ def build_parts(config: Config, prior: Prior | None = None) -> Parts:
             config.distill.weighting,
             threshold_step(config.distill.threshold, prior.schedule.training_steps),
             build_particle(config, prior) if method.needs_particle else None,
+            config.distill.guidance_factor,
         ),
         ranges=camera_ranges(config.cameras),
         source=source,

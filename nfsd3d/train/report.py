@@ -64,7 +64,8 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
 
 def _facts(config: Config, summary: dict[str, Any]) -> str:
     progress = (0.0, 1.0)  # a scale that changes is told by its ends
-    scales = dict.fromkeys(f"{value_at(config.distill.guidance_scale, at):g}" for at in progress)
+    scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
+    scales = dict.fromkeys(f"{value_at(scale, at) * value_at(factor, at):g}" for at in progress)
     facts = [
         f"{config.distill.method.upper()}, guidance {' to '.join(scales)}",
         f"prior {config.prior.model or config.prior.name}",

@@ -25,7 +25,7 @@ from nfsd3d.train.regularizers import penalty
 class Distillation:
     """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
 
-    ``particle`` is VSD's second network.
+    ``guidance_factor`` multiplies s over training; ``particle`` is VSD's second network.
     """
 
     method: Method
@@ -33,6 +33,11 @@ class Distillation:
     weighting: str
     threshold: int
     particle: Particle | None = None
+    guidance_factor: Schedule = 1.0
+
+    def scale(self, progress: float) -> float:
+        """s at this fraction of training."""
+        return value_at(self.guidance_scale, progress) * value_at(self.guidance_factor, progress)
 
 
 def step_loss(
@@ -71,7 +76,7 @@ def step_loss(
     view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
     z = _latent(prior, view)
 
-    method, s = distillation.method.at(plan.progress), value_at(distillation.guidance_scale, plan.progress)
+    method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
     particle = distillation.particle
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)

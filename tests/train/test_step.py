@@ -100,12 +100,13 @@ def test_the_same_seed_gives_the_same_steps(configure, method):
 
 
 def test_the_guidance_scale_may_change_over_training(configure):
-    constant = configure(**NO_REGULARIZERS, **{"distill.method": "csd", "distill.guidance_scale": 3.0})
-    rising = configure(
-        **NO_REGULARIZERS, **{"distill.method": "csd", "distill.guidance_scale": [[0.0, 1.0], [1.0, 5.0]]}
-    )
-    assert float(step_of(rising, 0.5)[2]["grad_norm"]) == float(step_of(constant, 0.5)[2]["grad_norm"])
-    assert float(step_of(rising, 0.75)[2]["grad_norm"]) > float(step_of(constant, 0.75)[2]["grad_norm"])
+    def norm(progress, scale, factor=1.0):
+        changes = {"distill.method": "csd", "distill.guidance_scale": scale, "distill.guidance_factor": factor}
+        return float(step_of(configure(**NO_REGULARIZERS, **changes), progress)[2]["grad_norm"])
+
+    rising, falling = [[0.0, 1.0], [1.0, 5.0]], [[0.0, 1.0], [1.0, 0.0]]
+    assert norm(0.5, rising) == norm(0.5, 3.0) == norm(0.5, 6.0, falling)
+    assert norm(0.75, rising) > norm(0.75, 3.0) > norm(0.75, 6.0, falling)
 
 
 def test_editing_without_a_source_prompt_says_what_is_missing(configure):
