@@ -1,7 +1,7 @@
 """Every setting of a run as one typed, documented, immutable tree.
 
 The values come from the YAML files in ``configs/`` (see `nfsd3d.config`); nothing here has a second default, except
-the settings that are off unless asked for. Validation is strict: no string becomes a number, no unknown key passes.
+the settings that are off unless asked for, which older runs lack. Validation is strict: no string becomes a number, no unknown key passes.
 Angles are degrees (``_deg``), lengths are world units (the object lives in the cube of half-width
 ``generator.radius``), and fractions of training run from 0 to 1.
 """
@@ -204,9 +204,9 @@ class PriorConfig(Settings):
     """A preset: shapes (embedded in the package), sd15, sd21, sd21-768."""
     model: Annotated[str, Field(min_length=1)] | None
     """Instead of the preset's weights: a hub id, a local folder in the diffusers layout, or a .safetensors file."""
-    layout: Annotated[str, Field(min_length=1)] | None
+    layout: Annotated[str, Field(min_length=1)] | None = None
     """Beside a single file: a hub id or a folder with its configurations and tokenizer; null: the preset's."""
-    vae: Annotated[str, Field(min_length=1)] | None
+    vae: Annotated[str, Field(min_length=1)] | None = None
     """Instead of the model's autoencoder: a hub id or a folder, for instance of a tiny one (AutoencoderTiny)."""
     offline: bool
     """Never ask the network; use what is in the local cache."""
