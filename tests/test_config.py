@@ -122,6 +122,21 @@ def test_editing_has_its_papers_settings(config):
     assert edit.source_run == "runs/a, b" and edit.generator == config.generator
 
 
+def test_runs_that_are_older_than_a_setting_load(config):
+    values = config.to_dict()
+    newer = {
+        "prior": ("layout", "vae"),
+        "machine": ("pixels_at_once", "rows_at_once", "checkpoint_encoder", "memory_gb"),
+        "distill": ("guidance_factor",),
+    }
+    for group, names in newer.items():
+        for name in names:
+            del values[group][name]
+    older = Config.from_dict(values).to_dict()
+    assert older["distill"].pop("guidance_factor") == 1.0  # what there was before the recipe had one
+    assert older == {**config.to_dict(), "distill": older["distill"]}
+
+
 def test_every_method_and_weighting_can_be_configured():
     assert {name for name, method in METHODS.items() if method.needs_source} == EDITING
     assert {path.stem for path in (config_root() / "distill").glob("*.yaml")} == METHODS.keys()
