@@ -56,8 +56,8 @@ def _check_samples(config: Config) -> None:
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
     if config.generator.max_samples < SAMPLES_PER_RAY * rays:
         raise InputError(
-            f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at the finest "
-            f"of train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
+            f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at the "
+            f"finest train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
         )
 
 
