@@ -6,6 +6,7 @@ import argparse
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,10 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
 
     from nfsd3d import bench_prior
     from nfsd3d.prior.architectures import FACTOR, random_prior
+    from nfsd3d.train.budget import fit_into_memory
     from nfsd3d.train.build import PRECISIONS, build_parts
+    from nfsd3d.train.compilation import compile_prior
+    from nfsd3d.train.pieces import configured_pieces
 
     if config.machine.device == "cpu":
         torch.set_num_threads(options.threads)
@@ -128,6 +132,11 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
     elif options.resolution is not None:
         raise InputError(f"--resolution {options.resolution}: a trained model has its own; add --weights random")
     parts = build_parts(config, prior)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    pieces = configured_pieces(config.machine)
+    if config.machine.device != "cpu":
+        pieces = fit_into_memory(config, parts, pieces, say)
+    compile_prior(config, parts, pieces, say)
     warmup = min(WARMUP_STEPS, options.steps)
     with _progress(console) as progress:
         task = progress.add_task("training steps", total=bench_prior.count_steps(config, options.steps, warmup))
@@ -137,6 +146,7 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
             options.prior,
             steps=options.steps,
             warmup=warmup,
+            pieces=pieces,
             on_step=lambda: progress.advance(task),
         )
     for table in comparison_tables(comparison):

@@ -25,7 +25,7 @@ from nfsd3d.render.compositing import exclusive_sum
 from nfsd3d.render.samplers import RaySamples
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.train.build import Parts
-from nfsd3d.train.pieces import Pieces, configured_pieces
+from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 
 TERA = 1e12
@@ -286,11 +286,13 @@ def compare(
     *,
     steps: int,
     warmup: int,
+    pieces: Pieces | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Measures ``parts`` and then the same with a peer's choices (:func:`as_peer`, which leaves them changed).
 
-    The peer's networks are float16 on a GPU and float32 on a CPU. ``name`` is the prior's preset.
+    The peer's networks are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into
+    ``pieces``. ``name`` is the prior's preset.
 
     Raises:
         InputError: the generator is no scene, or the prior's networks are not those of ``name``.
@@ -300,7 +302,6 @@ def compare(
         raise InputError("--prior: measured are steps of a scene with Stable Diffusion")
     counted = arithmetic(name, prior.image_size)
     state = {key: value.clone() for key, value in parts.generator.state_dict().items()}
-    pieces = configured_pieces(config.machine)
     ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
     floor = ours[-1].timing
     device = _device_name(parts.generator.device)

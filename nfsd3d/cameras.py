@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nfsd3d.transfer import move
+
 
 @dataclass(frozen=True)
 class Rays:
@@ -92,7 +94,7 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras with their tensors on ``device``."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._map(lambda tensor: move(tensor, device))
 
     def __getitem__(self, index: int | slice) -> "Cameras":
         """Some of the cameras; an integer gives a batch of one."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nfsd3d.cameras import Cameras
 from nfsd3d.errors import InputError
+from nfsd3d.transfer import move
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 FRONT, SIDE, BACK, OVERHEAD = range(4)
@@ -182,14 +183,14 @@ class PromptBank:
         nothing. The same for "source_cond".
         """
         index = self.thresholds.fine_view_index if self.fine else self.thresholds.view_index
-        view = index(cameras).to(self.embeddings["cond"].device)
+        view = move(index(cameras), self.embeddings["cond"].device)
         contexts = {
             name: embedded[view] if len(embedded) > 1 else embedded.expand(len(cameras), -1, -1)
             for name, embedded in self.embeddings.items()
         }
         if not self.perp_neg:
             return contexts
-        mixture = perp_neg_mixture(cameras.azimuth).to(view.device)
+        mixture = move(perp_neg_mixture(cameras.azimuth), view.device)
         behind = (mixture[:, BACK] > 0) | (mixture[:, SIDE] == 1)
         for name in contexts.keys() & {"cond", "source_cond"}:
             embedded = self.embeddings[name]

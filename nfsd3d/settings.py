@@ -154,6 +154,8 @@ class MachineConfig(Settings):
     checkpoint_encoder: bool = False
     """Compute the encoder's activations again in the backward pass instead of keeping them: a third more encoder time
     for most of its memory."""
+    compile: Literal["auto"] | bool = "auto"
+    """torch.compile for the prior's networks, the UNet with CUDA graphs. auto: for Stable Diffusion on CUDA."""
     memory_gb: PositiveFloat | None = None
     """On CUDA, what a run's steps may take by prediction, in units of 2^30 bytes: the pieces above are made smaller
     before the start until they fit into it. null: what is free."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from nfsd3d.transfer import move
+
 if TYPE_CHECKING:
     from nfsd3d.distill.methods import Method
 
@@ -62,7 +64,7 @@ def perp_neg(delta_c: Tensor, against: Sequence[Tensor], weights: Tensor) -> Ten
     total = delta_c
     for delta, weight in zip(against, weights, strict=True):
         along = (delta * delta_c).sum((1, 2, 3), keepdim=True) / size.clamp(min=torch.finfo(size.dtype).tiny)
-        total = total + weight.to(delta)[:, None, None, None] * (delta - along * delta_c)
+        total = total + move(weight, delta.device).to(delta.dtype)[:, None, None, None] * (delta - along * delta_c)
     return total
 
 
@@ -81,7 +83,7 @@ def weight(name: str, alpha_bar: Tensor, like: Tensor) -> Tensor:
     Raises:
         KeyError: no such weighting in :data:`WEIGHTINGS`.
     """
-    return WEIGHTINGS[name](alpha_bar).to(like)[:, None, None, None]
+    return move(WEIGHTINGS[name](alpha_bar), like.device).to(like.dtype)[:, None, None, None]
 
 
 def threshold_step(fraction: float, training_steps: int) -> int:
@@ -124,7 +126,7 @@ def predict_noise(
         KeyError: ``contexts`` lacks a prompt of the method.
         ValueError: the method needs a source or a second network that was not given.
     """
-    steps, t = t.cpu(), t.to(z_t.device)
+    steps, t = t.cpu(), move(t, z_t.device)
     rows = {branch: method.rows(branch, steps, threshold) for branch in method.branches}
     if view_weights is not None:
         for cond, _ in method.condition_pairs:
@@ -166,7 +168,7 @@ def _evaluate(network: Denoiser | None, batches: Mapping[str, Batch], t: Tensor)
     for branch, batch in batches.items():
         if network is None or batch.latents is None:
             raise ValueError(f"the method's branch {branch!r} needs a {branch.split('_')[0]}, which was not given")
-        rows = batch.rows.to(batch.latents.device)
+        rows = move(batch.rows, batch.latents.device)
         parts.append((branch, batch.latents, rows, batch.context[rows]))
     assert network is not None
     eps = network.predict_eps(

@@ -20,6 +20,7 @@ from nfsd3d.render.compositing import accumulate, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays, step_length
 from nfsd3d.render.shading import needs_normals, shade
+from nfsd3d.transfer import move
 
 # Points that export functions evaluate together.
 POINTS_AT_ONCE = 2**18
@@ -190,7 +191,7 @@ class NeRF(nn.Module):
             background = replaced = None
 
         def for_each_ray(values: Tensor) -> Tensor:
-            return values.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+            return move(values, self.device).repeat_interleave(cameras.height * cameras.width, 0)
 
         return _Bundle(
             cameras.rays(),
@@ -209,7 +210,7 @@ class NeRF(nn.Module):
 
     def _own_background(self, directions: Tensor) -> Tensor:
         if self.background is None:
-            return torch.tensor([self.settings.background_color], device=self.device).expand(directions.shape[0], 3)
+            return move(torch.tensor([self.settings.background_color]), self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
     @torch.no_grad()

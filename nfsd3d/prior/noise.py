@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nfsd3d.distill.gradient import guided
+from nfsd3d.transfer import move
 
 if TYPE_CHECKING:
     from nfsd3d.prior import Prior
@@ -37,15 +39,21 @@ class NoiseSchedule:
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule on ``device``."""
-        return NoiseSchedule(self.alphas_cumprod.to(device))
+        moved = NoiseSchedule(self.alphas_cumprod.to(device))
+        object.__setattr__(moved, "_on_cpu", self._on_cpu)
+        return moved
+
+    @cached_property
+    def _on_cpu(self) -> Tensor:
+        return self.alphas_cumprod.cpu()
 
     def alpha_bar(self, t: Tensor) -> Tensor:
-        """[N] ᾱ at ``t``."""
-        return self.alphas_cumprod[t]
+        """[N] ᾱ at ``t``, on the device of ``t``: timesteps on the CPU need not wait for a GPU."""
+        return (self._on_cpu if t.device.type == "cpu" else self.alphas_cumprod)[t]
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise coefficients (alpha, sigma), each [N,1,1,1], in the dtype and on the device of ``like``."""
-        alpha_bar = self.alpha_bar(t).to(like.device)[:, None, None, None]
+        alpha_bar = move(self.alpha_bar(t), like.device)[:, None, None, None]
         return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -129,7 +137,7 @@ def ddim_sample(
     that a seed means the same on every device. ``on_step`` hears the number of finished steps.
     """
     count = cond.shape[0]
-    z_t = torch.randn(count, *prior.latent_shape, generator=rng).to(prior.device)
+    z_t = move(torch.randn(count, *prior.latent_shape, generator=rng), prior.device)
     guidance = guidance_scale != 1
     context = torch.cat([uncond.expand(count, -1, -1), cond]) if guidance else cond
     times = [torch.full((count,), t, device=prior.device) for t in ddim_timesteps(prior.schedule.training_steps, steps)]
@@ -169,12 +177,13 @@ def ddim_invert(
         rows = (t < t_next).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
-        at, t, t_next = rows.to(z.device), t[rows], t_next[rows]
+        at, t, t_next = move(rows, z.device), t[rows], t_next[rows]
         moved = ddim_step(schedule, z[at], predict(z[at], t, at), t, t_next)
         if eta:
             (_, sigma), (_, sigma_next) = schedule.alpha_sigma(t, z), schedule.alpha_sigma(t_next, z)
-            signal = (schedule.alpha_bar(t_next) / schedule.alpha_bar(t)).to(z)[:, None, None, None]
-            jump = torch.randn(z.shape, generator=rng)[rows].to(z)
+            signal = schedule.alpha_bar(t_next) / schedule.alpha_bar(t)
+            signal = move(signal, z.device).to(z.dtype)[:, None, None, None]
+            jump = move(torch.randn(z.shape, generator=rng)[rows], z.device).to(z.dtype)
             moved = moved + eta * sigma / sigma_next * (1 - signal).sqrt() * jump
         z = z.index_copy(0, at, moved)
     return z
@@ -184,7 +193,7 @@ def random_noise(
     prior: Prior, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """(z_t, noise) with noise from ``rng``, as a diffusion model is trained."""
-    noise = torch.randn(z.shape, generator=rng).to(z.device)
+    noise = move(torch.randn(z.shape, generator=rng), z.device)
     return prior.schedule.add_noise(z, noise, t), noise
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nfsd3d.cameras import Cameras
 from nfsd3d.prior.pieces import parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.transfer import move
 
 POSE = 16
 """Numbers that describe a camera to the network: its camera-to-world matrix."""
@@ -83,7 +84,7 @@ class Particle:
 
     def at(self, cameras: Cameras, rows_at_once: int | None = None) -> PosedParticle:
         """The network for a batch that these cameras saw, of which it sees ``rows_at_once`` rows together, or all."""
-        return PosedParticle(self, _poses(cameras).to(self._prior.device), rows_at_once)
+        return PosedParticle(self, move(_poses(cameras), self._prior.device), rows_at_once)
 
     def learn(
         self,
@@ -107,10 +108,10 @@ class Particle:
         z = z.detach()
         schedule = self._prior.schedule
         t = schedule.sample_timesteps(rng, len(z), 0.0, 1.0)
-        noise = torch.randn(z.shape, generator=rng).to(z.device)
-        shown = (torch.rand(len(z), generator=rng) >= self._camera_dropout).to(z)
+        noise = move(torch.randn(z.shape, generator=rng), z.device)
+        shown = move(torch.rand(len(z), generator=rng) >= self._camera_dropout, z.device).to(z.dtype)
         with self._on():
-            poses = _poses(cameras).to(z) * shown[:, None]
+            poses = move(_poses(cameras), z.device).to(z.dtype) * shown[:, None]
             z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
             losses = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from nfsd3d.errors import InputError
 from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.prior.resolve import ModelFiles
+from nfsd3d.transfer import move
 
 # What the denoiser's output means -> the noise it implies.
 _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
@@ -59,6 +60,9 @@ class StableDiffusionPrior:
         self._tokenizer = tokenizer
         self._schedule = schedule.to(unet.device)
         self._to_eps = _TO_EPS[prediction_type]
+        self._compiled_unet: Callable[..., Any] | None = None
+        self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
+        self._row_unit = 1
         self.evaluations = 0
 
     @classmethod
@@ -133,7 +137,7 @@ class StableDiffusionPrior:
             torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
             for network, own in zip(networks, (self._unet, self._vae), strict=True)
         )
-        copied = copy.copy(self)
+        copied = self._uncompiled()
         copied._unet, copied._vae, copied._text_encoder = unet, vae, None
         copied._schedule = self._schedule.to("meta")
         return copied
@@ -168,10 +172,40 @@ class StableDiffusionPrior:
         self._text_encoder = None
 
     def in_precision(self, dtype: torch.dtype) -> "StableDiffusionPrior":
-        """The same prior in another precision; UNet and autoencoder themselves change, and this prior with them."""
+        """The same prior in another precision, not compiled; UNet and autoencoder themselves change, and this prior's
+        with them.
+        """
         for network in (self._unet, self._vae):
             torch.nn.Module.to(network, dtype)  # parameter by parameter: never twice the memory
-        return copy.copy(self)
+        return self._uncompiled()
+
+    def _uncompiled(self) -> "StableDiffusionPrior":
+        copied = copy.copy(self)
+        copied.compile_nothing()
+        return copied
+
+    def compile(self, *, row_unit: int, unet: bool = True, backend: str = "inductor") -> None:
+        """From now on, UNet (if ``unet``) and encoder run compiled; each compiles when it first meets a shape.
+
+        The UNet's launches are recorded as CUDA graphs: its thousands of small kernels are over faster than a program
+        can start them. Graphs have fixed shapes, and NFSD's rows vary with the timesteps. So rows are filled up to a
+        multiple of ``row_unit``, the views of a step: NFSD has two graphs (with and without the negative prompt), not
+        one for every number of rows; nor one alone, because that would evaluate the negative prompt where nobody asks.
+        The encoder has few and large kernels, and a backward pass: compiled, but not recorded.
+
+        ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.particle`). ``backend`` is
+        torch.compile's.
+        """
+        graphs = backend == "inductor" and self.device.type == "cuda"
+        mode = "reduce-overhead" if graphs else None
+        if unet:
+            self._compiled_unet = torch.compile(self._unet, backend=backend, mode=mode, dynamic=False)
+        self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
+        self._row_unit = row_unit
+
+    def compile_nothing(self) -> None:
+        """Takes :meth:`compile` back."""
+        self._compiled_unet = self._compiled_encoder = None
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
@@ -189,19 +223,21 @@ class StableDiffusionPrior:
 
     def _encoder(self, image: Tensor, checkpoint: bool) -> Tensor:
         """What the autoencoder says of images in [-1, 1], in its own precision and scale."""
-        if not hasattr(self._vae, "quant_conv"):  # a tiny one, whose own checkpoints leave out its scaling of the image
-            if checkpoint:
-                return _checkpointed(self._encode_tiny, image)
-            return self._encode_tiny(image)
-        if checkpoint != self._vae.is_gradient_checkpointing:
+        tiny = not hasattr(self._vae, "quant_conv")
+        if checkpoint and tiny:  # whose own checkpoints leave out its scaling of the image
+            return _checkpointed(self._encode_network, image)
+        if not tiny and checkpoint != self._vae.is_gradient_checkpointing:
             if checkpoint:
                 self._vae.enable_gradient_checkpointing(_checkpointed)
             else:
                 self._vae.disable_gradient_checkpointing()
-        return self._vae.encode(image).latent_dist.mean
+        if self._compiled_encoder is not None and not checkpoint:
+            return self._compiled_encoder(image)
+        return self._encode_network(image)
 
-    def _encode_tiny(self, image: Tensor) -> Tensor:
-        return self._vae.encode(image).latents
+    def _encode_network(self, image: Tensor) -> Tensor:
+        encoded = self._vae.encode(image)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -214,12 +250,21 @@ class StableDiffusionPrior:
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
-        return self.denoise(z_t, t, context)
+        if self._compiled_unet is None:
+            return self.denoise(z_t, t, context)
+        count, dtype = len(z_t), self._unet.dtype
+        self.evaluations += count
+        t = move(t, z_t.device)
+        further = padded_rows(count, self._row_unit) - count
+        filled = [_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype))]
+        output = self._compiled_unet(*filled, return_dict=False)[0][:count]
+        # A copy in any precision: what a graph has written it writes over when it next runs.
+        return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
         self.evaluations += z_t.shape[0]
-        t = t.to(z_t.device)
+        t = move(t, z_t.device)
         output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)
 
@@ -234,6 +279,17 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def padded_rows(count: int, unit: int) -> int:
+    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two."""
+    if count >= unit:
+        return -(-count // unit) * unit
+    return int(min(2 ** (count - 1).bit_length(), unit))
+
+
+def _repeat_last(values: Tensor, times: int) -> Tensor:
+    return values if times == 0 else torch.cat([values, values[-1:].expand(times, *values.shape[1:])])
 
 
 def placed(unet: Any, vae: Any, text_encoder: Any, device: torch.device | str) -> tuple[Any, Any, Any]:

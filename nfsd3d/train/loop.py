@@ -28,6 +28,7 @@ from nfsd3d.streams import fork
 from nfsd3d.train import state
 from nfsd3d.train.budget import fit_into_memory
 from nfsd3d.train.build import Parts, build_parts
+from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
@@ -115,9 +116,10 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         _check_method(run_dir)
     parts = build_parts(config)
     task = distillation(config, parts)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if config.machine.device != "cpu":
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
+    compile_prior(config, parts, task.pieces, say)
     progress = Progress()
     if resume is not None:
         restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)

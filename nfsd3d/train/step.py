@@ -67,7 +67,8 @@ def step_loss(
     VSD ``particle_loss``, the second network's.
     """
     prior = in_pieces(prior, plan.pieces.rows_at_once, plan.pieces.checkpoint_encoder)
-    cameras = sample_cameras(rng, plan.views, plan.resolution, ranges).to(prior.device)
+    # Cameras stay on the CPU, where what follows from them (view words, Perp-Neg's weights) waits for nobody.
+    cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
     look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)

@@ -1,0 +1,85 @@
+"""Compiled networks give the same numbers, in shapes that stay. The compilers' own back ends are not what is tested."""
+
+import pytest
+import torch
+
+from nfsd3d.cameras import orbit
+from nfsd3d.distill.gradient import predict_noise
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior.noise import NOISINGS
+from nfsd3d.prior.particle import Particle
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
+from nfsd3d.prompts import PromptBank
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_compiled():
+    yield
+    torch.compiler.reset()
+
+
+def test_rows_are_filled_up_to_few_shapes():
+    # NFSD with four views: two shapes, whatever the timesteps.
+    assert {padded_rows(count, 4) for count in range(8, 13)} == {8, 12}
+    assert {padded_rows(count, 1) for count in (2, 3)} == {2, 3}
+    assert [padded_rows(count, 4) for count in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert [padded_rows(count, 3) for count in (1, 2, 3, 4)] == [1, 2, 3, 6]
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_a_compiled_prior_gives_the_same_numbers(model_folder, kind, monkeypatch):
+    prior = StableDiffusionPrior.load(model_folder(kind, "v_prediction"))
+    rng = torch.Generator().manual_seed(0)
+    z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng)
+    t, size = torch.tensor([30, 199, 200, 950]), prior.image_size
+    contexts = PromptBank.build(prior, "a red cube", "dull").contexts(orbit(4, 8))
+    image = torch.rand(2, 3, size, size, generator=rng)
+
+    def results():
+        p = predict_noise(prior, z_t, t, contexts, METHODS["nfsd"], noise=noise, threshold=200)
+        pixels = image.clone().requires_grad_()
+        z = prior.encode(pixels)
+        z.square().sum().backward()
+        return p.cond, p.uncond, p.neg, z.detach(), pixels.grad
+
+    expected, evaluations = results(), prior.evaluations
+    prior.compile(row_unit=4, backend="aot_eager")
+    shapes, compiled = [], prior._compiled_unet
+    monkeypatch.setattr(prior, "_compiled_unet", lambda z, *rest, **options: (
+        shapes.append(len(z)) or compiled(z, *rest, **options)
+    ))  # fmt: skip
+    for result, value in zip(results(), expected, strict=True):
+        torch.testing.assert_close(result, value, rtol=1e-3, atol=1e-4)
+    assert shapes == [12] and prior.evaluations == 2 * evaluations == 20  # ten rows needed, two filled up
+    # Peers, precisions and predictions of memory begin from networks as they are.
+    assert (
+        prior.without_weights()._compiled_unet is None and prior.in_precision(torch.float64)._compiled_encoder is None
+    )
+    prior.in_precision(torch.float32).compile_nothing()
+
+
+@pytest.mark.parametrize("name", ["ism", "sdi"])
+def test_inversions_work_with_a_compiled_unet(model_folder, name):
+    prior = StableDiffusionPrior.load(model_folder("tiny"))
+    z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull").contexts(orbit(2, 8))
+    noised = []
+    for compiled in (False, True):
+        if compiled:
+            prior.compile(row_unit=2, backend="eager")
+        rng = torch.Generator().manual_seed(1)
+        noised.append(NOISINGS[METHODS[name].noising](prior, z, t, contexts, rng))
+    for one, other in zip(*noised, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
+
+
+def test_vsds_second_network_works_beside_a_compiled_encoder(model_folder):
+    prior = StableDiffusionPrior.load(model_folder("tiny"))
+    particle = Particle(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
+    z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])
+    context, cameras = prior.embed(["a red cube"] * 2), orbit(2, 8)
+    base = prior.predict_eps(z, t, context)
+    prior.compile(row_unit=2, unet=False, backend="eager")
+    particle.learn(z, context, cameras, torch.Generator().manual_seed(2))
+    assert torch.equal(prior.predict_eps(z, t, context), base)
+    assert not torch.equal(particle.at(cameras).predict_eps(z, t, context), base)
