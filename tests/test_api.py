@@ -14,6 +14,7 @@ import trimesh
 import nfsd3d
 from nfsd3d.cli import main
 from nfsd3d.errors import InputError
+from nfsd3d.export import extract, unwrap
 
 TINY = {
     "prompts.views": "coarse",  # the tiny model reads few tokens
@@ -31,6 +32,7 @@ TINY = {
     "train.checkpoint_every": 2,
     "train.tensorboard": False,
     "export.resolution": 32,
+    "export.texture_size": 64,
     "export.turntable_frames": 8,
     "export.turntable_size": 16,
 }
@@ -147,12 +149,44 @@ def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
     arguments = ["--formats", "obj, STL", "--resolution", "24", "--max-faces", "300", "--threshold", "2"]
     output = ["--output", str(tmp_path / "meshes"), "--json", str(tmp_path / "numbers.json")]
     assert main(["export", str(run.directory), *arguments, *output]) == 0
-    files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "stl")]
-    assert capsys.readouterr().out.split("\n")[1:3] == files
+    files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "png", "mtl", "stl")]
+    printed = capsys.readouterr().out.split("\n")
+    assert "a texture of 64^2" in printed[0] and printed[1:5] == files
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["files"] == files and numbers["step"] == 4 and numbers["threshold"] == 2
     assert 0 < numbers["faces"] <= 300
-    assert len(trimesh.load_mesh(files[1]).faces) == numbers["faces"]
+    assert numbers["texture_size"] == 64
+    assert len(trimesh.load_mesh(files[3]).faces) == numbers["faces"]
+
+
+def test_export_without_a_texture_says_so(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract, "unwrap", lambda *_: pytest.fail("nothing to unwrap"))
+    arguments = [str(run.directory), "--resolution", "24", "--output", str(tmp_path)]
+    assert main(["export", *arguments, "--texture-size", "0"]) == 0
+    assert "vertex colours" in capsys.readouterr().out
+    assert main(["export", *arguments, "--formats", "ply"]) == 0  # holds no texture
+
+
+def test_export_tells_why_there_is_no_texture(run, tmp_path, capsys, monkeypatch):
+    def fail(surface, size, timeout, on_wait):
+        raise unwrap.UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
+
+    monkeypatch.setattr(extract, "unwrap", fail)
+    arguments = ["--resolution", "24", "--unwrap-timeout", "3", "--output", str(tmp_path)]
+    assert main(["export", str(run.directory), *arguments, "--json", str(tmp_path / "numbers.json")]) == 0
+    assert "no texture: unwrapping was not done after 3 s" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["texture_size"] is None and "after 3 s" in numbers["untextured"]
+    mesh = trimesh.load_scene(tmp_path / "model.glb").to_geometry()
+    assert mesh.visual.kind == "vertex" and mesh.is_watertight
+
+
+def test_what_cannot_be_written_is_told_before_the_work_and_leaves_the_rest(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract, "sample_density", lambda *_: pytest.fail("the work has begun"))
+    before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+    assert main(["export", str(run.directory), "--output", "/proc/no"]) == 2
+    assert "choose another with --output" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -176,7 +210,17 @@ def test_bad_input_to_export_is_one_line_and_exit_code_2(run, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--threshold", "-1"], ["--threshold", "thick"], ["--resolution", "2"], ["--max-faces", "1.5"], []]
+    "arguments",
+    [
+        ["--threshold", "-1"],
+        ["--threshold", "thick"],
+        ["--resolution", "2"],
+        ["--max-faces", "1.5"],
+        ["--texture-size", "5000"],
+        ["--texture-size", "100.5"],
+        ["--unwrap-timeout", "0"],
+        [],
+    ],
 )
 def test_wrong_numbers_are_refused_by_the_parser(run, capsys, arguments):
     with pytest.raises(SystemExit) as stopped:

@@ -16,14 +16,17 @@ from scipy.sparse.csgraph import connected_components
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.cubes import CORNERS, EDGES, triangle_table
-from nfsd3d.export.level import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range
+from nfsd3d.export.level import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range, spread_directions
 from nfsd3d.export.mesh import FloatArray
 
 NEAR = 3.0
 """Before the softplus: a coarse sample so little below the level (a twentieth of its density) is near the surface."""
 
-REFINEMENTS = 6
-"""Looks at the field on each crossed edge: at least three halvings, so an eighth of a voxel in the worst field."""
+REFINEMENTS = 8
+"""Looks at the field on each crossed edge: at least four halvings, so a 16th of a voxel in the worst field."""
+
+NORMAL_SAMPLES = 16
+"""Differences around each vertex."""
 
 SHORTEST = 0.02
 """Of an edge: as near as a vertex comes to a sample."""
@@ -269,16 +272,18 @@ def _is_inside(point: NDArray[np.float64], triangles: NDArray[np.float64]) -> bo
 
 
 def surface_normals(level_set: LevelSet, surface: Surface, step: float) -> FloatArray:
-    """[V,3] unit normals down the gradient of the field before the softplus, by differences over twice ``step``.
+    """[V,3] unit normals down the gradient of the field before the softplus, as seen from ``step`` world units away.
 
-    Hash grids are rough below the length of the mesh's edges, and the mesh has no room for it: ``step`` (world units)
-    says how much is smoothed.
+    Hash grids are rough below the length of the mesh's edges, and the mesh has no room for it: ``step`` says how much
+    is smoothed. The gradient is the best fit to differences in all directions; where a field steps from one limit to
+    the other, these still tell its direction, which three along the axes would not.
     """
-    slopes = []
-    for shift in step * np.eye(3, dtype=np.float32):
-        ahead, behind = (level_set.offset(surface.vertices + sign * shift) for sign in (1, -1))
-        slopes.append(ahead - behind)
-    return outward_normals(surface.vertices, surface.faces, -np.stack(slopes, axis=-1))
+    upper = spread_directions(2 * NORMAL_SAMPLES)[:NORMAL_SAMPLES]
+    slope = np.zeros(surface.vertices.shape)
+    for direction in upper:
+        ahead, behind = (level_set.offset(surface.vertices + np.float32(sign * step * direction)) for sign in (1, -1))
+        slope += (ahead - behind)[:, None] * direction
+    return outward_normals(surface.vertices, surface.faces, -slope @ np.linalg.inv(upper.T @ upper))
 
 
 def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> FloatArray:
@@ -293,9 +298,9 @@ def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> Fl
     for k in range(3):
         np.add.at(geometric, faces[:, k], areas)
     geometric = _unit(geometric)
-    preferred = _unit(preferred)
-    agrees = (geometric * preferred).sum(-1, keepdims=True) > 0.2
-    return np.where(agrees, preferred, geometric).astype(np.float32)
+    length = np.linalg.norm(preferred, axis=-1, keepdims=True)
+    agrees = (geometric * preferred).sum(-1, keepdims=True) > 0.2 * length
+    return np.where(agrees, preferred / np.maximum(length, 1e-30), geometric).astype(np.float32)
 
 
 def _unit(vectors: NDArray) -> NDArray:

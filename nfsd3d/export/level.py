@@ -121,11 +121,7 @@ def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
     any level at which the surface is sharp, and yet too much of it to look through. Left as it is, the level set's
     inside would be hollow, and open wherever the fog reaches the outside (the floor of a house that no camera sees).
     """
-    count = np.arange(DIRECTIONS)
-    height = 1 - 2 * (count + 0.5) / DIRECTIONS
-    turn = count * math.pi * (3 - math.sqrt(5))  # a Fibonacci spiral
-    flat = np.sqrt(1 - height**2)
-    directions = np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=-1)
+    directions = spread_directions(DIRECTIONS)
     lengths = 1 / np.abs(directions).max(axis=1)  # each step enters the next layer of voxels
     steps = np.arange(grid.values.shape[0] + 1)
     paths = np.round((directions * lengths[:, None])[:, None] * steps[:, None]).astype(np.int64)
@@ -133,6 +129,14 @@ def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
     optical = torch.from_numpy(grid.values * np.float32(grid.spacing))
     launch(look, optical, torch.from_numpy(paths), torch.from_numpy(lengths.astype(np.float32)), seen)
     return ~seen.numpy()
+
+
+def spread_directions(count: int) -> NDArray[np.float64]:
+    """[count,3] unit vectors spread evenly over the sphere, on a Fibonacci spiral."""
+    index = np.arange(count)
+    height = 1 - 2 * (index + 0.5) / count
+    turn, flat = index * math.pi * (3 - math.sqrt(5)), np.sqrt(1 - height**2)
+    return np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=-1)
 
 
 def _shown_depth(optical: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -172,7 +172,7 @@ def _glb(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 
 
 def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
-    """Wavefront OBJ, y-up, with a material and its texture in files named after it.
+    """Wavefront OBJ, y-up, with its material and texture, if there is one, in files named after it.
 
     Positions with sRGB colours (the usual "v x y z r g b"), normals, texture coordinates (from the lower left corner),
     faces. The positions are not doubled along seams: the surface stays closed.
@@ -181,22 +181,22 @@ def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
     facts = {"generator": GENERATOR, **extras, "axes": "+Y up, +Z front, +X left", "units": UNITS}
     comments = "".join(f"# {key}: {' '.join(str(value).split())}\n" for key, value in facts.items())
     text = io.StringIO()
-    text.write(f"{comments}mtllib {safe}.mtl\no model\n")
+    text.write(comments if mesh.texture is None else f"{comments}mtllib {safe}.mtl\n")
+    text.write("o model\n")
     np.savetxt(text, np.hstack([y_up(mesh.vertices), mesh.colors]), fmt="v %.6g %.6g %.6g %.4f %.4f %.4f")
     np.savetxt(text, y_up(mesh.normals), fmt="vn %.4f %.4f %.4f")
-    material = f"{comments}newmtl albedo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\n"
     files: Files = {}
     if mesh.texture is None:
         corners, form = [mesh.faces, mesh.faces], "%d//%d"
     else:
         np.savetxt(text, mesh.texture.uv * [1, -1] + [0, 1], fmt="vt %.6f %.6f")
         corners, form = [mesh.faces, mesh.texture.faces, mesh.faces], "%d/%d/%d"
-        material += f"map_Kd {safe}.png\n"
-        files[f"{safe}.png"] = png_bytes(mesh.texture.image)
-    text.write("usemtl albedo\n")
+        material = f"{comments}newmtl albedo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {safe}.png\n"
+        files = {f"{safe}.png": png_bytes(mesh.texture.image), f"{safe}.mtl": material.encode()}
+        text.write("usemtl albedo\n")
     # OBJ counts from 1; vertex and normal share their index.
     np.savetxt(text, np.stack(corners, axis=-1).reshape(len(mesh.faces), -1) + 1, fmt=f"f {form} {form} {form}")
-    return {**files, f"{safe}.mtl": material.encode(), f"{stem}.obj": text.getvalue().encode()}
+    return {**files, f"{stem}.obj": text.getvalue().encode()}
 
 
 def _ply(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
