@@ -69,7 +69,7 @@ common keys
   generator=...            {generator}: a scene, or train.batch_size pictures as latents or pixels
   source_run=RUN_DIR       (or source_image=FILE) source_prompt="...": edit that, with --config configs/dds.yaml
   train.steps=900          train.batch_size=4   train.resolution=64   (schedules: [[0,64],[0.2,512]])
-  export.formats=[glb,obj] export.max_faces=50000   export.turntable=false
+  export.formats=[glb,obj] export.texture_size=1024 export.turntable=false
   dry_run=true             print the resolved configuration and what would be built, and stop
 
 Every setting stands in the YAML files of {root}.

@@ -1,7 +1,7 @@
 """Checks exported meshes: ``python scripts/check_mesh.py RUN_DIR... [--blender PYTHON] [--browser] [--validator]``.
 
-Each run's ``mesh/model.glb``, or the one in ``--folder``, is compared with the field's own views, and reloaded; the
-options add Khronos' validator, three.js in a browser, and Blender. The npm packages go to ``--tools`` with ``--install``.
+Each run's ``mesh/model.glb``, or the one in ``--folder``, is reloaded and compared with the field's own views; the
+options add Khronos' validator, three.js in a browser, and Blender. ``--install`` puts npm packages into ``--tools``.
 """
 
 import argparse

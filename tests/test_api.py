@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import trimesh
+from safetensors.torch import load_file, save_file
 
 import nfsd3d
 from nfsd3d.cli import main
@@ -206,6 +208,48 @@ def test_bad_input_to_export_is_one_line_and_exit_code_2(run, tmp_path, capsys, 
     assert main(["export", *filled]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
+
+
+def copied(run, folder, *, checkpoints=True) -> Path:
+    """A copy of the run without its results."""
+    folder.mkdir()
+    shutil.copy(run.directory / "config.yaml", folder)
+    if checkpoints:
+        shutil.copytree(run.directory / "checkpoints", folder / "checkpoints")
+    return folder
+
+
+def test_a_run_without_a_checkpoint_cannot_be_exported(run, tmp_path, capsys):
+    unfinished = copied(run, tmp_path / "unfinished", checkpoints=False)
+    assert main(["export", str(unfinished)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "checkpoint" in captured.err and captured.err.count("\n") == 1
+    assert sorted(path.name for path in unfinished.iterdir()) == ["config.yaml"]
+
+
+def test_a_field_that_is_not_finite_cannot_be_exported_and_the_run_stays_as_it_is(run, tmp_path, capsys):
+    broken = copied(run, tmp_path / "broken")
+    path = broken / "checkpoints" / "step-000004.safetensors"
+    tensors = load_file(path)
+    (layer,) = (name for name in tensors if name.endswith("field.network.0.weight"))
+    tensors[layer] = tensors[layer] * float("nan")
+    save_file(tensors, path)
+    assert main(["export", str(broken)]) == 2
+    captured = capsys.readouterr()
+    assert "not finite" in captured.err and "earlier checkpoint" in captured.err and captured.err.count("\n") == 1
+    assert sorted(entry.name for entry in broken.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_runs_that_are_older_than_a_setting_can_be_exported(run, tmp_path):
+    old = copied(run, tmp_path / "old")
+    config = (old / "config.yaml").read_text().splitlines()
+    newer = ("texture_size:", "unwrap_timeout:")
+    kept = [line for line in config if not line.strip().startswith(newer)]
+    assert len(kept) == len(config) - 2
+    (old / "config.yaml").write_text("\n".join(kept) + "\n")
+    assert nfsd3d.load_run(old).config.export.texture_size == 1024
+    assert main(["export", str(old), "--texture-size", "0"]) == 0
+    assert (old / "mesh" / "model.glb").exists()
 
 
 @pytest.mark.parametrize(

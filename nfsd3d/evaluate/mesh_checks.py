@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
-from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture, linear_to_srgb
+from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
 from nfsd3d.export.pictures import Image, square, to_uint8
 from nfsd3d.export.raster import draw
 from nfsd3d.generator.nerf import NeRF
@@ -166,11 +166,11 @@ def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> 
         ious.append(float((shown & opaque).sum() / max((shown | opaque).sum(), 1)))
         both = np.concatenate([image, expected], axis=1)
         pictures.append(to_uint8(torch.from_numpy(both).permute(2, 0, 1)))
-    means = (float(np.mean(values)) for values in (psnr, inside, ious))
-    return Agreement(*means, worst_iou=min(ious)), square(pictures)
+    mean_psnr, mean_inside, mean_iou = (float(np.mean(values)) for values in (psnr, inside, ious))
+    return Agreement(mean_psnr, mean_inside, mean_iou, min(ious)), square(pictures)
 
 
-def _psnr(image: FloatArray, expected: FloatArray) -> float:
+def _psnr(image: NDArray, expected: NDArray) -> float:
     error = float(np.square(image - expected, dtype=np.float64).mean()) if image.size else math.nan
     return math.inf if error == 0 else -10 * math.log10(error)
 
