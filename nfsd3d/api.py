@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from nfsd3d import preflight
 from nfsd3d.config import compose, load_run_config
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import ExtractedMesh, MeshSettings, extract_mesh
+from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
 from nfsd3d.export.pictures import render_views, rgb_picture, to_uint8, write_turntable
-from nfsd3d.export.write import write_mesh
+from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.settings import Config
 from nfsd3d.train import state
@@ -126,14 +127,15 @@ class Run:
             radius=self.generator.settings.radius,
         )
 
-    def extract(self, settings: MeshSettings | None = None) -> ExtractedMesh:
-        """The surface at the run's own mesh settings, or others.
+    def extract(self, settings: MeshSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
+        """The surface at the run's own mesh settings, or others; ``on_progress`` is told the stage and the share done.
 
         Raises:
             InputError: the field is empty or full at the threshold, or the run made pictures.
         """
         settings = settings or mesh_settings(self.config)
-        return extract_mesh(self.generator, self.generator.settings.radius, settings, self.config.machine.device)
+        radius, device = self.generator.settings.radius, self.config.machine.device
+        return extract_mesh(self.generator, radius, settings, device, on_progress)
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:
@@ -142,21 +144,24 @@ class Run:
         Raises:
             InputError: as :meth:`extract`.
         """
-        return self._extracted.mesh.to_trimesh()
+        return self.extract(replace(mesh_settings(self.config), texture_size=0)).mesh.to_trimesh()
 
     def export(self, path: str | Path) -> Path:
         """Writes the mesh as ``.glb``, ``.obj``, ``.ply`` or ``.stl``, by the suffix of ``path``; returns the path.
+
+        GLB and OBJ have a texture; that of an OBJ, and its material, lie beside it under its name.
 
         Raises:
             InputError: another suffix, or as :meth:`extract`.
         """
         path = Path(path)
+        known_format(path.suffix.lstrip("."))  # told before the work
         write_mesh(self._extracted.mesh, path, mesh_extras(self.config))
         return path
 
     @cached_property
     def _extracted(self) -> ExtractedMesh:
-        return self.extract()
+        return self.extract(mesh_settings(self.config, textured=True))
 
 
 def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: Any) -> Run:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.errors import InputError
 from nfsd3d.files import write_json
+from nfsd3d.settings import TEXTURE_SIZES
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run
@@ -85,6 +86,18 @@ def whole_number(smallest: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def texture_size(text: str) -> int:
+    """An argparse type: texels per side of a texture, or 0 for none."""
+    low, high = TEXTURE_SIZES
+    expected = f"must be 0 (vertex colours, no texture) or a whole number from {low} to {high}"
+    return int(_number(text, expected, lambda value: value == 0 or (value.is_integer() and low <= value <= high)))
+
+
+def seconds(text: str) -> float:
+    """An argparse type: seconds, above 0."""
+    return _number(text, "must be seconds, above 0", lambda value: value > 0)
 
 
 def elevation(text: str) -> float:

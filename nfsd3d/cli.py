@@ -70,7 +70,7 @@ common keys
   source_run=RUN_DIR       (or source_image=FILE) start from that; with --config configs/dds.yaml source_prompt="...",
                            which says what it shows, edit it
   train.steps=900          train.batch_size=4   train.resolution=64   (schedules: [[0,64],[0.2,512]])
-  export.formats=[glb,obj] export.max_faces=50000   export.turntable=false
+  export.formats=[glb,obj] export.texture_size=1024 export.turntable=false
   dry_run=true             print the resolved configuration and what would be built, and stop
 
 Every setting stands in the YAML files of {root}.

@@ -25,11 +25,11 @@ PACKAGES = (
     "pydantic",
     "numba",
     "trimesh",
-    "scikit-image",
+    "xatlas",
     "imageio",
     "tensorboard",
 )
-OPTIONAL_PACKAGES = ("nerfacc", "tinycudann", "triton", "peft", "xatlas", "viser")
+OPTIONAL_PACKAGES = ("nerfacc", "tinycudann", "triton", "peft", "viser")
 
 
 def examine() -> dict[str, Any]:

@@ -32,6 +32,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Makes sure that files can be made in ``folder``, or where it would be made; leaves nothing behind.
+
+    Raises:
+        OSError: they cannot.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` atomically."""
     with replacing(path) as temporary:

@@ -1,7 +1,8 @@
 """Every setting of a run as one typed, documented, immutable tree.
 
 The values come from the YAML files in ``configs/`` (see `nfsd3d.config`); nothing here has a second default, except
-the settings that are off unless asked for, which older runs lack. Validation is strict: no string becomes a number, no unknown key passes.
+the settings that are off unless asked for, and those that finished runs lack because they are newer. Validation is
+strict: no string becomes a number, no unknown key passes.
 Angles are degrees (``_deg``), lengths are world units (the object lives in the cube of half-width
 ``generator.radius``), and fractions of training run from 0 to 1.
 """
@@ -34,6 +35,8 @@ from nfsd3d.schedules import Milestones, Schedule, highest, lowest, validate_mil
 from nfsd3d.setting_errors import describe_errors
 
 MAX_PROMPT_LENGTH = 1000
+TEXTURE_SIZES = (64, 4096)
+"""Texels per side of a mesh's texture, from and to."""
 EDITING = frozenset({"dds"})
 """Methods that change a source towards the prompt."""
 
@@ -110,6 +113,14 @@ def _check_mesh_threshold(value: object) -> Any:
     if value == "auto" or (_is_number(value) and value > 0):  # type: ignore[operator]
         return value
     raise PydanticCustomError("threshold", "must be auto or a density above 0")
+
+
+def _check_texture_size(value: int) -> int:
+    low, high = TEXTURE_SIZES
+    if value and not low <= value <= high:
+        message = "must be 0 (vertex colours, no texture) or from {low} to {high}"
+        raise PydanticCustomError("texture_size", message, {"low": low, "high": high})
+    return value
 
 
 def _check_even(value: int) -> int:
@@ -470,11 +481,15 @@ class ExportConfig(Settings):
     formats: Annotated[list[Literal["glb", "obj", "ply", "stl"]], Field(min_length=1)]
     """Files to write."""
     resolution: Annotated[int, Field(ge=16, le=1024)]
-    """Cells per axis of the isosurface grid."""
+    """Cells per axis of the isosurface grid, at least; only those near the surface are sampled."""
     threshold: Annotated[Literal["auto"] | float, PlainValidator(_check_mesh_threshold), _as_it_is]
-    """Density of the surface, or auto."""
+    """Density of the surface; or auto: the density at which views show one, and what they do not see is filled."""
     max_faces: Annotated[int, Field(ge=100)]
     """Simplified to at most so many triangles."""
+    texture_size: Annotated[int, AfterValidator(_check_texture_size)] = 1024
+    """Texels per side of the texture of GLB and OBJ, 64 to 4096; 0: vertex colours. (Runs may be older than it.)"""
+    unwrap_timeout: PositiveFloat = 120.0
+    """Seconds that laying out the texture may take; then there are vertex colours instead. (Runs may be older.)"""
     turntable: bool
     """Write turntable.mp4 and turntable.png."""
     turntable_frames: Annotated[int, Field(ge=8, le=2000)]

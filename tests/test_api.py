@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import trimesh
+from safetensors.torch import load_file, save_file
 
 import nfsd3d
 from nfsd3d.cli import main
 from nfsd3d.errors import InputError
+from nfsd3d.export import extract, unwrap
 
 TINY = {
     "prompts.views": "coarse",  # the tiny model reads few tokens
@@ -31,6 +34,7 @@ TINY = {
     "train.checkpoint_every": 2,
     "train.tensorboard": False,
     "export.resolution": 32,
+    "export.texture_size": 64,
     "export.turntable_frames": 8,
     "export.turntable_size": 16,
 }
@@ -147,12 +151,43 @@ def test_export_writes_the_formats_and_numbers_asked_for(run, tmp_path, capsys):
     arguments = ["--formats", "obj, STL", "--resolution", "24", "--max-faces", "300", "--threshold", "2"]
     output = ["--output", str(tmp_path / "meshes"), "--json", str(tmp_path / "numbers.json")]
     assert main(["export", str(run.directory), *arguments, *output]) == 0
-    files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "stl")]
-    assert capsys.readouterr().out.split("\n")[1:3] == files
+    files = [str(tmp_path / "meshes" / f"model.{name}") for name in ("obj", "png", "mtl", "stl")]
+    printed = capsys.readouterr().out.split("\n")
+    assert "a texture of 64^2" in printed[0] and printed[1:5] == files
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["files"] == files and numbers["step"] == 4 and numbers["threshold"] == 2
     assert 0 < numbers["faces"] <= 300
-    assert len(trimesh.load_mesh(files[1]).faces) == numbers["faces"]
+    assert numbers["texture_size"] == 64
+    assert len(trimesh.load_mesh(files[3]).faces) == numbers["faces"]
+
+
+def test_export_without_a_texture_says_so(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract, "unwrap", lambda *_: pytest.fail("nothing to unwrap"))
+    arguments = [str(run.directory), "--resolution", "24", "--output", str(tmp_path)]
+    assert main(["export", *arguments, "--texture-size", "0"]) == 0
+    assert "vertex colours" in capsys.readouterr().out
+    assert main(["export", *arguments, "--formats", "ply"]) == 0  # holds no texture
+
+
+def test_export_tells_why_there_is_no_texture(run, tmp_path, capsys, monkeypatch):
+    def fail(surface, size, timeout, on_wait):
+        raise unwrap.UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
+
+    monkeypatch.setattr(extract, "unwrap", fail)
+    arguments = ["--resolution", "24", "--unwrap-timeout", "3", "--output", str(tmp_path)]
+    assert main(["export", str(run.directory), *arguments, "--json", str(tmp_path / "numbers.json")]) == 0
+    assert "no texture: unwrapping was not done after 3 s" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["texture_size"] is None and "after 3 s" in numbers["untextured"]
+    assert trimesh.load_scene(tmp_path / "model.glb").to_geometry().is_watertight  # no seams
+
+
+def test_what_cannot_be_written_is_told_before_the_work_and_leaves_the_rest(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(extract, "sample_density", lambda *_: pytest.fail("the work has begun"))
+    before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
+    assert main(["export", str(run.directory), "--output", "/proc/no"]) == 2
+    assert "choose another with --output" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -175,8 +210,60 @@ def test_bad_input_to_export_is_one_line_and_exit_code_2(run, tmp_path, capsys, 
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and words in captured.err
 
 
+def copied(run, folder, *, checkpoints=True) -> Path:
+    """A copy of the run without its results."""
+    folder.mkdir()
+    shutil.copy(run.directory / "config.yaml", folder)
+    if checkpoints:
+        shutil.copytree(run.directory / "checkpoints", folder / "checkpoints")
+    return folder
+
+
+def test_a_run_without_a_checkpoint_cannot_be_exported(run, tmp_path, capsys):
+    unfinished = copied(run, tmp_path / "unfinished", checkpoints=False)
+    assert main(["export", str(unfinished)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "checkpoint" in captured.err and captured.err.count("\n") == 1
+    assert sorted(path.name for path in unfinished.iterdir()) == ["config.yaml"]
+
+
+def test_a_field_that_is_not_finite_cannot_be_exported_and_the_run_stays_as_it_is(run, tmp_path, capsys):
+    broken = copied(run, tmp_path / "broken")
+    path = broken / "checkpoints" / "step-000004.safetensors"
+    tensors = load_file(path)
+    (layer,) = (name for name in tensors if name.endswith("field.network.0.weight"))
+    tensors[layer] = tensors[layer] * float("nan")
+    save_file(tensors, path)
+    assert main(["export", str(broken)]) == 2
+    captured = capsys.readouterr()
+    assert "not finite" in captured.err and "earlier checkpoint" in captured.err and captured.err.count("\n") == 1
+    assert sorted(entry.name for entry in broken.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_runs_that_are_older_than_a_setting_can_be_exported(run, tmp_path):
+    old = copied(run, tmp_path / "old")
+    config = (old / "config.yaml").read_text().splitlines()
+    newer = ("texture_size:", "unwrap_timeout:")
+    kept = [line for line in config if not line.strip().startswith(newer)]
+    assert len(kept) == len(config) - 2
+    (old / "config.yaml").write_text("\n".join(kept) + "\n")
+    assert nfsd3d.load_run(old).config.export.texture_size == 1024
+    assert main(["export", str(old), "--texture-size", "0"]) == 0
+    assert (old / "mesh" / "model.glb").exists()
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--threshold", "-1"], ["--threshold", "thick"], ["--resolution", "2"], ["--max-faces", "1.5"], []]
+    "arguments",
+    [
+        ["--threshold", "-1"],
+        ["--threshold", "thick"],
+        ["--resolution", "2"],
+        ["--max-faces", "1.5"],
+        ["--texture-size", "5000"],
+        ["--texture-size", "100.5"],
+        ["--unwrap-timeout", "0"],
+        [],
+    ],
 )
 def test_wrong_numbers_are_refused_by_the_parser(run, capsys, arguments):
     with pytest.raises(SystemExit) as stopped:

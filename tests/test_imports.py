@@ -46,7 +46,14 @@ ADAPTERS = {
     "omegaconf": {"nfsd3d.config", "nfsd3d.sweep"},
     "tinycudann": {"nfsd3d.field.hashgrid_tcnn"},
     "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
-    "numba": {"nfsd3d.kernels", "nfsd3d.field.hashgrid_numba", "nfsd3d.render.samplers_numba"},
+    "numba": {
+        "nfsd3d.kernels",
+        "nfsd3d.export.raster_numba",
+        "nfsd3d.export.visibility_numba",
+        "nfsd3d.field.hashgrid_numba",
+        "nfsd3d.render.samplers_numba",
+    },
+    "xatlas": {"nfsd3d.export.unwrap_worker"},
     # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
     "triton": {
         "nfsd3d.kernels_triton",

@@ -58,7 +58,7 @@ def test_the_wheel_describes_itself(wheel):
 
 
 def test_every_import_is_a_declared_dependency():
-    distributions = {"yaml": "PyYAML", "skimage": "scikit-image", "PIL": "pillow", "hydra": "hydra-core"}
+    distributions = {"yaml": "PyYAML", "PIL": "pillow", "hydra": "hydra-core"}
     declared = {_name(line) for line in PROJECT["project"]["dependencies"]}
     optional = {"tinycudann", "triton", "tokenizers"}
     for path in (ROOT / "nfsd3d").rglob("*.py"):

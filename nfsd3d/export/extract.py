@@ -1,105 +1,154 @@
-"""From a generator to a coloured mesh."""
+"""From a generator to a coloured mesh, with a texture where one can be made."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from nfsd3d.export.isosurface import DensityGrid, extract_surface, sample_density, visible_level
-from nfsd3d.export.mesh import FloatArray, SurfaceMesh
+from nfsd3d.export.bake import Colored, bake, surface_colors
+from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
+from nfsd3d.export.level import DensityGrid, LevelSet, sample_density, visible_level_set
+from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
 from nfsd3d.export.simplify import simplify
+from nfsd3d.export.unwrap import UnwrapFailed, unwrap
 
-VERTICES_PER_BATCH = 2**15
-COLOR_SAMPLES = 8
+REACH = 0.03
+"""Of the world's half-width: how far before and behind the surface its colour is looked for."""
 
+COARSE_CELLS = 128
+"""Per axis, at most: the grid on which level and matter are looked for."""
 
-class Solid(Protocol):
-    """What a generator must offer to become a mesh; neither function keeps a gradient."""
+STAGES = {"density": 0.1, "surface": 0.2, "simplification": 0.25, "charts": 0.55, "colours": 1.0}
+"""What is done in turn, and which part of the time has passed after it (about, with a texture)."""
 
-    def density(self, positions: Tensor) -> Tensor:
-        """[N] densities at the world points ``positions`` [N,3]."""
-        ...
-
-    def albedo(self, positions: Tensor) -> Tensor:
-        """[N,3] sRGB colours in [0,1] at the world points ``positions`` [N,3]."""
-        ...
+OnProgress = Callable[[str, float], None]
+"""Is told the stage that begins or goes on, and the share in [0,1] of everything that is done."""
 
 
 @dataclass(frozen=True)
 class MeshSettings:
-    """``resolution`` samples per axis; ``threshold`` a density or "auto"; ``max_faces`` after simplification.
+    """How a mesh is made.
 
-    ``min_component``: connected parts smaller than this fraction of the largest one are dropped.
+    ``resolution``: cells per axis of marching cubes, at least; ``threshold``: a density, or "auto" for the solid that
+    views show; ``max_faces`` after simplification; ``texture_size``: texels per side, or 0 for vertex colours alone;
+    ``unwrap_timeout``: seconds that the layout of the texture may take; ``min_component``: connected parts smaller than
+    this fraction of the largest one are dropped.
     """
 
-    resolution: int = 160
+    resolution: int = 256
     threshold: float | Literal["auto"] = "auto"
     max_faces: int = 50_000
+    texture_size: int = 1024
+    unwrap_timeout: float = 120.0
     min_component: float = 0.02
 
 
 @dataclass(frozen=True)
 class ExtractedMesh:
-    """A mesh and how it came about: the density ``level`` used and the ``density_range`` of the sampled grid."""
+    """A mesh and how it came about.
+
+    ``level`` is the density of its surface, ``density_range`` that of the coarse grid. ``untextured`` says why there is
+    no texture although one was wanted.
+    """
 
     mesh: SurfaceMesh
     level: float
     density_range: tuple[float, float]
+    untextured: str | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """Plain numbers about the mesh, for summaries."""
+        texture = self.mesh.texture
         return {
             "vertices": len(self.mesh.vertices),
             "faces": len(self.mesh.faces),
             "threshold": round(self.level, 4),
             "density_range": [round(density, 4) for density in self.density_range],
+            "texture_size": None if texture is None else texture.size,
+            **({} if self.untextured is None else {"untextured": self.untextured}),
         }
 
 
 def extract_mesh(
-    solid: Solid, radius: float, settings: MeshSettings, device: torch.device | str = "cpu"
+    solid: Colored,
+    radius: float,
+    settings: MeshSettings,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
 ) -> ExtractedMesh:
     """The surface of ``solid`` in the cube [-radius, radius]^3, with the colours that its renders show.
 
     Raises:
         InputError: the field is empty or full at the threshold, or not finite.
     """
-    grid = sample_density(solid.density, radius, settings.resolution, device)
-    level = visible_level(grid) if settings.threshold == "auto" else float(settings.threshold)
-    surface = extract_surface(grid, level, settings.min_component)
+    tell = on_progress or (lambda stage, done: None)
+    split = -(-settings.resolution // COARSE_CELLS)
+    cells = -(-settings.resolution // split)
+    tell("density", 0.0)
+    grid = sample_density(solid.density, radius, cells + 1, device)
+    level_set = _level_set(solid, grid, settings.threshold, device)
+    tell("surface", STAGES["density"])
+    surface = extract_surface(level_set, grid, split, settings.min_component)
+    tell("simplification", STAGES["surface"])
     surface = simplify(surface, settings.max_faces)
-    colors = surface_colors(solid, surface.vertices, surface.normals, grid, device)
-    mesh = SurfaceMesh(surface.vertices, surface.faces, surface.normals, colors)
-    return ExtractedMesh(mesh, level, (float(grid.values.min()), float(grid.values.max())))
+    # Rougher than the edges of the mesh a gradient is noise to it.
+    normals = surface_normals(level_set, surface, _mean_edge(surface) / 2)
+    color = partial(surface_colors, solid, radius=radius, reach=REACH * radius, device=device)
+    texture, untextured = None, None
+    if settings.texture_size:
+        try:
+            texture = _texture(surface, normals, color, settings, tell)
+        except UnwrapFailed as error:
+            untextured = f"{error}: colours are at the vertices instead"
+    tell("colours", 1.0)
+    mesh = SurfaceMesh(surface.vertices, surface.faces, normals, color(surface.vertices, normals), texture)
+    return ExtractedMesh(mesh, level_set.level, (float(grid.values.min()), float(grid.values.max())), untextured)
 
 
-@torch.no_grad()
-def surface_colors(
-    solid: Solid, vertices: FloatArray, normals: FloatArray, grid: DensityGrid, device: torch.device | str = "cpu"
-) -> FloatArray:
-    """[V,3] the colour that a ray along each vertex' inward normal would show.
+def _level_set(
+    solid: Colored, grid: DensityGrid, threshold: float | Literal["auto"], device: torch.device | str
+) -> LevelSet:
+    """What the threshold asks for.
 
-    The ray is composited as in rendering over two voxels on both sides of the surface; what it has not absorbed by
-    then takes the colour of its last sample.
+    Raises:
+        InputError: an empty field, or a threshold that no density reaches.
     """
-    reach = 2 * grid.spacing
-    depths = torch.linspace(-reach, reach, COLOR_SAMPLES, device=device)
-    step = depths[1] - depths[0]
-    colors: list[NDArray] = []
-    for start in range(0, len(vertices), VERTICES_PER_BATCH):
-        stop = start + VERTICES_PER_BATCH
-        origin = torch.from_numpy(vertices[start:stop]).to(device)
-        inward = -torch.from_numpy(normals[start:stop]).to(device)
-        points = (origin[:, None] + depths[None, :, None] * inward[:, None]).clamp(-grid.radius, grid.radius)
-        flat = points.reshape(-1, 3)
-        optical = solid.density(flat).float().reshape(-1, COLOR_SAMPLES) * step
-        optical[:, -1] = torch.inf
-        before = torch.nn.functional.pad(optical[:, :-1].cumsum(1), (1, 0))
-        weights = torch.exp(-before) * (1 - torch.exp(-optical))
-        albedo = solid.albedo(flat).float().reshape(-1, COLOR_SAMPLES, 3)
-        colors.append((weights[..., None] * albedo).sum(1).clamp(0, 1).cpu().numpy())
-    return np.concatenate(colors)
+    if threshold == "auto":
+        return visible_level_set(solid.density, grid, device)
+    return LevelSet(solid.density, float(threshold), None, grid.radius, device)
+
+
+def _texture(
+    surface: Surface,
+    normals: FloatArray,
+    color: Callable[..., FloatArray],
+    settings: MeshSettings,
+    tell: OnProgress,
+) -> Texture:
+    """The surface's texture.
+
+    Raises:
+        UnwrapFailed: there are no charts for it.
+    """
+
+    def on_wait() -> None:
+        tell("charts", STAGES["simplification"])
+
+    on_wait()
+    charts = unwrap(surface, settings.texture_size, settings.unwrap_timeout, on_wait)
+    first, last = STAGES["charts"], STAGES["colours"]
+
+    def on_batch(share: float) -> None:
+        tell("colours", first + share * (last - first))
+
+    return bake(surface, normals, charts, settings.texture_size, partial(color, on_batch=on_batch))
+
+
+def _mean_edge(surface: Surface) -> float:
+    """Mean length of the triangles' edges, in world units."""
+    corner = surface.vertices[surface.faces]
+    return float(np.linalg.norm(corner - np.roll(corner, 1, axis=1), axis=-1).mean())

@@ -1,192 +1,289 @@
-"""Marching cubes on a density field: which level, which parts, which way out.
+"""Marching cubes on the level set of a density field: where to look, which parts, which way out.
 
-The density is sampled on a regular grid over the cube [-radius, radius]^3. Densities range over several orders of
-magnitude within a voxel, where linear interpolation between two samples would put every vertex next to the lower one.
-What varies smoothly is the value before the softplus: marching cubes runs on its difference to that of the level,
-which has the same level set.
+The field is sampled densely only in those cells of a coarse grid that the level set may cross; a cell that turns out
+to be crossed at its side brings in its neighbour, so the surface cannot leave what was sampled. Every vertex is then
+moved along its edge to where the field itself crosses the level.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
-import torch
 from numpy.typing import NDArray
-from skimage.measure import marching_cubes
-from torch import Tensor
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from nfsd3d.errors import InputError
+from nfsd3d.export.cubes import CORNERS, EDGES, triangle_table
+from nfsd3d.export.level import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range, spread_directions
 from nfsd3d.export.mesh import FloatArray
 
-LIMIT = 64.0
-"""Values before the softplus are clipped to the level's +-this: below it a float32 softplus tells nothing apart, and
-where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
+NEAR = 3.0
+"""Before the softplus: a coarse sample so little below the level (a twentieth of its density) is near the surface."""
 
-CANDIDATE_LEVELS = 32
-MAX_SAMPLES_FOR_LEVEL = 128
-"""Per axis: a level is one number, for which a coarse grid suffices."""
+REFINEMENTS = 8
+"""Looks at the field on each crossed edge: at least four halvings, so a 16th of a voxel in the worst field."""
 
-POINTS_PER_BATCH = 2**18
+NORMAL_SAMPLES = 16
+"""Differences around each vertex."""
 
-
-@dataclass(frozen=True)
-class DensityGrid:
-    """``values`` [n,n,n] densities (per world unit) at the points linspace(-radius, radius, n) of each axis."""
-
-    values: FloatArray
-    radius: float
-
-    @property
-    def spacing(self) -> float:
-        """Distance between neighbouring samples, in world units."""
-        return 2 * self.radius / (self.values.shape[0] - 1)
+SHORTEST = 0.02
+"""Of an edge: as near as a vertex comes to a sample."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A closed level set in world units: ``vertices`` [V,3], ``faces`` [F,3], ``normals`` [V,3], and its ``level``."""
+    """A closed surface in world units: ``vertices`` [V,3] and ``faces`` [F,3], wound outward.
+
+    No vertex and no face is there twice, and every edge has two faces.
+    """
 
     vertices: FloatArray
     faces: NDArray[np.int32]
-    normals: FloatArray
-    level: float
 
 
-@torch.no_grad()
-def sample_density(
-    density: Callable[[Tensor], Tensor], radius: float, resolution: int, device: torch.device | str = "cpu"
-) -> DensityGrid:
-    """``density`` (a function of [N,3] world points) on ``resolution``^3 points, evaluated in batches.
+def extract_surface(level_set: LevelSet, grid: DensityGrid, split: int = 1, min_component: float = 0.02) -> Surface:
+    """The closed surface of a level set, wound outward, without floaters and closed cavities.
 
-    Raises:
-        InputError: a density is not finite.
-    """
-    axis = torch.linspace(-radius, radius, resolution, device=device)
-    slab = max(1, POINTS_PER_BATCH // resolution**2)
-    slabs = []
-    for start in range(0, resolution, slab):
-        points = torch.cartesian_prod(axis[start : start + slab], axis, axis)
-        slabs.append(density(points).float().cpu().numpy())
-    values = np.concatenate(slabs).reshape(resolution, resolution, resolution)
-    if not np.isfinite(values).all():
-        raise InputError("the density field holds values that are not finite: export an earlier checkpoint")
-    return DensityGrid(values, radius)
+    ``grid`` is the coarse look at the density; its cells near the level are divided into ``split``^3. Outside the
+    cube is nothing, so a solid that touches the bounds is closed there.
 
-
-def visible_level(grid: DensityGrid) -> float:
-    """The density whose level set lies closest to the surface that volume rendering shows.
-
-    A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
-    to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
-    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). The six families of
-    axis-aligned rays through the grid are compared with the depth at which the same ray first enters {density >
-    level}; the level with the smallest mean disagreement is returned. Disagreement is the distance of both depths, at
-    most 8 voxels; it is those 8 voxels where only one of the two hits. So the silhouettes decide first, the place of
-    the surface second.
-
-    Raises:
-        InputError: no ray becomes opaque (an empty field).
-    """
-    stride = math.ceil(grid.values.shape[0] / MAX_SAMPLES_FOR_LEVEL)
-    values = grid.values[::stride, ::stride, ::stride].astype(np.float64)
-    optical = values * grid.spacing * stride
-    visible = []
-    for axis in range(3):
-        for direction in (optical, np.flip(optical, axis)):
-            visible.append(_shown_depth(direction, axis))
-    if all((depth < 0).all() for depth in visible):
-        raise InputError(f"the density field is empty: {_density_range(grid)}, and no ray through it becomes opaque")
-    largest = values.max()
-    # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.
-    smallest = min(max(values.min(), math.log(2) / (2 * grid.radius)), largest / 2)
-    levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)[1:-1]
-    return float(min(levels, key=lambda level: _disagreement(values, float(level), visible)))
-
-
-def _shown_depth(optical: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Depth in voxels, along ``axis``, of what rays through voxels of this optical thickness show; -1 for nothing."""
-    total = np.cumsum(optical, axis)
-    stopped = _first_true(total > math.log(2), axis)
-    index = np.expand_dims(stopped.clip(min=0), axis)
-    own = np.take_along_axis(optical, index, axis)
-    before = np.take_along_axis(total, index, axis) - own
-    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny)).squeeze(axis)
-    return np.where(stopped >= 0, begins.clip(min=0), -1.0)
-
-
-def _disagreement(values: NDArray[np.float64], level: float, visible: list[NDArray[np.float64]], cap: int = 8) -> float:
-    """Mean over rays of the capped distance (voxels) between the level set's first crossing and the visible depth."""
-    inside = values > level
-    total = 0.0
-    for index, shown in enumerate(visible):
-        axis, flipped = divmod(index, 2)
-        crossed = _first_true(np.flip(inside, axis) if flipped else inside, axis)
-        both = (crossed >= 0) & (shown >= 0)
-        one = (crossed >= 0) ^ (shown >= 0)
-        total += float(np.minimum(np.abs(crossed - shown), cap)[both].sum() + cap * one.sum())
-    return total / sum(shown.size for shown in visible)
-
-
-def _first_true(mask: NDArray[np.bool_], axis: int) -> NDArray[np.int64]:
-    """Index of the first True along ``axis``, or -1."""
-    return np.where(mask.any(axis), mask.argmax(axis), -1)
-
-
-def _density_range(grid: DensityGrid) -> str:
-    return f"densities lie between {grid.values.min():.3g} and {grid.values.max():.3g}"
-
-
-def solid_mask(grid: DensityGrid, level: float, min_component: float = 0.02) -> NDArray[np.bool_]:
-    """[n,n,n] the voxels of the solid {density > level}, without floaters and without closed cavities.
-
-    Connected components smaller than ``min_component`` of the largest one are floaters. Cavities that no path from
+    Connected parts of less than ``min_component`` of the largest one's volume are floaters. Cavities that no path from
     outside reaches cannot be seen, and training never sees them either: they are filled.
-    """
-    neighbours = np.ones((3, 3, 3), dtype=bool)
-    labels, count = scipy.ndimage.label(grid.values > level, structure=neighbours)
-    if count == 0:
-        return np.zeros_like(labels, dtype=bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept = (sizes >= min_component * sizes.max())[labels] & (labels > 0)
-    return scipy.ndimage.binary_fill_holes(kept)
-
-
-def extract_surface(grid: DensityGrid, level: float, min_component: float = 0.02) -> Surface:
-    """The closed surface of the solid at ``level``, wound outward, with normals from the density gradient.
-
-    The grid is padded with empty space, so that a solid that touches the bounds is closed there. The gradient is
-    that of the field smoothed over one voxel: hash grids are rough below that, and a mesh has no room for it.
 
     Raises:
-        InputError: nothing, or everything, lies above the level; the message gives the range of densities.
+        InputError: nothing lies above the level, or all of the cube's side (the message gives the range of
+            densities); or a density is not finite.
     """
-    solid = solid_mask(grid, level, min_component)
-    if not solid.any() or (grid.values > level).all():
-        state = "full: all" if solid.any() else "empty: none"
-        raise InputError(
-            f"the density field is {state} of it lies above the threshold {level:.4g} ({_density_range(grid)}); "
-            "choose a threshold inside that range, or train longer"
-        )
-    offset = (inverse_softplus(grid.values) - inverse_softplus(np.float64(level))).clip(-LIMIT, LIMIT)
-    # Samples that cavity filling or floater removal moved to the other side say so as clearly as they can.
-    offset[solid & (offset <= 0)] = LIMIT
-    offset[~solid & (offset > 0)] = -LIMIT
-    padded = np.pad(offset, 1, constant_values=-LIMIT)
-    corners, faces, _, _ = marching_cubes(padded, level=0.0, gradient_direction="ascent")
-    gradient = np.gradient(scipy.ndimage.gaussian_filter(padded, sigma=1.0, mode="nearest"))
-    slope = np.stack([scipy.ndimage.map_coordinates(part, corners.T, order=1) for part in gradient], axis=-1)
-    normals = outward_normals(corners, faces, -slope)
-    vertices = (corners - 1) * grid.spacing - grid.radius
-    return Surface(vertices.astype(np.float32), faces.astype(np.int32), normals, level)
+    coarse = level_set.on(grid)
+    shell = coarse.copy()
+    shell[1:-1, 1:-1, 1:-1] = LIMIT
+    if (shell > 0).all():
+        raise _no_surface("full: all of the world's side", grid, level_set.level)
+    lattice = _sample_near(level_set, coarse, split)
+    edges, faces, ends = _march(lattice)
+    if len(faces) == 0:
+        raise _no_surface("empty: none of it", grid, level_set.level)
+    return _without_loose_parts(_on_the_level(level_set, lattice, edges, ends), faces, min_component)
 
 
-def inverse_softplus(density: NDArray | np.floating) -> NDArray:
-    """log(exp(density) - 1), without overflow; densities are taken as at least 1e-30, where it is -69."""
-    density = np.maximum(np.asarray(density, dtype=np.float64), 1e-30)
-    return density + np.log(-np.expm1(-density))
+def _no_surface(state: str, grid: DensityGrid, level: float) -> InputError:
+    return InputError(
+        f"the density field is {state} lies above the threshold {level:.4g} ({density_range(grid)}); "
+        "choose a threshold inside that range, or train longer"
+    )
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """The samples near a level set: points of a regular lattice, in blocks of ``split``^3.
+
+    The world's cube has ``cells`` blocks per axis, and a margin of one block around it holds what is outside. A
+    point's index along an axis counts from the margin's first one. ``values`` [B,split,split,split] are differences
+    to the level before the softplus; ``place`` [cells+3]^3 is the row of each block, or -1; ``active`` [A,3] are the
+    blocks whose cells (between their points and their upper neighbours') are to be marched through.
+    """
+
+    values: FloatArray
+    place: NDArray[np.int32]
+    active: NDArray[np.int64]
+    split: int
+    cells: int
+    radius: float
+
+    @property
+    def points(self) -> int:
+        """Points along an axis."""
+        return (self.cells + 3) * self.split
+
+    @property
+    def spacing(self) -> float:
+        """Distance between neighbouring points, in world units."""
+        return 2 * self.radius / (self.cells * self.split)
+
+    def world(self, points: NDArray) -> FloatArray:
+        """World positions of points, or places between them, [N,3]."""
+        return ((points - self.split) * self.spacing - self.radius).astype(np.float32)
+
+    def outside(self, points: NDArray) -> NDArray[np.bool_]:
+        """Which points [N,3] lie outside the world's cube."""
+        beyond = (points < self.split) | (points > (self.cells + 1) * self.split)
+        return np.logical_or.reduce(beyond, axis=-1)
+
+    def cubes(self, blocks: NDArray[np.int64]) -> FloatArray:
+        """[N,split+1,split+1,split+1] the values of ``blocks`` [N,3] and of their upper neighbours' first points."""
+        n, last = self.split, slice(self.split, None)
+        cubes = np.empty((len(blocks), n + 1, n + 1, n + 1), dtype=np.float32)
+        for offset in CORNERS:
+            rows = self.place[tuple((blocks + offset).T)]
+            target = tuple(last if upper else slice(0, n) for upper in offset)
+            source = tuple(slice(0, 1) if upper else slice(None) for upper in offset)
+            cubes[:, *target] = self.values[:, *source][rows]
+        return cubes
+
+
+def _sample_near(level_set: LevelSet, coarse: FloatArray, split: int) -> _Lattice:
+    """Samples wherever the level set may be: where the ``coarse`` ones around a cell lie on both sides, or come near.
+
+    A cell's neighbours count as well as its own corners, and so do densities somewhat below the level: what is thinner
+    than a coarse cell hides between samples, but not its slopes.
+    """
+    cells = coarse.shape[0] - 1
+    padded = np.pad(coarse, 1, constant_values=-LIMIT)
+    # The largest and smallest over the corners of each cell and of its neighbours.
+    highest = scipy.ndimage.maximum_filter(padded, size=4, mode="nearest")[1:, 1:, 1:]
+    lowest = scipy.ndimage.minimum_filter(padded, size=4, mode="nearest")[1:, 1:, 1:]
+    active = (highest > -NEAR) & (lowest <= 0)
+    empty, nowhere = np.empty((0, split, split, split), np.float32), np.full((cells + 3,) * 3, -1, np.int32)
+    fresh = np.argwhere(active)
+    lattice = _Lattice(empty, nowhere, fresh, split, cells, level_set.radius)
+    while len(fresh):
+        lattice = _with_samples(lattice, fresh, level_set)
+        crossed = _crossed_neighbours(lattice, fresh)
+        fresh = crossed[~active[tuple(crossed.T)]]
+        active[tuple(fresh.T)] = True
+    return replace(lattice, active=np.argwhere(active))
+
+
+def _with_samples(lattice: _Lattice, blocks: NDArray[np.int64], level_set: LevelSet) -> _Lattice:
+    """The lattice with the samples of the cells of ``blocks`` [N,3], of which some may be there already."""
+    n = lattice.split
+    needed = np.zeros(lattice.place.shape, dtype=bool)
+    for offset in CORNERS:
+        needed[tuple((blocks + offset).T)] = True
+    new = np.argwhere(needed & (lattice.place < 0))
+    within = np.stack(np.unravel_index(np.arange(n**3), (n, n, n)), axis=-1)
+    values = np.full((len(new), n**3), -LIMIT, dtype=np.float32)
+    rows = max(1, POINTS_PER_BATCH // n**3)
+    for start in range(0, len(new), rows):
+        points = (new[start : start + rows, None] * n + within).reshape(-1, 3)
+        inside = ~lattice.outside(points)
+        values[start : start + rows].reshape(-1)[inside] = level_set.offset(lattice.world(points[inside]))
+    place = lattice.place.copy()
+    place[tuple(new.T)] = len(lattice.values) + np.arange(len(new))
+    return replace(lattice, values=np.concatenate([lattice.values, values.reshape(-1, n, n, n)]), place=place)
+
+
+def _crossed_neighbours(lattice: _Lattice, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[M,3] the neighbours of ``blocks`` [N,3] at whose shared side the samples lie on both sides of the level."""
+    inside = lattice.cubes(blocks) > 0
+    found = []
+    for axis in range(3):
+        for side, step in ((0, -1), (-1, 1)):
+            face = inside.take(side, axis=axis + 1).reshape(len(blocks), -1)
+            neighbours = blocks[face.any(axis=1) & ~face.all(axis=1)]
+            neighbours[:, axis] += step
+            found.append(neighbours)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _march(lattice: _Lattice) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray]:
+    """Marching cubes: crossed edges, triangles, and the values at the ends of the edges.
+
+    An edge [V,2] is the flat index of its lower point and its axis; faces [F,3] are rows of it; values are [V,2].
+    """
+    table, counts = triangle_table()
+    n, points = lattice.split, lattice.points
+    lower, upper = EDGES.T
+    axis_of = np.abs(CORNERS[upper] - CORNERS[lower]).argmax(axis=1)
+    keys, ends = [], []
+    rows = max(1, POINTS_PER_BATCH // n**3)
+    for start in range(0, len(lattice.active), rows):
+        blocks = lattice.active[start : start + rows]
+        cubes = lattice.cubes(blocks)
+        corners = [cubes[:, x : x + n, y : y + n, z : z + n] for x, y, z in CORNERS]
+        pattern = np.zeros(corners[0].shape, dtype=np.int64)
+        for k, corner in enumerate(corners):
+            pattern += (corner > 0).astype(np.int64) << k
+        where = np.nonzero((pattern > 0) & (pattern < 255))
+        crossed = pattern[where]
+        values = np.stack([corner[where] for corner in corners], axis=-1)
+        cell = blocks[where[0]] * n + np.stack(where[1:], axis=-1)
+        owner = np.repeat(np.arange(len(crossed)), counts[crossed])
+        turn = np.arange(len(owner)) - np.repeat(counts[crossed].cumsum() - counts[crossed], counts[crossed])
+        edge = table[crossed[owner], turn].astype(np.int64)
+        owner = owner[:, None]
+        first = np.moveaxis(cell[owner] + CORNERS[lower[edge]], -1, 0)
+        keys.append(np.ravel_multi_index(tuple(first), (points,) * 3) * 3 + axis_of[edge])
+        ends.append(np.stack([values[owner, lower[edge]], values[owner, upper[edge]]], axis=-1))
+    if not keys:
+        return np.empty((0, 2), np.int64), np.empty((0, 3), np.int32), np.empty((0, 2), np.float32)
+    unique, first_seen, index = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+    edges = np.stack(np.divmod(unique, 3), axis=-1)
+    return edges, index.reshape(-1, 3).astype(np.int32), np.concatenate(ends).reshape(-1, 2)[first_seen]
+
+
+def _on_the_level(level_set: LevelSet, lattice: _Lattice, edges: NDArray[np.int64], ends: FloatArray) -> FloatArray:
+    """[V,3] where the field itself crosses the level on each edge: regula falsi and bisection in turn.
+
+    Edges that leave the world's cube are crossed at its side. Crossings keep a distance from the lattice's points, so
+    that no triangle loses its area.
+    """
+    low = np.stack(np.unravel_index(edges[:, 0], (lattice.points,) * 3), axis=-1)
+    step = np.eye(3, dtype=np.int64)[edges[:, 1]]
+    begins_outside, ends_outside = lattice.outside(low), lattice.outside(low + step)
+    searched = ~(begins_outside | ends_outside)
+    start, along, values = low[searched], step[searched], ends[searched].astype(np.float64)
+    sides = np.tile([0.0, 1.0], (len(values), 1))
+    row = np.arange(len(values))
+    for turn in range(REFINEMENTS):
+        middle = _crossing(sides, values) if turn % 2 == 0 else sides.mean(axis=1)
+        value = level_set.offset(lattice.world(start + middle[:, None] * along))
+        same = np.where((value > 0) == (values[:, 0] > 0), 0, 1)
+        sides[row, same], values[row, same] = middle, value
+    place = np.where(begins_outside, 1.0, 0.0)
+    place[searched] = _crossing(sides, values)
+    return lattice.world(low + place.clip(SHORTEST, 1 - SHORTEST)[:, None] * step)
+
+
+def _crossing(sides: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[V] where the line through ``values`` [V,2] at ``sides`` [V,2], one of them above 0, crosses 0."""
+    return sides[:, 0] - values[:, 0] * (sides[:, 1] - sides[:, 0]) / (values[:, 1] - values[:, 0])
+
+
+def _without_loose_parts(vertices: FloatArray, faces: NDArray[np.int32], min_component: float) -> Surface:
+    """The surface without the parts that bound floaters or cavities, or that lie in a filled cavity."""
+    pairs = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(len(vertices),) * 2)
+    count, part_of_vertex = connected_components(graph, directed=False)
+    part = part_of_vertex[faces[:, 0]]
+    corner = vertices[faces].astype(np.float64)
+    tetrahedra = np.einsum("ij,ij->i", corner[:, 0], np.cross(corner[:, 1], corner[:, 2])) / 6
+    volume = np.bincount(part, tetrahedra, minlength=count)
+    # A cavity is wound inward: its volume is negative.
+    kept = volume >= max(min_component * volume.max(), np.finfo(np.float64).tiny)
+    order = np.argsort(-volume)[: np.count_nonzero(kept)]
+    for rank, smaller in enumerate(order):
+        first = corner[part == smaller][0, 0]
+        kept[smaller] = not any(_is_inside(first, corner[part == larger]) for larger in order[:rank] if kept[larger])
+    used, renumbered = np.unique(faces[kept[part]], return_inverse=True)
+    return Surface(vertices[used], renumbered.reshape(-1, 3).astype(np.int32))
+
+
+def _is_inside(point: NDArray[np.float64], triangles: NDArray[np.float64]) -> bool:
+    """Whether a closed surface of ``triangles`` [F,3,3] surrounds ``point`` [3]: by the solid angles that they fill."""
+    a, b, c = np.moveaxis(triangles - point, 1, 0)
+    la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
+    volume = np.einsum("ij,ij->i", a, np.cross(b, c))
+    dots = [np.einsum("ij,ij->i", u, v) for u, v in ((a, b), (b, c), (c, a))]
+    angles = 2 * np.arctan2(volume, la * lb * lc + dots[0] * lc + dots[1] * la + dots[2] * lb)
+    return abs(float(angles.sum())) > 2 * math.pi
+
+
+def surface_normals(level_set: LevelSet, surface: Surface, step: float) -> FloatArray:
+    """[V,3] unit normals down the gradient of the field before the softplus, as seen from ``step`` world units away.
+
+    Hash grids are rough below the length of the mesh's edges, and the mesh has no room for it: ``step`` says how much
+    is smoothed. The gradient is the best fit to differences in all directions; where a field steps from one limit to
+    the other, these still tell its direction, which three along the axes would not.
+    """
+    upper = spread_directions(2 * NORMAL_SAMPLES)[:NORMAL_SAMPLES]
+    slope = np.zeros(surface.vertices.shape)
+    for direction in upper:
+        ahead, behind = (level_set.offset(surface.vertices + np.float32(sign * step * direction)) for sign in (1, -1))
+        slope += (ahead - behind)[:, None] * direction
+    return outward_normals(surface.vertices, surface.faces, -slope @ np.linalg.inv(upper.T @ upper))
 
 
 def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> FloatArray:
@@ -201,9 +298,9 @@ def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> Fl
     for k in range(3):
         np.add.at(geometric, faces[:, k], areas)
     geometric = _unit(geometric)
-    preferred = _unit(preferred)
-    agrees = (geometric * preferred).sum(-1, keepdims=True) > 0.2
-    return np.where(agrees, preferred, geometric).astype(np.float32)
+    length = np.linalg.norm(preferred, axis=-1, keepdims=True)
+    agrees = (geometric * preferred).sum(-1, keepdims=True) > 0.2 * length
+    return np.where(agrees, preferred / np.maximum(length, 1e-30), geometric).astype(np.float32)
 
 
 def _unit(vectors: NDArray) -> NDArray:

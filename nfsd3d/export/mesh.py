@@ -1,6 +1,6 @@
-"""The value that export passes around: a coloured triangle surface in world axes."""
+"""The value that export passes around: a coloured triangle surface in world axes, with a texture or without."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trimesh
@@ -10,17 +10,38 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Texture:
+    """A surface's colours as a picture: ``image`` [S,S,3] uint8, sRGB-encoded, row 0 at the top.
+
+    ``uv`` [T,2] in [0,1] are the places of texture vertices in it, x to the right and y downwards (as glTF has it);
+    ``faces`` [F,3] int32 the texture vertices of the surface's triangles, in their order; ``source`` [T] int32 the
+    surface's vertex that each texture vertex belongs to (several, along the seams of the charts).
+    """
+
+    uv: FloatArray
+    source: NDArray[np.int32]
+    faces: NDArray[np.int32]
+    image: NDArray[np.uint8]
+
+    @property
+    def size(self) -> int:
+        """Texels per side."""
+        return self.image.shape[0]
+
+
+@dataclass(frozen=True)
 class SurfaceMesh:
     """A triangle mesh in world units and axes (right-handed, z-up, front at +x), counter-clockwise seen from outside.
 
     ``vertices`` [V,3]; ``faces`` [F,3] int32; ``normals`` [V,3] unit, outward; ``colors`` [V,3] in [0,1],
-    sRGB-encoded as the renders are.
+    sRGB-encoded as the renders are; ``texture``, finer colours, where there are any.
     """
 
     vertices: FloatArray
     faces: NDArray[np.int32]
     normals: FloatArray
     colors: FloatArray
+    texture: Texture | None = None
 
     def to_trimesh(self) -> trimesh.Trimesh:
         """The same surface as a ``trimesh.Trimesh``, z-up, with 8-bit sRGB vertex colours."""
@@ -31,3 +52,26 @@ class SurfaceMesh:
             vertex_colors=np.round(self.colors * 255).astype(np.uint8),
             process=False,
         )
+
+
+def reduced(texture: Texture, size: int) -> Texture:
+    """The texture with at most ``size`` texels per side: whole blocks of texels become one, their mean light."""
+    block = -(-texture.size // size)
+    if block == 1:
+        return texture
+    cut = texture.size // block * block
+    light = srgb_to_linear(np.arange(256) / 255)[texture.image[:cut, :cut]]
+    mean = light.reshape(cut // block, block, cut // block, block, 3).mean(axis=(1, 3))
+    # Places count from 0 to 1 over the texels that are left, of which a last odd one is cut off.
+    uv = (texture.uv * (texture.size / cut)).clip(0, 1).astype(np.float32)
+    return replace(texture, uv=uv, image=np.round(linear_to_srgb(mean) * 255).astype(np.uint8))
+
+
+def srgb_to_linear(colors: NDArray) -> NDArray:
+    """Linear light of sRGB-encoded values in [0,1] (IEC 61966-2-1)."""
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(light: NDArray) -> NDArray:
+    """sRGB-encoded values of linear light in [0,1]; the inverse of :func:`srgb_to_linear`."""
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055)

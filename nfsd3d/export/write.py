@@ -1,48 +1,66 @@
 """Mesh files. glTF and OBJ are y-up by convention, PLY and STL keep the world's z-up.
 
 World axes (front +x, left +y, up +z) become glTF's (front +Z, left +X, up +Y): a cyclic permutation, so the
-surface is turned, not mirrored. OBJ gets the same axes, which is what modelling programs expect of it.
+surface is turned, not mirrored. OBJ gets the same axes, which is what modelling programs expect of it. A world unit
+is a unit of the file (a metre, in glTF): the object lies in the cube of half-width ``generator.radius``.
 """
 
 import io
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
+import nfsd3d
 from nfsd3d.errors import InputError
-from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.export.mesh import SurfaceMesh, srgb_to_linear
 from nfsd3d.files import write_bytes
 
 Extras = Mapping[str, str | int | float]
+Files = dict[str, bytes]
+"""Contents by file name, in the order of writing: what a file refers to comes before it."""
+
+GENERATOR = f"nfsd3d {nfsd3d.__version__}"
+UNITS = "1 unit = 1 world unit; the object lies in [-radius, radius]^3"
 
 _FLOAT, _USHORT, _UINT = 5126, 5123, 5125  # glTF component types
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF buffer view targets
+_LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP_TO_EDGE = 9729, 9987, 33071  # glTF sampler filters and wrapping
+_STL_HEADER = 80
 
 
-def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras) -> None:
-    """Writes ``mesh`` in the format of ``path``'s suffix, atomically; ``extras`` is kept where the format can.
+def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras) -> list[Path]:
+    """Writes ``mesh`` in the format of ``path``'s suffix, each file atomically; ``extras`` is kept where it can be.
+
+    Returns ``path`` and what was written beside it: OBJ has its material in a file of its own, and its texture.
 
     Raises:
         InputError: the suffix is not a known format.
     """
-    write_bytes(path, FORMATS[known_format(path.suffix.lstrip("."))](mesh, extras))
+    files = FORMATS[known_format(path.suffix.lstrip("."))](mesh, path.stem, extras)
+    # The one asked for, under exactly the name asked for, comes last: what it refers to is there already.
+    *beside, (_, content) = files.items()
+    for name, part in beside:
+        write_bytes(path.with_name(name), part)
+    write_bytes(path, content)
+    return [path, *(path.with_name(name) for name, _ in beside)]
 
 
 def write_meshes(mesh: SurfaceMesh, folder: Path, formats: Sequence[str], extras: Extras) -> list[Path]:
-    """Writes ``model.<format>`` for every format into ``folder``; returns the paths.
+    """Writes ``model.<format>`` for every format into ``folder``; returns the paths of all files.
 
     Raises:
         InputError: one of the formats is not known; nothing is written then.
     """
     paths = [folder / f"model.{known_format(name)}" for name in formats]
-    for path in paths:
-        write_mesh(mesh, path, extras)
-    return paths
+    return [written for path in paths for written in write_mesh(mesh, path, extras)]
 
 
 def known_format(name: str) -> str:
@@ -61,93 +79,146 @@ def y_up(vectors: NDArray) -> NDArray:
     return vectors[:, [1, 2, 0]]
 
 
-def srgb_to_linear(colors: NDArray) -> NDArray:
-    """Linear light of sRGB-encoded values in [0,1] (IEC 61966-2-1)."""
-    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """A PNG of ``image`` [H,W,3]."""
+    return imageio.imwrite("<bytes>", image, extension=".png")
 
 
 def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
-    """A binary glTF 2.0 file: one mesh, y-up, with normals and vertex colours; ``extras`` in ``asset.extras``.
+    """A binary glTF 2.0 file: one mesh, y-up, with normals and a matt material; ``extras`` in ``asset.extras``.
 
-    Vertex colours are linear by specification. They are stored in 16 bits, because 8 linear bits leave only a
-    handful of steps to the darkest fifth of the sRGB range.
+    The material's base colour is the texture, an embedded PNG (sRGB by specification), whose seams need vertices of
+    their own. Without a texture it is vertex colours, linear by specification. These are stored in 16 bits, because 8
+    linear bits leave only a handful of steps to the darkest fifth of the sRGB range.
     """
-    positions = np.ascontiguousarray(y_up(mesh.vertices), dtype="<f4")
-    normals = np.ascontiguousarray(y_up(mesh.normals), dtype="<f4")
-    colors = np.full((len(positions), 4), 65535, dtype="<u2")
-    colors[:, :3] = np.round(srgb_to_linear(mesh.colors.astype(np.float64)) * 65535)
-    indices = mesh.faces.astype("<u4").reshape(-1)
-
-    parts = [positions.tobytes(), normals.tobytes(), colors.tobytes(), indices.tobytes()]
-    views, offset = [], 0
-    for part, target in zip(parts, [_ARRAY_BUFFER] * 3 + [_ELEMENT_ARRAY_BUFFER], strict=True):
-        views.append({"buffer": 0, "byteOffset": offset, "byteLength": len(part), "target": target})
-        offset += len(part)  # every part's size is a multiple of 4, so each one starts aligned
-    count = len(positions)
+    buffer = _Buffer()
+    texture = mesh.texture
+    rows = slice(None) if texture is None else texture.source
+    positions = np.ascontiguousarray(y_up(mesh.vertices)[rows], dtype="<f4")
+    normals = np.ascontiguousarray(y_up(mesh.normals)[rows], dtype="<f4")
+    bounds = {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
+    attributes = {
+        "POSITION": buffer.array(positions, _FLOAT, "VEC3", **bounds),
+        "NORMAL": buffer.array(normals, _FLOAT, "VEC3"),
+    }
+    material: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    pictures: dict[str, Any] = {}
+    if texture is None:
+        colors = np.full((len(positions), 4), 65535, dtype="<u2")
+        colors[:, :3] = np.round(srgb_to_linear(mesh.colors.astype(np.float64)) * 65535)
+        attributes["COLOR_0"] = buffer.array(colors, _USHORT, "VEC4", normalized=True)
+    else:
+        attributes["TEXCOORD_0"] = buffer.array(texture.uv.astype("<f4"), _FLOAT, "VEC2")
+        filters = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
+        png = buffer.view(png_bytes(texture.image))
+        pictures = {
+            "samplers": [{**filters, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}],
+            "images": [{"bufferView": png, "mimeType": "image/png", "name": "albedo"}],
+            "textures": [{"source": 0, "sampler": 0}],
+        }
+        material["baseColorTexture"] = {"index": 0}
+    faces = mesh.faces if texture is None else texture.faces
+    indices = buffer.array(faces.astype("<u4").reshape(-1), _UINT, "SCALAR")
     document = {
-        "asset": {"version": "2.0", "generator": "nfsd3d", "extras": {**extras, "axes": "+Y up, +Z front, +X left"}},
+        "asset": {
+            "version": "2.0",
+            "generator": GENERATOR,
+            "extras": {**extras, "axes": "+Y up, +Z front, +X left", "units": UNITS},
+        },
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "model"}],
         "meshes": [
-            {
-                "name": "model",
-                "primitives": [{"attributes": {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}, "indices": 3, "material": 0}],
-            }
+            {"name": "model", "primitives": [{"attributes": attributes, "indices": indices, "material": 0}]},
         ],
-        "materials": [
-            {"name": "vertex colours", "pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
-        ],
-        "accessors": [
-            {
-                "bufferView": 0,
-                "componentType": _FLOAT,
-                "count": count,
-                "type": "VEC3",
-                "min": positions.min(0).tolist(),
-                "max": positions.max(0).tolist(),
-            },
-            {"bufferView": 1, "componentType": _FLOAT, "count": count, "type": "VEC3"},
-            {"bufferView": 2, "componentType": _USHORT, "normalized": True, "count": count, "type": "VEC4"},
-            {"bufferView": 3, "componentType": _UINT, "count": len(indices), "type": "SCALAR"},
-        ],
-        "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
+        "materials": [{"name": "albedo", "pbrMetallicRoughness": material}],
+        **pictures,
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [{"byteLength": len(buffer.content)}],
     }
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    body = b"".join(parts)
+    body = bytes(buffer.content)
     header = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(body))
     return header + struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(body), b"BIN\0") + body
 
 
-def obj_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
-    """Wavefront OBJ, y-up: positions with sRGB colours (the usual "v x y z r g b"), normals, faces."""
+class _Buffer:
+    """The binary part of a glTF file as it grows, with the views into it and the accessors of its arrays; final."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def view(self, content: bytes, **properties: Any) -> int:
+        """Adds ``content``, padded to whole words; returns the index of its view."""
+        self.views.append({"buffer": 0, "byteOffset": len(self.content), "byteLength": len(content), **properties})
+        self.content += content + b"\0" * (-len(content) % 4)
+        return len(self.views) - 1
+
+    def array(self, values: NDArray, component: int, kind: str, **properties: Any) -> int:
+        """Adds an array of vertices, or the indices (a "SCALAR" one); returns the index of its accessor."""
+        target = _ELEMENT_ARRAY_BUFFER if kind == "SCALAR" else _ARRAY_BUFFER
+        view = self.view(values.tobytes(), target=target)
+        accessor = {"bufferView": view, "componentType": component, "count": len(values), "type": kind, **properties}
+        self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+
+def _glb(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
+    return {f"{stem}.glb": glb_bytes(mesh, extras)}
+
+
+def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
+    """Wavefront OBJ, y-up, with its material and texture, if there is one, in files named after it.
+
+    Positions with sRGB colours (the usual "v x y z r g b"), normals, texture coordinates (from the lower left corner),
+    faces. The positions are not doubled along seams: the surface stays closed.
+    """
+    safe = re.sub(r"\s+", "_", stem)  # a name in an OBJ ends at a space
+    facts = {"generator": GENERATOR, **extras, "axes": "+Y up, +Z front, +X left", "units": UNITS}
+    comments = "".join(f"# {key}: {' '.join(str(value).split())}\n" for key, value in facts.items())
     text = io.StringIO()
-    for key, value in {"generator": "nfsd3d", **extras}.items():
-        text.write(f"# {key}: {' '.join(str(value).split())}\n")
+    text.write(comments if mesh.texture is None else f"{comments}mtllib {safe}.mtl\n")
+    text.write("o model\n")
     np.savetxt(text, np.hstack([y_up(mesh.vertices), mesh.colors]), fmt="v %.6g %.6g %.6g %.4f %.4f %.4f")
     np.savetxt(text, y_up(mesh.normals), fmt="vn %.4f %.4f %.4f")
-    corners = np.repeat(mesh.faces + 1, 2, axis=1)  # OBJ counts from 1; vertex and normal share their index
-    np.savetxt(text, corners, fmt="f %d//%d %d//%d %d//%d")
-    return text.getvalue().encode()
+    files: Files = {}
+    if mesh.texture is None:
+        corners, form = [mesh.faces, mesh.faces], "%d//%d"
+    else:
+        np.savetxt(text, mesh.texture.uv * [1, -1] + [0, 1], fmt="vt %.6f %.6f")
+        corners, form = [mesh.faces, mesh.texture.faces, mesh.faces], "%d/%d/%d"
+        material = f"{comments}newmtl albedo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {safe}.png\n"
+        files = {f"{safe}.png": png_bytes(mesh.texture.image), f"{safe}.mtl": material.encode()}
+        text.write("usemtl albedo\n")
+    # OBJ counts from 1; vertex and normal share their index.
+    np.savetxt(text, np.stack(corners, axis=-1).reshape(len(mesh.faces), -1) + 1, fmt=f"f {form} {form} {form}")
+    return {**files, f"{stem}.obj": text.getvalue().encode()}
 
 
-def ply_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
+def _ply(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
     """Binary PLY, z-up, with normals and 8-bit sRGB vertex colours."""
-    del extras  # kept by glTF and OBJ only
-    return trimesh.exchange.ply.export_ply(mesh.to_trimesh(), vertex_normal=True)
+    content = trimesh.exchange.ply.export_ply(mesh.to_trimesh(), vertex_normal=True)
+    facts = {"generator": GENERATOR, **extras, "axes": "+Z up, +X front, +Y left", "units": UNITS}
+    # The header is ASCII.
+    lines = (f"comment {key}: {' '.join(str(value).split())}\n" for key, value in facts.items())
+    comments = "".join(lines).encode("ascii", "backslashreplace")
+    first, second, rest = content.split(b"\n", 2)
+    return {f"{stem}.ply": first + b"\n" + second + b"\n" + comments + rest}
 
 
-def stl_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
+def _stl(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
     """Binary STL, z-up: the shape without colours."""
-    del extras
-    return trimesh.exchange.stl.export_stl(mesh.to_trimesh())
+    content = trimesh.exchange.stl.export_stl(mesh.to_trimesh())
+    about = f"{GENERATOR}, z up: {' '.join(str(extras.get('prompt', '')).split())}"
+    header = about.encode("ascii", "replace")[:_STL_HEADER].ljust(_STL_HEADER)
+    return {f"{stem}.stl": header + content[_STL_HEADER:]}
 
 
-FORMATS: dict[str, Callable[[SurfaceMesh, Extras], bytes]] = {
-    "glb": glb_bytes,
-    "obj": obj_bytes,
-    "ply": ply_bytes,
-    "stl": stl_bytes,
-}
+FORMATS: dict[str, Callable[[SurfaceMesh, str, Extras], Files]] = {"glb": _glb, "obj": _obj, "ply": _ply, "stl": _stl}
+
+TEXTURED = frozenset({"glb", "obj"})
+"""The formats that hold a texture."""

@@ -10,6 +10,7 @@ from nfsd3d.cameras import CameraRanges, Cameras, orbit
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.export.extract import MeshSettings
+from nfsd3d.export.write import TEXTURED
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Generator
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
@@ -176,10 +177,17 @@ def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float 
     return orbit(count, size, elevation_deg, distance=(near + far) / 2, fovy_deg=(narrow + wide) / 2)
 
 
-def mesh_settings(config: Config) -> MeshSettings:
-    """How the configuration wants the mesh."""
+def mesh_settings(config: Config, textured: bool | None = None) -> MeshSettings:
+    """How the configuration wants the mesh; ``textured`` where it is to be written in other formats than its own."""
     export = config.export
-    return MeshSettings(export.resolution, export.threshold, export.max_faces)
+    textured = bool(TEXTURED & set(export.formats)) if textured is None else textured
+    return MeshSettings(
+        export.resolution,
+        export.threshold,
+        export.max_faces,
+        export.texture_size if textured else 0,
+        export.unwrap_timeout,
+    )
 
 
 def mesh_extras(config: Config) -> dict[str, str | int | float]:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.pictures import to_uint8, write_png, write_turntable
+from nfsd3d.export.progress import mesh_progress
 from nfsd3d.export.write import write_meshes
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.generator.pictures import Pictures
@@ -36,8 +39,8 @@ class Exported:
             self.failure = "; ".join([*([self.failure] if self.failure else []), f"{name}: {error}"])
 
 
-def finish(config: Config, run_dir: Path, parts: Parts, on_view: Callable[[], None]) -> Exported:
-    """Writes what ``config.export`` asks for into ``run_dir``; ``on_view`` is called between views.
+def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]) -> Exported:
+    """Writes what ``config.export`` asks for into ``run_dir``; ``on_view`` is called between views, and in between.
 
     Of a scene that is turntable and mesh; images are written as they are. When a part cannot be made, the others are
     made nevertheless.
@@ -45,7 +48,7 @@ def finish(config: Config, run_dir: Path, parts: Parts, on_view: Callable[[], No
     exported = Exported()
     mesh = None
     if isinstance(parts.generator, NeRF):
-        mesh = _finish_scene(config, run_dir, parts.generator, exported, on_view)
+        mesh = _finish_scene(config, run_dir, parts.generator, exported, console, on_view)
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
@@ -62,7 +65,12 @@ def finish(config: Config, run_dir: Path, parts: Parts, on_view: Callable[[], No
 
 
 def _finish_scene(
-    config: Config, run_dir: Path, generator: NeRF, exported: Exported, on_view: Callable[[], None]
+    config: Config,
+    run_dir: Path,
+    generator: NeRF,
+    exported: Exported,
+    console: Console,
+    on_view: Callable[[], None],
 ) -> SurfaceMesh | None:
     """Turntable and mesh, noted in ``exported``; returns the mesh if there is one."""
     settings, radius = config.export, generator.settings.radius
@@ -81,7 +89,15 @@ def _finish_scene(
     on_view()
     if settings.mesh:
         with exported.part("mesh"):
-            extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device)
+            with mesh_progress(console) as show:
+
+                def on_progress(stage: str, done: float) -> None:
+                    show(stage, done)
+                    on_view()
+
+                extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
+            if extracted.untextured is not None:
+                console.print(f"no texture: {extracted.untextured}", markup=False, highlight=False, soft_wrap=True)
             written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
             exported.mesh = extracted.facts

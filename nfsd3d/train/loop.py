@@ -150,7 +150,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         with stop_requests() as stop:
             train(config, run_dir, task, progress, stop, console)
             summarize("done")  # before the export: whatever happens there, the training is not lost
-            exported = finish(config, run_dir, parts, on_view=stop.check)
+            exported = finish(config, run_dir, parts, console, on_view=stop.check)
     except Diverged as error:
         summarize("diverged", str(error))
         raise RunFailed(f"{run_dir}: diverged: {error}") from error

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import imageio.v3 as imageio
 
-from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.files import write_text
@@ -20,7 +21,8 @@ from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.summary import read_summary
 
 MAX_FACES = 60_000
-"""The page's copy of the mesh is simplified to this, so that the page stays below 10 MB."""
+MAX_TEXTURE = 1024
+"""The page's copy of the mesh is simplified to this, and its texture reduced, so that the page stays below 10 MB."""
 
 MAX_VIDEO_BYTES = 4 * 2**20
 """A larger video is not embedded; the page names the file instead."""
@@ -108,8 +110,13 @@ def _viewer(mesh: SurfaceMesh | None) -> str:
     if mesh is None:
         return ""
     small = simplify_mesh(mesh, MAX_FACES)
+    if small.texture is not None:
+        small = replace(small, texture=reduced(small.texture, MAX_TEXTURE))
     model = _base64(glb_bytes(small, {}))
-    shown = f"{len(mesh.faces):,} triangles" + ("" if small is mesh else f", {len(small.faces):,} shown here")
+    colors = "vertex colours" if mesh.texture is None else f"a texture of {mesh.texture.size}²"
+    shown = f"{len(mesh.faces):,} triangles, {colors}"
+    if len(small.faces) < len(mesh.faces):
+        shown += f" ({len(small.faces):,} with vertex colours shown here)"
     return (
         '<h2>Mesh</h2><canvas id="viewer"></canvas>'
         f'<p class="note" id="viewer-note">{shown}; drag to turn, wheel or two fingers to zoom, double click for '

@@ -1,132 +1,180 @@
-"""The level set of a density: closed, outward, without floaters and cavities, at the level that rendering shows."""
+"""The level set of a density: closed, outward, without floaters and cavities, and where the field crosses the level."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import MeshSettings, extract_mesh
-from nfsd3d.export.isosurface import (
-    DensityGrid,
-    extract_surface,
-    inverse_softplus,
-    sample_density,
-    solid_mask,
-    visible_level,
-)
+from nfsd3d.export.isosurface import extract_surface, surface_normals
+from nfsd3d.export.level import LevelSet, sample_density
 
 BALL_VOLUME = 4 / 3 * math.pi * 0.5**3
 
 
-def ball_grid(radius=0.5, density=100.0, resolution=64, center=(0.0, 0.0, 0.0)) -> DensityGrid:
-    def inside(points):
-        return density * ((points - torch.tensor(center)).norm(dim=-1) < radius).float()
-
-    return sample_density(inside, 1.0, resolution)
+def surface_of(density, level=50.0, cells=48, split=1, min_component=0.02):
+    grid = sample_density(density, 1.0, cells + 1)
+    return extract_surface(LevelSet(density, level, None, 1.0), grid, split, min_component)
 
 
-@pytest.mark.parametrize("max_faces", [10**6, 3000])
-def test_a_ball_becomes_a_closed_ball(ball, max_faces):
-    extracted = extract_mesh(ball, 1.0, MeshSettings(resolution=80, max_faces=max_faces))
-    mesh = extracted.mesh.to_trimesh()
-    assert len(mesh.faces) <= max_faces
-    assert mesh.is_watertight and mesh.is_winding_consistent
-    assert mesh.volume == pytest.approx(BALL_VOLUME, rel=0.02)  # positive: wound outward
-    np.testing.assert_allclose(mesh.centroid, 0, atol=0.005)
-    radial = extracted.mesh.vertices / np.linalg.norm(extracted.mesh.vertices, axis=1, keepdims=True)
-    assert ((extracted.mesh.normals * radial).sum(1) > 0.97).all()
-    np.testing.assert_allclose(extracted.mesh.colors, extracted.mesh.vertices / 2 + 0.5, atol=0.03)
+def shape(surface) -> trimesh.Trimesh:
+    return trimesh.Trimesh(surface.vertices, surface.faces, process=False)
+
+
+def solid(inside, height=100.0):
+    return lambda points: height * inside(points).float()
+
+
+def ball(points, radius=0.5, center=(0.0, 0.0, 0.0)):
+    return (points - torch.tensor(center)).norm(dim=-1) < radius
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_a_ball_becomes_a_closed_ball(split):
+    def density(points):
+        return torch.nn.functional.softplus(2e4 * (0.5 - points.norm(dim=-1)))
+
+    surface = surface_of(density, level=1.0, split=split)
+    mesh = shape(surface)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.euler_number == 2
+    assert mesh.volume == pytest.approx(BALL_VOLUME, rel=0.01)  # positive: wound outward
+    np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), 0.5, atol=1e-3)  # far within a voxel
+
+
+def test_vertices_lie_where_the_field_itself_crosses_the_level():
+    """A density that grows very unevenly along an edge, where a straight line would miss by half a voxel."""
+
+    def density(points):
+        return 1e3 * (0.7 - points.norm(dim=-1)).clamp(min=0) ** 3
+
+    surface = surface_of(density, level=2.0, cells=24)
+    radius = 0.7 - (2.0 / 1e3) ** (1 / 3)
+    np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), radius, atol=2e-3)
+
+
+def test_a_step_is_found_to_a_16th_of_a_voxel():
+    surface = surface_of(solid(ball), cells=32)
+    assert np.abs(np.linalg.norm(surface.vertices, axis=1) - 0.5).max() < 2 / 32 / 16
+
+
+def test_the_refined_grid_gives_what_a_dense_one_gives(torch_rough):
+    """Of a rough field, with branches, holes and thin parts: marching cubes on all cells finds the same surface."""
+    sparse, dense = surface_of(torch_rough, 1.0, 24, split=2), surface_of(torch_rough, 1.0, 48)
+    assert len(dense.faces) > 2000
+    assert shape(sparse).is_watertight and shape(dense).is_watertight
+    # The lattices' points differ by rounding.
+    assert abs(len(sparse.faces) - len(dense.faces)) < 0.002 * len(dense.faces)
+    assert shape(sparse).volume == pytest.approx(shape(dense).volume, rel=1e-3)
+
+
+@pytest.fixture
+def torch_rough():
+    waves = torch.tensor(np.random.default_rng(0).normal(size=(24, 3)) * 9, dtype=torch.float32)
+    phases = torch.linspace(0, 6, 24)
+
+    def density(points):
+        noise = torch.cos(points @ waves.T + phases).sum(-1)
+        return torch.nn.functional.softplus(noise + 12 * (0.75 - points.norm(dim=-1)))
+
+    return density
+
+
+def test_only_the_neighbourhood_of_the_surface_is_sampled():
+    asked = 0
+
+    def density(points):
+        nonlocal asked
+        asked += len(points)
+        return 100.0 * ball(points).float()
+
+    surface = surface_of(density, cells=64, split=4)
+    assert shape(surface).is_watertight
+    assert asked < 0.15 * 257**3
+
+
+def test_a_part_that_leaves_what_was_expected_is_followed():
+    """A thin rod between the points of the coarse grid, of which only the thick end is seen there."""
+
+    def density(points):
+        rod = (points[:, 1:] - 0.031).norm(dim=-1) < 0.012
+        return 100.0 * ((rod & (points[:, 0].abs() < 0.8)) | ball(points, 0.2)).float()
+
+    surface = surface_of(density, cells=32, split=6)
+    assert shape(surface).is_watertight
+    assert surface.vertices[:, 0].max() == pytest.approx(0.8, abs=0.01)
 
 
 def test_axes_are_not_swapped():
-    def box(points):
-        x, y, z = points.abs().unbind(-1)
-        return 200.0 * ((x < 0.6) & (y < 0.4) & (z < 0.2)).float()
-
-    surface = extract_surface(sample_density(box, 1.0, 101), 50.0)
-    np.testing.assert_allclose(surface.vertices.max(0), [0.6, 0.4, 0.2], atol=0.02)
+    surface = surface_of(solid(lambda p: (p.abs() < torch.tensor([0.6, 0.4, 0.2])).all(-1)), cells=100)
+    np.testing.assert_allclose(surface.vertices.max(0), [0.6, 0.4, 0.2], atol=0.01)
 
 
-def test_the_given_threshold_is_the_level(ball):
-    soft = type(ball)(steepness=100.0)
-    extracted = extract_mesh(soft, 1.0, MeshSettings(resolution=80, threshold=20.0, max_faces=10**6))
-    assert extracted.level == 20.0
-    # softplus(100 (.5 - r)) = 20 at r = .5 - ln(e^20 - 1) / 100
-    expected = 0.5 - math.log(math.expm1(20.0)) / 100
-    np.testing.assert_allclose(np.linalg.norm(extracted.mesh.vertices, axis=1), expected, atol=0.002)
+def test_floaters_and_cavities_go_and_what_is_in_a_cavity():
+    def density(points):
+        hollow = ball(points) & ~ball(points, 0.35)
+        return 100.0 * (hollow | ball(points, 0.25) | ball(points, 0.08, (0.8, 0.8, 0.8))).float()
 
-
-def test_floaters_and_cavities_go():
-    main = ball_grid()
-    floater = ball_grid(0.08, center=(0.8, 0.8, 0.8))
-    cavity = ball_grid(0.2)
-    grid = DensityGrid(np.maximum(main.values, floater.values) - cavity.values, 1.0)
-    assert not extract_surface(grid, 50.0, min_component=0.0).vertices.max() < 0.7  # the floater is there
-    surface = extract_surface(grid, 50.0)
-    assert np.linalg.norm(surface.vertices, axis=1).max() < 0.55
-    assert np.linalg.norm(surface.vertices, axis=1).min() > 0.45  # no inner sphere
-    assert (solid_mask(grid, 50.0) == (main.values > 50.0)).all()
+    assert surface_of(density, min_component=0.0).vertices.max() > 0.7  # the floater is there
+    surface = surface_of(density)
+    distance = np.linalg.norm(surface.vertices, axis=1)
+    assert distance.max() < 0.55 and distance.min() > 0.45
+    assert shape(surface).volume == pytest.approx(BALL_VOLUME, rel=0.02)
 
 
 def test_two_parts_of_similar_size_stay():
-    left, right = ball_grid(0.3, center=(0.0, -0.5, 0.0)), ball_grid(0.25, center=(0.0, 0.5, 0.0))
-    surface = extract_surface(DensityGrid(left.values + right.values, 1.0), 50.0)
+    surface = surface_of(solid(lambda p: ball(p, 0.3, (0, -0.5, 0)) | ball(p, 0.25, (0, 0.5, 0))))
     assert surface.vertices[:, 1].min() < -0.7 and surface.vertices[:, 1].max() > 0.7
+    assert shape(surface).body_count == 2
 
 
-def test_a_solid_that_touches_the_bounds_is_closed_there(ball):
-    cut = type(ball)(radius=1.2)
-    mesh = extract_mesh(cut, 1.0, MeshSettings(resolution=48, max_faces=10**6)).mesh.to_trimesh()
-    assert mesh.is_watertight
-    assert np.abs(mesh.bounds).max() <= 1 + 2 / 47
+@pytest.mark.parametrize("split", [1, 2])
+def test_a_solid_that_touches_the_bounds_is_closed_there(split):
+    mesh = shape(surface_of(solid(lambda p: ball(p, 1.2)), split=split))
+    assert mesh.is_watertight and mesh.volume > 0
+    assert 1.0 <= np.abs(mesh.bounds).max() <= 1 + 0.05 * 2 / 48
 
 
-def test_the_level_is_where_rays_become_opaque():
-    """A fog of density 1 around a ball of density 100: the ball is what a picture shows."""
-    grid = ball_grid(0.4)
-    foggy = DensityGrid(np.maximum(grid.values, 0.2 * ball_grid(0.9).values / 100), 1.0)
-    level = visible_level(foggy)
-    assert 0.2 < level < 100
-    radii = np.linalg.norm(extract_surface(foggy, level).vertices, axis=1)
-    np.testing.assert_allclose(radii, 0.4, atol=0.04)
+def test_normals_point_down_the_gradient():
+    def density(points):
+        return torch.nn.functional.softplus(60 * (0.5 - points.norm(dim=-1)))
+
+    surface = surface_of(density, level=2.0)
+    normals = surface_normals(LevelSet(density, 2.0, None, 1.0), surface, 0.01)
+    radial = surface.vertices / np.linalg.norm(surface.vertices, axis=1, keepdims=True)
+    assert ((normals * radial).sum(1) > 0.999).all()
 
 
-def test_thick_fog_is_its_own_surface():
-    """Density 5 over a diameter of 1.6 is opaque: the picture shows the fog, although a core is denser."""
-    foggy = DensityGrid(np.maximum(ball_grid(0.1, density=100.0).values, ball_grid(0.8, density=5.0).values), 1.0)
-    radii = np.linalg.norm(extract_surface(foggy, visible_level(foggy)).vertices, axis=1)
-    assert radii.min() > 0.7
+def test_normals_are_those_of_the_faces_where_the_field_has_no_gradient():
+    surface = surface_of(solid(ball))
+    normals = surface_normals(LevelSet(solid(ball), 50.0, None, 1.0), surface, 1e-6)
+    radial = surface.vertices / np.linalg.norm(surface.vertices, axis=1, keepdims=True)
+    assert ((normals * radial).sum(1) > 0.8).all()
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
 
 
-def test_a_soft_surface_lies_where_it_begins_to_stop_the_light():
-    """Density 100 (0.5 - r): a central ray is half stopped at r = 0.38, by a density that needs 0.06 for it."""
-    soft = sample_density(lambda points: 100 * (0.5 - points.norm(dim=-1)).clamp(min=0), 1.0, 96)
-    surface = np.linalg.norm(extract_surface(soft, visible_level(soft)).vertices, axis=1)
-    assert surface.mean() == pytest.approx(0.44, abs=0.025)
+@pytest.mark.parametrize(
+    ("inside", "height", "level", "words"),
+    [
+        (ball, 90.0, 200.0, r"empty.*threshold 200 .*between 0 and 90.*choose a threshold"),
+        (ball, 0.0, 1.0, r"empty.*between 0 and 0"),
+        (lambda p: torch.ones(len(p)), 10.0, 5.0, r"full.*threshold 5 .*between 10 and 10.*choose a threshold"),
+        (lambda p: ~ball(p), 10.0, 5.0, r"full: all of the world's side.*between 0 and 10"),
+    ],
+)
+def test_a_threshold_without_a_surface_is_an_error_with_the_range(inside, height, level, words):
+    with pytest.raises(InputError, match=words):
+        surface_of(solid(inside, height), level)
 
 
-@pytest.mark.parametrize(("density", "words"), [(0.0, "empty"), (0.01, "empty")])
-def test_an_empty_field_is_an_error_with_its_range(density, words):
-    grid = ball_grid(density=density)
-    with pytest.raises(InputError, match=rf"{words}.*between 0 and {density:g}"):
-        visible_level(grid)
+def test_densities_that_are_not_finite_are_an_error_wherever_they_are():
+    with pytest.raises(InputError, match=r"not finite \(729 of 729"):
+        sample_density(lambda points: points[:, 0] / 0.0, 1.0, 9)
 
+    def rarely(points):
+        middle = (points - 0.5003).abs().amax(-1) < 0.01  # between the coarse samples
+        return torch.where(middle, torch.nan, 100.0 * ball(points, 0.87).float())
 
-def test_a_threshold_outside_the_range_is_an_error_with_the_range():
-    grid = DensityGrid(ball_grid(density=90.0).values + 10.0, 1.0)
-    with pytest.raises(InputError, match=r"empty.*threshold 200.*between 10 and 100"):
-        extract_surface(grid, 200.0)
-    with pytest.raises(InputError, match=r"full.*threshold 5.*between 10 and 100"):
-        extract_surface(grid, 5.0)
-
-
-def test_densities_that_are_not_finite_are_an_error():
-    with pytest.raises(InputError, match="not finite"):
-        sample_density(lambda points: points[:, 0] / 0.0, 1.0, 8)
-
-
-def test_inverse_softplus_is_the_inverse():
-    before = torch.linspace(-40, 200, 97, dtype=torch.float64)
-    np.testing.assert_allclose(inverse_softplus(torch.nn.functional.softplus(before).numpy()), before, atol=1e-9)
+    with pytest.raises(InputError, match=r"not finite"):
+        surface_of(rarely, cells=32, split=8)

@@ -2,15 +2,18 @@
 
 import json
 import struct
+from dataclasses import replace
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import trimesh
 
+import nfsd3d
 from nfsd3d.errors import InputError
-from nfsd3d.export.mesh import SurfaceMesh
-from nfsd3d.export.simplify import simplify_mesh
-from nfsd3d.export.write import FORMATS, glb_bytes, srgb_to_linear, write_mesh, y_up
+from nfsd3d.export import write
+from nfsd3d.export.mesh import SurfaceMesh, Texture, srgb_to_linear
+from nfsd3d.export.write import FORMATS, glb_bytes, write_mesh, write_meshes, y_up
 
 EXTRAS = {"prompt": 'a "red" cube\nand snow ☃', "seed": 3}
 
@@ -25,6 +28,21 @@ def mesh() -> SurfaceMesh:
     return SurfaceMesh(
         vertices, sphere.faces.astype(np.int32), egg.vertex_normals.astype(np.float32), colors.astype(np.float32)
     )
+
+
+@pytest.fixture
+def textured(mesh) -> SurfaceMesh:
+    """The egg with one seam: the triangles of its left side have vertices of their own in the texture's lower half."""
+    left = mesh.vertices[mesh.faces][:, :, 1].mean(axis=1) > 0
+    uv = np.stack([(mesh.vertices[:, 0] + 0.2) / 0.6, (mesh.vertices[:, 2] + 0.6) / 1.2 * 0.49], axis=1)
+    count = len(mesh.vertices)
+    texture = Texture(
+        np.concatenate([uv, uv + np.array([0, 0.51])]).astype(np.float32),
+        np.tile(np.arange(count, dtype=np.int32), 2),
+        np.where(left[:, None], mesh.faces + count, mesh.faces).astype(np.int32),
+        np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8),
+    )
+    return replace(mesh, texture=texture)
 
 
 def read_glb(content: bytes) -> tuple[dict, bytes]:
@@ -45,8 +63,9 @@ def test_glb_reloads_y_up_with_its_shape(mesh, tmp_path):
 
 def test_glb_says_where_it_comes_from_and_keeps_normals_and_linear_colours(mesh):
     document, body = read_glb(glb_bytes(mesh, EXTRAS))
-    assert document["asset"]["generator"] == "nfsd3d"
+    assert document["asset"]["generator"] == f"nfsd3d {nfsd3d.__version__}"
     assert document["asset"]["extras"].items() >= EXTRAS.items()
+    assert "+Y up" in document["asset"]["extras"]["axes"] and "world unit" in document["asset"]["extras"]["units"]
     assert len(body) == document["buffers"][0]["byteLength"]
     attributes = document["meshes"][0]["primitives"][0]["attributes"]
 
@@ -63,11 +82,6 @@ def test_glb_says_where_it_comes_from_and_keeps_normals_and_linear_colours(mesh)
     assert (colors[:, 3] == 1).all()
 
 
-def test_srgb_to_linear_at_known_values():
-    known = {0.0: 0.0, 0.04045: 0.0031308, 0.5: 0.2140411, 1.0: 1.0}
-    np.testing.assert_allclose(srgb_to_linear(np.array(list(known))), list(known.values()), atol=1e-6)
-
-
 @pytest.mark.parametrize(("name", "top_axis"), [("obj", 1), ("ply", 2), ("stl", 2)])
 def test_other_formats_reload_with_shape_and_up_axis(mesh, tmp_path, name, top_axis):
     write_mesh(mesh, tmp_path / f"model.{name}", EXTRAS)
@@ -82,18 +96,64 @@ def test_other_formats_reload_with_shape_and_up_axis(mesh, tmp_path, name, top_a
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{name}"]
 
 
+def test_a_textured_glb_has_its_picture_inside_and_is_closed_across_seams(textured, tmp_path):
+    (path,) = write_mesh(textured, tmp_path / "model.glb", EXTRAS)
+    document, body = read_glb(path.read_bytes())
+    material = document["materials"][0]["pbrMetallicRoughness"]
+    assert material == {"metallicFactor": 0.0, "roughnessFactor": 1.0, "baseColorTexture": {"index": 0}}
+    assert "COLOR_0" not in document["meshes"][0]["primitives"][0]["attributes"]  # it would darken the texture
+    view = document["bufferViews"][document["images"][0]["bufferView"]]
+    png = body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]]
+    np.testing.assert_array_equal(imageio.imread(png), textured.texture.image)
+
+    loaded = trimesh.load_scene(path).to_geometry()
+    assert not loaded.is_watertight  # the seam has two vertices in each place
+    loaded.merge_vertices(merge_tex=True, merge_norm=True)
+    assert loaded.is_watertight and loaded.is_winding_consistent
+    assert loaded.volume == pytest.approx(textured.to_trimesh().volume)
+    assert loaded.visual.material.baseColorTexture.size == (32, 32)
+
+
+def test_an_obj_has_its_material_and_texture_beside_it_under_its_own_name(textured, tmp_path):
+    first = write_mesh(textured, tmp_path / "red egg.obj", EXTRAS)
+    second = write_mesh(replace(textured, texture=None), tmp_path / "plain.obj", EXTRAS)
+    assert [path.name for path in first] == ["red egg.obj", "red_egg.png", "red_egg.mtl"]
+    assert [path.name for path in second] == ["plain.obj"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in [*first, *second])
+    np.testing.assert_array_equal(imageio.imread(first[1]), textured.texture.image)
+    assert "map_Kd red_egg.png" in first[2].read_text()
+
+    text = first[0].read_text()
+    assert sum(line.startswith("v ") for line in text.splitlines()) == len(textured.vertices)  # no seams
+    loaded = trimesh.load_mesh(first[0])
+    assert np.asarray(loaded.visual.material.image)[..., :3].shape == (32, 32, 3)
+    # Texture coordinates count from the lower left corner, there and in trimesh.
+    corner = loaded.vertices[loaded.faces].reshape(-1, 3)
+    places = loaded.visual.uv[loaded.faces].reshape(-1, 2)
+    left = np.repeat(loaded.triangles_center[:, 0] > 0, 3)
+    expected = (corner[:, 1] + 0.6) / 1.2 * 0.49 + 0.51 * left
+    np.testing.assert_allclose(1 - places[:, 1], expected, atol=1e-3)
+
+
+def test_text_formats_say_where_they_come_from(mesh, tmp_path):
+    write_meshes(mesh, tmp_path, ["obj", "ply", "stl"], EXTRAS)
+    obj = (tmp_path / "model.obj").read_text()
+    assert '# prompt: a "red" cube and snow ☃' in obj.splitlines() and "# axes: +Y up" in obj
+    ply = (tmp_path / "model.ply").read_bytes().split(b"end_header")[0].decode("ascii")
+    assert 'comment prompt: a "red" cube and snow \\u2603' in ply.splitlines()
+    assert "comment axes: +Z up" in ply and "comment seed: 3" in ply
+    assert (tmp_path / "model.stl").read_bytes().startswith(b"nfsd3d")
+
+
+def test_what_is_there_stays_when_a_mesh_cannot_be_written(textured, tmp_path, monkeypatch):
+    (tmp_path / "model.obj").write_text("the former one")
+    monkeypatch.setattr(write, "write_bytes", lambda path, content: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_mesh(textured, tmp_path / "model.obj", EXTRAS)
+    assert (tmp_path / "model.obj").read_text() == "the former one"
+
+
 def test_an_unknown_format_is_an_error_that_names_the_known_ones(mesh, tmp_path):
     with pytest.raises(InputError, match=r"'fbx'.*glb, obj, ply, stl"):
         write_mesh(mesh, tmp_path / "model.fbx", EXTRAS)
     assert set(FORMATS) == {"glb", "obj", "ply", "stl"}
-
-
-def test_simplification_keeps_shape_normals_and_colours(mesh):
-    small = simplify_mesh(mesh, 400)
-    assert len(small.faces) <= 400
-    shape = small.to_trimesh()
-    assert shape.is_watertight and shape.volume == pytest.approx(mesh.to_trimesh().volume, rel=0.03)
-    np.testing.assert_allclose(np.linalg.norm(small.normals, axis=1), 1, atol=1e-5)
-    assert ((small.normals * (small.vertices - [0.1, 0, 0])).sum(1) > 0).all()
-    np.testing.assert_allclose(small.colors[:, 0], (small.vertices[:, 0] + 0.2) / 0.6, atol=0.1)
-    assert simplify_mesh(mesh, 10**6) is mesh

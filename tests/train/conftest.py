@@ -30,6 +30,7 @@ TINY = {
     "train.checkpoint_every": 2,
     "train.tensorboard": False,
     "export.resolution": 32,
+    "export.texture_size": 64,
     "export.turntable_frames": 8,
     "export.turntable_size": 16,
 }

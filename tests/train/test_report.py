@@ -92,7 +92,7 @@ def test_a_large_mesh_is_simplified_for_the_page(configure, run_dir, mesh, monke
     monkeypatch.setattr(report, "MAX_FACES", 100)
     small = render_report(run_dir, configure(), mesh)
     assert len(small) < len(whole) - 4000
-    assert "320 triangles, 100 shown here" in small
+    assert "320 triangles, vertex colours (100 with vertex colours shown here)" in small
 
 
 def test_a_large_video_is_named_and_not_embedded(configure, run_dir, monkeypatch):

@@ -1,5 +1,5 @@
-// Shows the page's binary glTF (one mesh: positions, normals, vertex colours) in a canvas; drag to orbit, wheel or
-// two fingers to zoom. Plain WebGL 2, nothing is loaded from anywhere.
+// Shows the page's binary glTF (one mesh: positions, normals, and a texture or vertex colours) in a canvas; drag to
+// orbit, wheel or two fingers to zoom. Plain WebGL 2, nothing is loaded from anywhere.
 "use strict";
 
 function parseGlb(bytes) {
@@ -8,42 +8,52 @@ function parseGlb(bytes) {
   const gltf = JSON.parse(new TextDecoder().decode(bytes.subarray(20, 20 + jsonLength)));
   const bodyStart = 20 + jsonLength + 8;
   const arrays = { 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array };
-  const sizes = { SCALAR: 1, VEC3: 3, VEC4: 4 };
+  const sizes = { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 };
   const read = (index) => {
+    if (index === undefined) return null;
     const accessor = gltf.accessors[index];
     const start = bodyStart + gltf.bufferViews[accessor.bufferView].byteOffset;
     return new arrays[accessor.componentType](bytes.buffer, start, accessor.count * sizes[accessor.type]);
   };
   const primitive = gltf.meshes[0].primitives[0];
+  let picture = null;
+  if (gltf.images) {
+    const span = gltf.bufferViews[gltf.images[0].bufferView];
+    picture = bytes.subarray(bodyStart + span.byteOffset, bodyStart + span.byteOffset + span.byteLength);
+  }
   return {
     positions: read(primitive.attributes.POSITION),
     normals: read(primitive.attributes.NORMAL),
     colors: read(primitive.attributes.COLOR_0),
+    places: read(primitive.attributes.TEXCOORD_0),
+    picture,
     indices: read(primitive.indices),
   };
 }
 
 const VERTEX_SHADER = `#version 300 es
-  in vec3 position; in vec3 normal; in vec4 color;
+  in vec3 position; in vec3 normal; in vec4 color; in vec2 place;
   uniform mat4 projection; uniform mat4 view;
-  out vec3 eyeNormal; out vec3 eyePosition; out vec3 albedo;
+  out vec3 eyeNormal; out vec3 vertexColor; out vec2 texturePlace;
   void main() {
     vec4 eye = view * vec4(position, 1.0);
-    eyePosition = eye.xyz;
     eyeNormal = mat3(view) * normal;
-    albedo = color.rgb;
+    vertexColor = color.rgb;
+    texturePlace = place;
     gl_Position = projection * eye;
   }`;
 
 const FRAGMENT_SHADER = `#version 300 es
   precision highp float;
-  in vec3 eyeNormal; in vec3 eyePosition; in vec3 albedo;
-  uniform bool showNormals;
+  in vec3 eyeNormal; in vec3 vertexColor; in vec2 texturePlace;
+  uniform sampler2D picture;
+  uniform bool textured; uniform bool showNormals;
   out vec4 pixel;
   vec3 encode(vec3 c) { return mix(c * 12.92, 1.055 * pow(c, vec3(1.0 / 2.4)) - 0.055, step(0.0031308, c)); }
   void main() {
     vec3 n = normalize(eyeNormal);
     if (showNormals) { pixel = vec4(n * 0.5 + 0.5, 1.0); return; }
+    vec3 albedo = textured ? texture(picture, texturePlace).rgb : vertexColor;
     float key = max(dot(n, normalize(vec3(0.4, 0.6, 0.8))), 0.0);
     float fill = 0.5 + 0.5 * n.y;
     pixel = vec4(encode(min(albedo * (0.35 + 0.25 * fill + 0.55 * key), 1.0)), 1.0);
@@ -57,7 +67,17 @@ function compile(gl, type, source) {
   return shader;
 }
 
-function startViewer(canvas, note, model) {
+// The picture's sRGB values become linear light when the texture is read, and are filtered as such.
+function uploadPicture(gl, image) {
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.SRGB8_ALPHA8, gl.RGBA, gl.UNSIGNED_BYTE, image);
+  gl.generateMipmap(gl.TEXTURE_2D);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR_MIPMAP_LINEAR);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
+}
+
+function startViewer(canvas, note, model, image) {
   const gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true });
   if (!gl) {
     note.textContent = "This browser offers no WebGL 2: open mesh/model.glb in another viewer.";
@@ -70,6 +90,7 @@ function startViewer(canvas, note, model) {
   gl.useProgram(program);
 
   const attribute = (name, data, size, type, normalized) => {
+    if (!data) return;
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, data, gl.STATIC_DRAW);
     const location = gl.getAttribLocation(program, name);
@@ -79,8 +100,10 @@ function startViewer(canvas, note, model) {
   attribute("position", model.positions, 3, gl.FLOAT, false);
   attribute("normal", model.normals, 3, gl.FLOAT, false);
   attribute("color", model.colors, 4, gl.UNSIGNED_SHORT, true);
+  attribute("place", model.places, 2, gl.FLOAT, false);
   gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, model.indices, gl.STATIC_DRAW);
+  if (image) uploadPicture(gl, image);
 
   const uniform = (name) => gl.getUniformLocation(program, name);
   const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
@@ -114,6 +137,7 @@ function startViewer(canvas, note, model) {
     ];
     gl.uniformMatrix4fv(uniform("projection"), false, projection);
     gl.uniformMatrix4fv(uniform("view"), false, viewMatrix());
+    gl.uniform1i(uniform("textured"), image ? 1 : 0);
     gl.uniform1i(uniform("showNormals"), showNormals ? 1 : 0);
     gl.enable(gl.DEPTH_TEST);
     gl.clearColor(0, 0, 0, 0);
@@ -176,8 +200,21 @@ function startViewer(canvas, note, model) {
   requestAnimationFrame(spin);
 }
 
+async function showModel(embedded, canvas, note) {
+  const bytes = Uint8Array.from(atob(embedded.textContent.trim()), (letter) => letter.charCodeAt(0));
+  const model = parseGlb(bytes);
+  let image = null;
+  if (model.picture) {
+    const asItIs = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
+    image = await createImageBitmap(new Blob([model.picture], { type: "image/png" }), asItIs);
+  }
+  startViewer(canvas, note, model, image);
+}
+
 const embedded = document.getElementById("model");
 if (embedded) {
-  const bytes = Uint8Array.from(atob(embedded.textContent.trim()), (letter) => letter.charCodeAt(0));
-  startViewer(document.getElementById("viewer"), document.getElementById("viewer-note"), parseGlb(bytes));
+  const note = document.getElementById("viewer-note");
+  showModel(embedded, document.getElementById("viewer"), note).catch((error) => {
+    note.textContent = `The mesh cannot be shown here (${error.message}): open mesh/model.glb in another viewer.`;
+  });
 }

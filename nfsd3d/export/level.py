@@ -1,0 +1,229 @@
+"""Where a density field becomes a surface: the level that views show, and what they do not see.
+
+Densities range over several orders of magnitude within a voxel, where linear interpolation between two samples would
+put every crossing next to the lower one. What varies smoothly is the value before the softplus: a level set here is
+where its difference to that of the level is 0.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nfsd3d.errors import InputError
+from nfsd3d.export.mesh import FloatArray
+from nfsd3d.export.visibility_numba import look
+from nfsd3d.kernels import launch
+
+LIMIT = 64.0
+"""Values before the softplus are clipped to the level's +-this: below it a float32 softplus tells nothing apart, and
+where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
+
+CANDIDATE_LEVELS = 32
+DIRECTIONS = 64
+"""From which a field is looked at to find what is hidden."""
+
+STEEPNESS = 40.0
+"""Of the side of what is hidden, before the softplus and per coarse cell: about what a sharp field has."""
+
+POINTS_PER_BATCH = 2**18
+
+Density = Callable[[Tensor], Tensor]
+"""[N] densities (per world unit) at the world points [N,3]."""
+
+
+@dataclass(frozen=True)
+class DensityGrid:
+    """``values`` [n,n,n] densities (per world unit) at the points linspace(-radius, radius, n) of each axis."""
+
+    values: FloatArray
+    radius: float
+
+    @property
+    def spacing(self) -> float:
+        """Distance between neighbouring samples, in world units."""
+        return 2 * self.radius / (self.values.shape[0] - 1)
+
+
+@torch.no_grad()
+def evaluate(density: Density, points: FloatArray, device: torch.device | str = "cpu") -> FloatArray:
+    """[N] the density at world ``points`` [N,3], in batches.
+
+    Raises:
+        InputError: a density is not finite.
+    """
+    parts = [
+        density(torch.from_numpy(points[start : start + POINTS_PER_BATCH]).to(device)).float().cpu().numpy()
+        for start in range(0, len(points), POINTS_PER_BATCH)
+    ]
+    values = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"the density field holds values that are not finite ({np.count_nonzero(~np.isfinite(values))} of "
+            f"{len(values)} samples): export an earlier checkpoint"
+        )
+    return values
+
+
+def sample_density(density: Density, radius: float, resolution: int, device: torch.device | str = "cpu") -> DensityGrid:
+    """``density`` on ``resolution``^3 points.
+
+    Raises:
+        InputError: a density is not finite.
+    """
+    axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    values = evaluate(density, points, device)
+    return DensityGrid(values.reshape(resolution, resolution, resolution), radius)
+
+
+def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
+    """The density whose level set lies closest to the surface that volume rendering shows.
+
+    A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
+    to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
+    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). The six families of
+    axis-aligned rays through the grid are compared with the depth at which the same ray first enters {density >
+    level} or a ``hidden`` [n,n,n] voxel; the level with the smallest mean disagreement is returned. Disagreement is
+    the distance of both depths, at most 8 voxels; it is those 8 voxels where only one of the two hits. So the
+    silhouettes decide first, the place of the surface second.
+
+    Raises:
+        InputError: no ray becomes opaque (an empty field).
+    """
+    values = grid.values.astype(np.float64)
+    optical = values * grid.spacing
+    visible = []
+    for axis in range(3):
+        for direction in (optical, np.flip(optical, axis)):
+            visible.append(_shown_depth(direction, axis))
+    if all((depth < 0).all() for depth in visible):
+        raise InputError(
+            f"the density field is empty: {density_range(grid)}, and no ray through it becomes opaque; train longer, "
+            "lower train.regularizers.sparsity, or choose a threshold inside that range"
+        )
+    largest = values.max()
+    # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.
+    smallest = min(max(values.min(), math.log(2) / (2 * grid.radius)), largest / 2)
+    levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)[1:-1]
+    return float(min(levels, key=lambda level: _disagreement((values > level) | hidden, visible)))
+
+
+def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
+    """[n,n,n] the voxels that no view from outside sees, of :data:`DIRECTIONS` spread evenly around the world.
+
+    Training looks at what views show. Behind that a field may be anything, and mostly is fog: thin enough to lie below
+    any level at which the surface is sharp, and yet too much of it to look through. Left as it is, the level set's
+    inside would be hollow, and open wherever the fog reaches the outside (the floor of a house that no camera sees).
+    """
+    directions = spread_directions(DIRECTIONS)
+    lengths = 1 / np.abs(directions).max(axis=1)  # each step enters the next layer of voxels
+    steps = np.arange(grid.values.shape[0] + 1)
+    paths = np.round((directions * lengths[:, None])[:, None] * steps[:, None]).astype(np.int64)
+    seen = torch.zeros(grid.values.shape, dtype=torch.bool)
+    optical = torch.from_numpy(grid.values * np.float32(grid.spacing))
+    launch(look, optical, torch.from_numpy(paths), torch.from_numpy(lengths.astype(np.float32)), seen)
+    return ~seen.numpy()
+
+
+def spread_directions(count: int) -> NDArray[np.float64]:
+    """[count,3] unit vectors spread evenly over the sphere, on a Fibonacci spiral."""
+    index = np.arange(count)
+    height = 1 - 2 * (index + 0.5) / count
+    turn, flat = index * math.pi * (3 - math.sqrt(5)), np.sqrt(1 - height**2)
+    return np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=-1)
+
+
+def _shown_depth(optical: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Depth in voxels, along ``axis``, of what rays through voxels of this optical thickness show; -1 for nothing."""
+    total = np.cumsum(optical, axis)
+    stopped = _first_true(total > math.log(2), axis)
+    index = np.expand_dims(stopped.clip(min=0), axis)
+    own = np.take_along_axis(optical, index, axis)
+    before = np.take_along_axis(total, index, axis) - own
+    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny)).squeeze(axis)
+    return np.where(stopped >= 0, begins.clip(min=0), -1.0)
+
+
+def _disagreement(inside: NDArray[np.bool_], visible: list[NDArray[np.float64]], cap: int = 8) -> float:
+    """Mean over rays of the capped distance (voxels) between the solid's first voxel and the visible depth."""
+    total = 0.0
+    for index, shown in enumerate(visible):
+        axis, flipped = divmod(index, 2)
+        crossed = _first_true(np.flip(inside, axis) if flipped else inside, axis)
+        both = (crossed >= 0) & (shown >= 0)
+        one = (crossed >= 0) ^ (shown >= 0)
+        total += float(np.minimum(np.abs(crossed - shown), cap)[both].sum() + cap * one.sum())
+    return total / sum(shown.size for shown in visible)
+
+
+def _first_true(mask: NDArray[np.bool_], axis: int) -> NDArray[np.int64]:
+    """Index of the first True along ``axis``, or -1."""
+    return np.where(mask.any(axis), mask.argmax(axis), -1)
+
+
+def density_range(grid: DensityGrid) -> str:
+    """The range of densities in words, for messages."""
+    return f"densities lie between {grid.values.min():.3g} and {grid.values.max():.3g}"
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """What is to become a surface: {``density`` > ``level``}, and what is hidden.
+
+    ``hidden`` [n,n,n] in [0,1], over the world's cube, is above a half where no view sees; None for the density alone.
+    """
+
+    density: Density
+    level: float
+    hidden: FloatArray | None
+    radius: float
+    device: torch.device | str = "cpu"
+
+    def offset(self, points: FloatArray) -> FloatArray:
+        """[N] above 0 inside, at world ``points`` [N,3]: the density before its softplus, less the level's.
+
+        Raises:
+            InputError: a density is not finite.
+        """
+        offset = before_softplus(evaluate(self.density, points, self.device), self.level)
+        if self.hidden is None:
+            return offset
+        place = (points.T.astype(np.float32) / self.radius + 1) * ((self.hidden.shape[0] - 1) / 2)
+        hidden = scipy.ndimage.map_coordinates(self.hidden, place, order=1, mode="nearest", prefilter=False)
+        return np.maximum(offset, STEEPNESS * (hidden - 0.5))
+
+    def on(self, grid: DensityGrid) -> FloatArray:
+        """[n,n,n] the offset at the points of a ``grid`` of the density (the one that ``hidden`` was found on)."""
+        offset = before_softplus(grid.values, self.level)
+        return offset if self.hidden is None else np.maximum(offset, STEEPNESS * (self.hidden - 0.5))
+
+
+def visible_level_set(density: Density, grid: DensityGrid, device: torch.device | str = "cpu") -> LevelSet:
+    """The solid that views show, found from the field itself: the visible level, and what is hidden behind it.
+
+    Raises:
+        InputError: an empty field.
+    """
+    hidden = hidden_voxels(grid)
+    level = visible_level(grid, hidden)
+    # Half a voxel of blur, so that the side of what is hidden has no steps where it is what one sees.
+    smooth = scipy.ndimage.gaussian_filter(hidden.astype(np.float32), 1.0)
+    return LevelSet(density, level, smooth, grid.radius, device)
+
+
+def before_softplus(density: NDArray, level: float) -> FloatArray:
+    """What the softplus made ``density`` of, less the same of the level; above 0 where the density is above it."""
+    offset = inverse_softplus(density) - inverse_softplus(np.float64(level))
+    return offset.clip(-LIMIT, LIMIT).astype(np.float32)
+
+
+def inverse_softplus(density: NDArray | np.floating) -> NDArray:
+    """log(exp(density) - 1), without overflow; densities are taken as at least 1e-30, where it is -69."""
+    density = np.maximum(np.asarray(density, dtype=np.float64), 1e-30)
+    return density + np.log(-np.expm1(-density))

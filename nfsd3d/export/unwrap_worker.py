@@ -1,0 +1,34 @@
+"""The process that runs xatlas, to be ended when it takes too long: ``unwrap_worker.py IN.npz OUT.npz``.
+
+It is run as a file and imports nothing of the package. IN holds ``vertices`` [V,3] float32, ``faces`` [F,3] uint32,
+and the ``size`` of the texture in texels; OUT ``source`` [T] (the vertex that each texture vertex belongs to),
+``faces`` [F,3] (of texture vertices) and ``uv`` [T,2] in [0,1].
+"""
+
+import sys
+
+import numpy as np
+import xatlas
+
+PADDING = 3
+"""Texels between charts: a filter that reaches a texel beyond a chart meets no other."""
+
+MAX_COST = 8.0
+"""Of growing a chart; with xatlas's own 2 there are half as many charts more, and with them seams."""
+
+
+def main(given: str, result: str) -> None:
+    """Unwraps ``given`` into ``result``."""
+    mesh = np.load(given)
+    charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
+    charts.max_cost = MAX_COST
+    packing.resolution, packing.padding, packing.bilinear = int(mesh["size"]), PADDING, True
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh["vertices"], mesh["faces"])
+    atlas.generate(charts, packing)
+    source, faces, uv = atlas[0]
+    np.savez(result, source=source, faces=faces, uv=uv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
