@@ -57,7 +57,8 @@ def _check_samples(config: Config) -> None:
     if config.generator.max_samples < SAMPLES_PER_RAY * rays:
         raise InputError(
             f"generator.max_samples={config.generator.max_samples}: too few for the {rays} rays of a step at the "
-            f"finest train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or train.batch_size"
+            f"finest train.resolution; set at least {SAMPLES_PER_RAY * rays}, or lower train.resolution or "
+            "train.batch_size"
         )
 
 
