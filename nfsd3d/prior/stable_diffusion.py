@@ -58,6 +58,7 @@ class StableDiffusionPrior:
         self._vae = vae.eval().requires_grad_(False)
         self._text_encoder: Any | None = text_encoder.eval().requires_grad_(False)
         self._tokenizer = tokenizer
+        self._context_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self._schedule = schedule.to(unet.device)
         self._to_eps = _TO_EPS[prediction_type]
         self._compiled_unet: Callable[..., Any] | None = None
@@ -119,10 +120,7 @@ class StableDiffusionPrior:
     @property
     def context_shape(self) -> tuple[int, int]:
         """(L, D) of one prompt's embedding."""
-        length = self._tokenizer.model_max_length
-        if self._text_encoder is not None:
-            length = min(length, self._text_encoder.config.max_position_embeddings)
-        return length, self._unet.config.cross_attention_dim
+        return self._context_length, self._unet.config.cross_attention_dim
 
     def tensors(self) -> list[Tensor]:
         """The weights of all networks that are still there."""
@@ -154,7 +152,7 @@ class StableDiffusionPrior:
         """
         if self._text_encoder is None:
             raise RuntimeError("the text encoder was freed: embed every prompt before free_text_encoder()")
-        length = min(self._tokenizer.model_max_length, self._text_encoder.config.max_position_embeddings)
+        length = self._context_length
         prompts = [self._without_unknown_punctuation(prompt) for prompt in prompts]
         for prompt in prompts:
             tokens = len(self._tokenizer(prompt, verbose=False).input_ids)
