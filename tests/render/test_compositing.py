@@ -89,7 +89,7 @@ def test_kernels_equal_torch_forward_and_backward(
     samples = on(device, samples)
     results = []
     for name in ("torch", backend):
-        inputs = density.to(device).requires_grad_(), values.to(device).requires_grad_()
+        inputs = [tensor.clone().to(device).requires_grad_() for tensor in (density, values)]
         weights = render_weights(inputs[0], samples, backend=name)
         sums = accumulate(inputs[1], samples, weights=weights, backend=name)
         plain = accumulate(inputs[1], samples, backend=name)
@@ -111,7 +111,7 @@ def test_kernels_equal_torch_in_float64(rng: torch.Generator, twin: tuple[str, t
     values = torch.randn(density.shape[0], 3, generator=rng, dtype=torch.float64)
     samples, results = on(device, samples), []
     for name in ("torch", backend):
-        inputs = density.to(device).requires_grad_(), values.to(device).requires_grad_()
+        inputs = [tensor.clone().to(device).requires_grad_() for tensor in (density, values)]
         weights = render_weights(inputs[0], samples, backend=name)
         sums = accumulate(inputs[1], samples, weights=weights, backend=name)
         sums.sin().sum().backward()
