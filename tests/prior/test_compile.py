@@ -11,7 +11,6 @@ from nfsd3d.prior.particle import Particle
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.prompts import PromptBank
 
-
 # The compiler looks at what it must not, and hides the warning, which pytest makes an error before.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
