@@ -160,7 +160,7 @@ def test_what_goes_wrong_is_told_and_done_again(tier, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tier", "none"], "no such tier; choose one of 2d, core, full, length, tuning, wide"),
+        (["--tier", "none"], "no such tier; choose one of 2d, core, full, length, tuning, tuning-3d, variants, wide"),
         (["--tier", "no.yaml"], "--tier no.yaml: cannot be read"),
         (["--tier", "core", "--row", "DDS"], "--row DDS: no such row; there are NFSD,"),
         (["--tier", "core", "--jobs", "1000", "--output", "{out}"], "--jobs 1000: there are"),
