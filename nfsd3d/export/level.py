@@ -212,7 +212,7 @@ def visible_level_set(density: Density, grid: DensityGrid, device: torch.device 
     """
     hidden = hidden_voxels(grid)
     level = visible_level(grid, hidden)
-    # Half a voxel of blur, so that the side of what is hidden has no steps where it is what one sees.
+    # Blurred over a voxel, so that the side of what is hidden has no steps where it is what one sees.
     smooth = scipy.ndimage.gaussian_filter(hidden.astype(np.float32), 1.0)
     return LevelSet(density, level, smooth, grid.radius, device)
 

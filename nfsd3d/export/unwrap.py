@@ -1,8 +1,10 @@
 """A surface laid out flat in charts, for a texture."""
 
+import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +59,13 @@ def unwrap(surface: Surface, size: int, timeout: float, on_wait: Callable[[], No
 def _run(command: list[str], timeout: float, on_wait: Callable[[], None] | None) -> None:
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
-        waited = 0.0
+        end = time.monotonic() + timeout
         try:
             while process.poll() is None:
-                if waited >= timeout:
+                if time.monotonic() >= end:
                     raise UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
-                try:
-                    process.wait(min(SECONDS_BETWEEN_LOOKS, timeout - waited))
-                except subprocess.TimeoutExpired:
-                    waited += SECONDS_BETWEEN_LOOKS
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_BETWEEN_LOOKS)
                 if on_wait is not None:
                     on_wait()
         finally:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nfsd3d.export import bake as bake_module
 from nfsd3d.export.bake import SUPERSAMPLING, bake, surface_colors
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.mesh import linear_to_srgb, reduced, srgb_to_linear
@@ -124,6 +125,16 @@ def test_a_texel_is_the_mean_of_its_looks_in_linear_light(square):
     half = round(float(linear_to_srgb(np.array(0.5))) * 255)
     inside = texture.image[4:24, 40:56, 0]
     assert (np.abs(inside.astype(int) - half) <= 1).mean() > 0.8
+
+
+def test_a_texture_is_the_same_in_bands(square, monkeypatch):
+    surface, charts = square
+    whole = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place)
+    monkeypatch.setattr(bake_module, "LOOKS_AT_ONCE", 7 * 50 * SUPERSAMPLING**2)
+    shares = []
+    bands = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place, shares.append)
+    np.testing.assert_allclose(bands.image.astype(int), whole.image.astype(int), atol=1)
+    assert len(shares) == 8 and shares == sorted(shares) and shares[-1] == 1
 
 
 def test_triangles_too_small_for_a_texel_are_not_forgotten(square):
