@@ -367,7 +367,7 @@ def _quiet_loading() -> Iterator[None]:
 
 def _class_name(folder: Path) -> str:
     with _named_errors(folder):
-        return json.loads((folder / "config.json").read_text())["_class_name"]
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
 
 
 def _load_networks(folder: Path, vae: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
