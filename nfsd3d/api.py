@@ -1,6 +1,7 @@
 """The Python interface: generate a run, or load one, and look at it."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from nfsd3d import preflight
+from nfsd3d import backend, preflight
 from nfsd3d.config import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
@@ -185,17 +186,26 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
 def load_run(directory: str | Path, step: int | None = None) -> Run:
     """A run that exists, at its newest checkpoint or at the one after ``step`` steps.
 
+    Where the device or the backend that it was trained with is not there, others take their place, and a line on
+    stderr says so.
+
     Raises:
-        InputError: not a run directory, or no such checkpoint.
+        InputError: not a run directory, no such checkpoint, or one that only tiny-cuda-nn reads, which is not there.
     """
     config = load_run_config(directory)
     directory = Path(directory).expanduser()
+    try:
+        config, note = backend.adapted(config)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from error
     checkpoint = state.latest(directory)
     if step is not None:
         checkpoint = checkpoint.with_name(f"step-{step:06d}.json")
         if not checkpoint.exists():
             there = ", ".join(str(state.step_of(path)) for path in state.list_checkpoints(checkpoint.parent))
             raise InputError(f"{directory} has no checkpoint after step {step}; there are: {there}")
+    if note is not None:
+        print(f"{directory}: {note}", file=sys.stderr)
     return Run(directory, config, checkpoint)
 
 

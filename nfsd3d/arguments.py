@@ -29,7 +29,7 @@ def open_run(options: argparse.Namespace) -> Run:
     """The run that the arguments of `add_run_arguments` name.
 
     Raises:
-        InputError: not a run directory (told before anything slow is imported), or no such checkpoint.
+        InputError: as `nfsd3d.api.load_run`; a folder that is no run is told before anything slow is imported.
     """
     from nfsd3d.config import load_run_config
 

@@ -182,3 +182,32 @@ def check_machine(config: Config) -> None:
                 raise InputError(
                     f"{setting}={name}: the package {package} is not installed ({remedy}); or backend=torch"
                 )
+
+
+def adapted(config: Config) -> tuple[Config, str | None]:
+    """The configuration of a finished run with a device and a backend that are here, to look at its result.
+
+    Itself and None where what was recorded is here; otherwise also what took its place and why, for the user.
+
+    Raises:
+        InputError: the checkpoints are tiny-cuda-nn's, which nothing else reads.
+    """
+    try:
+        check_machine(config)
+    except InputError as error:
+        reason = str(error).partition(";")[0]  # the remedy is about settings of training
+    else:
+        return config, None
+    if config.backend.field == "tcnn":
+        raise InputError(
+            f"trained with backend.field=tcnn, and checkpoints of tiny-cuda-nn are read by that alone ({reason}); open "
+            "the run on a machine with CUDA and the package tinycudann"
+        )
+    machine = "cpu" if config.machine.device == "cpu" else auto_machine().value
+    backend = auto_backend(machine).value
+    values = config.to_dict()
+    values["machine"] |= {"name": machine, "device": machine}
+    if machine == "cpu":
+        values["machine"]["precision"] = cpu_precision()
+    values["backend"] = {"field": backend, "sampler": backend}
+    return Config.from_dict(values), f"opened with machine={machine} and backend={backend} ({reason})"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nfsd3d.backend import Choice
-from nfsd3d.prior.resolve import ModelSource, fetch
+from nfsd3d.prior.resolve import ModelSource, fetch, prediction_type
 from nfsd3d.schedules import highest
 from nfsd3d.settings import Config, NeRFConfig
 
@@ -18,7 +18,11 @@ def train(config: Config, source: ModelSource, resume: Path | None = None) -> No
     Raises:
         InputError, RunFailed, Interrupted: as `nfsd3d.train.loop.run`.
     """
-    fetch(source)
+    files = fetch(source)
+    if files.file is not None:
+        # Files of models that predict different things can have the same tensors: only the user knows.
+        predicted = prediction_type(files.folder)
+        print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
     # Everything the user may have got wrong is known by now: torch and diffusers take seconds to import.
     from nfsd3d.train.loop import run
 
@@ -36,9 +40,12 @@ def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
     shown = {"run directory": run_dir}
     if source.file is not None:
         shown["prior's weights"] = str(source.file)
-    for name, part in (("prior's model", source.model), ("prior's autoencoder", source.vae)):
+    model = "prior's model" if source.file is None else "prior's layout"
+    for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
         if part is not None:
             shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
+    if source.folder is not None:
+        shown["prior's prediction type"] = prediction_type(source.folder)
     if isinstance(config.generator, NeRFConfig):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)

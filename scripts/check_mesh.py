@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nfsd3d.api import load_run
+from nfsd3d.arguments import plain
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import mesh_checks
 from nfsd3d.export.pictures import write_png
@@ -24,20 +25,27 @@ TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
 def main() -> int:
     """Prints one line of JSON per run; returns 0, or 1 if a check fails that has a yes or no."""
     options = _parser().parse_args()
+    if not options.run_dirs and not options.install:
+        raise InputError("RUN_DIR: give one or several, or --install")
     if options.install:
         mesh_checks.install_npm_packages(options.tools)
     options.output.mkdir(parents=True, exist_ok=True)
-    results = [check(run_dir, options) for run_dir in options.run_dirs]
+    names = mesh_checks.picture_names(options.run_dirs)
+    results = [check(run_dir, name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)]
     if options.json is not None:
         write_json(options.json, results)
     return 0 if all(result["ok"] for result in results) else 1
 
 
-def check(run_dir: Path, options: argparse.Namespace) -> dict:
-    """All that is found about one run's mesh."""
+def check(run_dir: Path, picture_name: str, options: argparse.Namespace) -> dict:
+    """All that is found about one run's mesh, for JSON; pictures begin with ``picture_name``.
+
+    Raises:
+        InputError: no run or no mesh, or a program that is not there.
+    """
     run = load_run(run_dir)
-    glb = (options.folder or run_dir / "mesh") / "model.glb"
-    name = options.output / run_dir.name
+    glb = mesh_checks.find_glb(options.folder or run_dir / "mesh")
+    name = options.output / picture_name
     result = {"run": str(run_dir), "shape": mesh_checks.check_shape(glb)}
     cameras = viewing_cameras(run.config, 8, 256)
     agreement, picture = mesh_checks.compare_with_views(run.generator, mesh_checks.read_glb(glb), cameras)
@@ -58,7 +66,8 @@ def check(run_dir: Path, options: argparse.Namespace) -> dict:
         picture_path = name.with_name(f"{name.name}-blender.png")
         result["blender"] = mesh_checks.blender_picture(glb, picture_path, options.blender)
     result["ok"] = ok
-    print(json.dumps(result), flush=True)
+    result = plain(result)  # equal pictures have a PSNR of infinity, which JSON lacks
+    print(json.dumps(result, allow_nan=False), flush=True)
     return result
 
 

@@ -13,6 +13,7 @@ import pytest
 import trimesh
 
 import nfsd3d
+from nfsd3d import backend
 from nfsd3d.cli import main
 from nfsd3d.errors import InputError
 from nfsd3d.export import extract, unwrap
@@ -234,6 +235,39 @@ def test_a_field_that_is_not_finite_cannot_be_exported_and_the_run_stays_as_it_i
     captured = capsys.readouterr()
     assert "not finite" in captured.err and "earlier checkpoint" in captured.err and captured.err.count("\n") == 1
     assert sorted(entry.name for entry in broken.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def trained_elsewhere(run, directory, field, sampler):
+    """A copy of ``run`` whose configuration says that it was trained on a GPU."""
+    copied(run, directory)
+    config = (directory / "config.yaml").read_text()
+    changes = {"name: cpu": "name: cuda", "device: cpu": "device: cuda:1"}
+    changes |= {"field: torch": f"field: {field}", "sampler: torch": f"sampler: {sampler}"}
+    for before, after in changes.items():
+        assert config.count(before) == 1
+        config = config.replace(before, after)
+    (directory / "config.yaml").write_text(config)
+    return directory
+
+
+@pytest.mark.parametrize("sampler", ["triton", "nerfacc"])
+def test_runs_of_a_machine_with_a_gpu_are_opened_without_one(run, tmp_path, monkeypatch, capsys, sampler):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    there = trained_elsewhere(run, tmp_path / "there", "triton", sampler)
+    assert main(["export", str(there)]) == 0
+    assert f"{there}: opened with machine=cpu and backend=" in capsys.readouterr().err
+    assert (there / "mesh" / "model.glb").exists()
+    loaded = nfsd3d.load_run(there)
+    assert loaded.config.machine.device == "cpu" and loaded.config.generator == run.config.generator
+    np.testing.assert_allclose(loaded.views(n=1, size=20), run.views(n=1, size=20), atol=2)
+
+
+def test_runs_of_tiny_cuda_nn_need_it(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    there = trained_elsewhere(run, tmp_path / "there", "tcnn", "nerfacc")
+    assert main(["export", str(there)]) == 2
+    error = capsys.readouterr().err
+    assert str(there) in error and "backend.field=tcnn" in error and "no NVIDIA GPU is visible" in error
 
 
 def test_runs_that_are_older_than_a_setting_can_be_exported(run, tmp_path):

@@ -6,7 +6,9 @@ The other programs are no dependencies: Khronos' validator and three.js are npm 
 
 import json
 import math
+import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,30 @@ def read_glb(path: Path) -> SurfaceMesh:
     return SurfaceMesh(vertices, faces, normals, np.zeros_like(vertices), texture)
 
 
+def find_glb(folder: Path) -> Path:
+    """The ``model.glb`` in a run's folder of meshes.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / "model.glb"
+    if not path.is_file():
+        raise InputError(f"{path}: no such mesh; write it with `nfsd3d export RUN_DIR --formats glb`, or give --folder")
+    return path
+
+
+def picture_names(run_dirs: Sequence[Path]) -> list[str]:
+    """A name for the pictures of each run: its folder's, with a number where another one has it already."""
+    names: list[str] = []
+    for run_dir in run_dirs:
+        name, count = run_dir.resolve().name, 1
+        while name in names:
+            count += 1
+            name = f"{run_dir.resolve().name}-{count}"
+        names.append(name)
+    return names
+
+
 def check_shape(path: Path) -> dict[str, Any]:
     """What trimesh finds in a mesh file once vertices in one place are one: closed, outward, its volume."""
     mesh = trimesh.load_scene(path).to_geometry()
@@ -182,7 +208,7 @@ def install_npm_packages(tools: Path) -> None:
         InputError: npm is not there, or fails.
     """
     tools.mkdir(parents=True, exist_ok=True)
-    _run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(tools), *NPM_PACKAGES])
+    _run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(tools), *NPM_PACKAGES])
 
 
 def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
@@ -220,11 +246,7 @@ def three_picture(path: Path, picture: Path, tools: Path, chromium: str, size: i
         InputError: the browser or the package is not there.
     """
     page = picture.resolve().with_suffix(".html")
-    modules = (tools / "node_modules").resolve().as_uri()
-    content = _THREE_PAGE.replace("MODULES", modules).replace("MODEL", path.resolve().as_uri())
-    for word, number in zip(("LEFT", "UP", "FRONT", "SIZE"), (*PLACE, size), strict=True):
-        content = content.replace(word, str(number))
-    page.write_text(content, encoding="utf-8")
+    page.write_text(_three_page(path, tools / "node_modules", size), encoding="utf-8")
     page_picture(page, picture, chromium, (size, size))
     page.unlink()
     left, up, front = PLACE
@@ -233,6 +255,14 @@ def three_picture(path: Path, picture: Path, tools: Path, chromium: str, size: i
     image, shown = draw(read_glb(path), camera)
     image[~shown] = 128 / 255
     return _psnr(imageio.imread(picture)[..., :3].astype(np.float32) / 255, image)
+
+
+def _three_page(path: Path, modules: Path, size: int) -> str:
+    left, up, front = PLACE
+    values = {"MODULES": modules.resolve().as_uri(), "MODEL": path.resolve().as_uri(), "SIZE": size}
+    values |= {"LEFT": left, "UP": up, "FRONT": front}
+    # In one go: a path may hold one of the words.
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: str(values[match[0]]), _THREE_PAGE)
 
 
 def page_picture(page: Path, picture: Path, chromium: str, size: tuple[int, int]) -> None:

@@ -13,6 +13,9 @@ from nfsd3d.settings import Config
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
 
+_NEWER: dict[str, dict[str, Any]] = {"distill": {"guidance_factor": 1.0}}
+"""Settings that older recipes lack, and the values at which they change nothing: there a recipe is as it was."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -105,10 +108,13 @@ def _parsed(line: str) -> Record | None:
 def recipe_of(config: Config, kind: str, **more: Any) -> str:
     """A short hash of the settings that decide a result of this ``kind``, and of ``more``.
 
-    Prompt, seed and the prior's weights count by themselves; machine, backend and export do not count.
+    Prompt, seed and the prior's weights count by themselves; machine, backend and export do not count, nor do newer
+    settings at the value that older runs had.
     """
     values = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}
+    for group, neutral in _NEWER.items():
+        values[group] = {k: v for k, v in values[group].items() if k not in neutral or v != neutral[k]}
     if kind == "ceiling":
         values = {key: values[key] for key in ("generator", "cameras", "train")}
     elif kind == "samples":

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nfsd3d.errors import InputError
 
@@ -168,6 +169,15 @@ def fetch(source: ModelSource) -> ModelFiles:
     return files
 
 
+def prediction_type(folder: Path) -> str:
+    """What the model with the configurations in ``folder`` predicts: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        InputError: the scheduler's configuration cannot be read.
+    """
+    return str(_read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
+
+
 def check_folder(folder: Path, setting: str, contents: Contents = MODEL) -> Path:
     """``folder`` itself, if it holds the files that are needed.
 
@@ -239,15 +249,37 @@ def _check_kind(file: Path, layout: Path) -> None:
                 f"{setting}: holds no {part} (no tensor {prefix}*); a single file needs the UNet, the autoencoder and "
                 "the text encoder of Stable Diffusion 1 or 2, all in the layout of the original code"
             )
-    config = json.loads((layout / "unet" / "config.json").read_text(encoding="utf-8"))
+    config = _read_object(layout / "unet" / "config.json")
     channels, width = config.get("in_channels"), config.get("cross_attention_dim")
-    found_channels = shapes.get(_UNET_INPUT, [0, 0])[1]
-    found_width = next((shape[1] for name, shape in sorted(shapes.items()) if _UNET_TEXT.fullmatch(name)), None)
+    # What has no second dimension is no such weight: 0.
+    found_channels = _second(shapes.get(_UNET_INPUT, []))
+    found_width = next((_second(shape) for name, shape in sorted(shapes.items()) if _UNET_TEXT.fullmatch(name)), 0)
     if (found_channels, found_width) != (channels, width):
         raise InputError(
             f"{setting}: its UNet takes {found_channels} channels and text of width {found_width}, where {layout} says "
             f"{channels} and {width}; choose another of prior={', '.join(ALIASES)}, or prior.layout=FOLDER"
         )
+
+
+def _second(shape: list[int]) -> int:
+    return shape[1] if len(shape) > 1 else 0
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a configuration's file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"prior.model, prior.layout: {path} cannot be read ({error}); replace it with an intact copy"
+        ) from error
+    return content
 
 
 def _tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:

@@ -82,11 +82,13 @@ class StableDiffusionPrior:
         folder = files.folder
         with _quiet_loading():
             if files.file is None:
-                unet, vae, text_encoder = _load_networks(folder, files.vae or folder / "vae", dtype)
+                unet, vae, text_encoder = _load_networks(folder, files.vae, dtype)
             else:
                 unet, vae, text_encoder = _load_single_file(files.file, folder, dtype)
                 if files.vae is not None:
-                    vae = _load_autoencoder(files.vae, dtype)
+                    vae = _load_autoencoder(files.vae, dtype, "prior.vae")
+            if files.vae is not None:
+                _check_autoencoder(vae, files.vae, unet.config.in_channels, folder / "vae" / "config.json")
             with _named_errors(folder / "tokenizer"):
                 tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
             schedule, prediction_type = _load_schedule(folder / "scheduler")
@@ -326,8 +328,35 @@ def _check_parts(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, predict
         )
 
 
+def _check_autoencoder(vae: Any, folder: Path, channels: int, own: Path) -> None:
+    """Raises InputError unless the autoencoder from ``folder`` has latents like those that the UNet was trained with.
+
+    These have ``channels``; the rest is known if the configuration of the model's ``own`` autoencoder is there.
+    """
+    expected = {"channels": channels}
+    found = {"channels": vae.config.latent_channels}
+    if own.is_file():
+        with _named_errors(own):
+            config = json.loads(own.read_text(encoding="utf-8"))
+            blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        expected["pixels per latent and axis"] = 2 ** (len(blocks) - 1)
+        found["pixels per latent and axis"] = 2 ** (len(vae.config.block_out_channels) - 1)
+        # A tiny one scales its latents itself.
+        if type(vae).__name__ == config.get("_class_name") == "AutoencoderKL":
+            expected["scaling_factor"] = config.get("scaling_factor", 0.18215)  # Stable Diffusion's where none is named
+            found["scaling_factor"] = vae.config.scaling_factor
+    different = [
+        f"{name} {found[name]} instead of {expected[name]}" for name in expected if found[name] != expected[name]
+    ]
+    if different:
+        raise InputError(
+            f"prior.vae: {folder} has {', '.join(different)}, so its latents are not those of the model; choose an "
+            "autoencoder made for it, or leave prior.vae out"
+        )
+
+
 @contextmanager
-def _named_errors(folder: Path) -> Iterator[None]:
+def _named_errors(folder: Path, setting: str = "prior.model") -> Iterator[None]:
     """What the libraries raise for unreadable files, as one error that names the part of the model."""
     from safetensors import SafetensorError
 
@@ -336,7 +365,7 @@ def _named_errors(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"prior.model: {folder} cannot be loaded ({reason}); replace the folder with an intact copy"
+            f"{setting}: {folder} cannot be loaded ({reason}); replace the folder with an intact copy"
         ) from error
 
 
@@ -365,28 +394,28 @@ def _quiet_loading() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
-def _class_name(folder: Path) -> str:
-    with _named_errors(folder):
-        return json.loads((folder / "config.json").read_text())["_class_name"]
+def _class_name(folder: Path, setting: str) -> str:
+    with _named_errors(folder, setting):
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
 
 
-def _load_networks(folder: Path, vae: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """UNet, autoencoder and text encoder from folders in the layout of diffusers."""
+def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """UNet, autoencoder (the one in ``vae``, if given) and text encoder from folders in the layout of diffusers."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
     return (
         _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
-        _load_autoencoder(vae, dtype),
+        _load_autoencoder(folder / "vae", dtype) if vae is None else _load_autoencoder(vae, dtype, "prior.vae"),
         _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
     )
 
 
-def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+def _load_autoencoder(folder: Path, dtype: torch.dtype, setting: str = "prior.model") -> Any:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    network = AutoencoderTiny if _class_name(folder) == "AutoencoderTiny" else AutoencoderKL
-    return _load_network(network, folder, torch_dtype=dtype)
+    network = AutoencoderTiny if _class_name(folder, setting) == "AutoencoderTiny" else AutoencoderKL
+    return _load_network(network, folder, setting, torch_dtype=dtype)
 
 
 def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
@@ -410,10 +439,10 @@ def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> tuple[Any
     return networks
 
 
-def _load_network(network: Any, folder: Path, **dtype: torch.dtype) -> Any:
+def _load_network(network: Any, folder: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
     """The network in ``folder``, in the wanted precision, its ``fp16`` files where there are no others."""
     plain = any(path for path in folder.glob("*.safetensors") if ".fp16." not in path.name)
-    with _named_errors(folder):
+    with _named_errors(folder, setting):
         module, loaded = network.from_pretrained(
             str(folder),
             variant=None if plain else "fp16",
@@ -425,7 +454,7 @@ def _load_network(network: Any, folder: Path, **dtype: torch.dtype) -> Any:
     # The libraries leave weights that the file lacks at random values, with no more than a warning.
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         lacking = sorted(loaded["missing_keys"])[:1] or loaded["mismatched_keys"][:1]
-        raise InputError(f"prior.model: the weights in {folder} do not match its config.json (first: {lacking[0]})")
+        raise InputError(f"{setting}: the weights in {folder} do not match its config.json (first: {lacking[0]})")
     return module
 
 

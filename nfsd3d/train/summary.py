@@ -37,6 +37,7 @@ def write_summary(
             "generator": config.generator.type,
             "method": config.distill.method,
             "guidance_scale": config.distill.guidance_scale,
+            "guidance_factor": config.distill.guidance_factor,
             "prior": config.prior.model or config.prior.name,
             "seed": config.seed,
             "steps": steps,

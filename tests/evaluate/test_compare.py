@@ -89,6 +89,17 @@ def test_only_what_decides_a_result_counts_in_its_recipe():
     assert records.recipe_of(config, "ceiling") == records.recipe_of(sds, "ceiling")
 
 
+def test_a_newer_setting_that_changes_nothing_leaves_a_recipe_as_it_was(monkeypatch):
+    constant = compose("nfsd", ["prompt=x", "distill.guidance_factor=1.0"])
+    older = constant.to_dict()
+    del older["distill"]["guidance_factor"]
+    expected = records.recipe_of(constant, "run")
+    falling = compose("nfsd", ["prompt=x", "distill.guidance_factor=[[0, 1.0], [1, 0.4]]"])
+    assert records.recipe_of(falling, "run") != expected
+    monkeypatch.setattr(type(constant), "to_dict", lambda config: older)
+    assert records.recipe_of(constant, "run") == expected
+
+
 def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
     values = dict.fromkeys(records.Record.__dataclass_fields__, None)
     record = records.Record(**{**values, "row": "NFSD", "seconds": 1.5})

@@ -105,6 +105,23 @@ def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path):
         mesh_checks.blender_picture(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
 
 
+def test_words_of_the_page_in_a_path_stay(tmp_path):
+    page = mesh_checks._three_page(tmp_path / "LEFT UP" / "SIZE MODEL.glb", tmp_path / "FRONT", 64)
+    assert f'"{(tmp_path / "LEFT UP" / "SIZE MODEL.glb").as_uri()}"' in page
+    assert f"{(tmp_path / 'FRONT').as_uri()}/three/build" in page
+    assert "setSize(64, 64)" in page and "position.set(1.2, 0.9, 2.2)" in page
+
+
+def test_runs_of_one_name_have_pictures_of_their_own():
+    runs = [Path("a/run"), Path("b/run"), Path("run-2"), Path("c/run"), Path("other")]
+    assert mesh_checks.picture_names(runs) == ["run", "run-2", "run-2-2", "run-3", "other"]
+
+
+def test_a_missing_mesh_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"model\.glb: no such mesh; write it with"):
+        mesh_checks.find_glb(tmp_path)
+
+
 needs_packages = pytest.mark.skipif(
     shutil.which("node") is None or not (TOOLS / "node_modules" / "gltf-validator").is_dir(),
     reason="needs node, and npm packages: python scripts/check_mesh.py --install (NFSD3D_MESH_TOOLS says where)",

@@ -17,6 +17,7 @@ from nfsd3d.prior.resolve import (
     check_folder,
     fetch,
     locate,
+    prediction_type,
 )
 
 FILES = (
@@ -278,6 +279,11 @@ def test_a_single_file_alone_does_not_say_what_it_is(tmp_path):
             {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [8, 768]},
             r"text of width 768, where .*layout says 4 and 24; choose another of prior=sd15",
         ),
+        ({"model.diffusion_model.input_blocks.0.0.weight": [8]}, r"takes 0 channels and text of width 24"),
+        (
+            {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [8]},
+            r"takes 4 channels and text of width 0",
+        ),
         ({"first_stage_model.encoder.conv_in.weight": None}, r"holds no vae \(no tensor first_stage_model\.\*\)"),
         ({name: None for name in SINGLE if name.startswith("cond")}, r"holds no text_encoder"),
         ({name: None for name in SINGLE}, r"holds no unet"),
@@ -288,6 +294,25 @@ def test_a_single_file_of_another_kind_is_refused_before_it_is_loaded(tmp_path, 
     path, layout = write_single_file(tmp_path / "model.safetensors", shapes), write_layout(tmp_path / "layout")
     with pytest.raises(InputError, match=rf"prior\.model=.*model\.safetensors: .*{message}"):
         locate("sd15", str(path), layout=str(layout))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[4]"])
+def test_a_broken_configuration_beside_a_single_file_is_refused(tmp_path, content):
+    path, layout = write_single_file(tmp_path / "model.safetensors"), write_layout(tmp_path / "layout")
+    (layout / "unet/config.json").write_text(content)
+    with pytest.raises(InputError, match=r"prior\.layout: .*unet.config\.json cannot be read"):
+        locate("sd15", str(path), layout=str(layout))
+
+
+def test_the_configurations_say_what_a_model_predicts(tmp_path):
+    path = write_layout(tmp_path) / "scheduler/scheduler_config.json"
+    path.write_text("{}")
+    assert prediction_type(tmp_path) == "epsilon"
+    path.write_text('{"prediction_type": "v_prediction"}')
+    assert prediction_type(tmp_path) == "v_prediction"
+    path.write_text("")
+    with pytest.raises(InputError, match=r"scheduler_config\.json cannot be read"):
+        prediction_type(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no header at all", (4).to_bytes(8, "little") + b"[1] "])

@@ -322,3 +322,30 @@ def test_another_autoencoder_takes_the_place_of_the_models_own(model_folder, sin
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(prior.encode(image), StableDiffusionPrior.load(tiny).encode(image))
     assert prior.latent_shape == StableDiffusionPrior.load(folder).latent_shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_channels": 3}, "channels 3 instead of 4"),
+        ({"scaling_factor": 0.13025}, r"scaling_factor 0\.13025 instead of 0\.18215"),
+        ({"blocks": 2}, "pixels per latent and axis 2 instead of 4"),
+    ],
+)
+def test_another_autoencoder_with_other_latents_is_refused(model_folder, tmp_path, changes, message):
+    from diffusers import AutoencoderKL
+
+    changes = {"latent_channels": 4, "scaling_factor": 0.18215, "blocks": 3, **changes}
+    blocks = changes.pop("blocks")
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
+    AutoencoderKL(block_out_channels=(8,) * blocks, norm_num_groups=4, **kinds, **changes).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"prior\.vae: .*{message}"):
+        StableDiffusionPrior.load(ModelFiles(model_folder("kl"), None, tmp_path))
+
+
+def test_faults_of_another_autoencoder_are_told_as_its_own(model_folder, tmp_path):
+    shutil.copytree(model_folder("tiny") / "vae", tmp_path / "vae")
+    (path,) = (tmp_path / "vae").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match=r"prior\.vae: .* cannot be loaded"):
+        StableDiffusionPrior.load(ModelFiles(model_folder("kl"), None, tmp_path / "vae"))

@@ -219,18 +219,19 @@ def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
 
 def test_a_dry_run_says_what_the_samples_may_come_to(capsys, monkeypatch):
     config = compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba"])
-    print_plan(config, _no_source(), "somewhere")
-    assert "# samples of a step: 4,194,304 at most" in capsys.readouterr().out
+    print_plan(config, _source(), "somewhere")
+    output = capsys.readouterr().out
+    assert "# samples of a step: 4,194,304 at most" in output and "# prior's prediction type: epsilon" in output
     assert budget.predicted(compose("nfsd", ["prompt=x", "prior=shapes", "machine=cpu"])) is None
     monkeypatch.setattr(budget, "predicted", lambda config: "5.50 GB of something")
-    print_plan(config.replace(machine={**config.machine.model_dump(), "device": "cuda"}), _no_source(), "somewhere")
+    print_plan(config.replace(machine={**config.machine.model_dump(), "device": "cuda"}), _source(), "somewhere")
     assert "# memory of a step, predicted: 5.50 GB of something" in capsys.readouterr().out
 
 
-def _no_source():
+def _source():
     from nfsd3d.prior.resolve import Location, ModelSource
 
-    return ModelSource(Location("prior=sd21", Path("/models/sd21")))
+    return ModelSource(Location("prior=sd21", EMBEDDED))
 
 
 @pytest.mark.usefixtures("tiny_prior")
