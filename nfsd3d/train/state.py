@@ -140,7 +140,8 @@ def load(
     _load_generator(path, generator, tensors)
     if header["group_sizes"] != _group_sizes(optimizer.state_dict()):
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
-    _load_moments(path, optimizer, tensors, _OPTIMIZER)
+    begun = header["step"] > 0
+    _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
     if particle is not None:
         saved = _under(tensors, _PARTICLE)
         if {name: value.shape for name, value in saved.items()} != {
@@ -151,7 +152,7 @@ def load(
                 "use the run's own config.yaml and do not override distill.* when resuming"
             )
         particle.load_state_dict(saved)
-        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER)
+        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER, begun)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
 
@@ -165,12 +166,15 @@ def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]
     }
 
 
-def _load_moments(path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+def _load_moments(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, begun: bool
+) -> None:
+    """Gives the optimiser its saved state, which it has from the first finished step on (``begun``)."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, prefix).items():
         index, moment = name.split(".", 1)
         moments.setdefault(int(index), {})[moment] = value
-    if not moments:
+    if begun and not moments:
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -135,6 +135,21 @@ def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkey
     assert read_summary(run_dir)["steps"] == 6
 
 
+@pytest.mark.parametrize("method", ["nfsd", "vsd"])
+def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path, monkeypatch, method):
+    if method == "vsd":
+        monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
+    config = configure(**OFF, **{"distill.method": method, "train.steps": 1}, run_dir=tmp_path / "scarce")
+    with monkeypatch.context() as patch:
+        scarce_memory(patch, lambda pieces: False, at_step=1)
+        with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
+            loop.run(config, console=Console(file=io.StringIO()))
+    run_dir = tmp_path / "scarce"
+    assert state.step_of(state.latest(run_dir)) == 0
+    loop.run(config, resume=run_dir, console=Console(file=io.StringIO()))
+    assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
+
+
 def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
     seen = scarce_memory(monkeypatch, lambda pieces: True)
     config = configure(**OFF, **{"machine.pixels_at_once": 256, "machine.rows_at_once": 1, "train.steps": 2})
