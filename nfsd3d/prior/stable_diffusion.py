@@ -182,8 +182,9 @@ class StableDiffusionPrior:
         copied.compile_nothing()
         return copied
 
-    def compile(self, *, row_unit: int, unet: bool = True, backend: str = "inductor") -> None:
-        """From now on, UNet (if ``unet``) and encoder run compiled; each compiles when it first meets a shape.
+    def compile(self, *, row_unit: int, unet: bool = True, encoder: bool = True, backend: str = "inductor") -> None:
+        """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
+        compiles when it first meets a shape.
 
         The UNet's launches are recorded as CUDA graphs: its thousands of small kernels are over faster than a program
         can start them. Graphs have fixed shapes, and NFSD's rows vary with the timesteps. So rows are filled up to a
@@ -198,7 +199,8 @@ class StableDiffusionPrior:
         mode = "reduce-overhead" if graphs else None
         if unet:
             self._compiled_unet = torch.compile(self._unet, backend=backend, mode=mode, dynamic=False)
-        self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
+        if encoder:
+            self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
         self._row_unit = row_unit
 
     def compile_nothing(self) -> None:
