@@ -241,8 +241,8 @@ class _PeerPrior:
     def decode(self, z: Tensor) -> Tensor:
         return self._prior.decode(z)
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._prior.predict_eps(z_t, t, context)
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        return self._prior.predict_eps(z_t, t, context, at_most=at_most)
 
 
 @dataclass(frozen=True)

@@ -248,14 +248,17 @@ class StableDiffusionPrior:
         return (image / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient.
+
+        A compiled UNet's rows are filled up to no more than ``at_most``.
+        """
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
         self.evaluations += count
         t = move(t, z_t.device)
-        further = padded_rows(count, self._row_unit) - count
+        further = padded_rows(count, self._row_unit, at_most) - count
         filled = [_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype))]
         output = self._compiled_unet(*filled, return_dict=False)[0][:count]
         # A copy in any precision: what a graph has written it writes over when it next runs.
@@ -281,11 +284,13 @@ class StableDiffusionPrior:
         return self._vae.config.shift_factor or 0.0
 
 
-def padded_rows(count: int, unit: int) -> int:
-    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two."""
-    if count >= unit:
-        return -(-count // unit) * unit
-    return int(min(2 ** (count - 1).bit_length(), unit))
+def padded_rows(count: int, unit: int, at_most: int | None = None) -> int:
+    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two.
+
+    No more than ``at_most``, unless ``count`` is.
+    """
+    padded: int = -(-count // unit) * unit if count >= unit else min(2 ** (count - 1).bit_length(), unit)
+    return padded if at_most is None else max(count, min(padded, at_most))
 
 
 def _repeat_last(values: Tensor, times: int) -> Tensor:

@@ -60,7 +60,7 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
         if encoder:
             warm_up_encoder(prior, sorted(images), without_gradient=method.needs_source)
         if unet:
-            warm_up_unet(prior, rows)
+            warm_up_unet(prior, rows, pieces.rows_at_once)
     except RuntimeError as error:  # torch's compilers raise what derives from it
         prior.compile_nothing()
         reason = str(error).strip().splitlines()[0]
@@ -101,7 +101,7 @@ def part_sizes(count: int, at_once: int | None) -> set[int]:
 def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
     """The shapes of the UNet for these numbers of rows, split into ``at_once`` and filled up as the prior does."""
     sizes = {size for count in counts for size in part_sizes(count, at_once)}
-    return sorted({padded_rows(size, views) for size in sizes})
+    return sorted({padded_rows(size, views, at_once) for size in sizes})
 
 
 def warm_up_encoder(prior: StableDiffusionPrior, counts: Iterable[int], *, without_gradient: bool) -> None:
@@ -115,8 +115,8 @@ def warm_up_encoder(prior: StableDiffusionPrior, counts: Iterable[int], *, witho
                 prior.encode(image.detach())
 
 
-def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int]) -> None:
-    """Runs the UNet on each number of rows; they do not count as evaluations."""
+def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
+    """Runs the UNet on each number of rows, at most ``at_once``; they do not count as evaluations."""
     evaluations, device = prior.evaluations, prior.device
     for count in rows:
         # Twice: the first run after compiling is followed by the one that is recorded.
@@ -125,5 +125,6 @@ def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int]) -> None:
                 torch.zeros(count, *prior.latent_shape, device=device),
                 torch.zeros(count, dtype=torch.int64),
                 torch.zeros(count, *prior.context_shape, device=device),
+                at_most=at_once,
             )
     prior.evaluations = evaluations

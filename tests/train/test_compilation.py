@@ -49,6 +49,7 @@ def test_the_shapes_are_those_of_the_steps():
     assert shapes("nfsd", 4, at_once=1) == [1]
     assert shapes("nfsd", 4, at_once=2) == [1, 2]
     assert shapes("nfsd", 4, at_once=4) == [1, 2, 4]  # nine rows are four, four and one
+    assert shapes("nfsd", 4, at_once=3) == [1, 2, 3] and shapes("nfsd", 4, at_once=6) == [2, 4, 6]
     assert shapes("nfsd", 4, at_once=8) == [1, 2, 4, 8]
     assert shapes("sds", 4) == shapes("bridge", 4) == [8] and shapes("sds", 4, at_once=4) == [4]
     assert shapes("nfsd", 4, perp_neg=True) == [8, 12, 16, 20] and shapes("sds", 1, perp_neg=True) == [2, 3, 4]
