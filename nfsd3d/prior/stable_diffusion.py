@@ -207,6 +207,11 @@ class StableDiffusionPrior:
         """Takes :meth:`compile` back."""
         self._compiled_unet = self._compiled_encoder = None
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether UNet or encoder run compiled."""
+        return self._compiled_unet is not None or self._compiled_encoder is not None
+
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
 

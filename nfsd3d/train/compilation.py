@@ -9,6 +9,7 @@ import torch
 
 from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
+from nfsd3d.prior import Prior
 from nfsd3d.prior.noise import NOISING_BRANCHES
 from nfsd3d.prior.pieces import parts as rows_in_parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
@@ -69,6 +70,13 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
         say(f"machine.compile=auto: not compiled ({reason}); steps are slower")
         return
     say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
+
+
+def release_compiled(prior: Prior) -> None:
+    """Gives back what compiling took: code, and the memory of recorded graphs. The prior runs on uncompiled."""
+    if isinstance(prior, StableDiffusionPrior) and prior.is_compiled:
+        prior.compile_nothing()
+        torch.compiler.reset()
 
 
 def cache_folder() -> Path:

@@ -109,6 +109,16 @@ def latest(run_dir: Path) -> Path:
     return found[-1]
 
 
+def load_header(path: Path) -> Restored:
+    """What a checkpoint says besides its tensors, which are not read.
+
+    Raises:
+        InputError: the file is missing, damaged or not a checkpoint's.
+    """
+    header = _read_header(path)
+    return Restored(header["step"], header["record"])
+
+
 def load_generator(path: Path, generator: nn.Module) -> int:
     """Loads a checkpoint's generator, for rendering and export; returns its number of finished steps.
 
@@ -198,10 +208,13 @@ def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tens
     generator.load_state_dict(saved)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a checkpoint, checked."""
-    weights = path.with_suffix(".safetensors")
-    remedy = f"delete {path.stem}.* to go on from the checkpoint before it"
+def _remedy(path: Path) -> str:
+    return f"delete {path.stem}.* to go on from the checkpoint before it"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON file holds, checked."""
+    remedy = _remedy(path)
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -211,6 +224,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     expected = {"step": int, "group_sizes": list, "record": dict, "sha256": str}
     if any(not isinstance(header.get(key), kind) for key, kind in expected.items()):
         raise InputError(f"{path} is incomplete: {remedy}")
+    return header
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint, checked."""
+    header = _read_header(path)
+    weights, remedy = path.with_suffix(".safetensors"), _remedy(path)
     try:
         if _checksum(weights) != header.get("sha256"):
             raise InputError(f"{weights} is damaged (its checksum differs from the one in {path.name}): {remedy}")

@@ -19,6 +19,7 @@ from nfsd3d.train.compilation import (
     cache_folder,
     compile_prior,
     compiled_rows,
+    release_compiled,
     step_rows,
     wants_compilation,
     warm_up_encoder,
@@ -124,7 +125,8 @@ def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
 
 
 def test_latents_need_no_encoder(compiled_with):
-    _, asked, _ = compiled_with(True, generator={"type": "latent", "initial_std": 1.0})
+    latent = {"generator": {"type": "latent", "initial_std": 1.0}, "train.learning_rate": {"latent": 0.1}}
+    _, asked, _ = compiled_with(True, **latent)
     assert asked == [(2, True, False)]
 
 
@@ -143,6 +145,16 @@ def test_a_run_says_that_it_compiles(compiled_with):
     prior, asked, said = compiled_with(True)
     assert asked == [(2, True, True)] and prior._compiled_unet is not None
     assert said[0].startswith("compiling the UNet and the encoder") and "s (kept in /somewhere)" in said[1]
+
+
+def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(1))
+    prior = compiled_with(True)[0]
+    release_compiled(prior)
+    assert not prior.is_compiled and reset == [1]
+    release_compiled(prior)
+    assert reset == [1]
 
 
 def test_nothing_is_compiled_unless_wanted(compiled_with):
