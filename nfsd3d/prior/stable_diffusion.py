@@ -108,6 +108,11 @@ class StableDiffusionPrior:
         return self._unet
 
     @property
+    def networks(self) -> tuple[Any, Any]:
+        """The denoiser and the autoencoder."""
+        return self._unet, self._vae
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
         return self._unet.config.in_channels, self._unet.config.sample_size, self._unet.config.sample_size
