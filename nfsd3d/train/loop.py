@@ -48,7 +48,8 @@ class Task:
     ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
     ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
-    it is; ``evaluations`` tells how many samples a denoiser has evaluated so far. ``particle`` is VSD's second network,
+    it is; ``evaluations`` tells how many samples a denoiser has evaluated so far, and ``recount`` sets that number back
+    where a step is repeated. ``particle`` is VSD's second network,
     which ``step_loss`` leaves with its gradient. ``pieces`` are what a step computes at once, while memory suffices.
     """
 
@@ -58,6 +59,7 @@ class Task:
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
+    recount: Callable[[int], None] = lambda count: None
     particle: state.Learner | None = None
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -194,6 +196,7 @@ def distillation(config: Config, parts: Parts) -> Task:
         loss,
         preview=partial(preview, config, parts.generator, parts.prior),
         evaluations=lambda: parts.prior.evaluations,
+        recount=lambda count: setattr(parts.prior, "evaluations", count),
         particle=parts.distillation.particle,
         pieces=configured_pieces(config.machine),
     )
@@ -238,12 +241,13 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
-            before = task.rng.get_state()
+            before, evaluations = task.rng.get_state(), task.evaluations()
             try:
                 generator.update(step, fork(task.rng))  # how much it draws depends on the scene
                 metrics, fitting = differentiate(task, plan)
             except torch.OutOfMemoryError:
                 task.rng.set_state(before)
+                task.recount(evaluations)
                 save()
                 raise
             if fitting != pieces:
@@ -297,7 +301,7 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
     Raises:
         torch.OutOfMemoryError: the smallest pieces do not fit either.
     """
-    before = task.rng.get_state()
+    before, evaluations = task.rng.get_state(), task.evaluations()
     while True:
         task.optimizer.zero_grad(set_to_none=True)
         try:
@@ -310,6 +314,7 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
         # Behind the handler: its exception holds on to the tensors of the step that failed.
         plan = replace(plan, pieces=smaller)
         task.rng.set_state(before)
+        task.recount(evaluations)
         gc.collect()
         torch.cuda.empty_cache()
 

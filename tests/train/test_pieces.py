@@ -109,6 +109,7 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path,
         "from_step": 2, "pixels_at_once": None, "rows_at_once": 1, "checkpoint_encoder": True,
     }  # fmt: skip
     assert "smaller_pieces" not in read_summary(straight)
+    assert summary["network_evaluations"] == read_summary(straight)["network_evaluations"]
     # The repeated step drew the same numbers: the run is the one that had memory enough.
     done, expected = final_tensors(run_dir), final_tensors(straight)
     assert torch.equal(done["rng"], expected["rng"])
@@ -133,6 +134,7 @@ def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkey
     # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
     assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
     assert read_summary(run_dir)["steps"] == 6
+    assert read_summary(run_dir)["network_evaluations"] == read_summary(straight)["network_evaluations"]
 
 
 @pytest.mark.parametrize("method", ["nfsd", "vsd"])
