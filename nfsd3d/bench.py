@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfsd3d.backend import is_installed
+from nfsd3d.backend import is_installed, triton_obstacle
 from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
 from nfsd3d.field.hashgrid import HashEncoding, HashGridSpec, Layout, hash_encoding
 from nfsd3d.field.hashgrid_torch import corners, interpolate
@@ -116,7 +116,8 @@ def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> di
     if compiled and device.type == "cpu":
         found["embedding_bag, torch.compile"] = HashEncoding(spec, torch.compile(interpolate))
         found["gather, torch.compile"] = HashEncoding(spec, torch.compile(_gather))
-    found[FAST[device.type]] = hash_encoding(spec, FAST[device.type])
+    for name in _fast(device.type):
+        found[name] = hash_encoding(spec, name)
     nn.init.normal_(reference.table)
     for encoding in found.values():
         encoding.load_state_dict(reference.state_dict())
@@ -147,7 +148,7 @@ def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Ten
 def marching_contenders(scene: Scene) -> dict[str, Contender]:
     """The samplers that the scene's device has, from rays to packed samples; compared are the samples per ray."""
     device = scene.density.device.type
-    names = ["torch", FAST[device]]
+    names = ["torch", *_fast(device)]
     if device == "cuda" and is_installed("nerfacc"):
         names.append("nerfacc")
 
@@ -182,11 +183,16 @@ def compositing_contenders(scene: Scene) -> dict[str, Contender]:
         composite(name, *inputs).square().sum().backward()
         return torch.cat([torch.as_tensor(one.grad).flatten() for one in inputs])
 
-    names = ["torch", FAST["cuda"]] if device.type == "cuda" else ["torch"]
+    names = ["torch", *_fast("cuda")] if device.type == "cuda" else ["torch"]
     return {
         name: Contender(lambda name=name: composite(name, scene.density, values), lambda name=name: train(name))  # type: ignore[misc]
         for name in names
     }
+
+
+def _fast(device: str) -> list[str]:
+    """The device's FAST implementation, if it can be used."""
+    return [] if device == "cuda" and triton_obstacle() is not None else [FAST[device]]
 
 
 def can_compile() -> bool:

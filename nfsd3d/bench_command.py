@@ -37,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
     """Measures what ``argv`` asks for, prints it, and returns 0.
 
     Raises:
-        InputError: the embedded model or the machine is not there, or ``--json`` names a file that cannot be written.
+        InputError: an option does not apply, the embedded model or the machine is not there, or ``--json`` names a
+            file that cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = _options(argv)
     if options.prior is not None:
         return _compare_with_peer(options)
     if options.only == "step" and not EMBEDDED.is_dir():
@@ -101,7 +102,9 @@ def step_table(timing: StepTiming) -> Table:
 
 def _compare_with_peer(options: argparse.Namespace) -> int:
     """``--prior``: a step with Stable Diffusion, against the arithmetic and a peer's choices."""
-    keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}", *map(quote, options.set)]
+    keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}"]
+    keys += [f"machine={options.machine}"] if options.machine != "auto" else []
+    keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
     if options.weights == "random":
         keys.append("negative_prompt=dull")  # its tokenizer spells: the paper's would be too long, and none means more
     config = compose(options.config, keys)
@@ -194,7 +197,10 @@ def comparison_text(comparison: Comparison) -> str:
         f"the peer's {record['peer_hours']:.2f}",
     ]
     if comparison.times_the_floor is not None:
-        lines.append(f"the last stage's step takes {comparison.times_the_floor:.2f} times the arithmetic's 5.9 ms")
+        from nfsd3d.bench_prior import H200_FLOOR_MS
+
+        floor = f"the arithmetic's {H200_FLOOR_MS:g} ms"
+        lines.append(f"the last stage's step takes {comparison.times_the_floor:.2f} times {floor}")
     return "\n".join(lines)
 
 
@@ -257,6 +263,31 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+# Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.
+WITH_PRIOR = {"weights": "model", "resolution": None, "method": "nfsd", "config": "nfsd", "set": ()}
+WITHOUT_PRIOR = {"only": None, "rounds": 15, "points": None}
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: an option has no meaning with, or without, ``--prior``.
+    """
+    options = _parser().parse_args(argv)
+    alone = options.prior is None
+    for name in WITH_PRIOR if alone else WITHOUT_PRIOR:
+        value = getattr(options, name)
+        if value is not None:
+            shown, remedy = " ".join(value) if isinstance(value, list) else value, "add" if alone else "leave out"
+            where = "without" if alone else "with"
+            raise InputError(f"--{name} {shown}: has no meaning {where} --prior; {remedy} --prior")
+    for name, default in {**WITH_PRIOR, **WITHOUT_PRIOR}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d bench",
@@ -268,17 +299,17 @@ def _parser() -> argparse.ArgumentParser:
         "always, a decoding that nobody uses, samples pruned by an extra evaluation of the density).",
     )
     parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
-    parser.add_argument("--weights", choices=("model", "random"), default="model", help="with --prior: random ones "
+    parser.add_argument("--weights", choices=("model", "random"), help="with --prior: random ones "
                         "need no download (default: the model's)")  # fmt: skip
     parser.add_argument("--resolution", type=whole_number(64), metavar="PIXELS", help="with --weights random: side of "
                         "the prior's images, and of the views at most (default: the model's)")  # fmt: skip
-    parser.add_argument("--method", choices=("nfsd", "sds"), default="nfsd", help="with --prior (default: nfsd)")
-    parser.add_argument("--config", default="nfsd", help="with --prior: another experiment, such as lowmem")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="with --prior: further settings")
+    parser.add_argument("--method", choices=("nfsd", "sds"), help="with --prior (default: nfsd)")
+    parser.add_argument("--config", help="with --prior: another experiment, such as lowmem")
+    parser.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="with --prior: further settings")
     parser.add_argument("--machine", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--threads", type=whole_number(1), default=2, help="of torch and numba (default: 2)")
     parser.add_argument("--only", choices=(*KERNELS, "step"), help="measure only this")
-    parser.add_argument("--rounds", type=whole_number(1), default=15, help="repetitions of each kernel (default: 15)")
+    parser.add_argument("--rounds", type=whole_number(1), help="repetitions of each kernel (default: 15)")
     parser.add_argument("--steps", type=whole_number(1), default=30, help="training steps (default: 30)")
     parser.add_argument("--points", type=whole_number(1), help="random points to encode (default: a first step's)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute")

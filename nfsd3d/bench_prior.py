@@ -24,7 +24,8 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.render.compositing import exclusive_sum
 from nfsd3d.render.samplers import RaySamples
 from nfsd3d.settings import Config, TrainConfig
-from nfsd3d.train.build import Parts
+from nfsd3d.train.build import Parts, build_optimizer
+from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 
@@ -241,8 +242,8 @@ class _PeerPrior:
     def decode(self, z: Tensor) -> Tensor:
         return self._prior.decode(z)
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self._prior.predict_eps(z_t, t, context)
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        return self._prior.predict_eps(z_t, t, context, at_most=at_most)
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,8 @@ class Comparison:
     """A method with this program's choices and with a ``peer``'s, stage by stage of one recipe.
 
     ``speedups`` are the peer's milliseconds by ours, at each stage; ``hours`` and ``peer_hours`` a run's of ``steps``
-    steps, extrapolated. ``times_the_floor``: how many times the arithmetic's 5.9 ms a step of the last stage takes, on
-    the device that this number is of, and None on any other.
+    steps, extrapolated. ``times_the_floor``: how many times the arithmetic's :data:`H200_FLOOR_MS` a step of the last
+    stage takes, on the device that this number is of, and None on any other.
     """
 
     method: str
@@ -300,6 +301,7 @@ def compare(
     prior = parts.prior
     if not isinstance(parts.generator, NeRF) or not isinstance(prior, StableDiffusionPrior):
         raise InputError("--prior: measured are steps of a scene with Stable Diffusion")
+    _check_networks(prior, name)
     counted = arithmetic(name, prior.image_size)
     state = {key: value.clone() for key, value in parts.generator.state_dict().items()}
     ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
@@ -311,6 +313,8 @@ def compare(
     parts.generator.load_state_dict(state)
     parts.rng.manual_seed(config.seed)
     on_gpu = parts.generator.device.type == "cuda"
+    release_compiled(prior)
+    parts = replace(parts, optimizer=build_optimizer(parts.generator, config.train))
     peer_parts = as_peer(parts, torch.float16 if on_gpu else torch.float32)
     gc.collect()
     if on_gpu:
@@ -326,6 +330,17 @@ def compare(
         steps=config.train.steps,
         times_the_floor=1e3 / floor.steps_per_second / H200_FLOOR_MS if comparable else None,
     )
+
+
+def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
+    expected = random_networks(name, "meta")[:2]
+    for network, own in zip(prior.networks, expected, strict=True):
+        count, wanted = (sum(value.numel() for value in one.parameters()) for one in (network, own))
+        if count != wanted:
+            raise InputError(
+                f"--prior {name}: its {type(own).__name__} has {wanted:,} parameters, and the one loaded {count:,}; "
+                "leave prior.model and prior.vae as they are"
+            )
 
 
 def _device_name(device: torch.device) -> str:

@@ -64,7 +64,7 @@ for resolution, rays in ((17, 9), (1, 1)):
     grid = OccupancyGrid(resolution, 1.0, step_size=0.05, alpha_threshold=0.01, decay=0.95, warmup=10)
     lines = Lines(torch.zeros(rays, 3), torch.zeros(rays, 3), *torch.zeros(3, rays).unbind())
     _, fill = sampling.march_triton(lines, 0.1, grid)
-    fill()
+    fill(0)
 
 for channels, dtype in ((1, torch.float64), (7, torch.float32)):
     depth = torch.zeros(5, dtype=dtype)

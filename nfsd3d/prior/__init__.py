@@ -65,6 +65,9 @@ class Prior(Protocol):
         """[B,3,image_size,image_size] images in [0, 1] of latents [B,C,h,w]; no gradient."""
         ...
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted noise at timesteps ``t`` [N] (int64) given ``context`` [N,L,D]; no gradient."""
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise at timesteps ``t`` [N] (int64) given ``context`` [N,L,D]; no gradient.
+
+        A denoiser that fills rows up, to shapes that it is compiled for, has no more than ``at_most`` then.
+        """
         ...

@@ -90,7 +90,7 @@ class AnalyticPrior:
         return (z / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,3,n,n] the expected noise E[eps | z_t], which is -sigma times the score of p_t; exact.
 
         Component k of p_t is a Gaussian around alpha mu_k of variance alpha² s_k² + sigma².

@@ -269,6 +269,9 @@ or what takes its place; both [B,C,h,w] without gradient."""
 NOISINGS: dict[str, Noising] = {"random": random_noise, "interval": interval_noise, "inversion": inverted_noise}
 """How a method noises its latents, by the name in its row of `nfsd3d.distill.methods.METHODS`."""
 
+NOISING_BRANCHES = {"random": 0, "interval": 1, "inversion": 2}
+"""How many rows the denoiser is given in one call of a noising for each latent that the call moves, by its name."""
+
 
 def _fraction(schedule: NoiseSchedule, fraction: float) -> int:
     """So many timesteps, at least one."""

@@ -67,10 +67,11 @@ class PiecewisePrior:
         """[B,3,image_size,image_size] images of latents [B,C,h,w]; no gradient."""
         return torch.cat([self.prior.decode(z[part]) for part in self._parts(len(z))])
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; no gradient."""
-        rows = self._parts(len(z_t))
-        return torch.cat([self.prior.predict_eps(z_t[part], t[part], context[part]) for part in rows])
+        most = min((limit for limit in (at_most, self.rows_at_once) if limit is not None), default=None)
+        predict, rows = self.prior.predict_eps, parts(len(z_t), most)
+        return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in rows])
 
     def _parts(self, count: int) -> list[slice]:
         return parts(count, self.rows_at_once)

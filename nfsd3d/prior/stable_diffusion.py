@@ -110,6 +110,11 @@ class StableDiffusionPrior:
         return self._unet
 
     @property
+    def networks(self) -> tuple[Any, Any]:
+        """The denoiser and the autoencoder."""
+        return self._unet, self._vae
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
         return self._unet.config.in_channels, self._unet.config.sample_size, self._unet.config.sample_size
@@ -184,8 +189,9 @@ class StableDiffusionPrior:
         copied.compile_nothing()
         return copied
 
-    def compile(self, *, row_unit: int, unet: bool = True, backend: str = "inductor") -> None:
-        """From now on, UNet (if ``unet``) and encoder run compiled; each compiles when it first meets a shape.
+    def compile(self, *, row_unit: int, unet: bool = True, encoder: bool = True, backend: str = "inductor") -> None:
+        """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
+        compiles when it first meets a shape.
 
         The UNet's launches are recorded as CUDA graphs: its thousands of small kernels are over faster than a program
         can start them. Graphs have fixed shapes, and NFSD's rows vary with the timesteps. So rows are filled up to a
@@ -200,12 +206,18 @@ class StableDiffusionPrior:
         mode = "reduce-overhead" if graphs else None
         if unet:
             self._compiled_unet = torch.compile(self._unet, backend=backend, mode=mode, dynamic=False)
-        self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
+        if encoder:
+            self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
         self._row_unit = row_unit
 
     def compile_nothing(self) -> None:
         """Takes :meth:`compile` back."""
         self._compiled_unet = self._compiled_encoder = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether UNet or encoder run compiled."""
+        return self._compiled_unet is not None or self._compiled_encoder is not None
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] scaled latents, float32, of images [B,3,H,W] in [0, 1]; differentiable.
@@ -248,14 +260,17 @@ class StableDiffusionPrior:
         return (image / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient.
+
+        A compiled UNet's rows are filled up to no more than ``at_most``.
+        """
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
         self.evaluations += count
         t = move(t, z_t.device)
-        further = padded_rows(count, self._row_unit) - count
+        further = padded_rows(count, self._row_unit, at_most) - count
         filled = [_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype))]
         output = self._compiled_unet(*filled, return_dict=False)[0][:count]
         # A copy in any precision: what a graph has written it writes over when it next runs.
@@ -281,11 +296,13 @@ class StableDiffusionPrior:
         return self._vae.config.shift_factor or 0.0
 
 
-def padded_rows(count: int, unit: int) -> int:
-    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two."""
-    if count >= unit:
-        return -(-count // unit) * unit
-    return int(min(2 ** (count - 1).bit_length(), unit))
+def padded_rows(count: int, unit: int, at_most: int | None = None) -> int:
+    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two.
+
+    No more than ``at_most``, unless ``count`` is.
+    """
+    padded: int = -(-count // unit) * unit if count >= unit else min(2 ** (count - 1).bit_length(), unit)
+    return padded if at_most is None else max(count, min(padded, at_most))
 
 
 def _repeat_last(values: Tensor, times: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
 from nfsd3d.render.occupancy import OccupancyGrid
+from nfsd3d.transfer import move
 
 # Candidates (rays x steps) that the torch reference looks at together, which bounds its memory.
 CHUNK = 2**22
@@ -68,9 +69,10 @@ class Lines:
     shift: Tensor
 
 
-# A sampler's two passes: the offsets [R + 1] of the packed samples, and a function that gives their ray indices [S]
-# int64 and middles [S]. The first alone is enough to see that the step has to grow.
-March = Callable[[Lines, float, OccupancyGrid], tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]]
+# A sampler's two passes: the offsets [R + 1] of the packed samples, and a function that, given the last of them as a
+# number S (which is read from a GPU once, because reading waits), gives their ray indices [S] int64 and middles [S].
+# The first alone is enough to see that the step has to grow.
+March = Callable[[Lines, float, OccupancyGrid], tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]]
 
 
 def sample_rays(
@@ -95,7 +97,10 @@ def sample_rays(
         raise InputError(f"backend.sampler={backend}: unknown; choose one of {', '.join(SAMPLERS)}")
     march = SAMPLERS[backend]()
     near, far = intersect_cube(rays, occupancy.radius)
-    shift = torch.full_like(near, 0.5) if jitter is None else 1 - torch.rand(len(rays), generator=jitter).to(near)
+    if jitter is None:
+        shift = torch.full_like(near, 0.5)
+    else:
+        shift = 1 - move(torch.rand(len(rays), generator=jitter), near.device).to(near.dtype)
     lines = Lines(rays.origins, rays.directions, near, far, shift)
     step = step_size
     while True:
@@ -109,7 +114,7 @@ def sample_rays(
                 f"generator.max_samples={max_samples} is too small for {len(rays)} rays; "
                 "raise it, or lower train.batch_size or train.resolution"
             )
-    ray_indices, t_mids = fill()
+    ray_indices, t_mids = fill(total)
     return RaySamples(ray_indices, t_mids - step / 2, t_mids + step / 2, offsets)
 
 
@@ -124,7 +129,7 @@ def intersect_cube(rays: Rays, radius: float) -> tuple[Tensor, Tensor]:
 
 def march_torch(
     lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
     """The reference: every candidate of every ray, then those in occupied cells."""
     n_rays = lines.near.shape[0]
     span = float((lines.far - lines.near).max()) if n_rays else 0.0
@@ -141,7 +146,7 @@ def march_torch(
     ray_indices = torch.cat([*indices, candidates[:0]])
     counts = torch.bincount(ray_indices, minlength=n_rays)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return offsets, lambda: (ray_indices, torch.cat([*middles, lines.near[:0]]))
+    return offsets, lambda total: (ray_indices, torch.cat([*middles, lines.near[:0]]))
 
 
 def is_occupied(points: Tensor, occupancy: OccupancyGrid) -> Tensor:

@@ -12,7 +12,7 @@ from nfsd3d.render.samplers import Lines
 
 def march_nerfacc(
     lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
     """The samples that ``nerfacc.traverse_grids`` finds; see ``samplers.March``.
 
     Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used.
@@ -41,4 +41,4 @@ def march_nerfacc(
     counts = torch.bincount(samples.ray_indices, minlength=lines.near.shape[0])
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     t_mids = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
-    return offsets, lambda: (samples.ray_indices, t_mids)
+    return offsets, lambda total: (samples.ray_indices, t_mids)

@@ -16,7 +16,7 @@ from nfsd3d.render.samplers import Lines
 
 def march_numba(
     lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
     """Counts the samples of every ray, then fills them in; see ``samplers.March``.
 
     Raises InputError for tensors that are not on the CPU.
@@ -39,8 +39,7 @@ def march_numba(
     launch(_count, *arguments, counts)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
-    def fill() -> tuple[Tensor, Tensor]:
-        total = int(offsets[-1])
+    def fill(total: int) -> tuple[Tensor, Tensor]:
         ray_indices, t_mids = torch.empty(total, dtype=torch.int64), torch.empty(total)
         launch(_fill, *arguments, offsets, ray_indices, t_mids)
         return ray_indices, t_mids

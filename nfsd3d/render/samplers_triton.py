@@ -24,8 +24,8 @@ STEPS = 32
 
 def march_triton(
     lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
-    """Counts the samples of every ray, then fills them in; see ``samplers.March``. Waits for the GPU in the second.
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+    """Counts the samples of every ray, then fills them in; see ``samplers.March``. Waits for nobody.
 
     Raises InputError for tensors that are not on a GPU, unless Triton interprets.
     """
@@ -49,8 +49,7 @@ def march_triton(
     launch(_count, programs, *arguments, counts, RAYS=RAYS, STEPS=STEPS)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
-    def fill() -> tuple[Tensor, Tensor]:
-        total = int(offsets[-1])
+    def fill(total: int) -> tuple[Tensor, Tensor]:
         ray_indices, t_mids = counts.new_empty(total), lines.near.new_empty(total)
         launch(_fill, programs, *arguments, offsets, ray_indices, t_mids, RAYS=RAYS, STEPS=STEPS)
         return ray_indices, t_mids

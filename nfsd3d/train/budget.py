@@ -226,8 +226,17 @@ def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
 
 
 def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBytes:
-    """Measured on two small views of the scene as it is, so that what does not go with the samples falls out."""
-    measured = [_probe(nerf, ranges, size, normals) for size in PROBES]
+    """Measured on two small views, so that what does not go with the samples falls out.
+
+    Every cell is occupied meanwhile: a scene that is mostly empty has too few samples to divide by.
+    """
+    occupied = nerf.occupancy.occupied
+    before = occupied.clone()
+    occupied.fill_(True)
+    try:
+        measured = [_probe(nerf, ranges, size, normals) for size in PROBES]
+    finally:
+        occupied.copy_(before)
     (few, *small), (many, *large) = measured
     packed, kept, peak = (max(b - a, 0) / max(many - few, 1) for a, b in zip(small, large, strict=True))
     return SampleBytes(packed, kept, peak)
@@ -245,13 +254,13 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
         samples = nerf.sample(rays, None)
         packed = counter.live
         del samples
-    # Gradients of the parameters do not go with the samples; they are counted with the scene.
-    with LiveBytes(known, {value.shape for value, _ in before}) as counter:
+    with LiveBytes(known) as counter:
         view = nerf.render(cameras, shading="lambertian" if normals else "albedo")
         count = float(view.samples_per_ray) * size**2
         kept = counter.live
         _loss(view).backward()
-        peak = counter.peak
+        # Gradients of the parameters do not go with the samples; they are counted with the scene.
+        peak = counter.peak_without([value.grad for value, _ in before if value.grad is not None])
     for value, grad in before:
         value.grad = grad
     return count, packed, kept - packed, peak - packed

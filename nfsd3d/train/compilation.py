@@ -2,16 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
+from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
+from nfsd3d.prior import Prior
+from nfsd3d.prior.noise import NOISING_BRANCHES
 from nfsd3d.prior.pieces import parts as rows_in_parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
-from nfsd3d.settings import Config
-from nfsd3d.train.budget import rows_at_most
+from nfsd3d.settings import Config, LatentConfig
 from nfsd3d.train.build import Parts
 from nfsd3d.train.pieces import Pieces
 
@@ -34,7 +36,8 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     """Compiles what ``machine.compile`` asks for, at every shape that the steps have, and tells how long it took.
 
     Code that was compiled before comes from the cache folder (see :func:`cache_folder`), in seconds. The UNet of VSD
-    stays as it is: its adaptation is switched on and off many times a step, and every switch would compile anew.
+    stays as it is: its adaptation is switched on and off many times a step, and every switch would compile anew. So
+    does an encoder that is checkpointed, or that latents do without.
 
     Raises:
         InputError: compiling fails, and ``machine.compile`` is true. With auto the run goes on without.
@@ -45,12 +48,20 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     method, views = parts.distillation.method, config.train.batch_size
     os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
     unet = not method.needs_particle
-    say(f"compiling the {'UNet and the ' if unet else ''}encoder; minutes the first time, seconds from the cache after")
+    encoder = not isinstance(config.generator, LatentConfig) and not pieces.checkpoint_encoder
+    networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
+    if not networks:
+        return
+    say(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
-    most = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
-    prior.compile(row_unit=views, unet=unet)
+    rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, pieces.rows_at_once)
+    images = part_sizes(views, pieces.rows_at_once)
+    prior.compile(row_unit=views, unet=unet, encoder=encoder)
     try:
-        warm_up(prior, views, compiled_rows(views, most, pieces.rows_at_once) if unet else [], pieces)
+        if encoder:
+            warm_up_encoder(prior, sorted(images), without_gradient=method.needs_source)
+        if unet:
+            warm_up_unet(prior, rows, pieces.rows_at_once)
     except RuntimeError as error:  # torch's compilers raise what derives from it
         prior.compile_nothing()
         reason = str(error).strip().splitlines()[0]
@@ -61,6 +72,13 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
 
 
+def release_compiled(prior: Prior) -> None:
+    """Gives back what compiling took: code, and the memory of recorded graphs. The prior runs on uncompiled."""
+    if isinstance(prior, StableDiffusionPrior) and prior.is_compiled:
+        prior.compile_nothing()
+        torch.compiler.reset()
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept, unless ``TORCHINDUCTOR_CACHE_DIR`` says otherwise: not in a folder for what is
     temporary, which is torch's choice.
@@ -69,20 +87,45 @@ def cache_folder() -> Path:
     return Path(base) / "nfsd3d" / "inductor"
 
 
-def compiled_rows(views: int, most: int, at_once: int | None) -> list[int]:
-    """The numbers of rows that the UNet is given in steps of ``views`` whose branches need at most ``most``."""
-    counts = range(views, most + 1, views)
-    found = {part.stop - part.start for count in counts for part in rows_in_parts(count, at_once)}
-    return sorted({padded_rows(count, views) for count in found})
+def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
+    """All numbers of rows that steps of ``views`` may give the UNet in one call, without splitting and filling up.
+
+    Of the method and of what follows it. The branches that are needed in every row are always there; of the others,
+    Perp-Neg's among them, any number of rows; and a noising moves all latents or fewer.
+    """
+    found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
+    branches = [branch for branch in method.branches if branch != "particle"]
+    always = sum(branch not in method.active for branch in branches)
+    most = len(branches) + (2 * len(method.condition_pairs) if perp_neg else 0)
+    moved = {NOISING_BRANCHES[method.noising] * count for count in range(1, views + 1)}
+    return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
 
 
-def warm_up(prior: StableDiffusionPrior, views: int, rows: list[int], pieces: Pieces) -> None:
-    """Runs UNet and encoder once at each shape; nobody's random numbers or evaluations are touched."""
-    evaluations, device = prior.evaluations, prior.device
+def part_sizes(count: int, at_once: int | None) -> set[int]:
+    """How many rows the networks are given together of ``count``."""
+    return {part.stop - part.start for part in rows_in_parts(count, at_once)}
+
+
+def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
+    """The shapes of the UNet for these numbers of rows, split into ``at_once`` and filled up as the prior does."""
+    sizes = {size for count in counts for size in part_sizes(count, at_once)}
+    return sorted({padded_rows(size, views, at_once) for size in sizes})
+
+
+def warm_up_encoder(prior: StableDiffusionPrior, counts: Iterable[int], *, without_gradient: bool) -> None:
+    """Runs the encoder once on each number of images, forward and backward; ``without_gradient`` also without."""
     size = prior.image_size
-    for part in {part.stop - part.start for part in rows_in_parts(views, pieces.rows_at_once)}:
-        image = torch.full((part, 3, size, size), 0.5, device=device, requires_grad=True)
-        prior.encode(image, checkpoint=pieces.checkpoint_encoder).sum().backward()
+    for count in counts:
+        image = torch.full((count, 3, size, size), 0.5, device=prior.device, requires_grad=True)
+        prior.encode(image).sum().backward()
+        if without_gradient:
+            with torch.no_grad():
+                prior.encode(image.detach())
+
+
+def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
+    """Runs the UNet on each number of rows, at most ``at_once``; they do not count as evaluations."""
+    evaluations, device = prior.evaluations, prior.device
     for count in rows:
         # Twice: the first run after compiling is followed by the one that is recorded.
         for _ in range(2):
@@ -90,5 +133,6 @@ def warm_up(prior: StableDiffusionPrior, views: int, rows: list[int], pieces: Pi
                 torch.zeros(count, *prior.latent_shape, device=device),
                 torch.zeros(count, dtype=torch.int64),
                 torch.zeros(count, *prior.context_shape, device=device),
+                at_most=at_once,
             )
     prior.evaluations = evaluations

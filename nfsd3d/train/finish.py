@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from nfsd3d.errors import InputError
@@ -21,6 +22,14 @@ from nfsd3d.train.build import SHEET_VIEWS, Parts, mesh_extras, mesh_settings, v
 from nfsd3d.train.report import write_report
 from nfsd3d.train.show import images_of, write_images
 
+REMEDIES = {
+    "turntable": "lower export.turntable_size",
+    "mesh": "lower export.resolution or export.texture_size",
+    "images": "lower train.batch_size",
+    "report": "set export.report=false",
+}
+"""What to change where a part's memory does not suffice."""
+
 
 @dataclass
 class Exported:
@@ -32,11 +41,16 @@ class Exported:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Within the block, a part that cannot be made (no surface, no space) is told in ``failure``."""
+        """Within the block, a part that cannot be made (no surface, no space, no memory) is told in ``failure``."""
         try:
             yield
         except (InputError, OSError) as error:
-            self.failure = "; ".join([*([self.failure] if self.failure else []), f"{name}: {error}"])
+            self._fail(f"{name}: {error}")
+        except torch.OutOfMemoryError:
+            self._fail(f"{name}: out of GPU memory; {REMEDIES[name]}")
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason if self.failure is None else f"{self.failure}; {reason}"
 
 
 def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]) -> Exported:

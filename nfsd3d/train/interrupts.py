@@ -28,6 +28,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._at_once = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, a signal raises `Interrupted` where the program stands: there is nothing to save yet."""
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+        self.check()
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has arrived."""
@@ -40,6 +52,8 @@ class StopRequest:
         if self.signum is not None:
             signal.default_int_handler(signum, None)
         self.signum = signum
+        if self._at_once:
+            self.check()
 
 
 @contextmanager

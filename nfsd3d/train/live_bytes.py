@@ -1,7 +1,7 @@
 """What tensors take, moment by moment: counted where they are made, on any device, the one without memory too."""
 
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -21,14 +21,15 @@ class LiveBytes(TorchDispatchMode):
     and their result and no matrix of weights. Not seen: what a kernel takes for itself while it runs.
     """
 
-    def __init__(self, known: Iterable[Tensor] = (), shapes: Collection[torch.Size] = ()) -> None:
-        """``known`` tensors, such as parameters and inputs, are not counted, nor are any of these ``shapes``."""
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """``known`` tensors, such as parameters and inputs, are not counted."""
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._shapes = frozenset(shapes)
+        # What came (and went, negative), in bytes, with the number of the storage: its place when it came.
+        self._changes: list[tuple[int, int]] = []
         self._known = list(known)  # kept, so that no other storage gets one of their addresses
-        self._counted = {_address(tensor) for tensor in self._known}
+        self._counted = {_address(tensor): -1 for tensor in self._known}
         # Not a mode: a checkpoint's second forward pass, which is part of the backward pass, would not see it.
         self._attention = patch.object(F, "scaled_dot_product_attention", _fused_attention)
 
@@ -37,19 +38,30 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.shape not in self._shapes and _address(leaf) not in self._counted:
+            if isinstance(leaf, Tensor) and _address(leaf) not in self._counted:
                 self._count(leaf)
         return result
 
     def _count(self, tensor: Tensor) -> None:
-        storage, address = tensor.untyped_storage(), _address(tensor)
-        self._counted.add(address)
+        storage, address, number = tensor.untyped_storage(), _address(tensor), len(self._changes)
+        self._counted[address] = number
+        self._changes.append((number, storage.nbytes()))
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, address, storage.nbytes()).atexit = False
+        weakref.finalize(storage, self._forget, address, number, storage.nbytes()).atexit = False
 
-    def _forget(self, address: int, size: int) -> None:
-        self._counted.discard(address)
+    def peak_without(self, tensors: Iterable[Tensor]) -> int:
+        """Bytes at most, had these tensors, which are still there, been known from the start."""
+        left_out = {self._counted[_address(tensor)] for tensor in tensors if _address(tensor) in self._counted}
+        live = peak = 0
+        for number, size in self._changes:
+            live += 0 if number in left_out else size
+            peak = max(peak, live)
+        return peak
+
+    def _forget(self, address: int, number: int, size: int) -> None:
+        del self._counted[address]
+        self._changes.append((number, -size))
         self.live -= size
 
     def __enter__(self) -> Self:

@@ -28,7 +28,7 @@ from nfsd3d.streams import fork
 from nfsd3d.train import state
 from nfsd3d.train.budget import fit_into_memory
 from nfsd3d.train.build import Parts, build_parts
-from nfsd3d.train.compilation import compile_prior
+from nfsd3d.train.compilation import compile_prior, release_compiled
 from nfsd3d.train.display import Display
 from nfsd3d.train.finish import finish
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
@@ -48,7 +48,8 @@ class Task:
     ``generator``, ``optimizer`` and ``rng`` change, and checkpoints keep them. ``step_loss`` gives for a step's plan a
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
     ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
-    it is; ``evaluations`` tells how many samples a denoiser has evaluated so far. ``particle`` is VSD's second network,
+    it is; ``evaluations`` tells how many samples a denoiser has evaluated so far, and ``recount`` sets that number back
+    where a step is repeated. ``particle`` is VSD's second network,
     which ``step_loss`` leaves with its gradient. ``pieces`` are what a step computes at once, while memory suffices.
     """
 
@@ -58,6 +59,7 @@ class Task:
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
+    recount: Callable[[int], None] = lambda count: None
     particle: state.Learner | None = None
     pieces: Pieces = field(default_factory=Pieces)
 
@@ -112,26 +114,14 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     """
     console = console or Console()
     run_dir = resume or _new_run_dir(config)
-    if resume is not None:
-        _check_method(run_dir)
-    parts = build_parts(config)
-    task = distillation(config, parts)
+    checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config.train.steps)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if config.machine.device != "cpu":
-        task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
-    compile_prior(config, parts, task.pieces, say)
-    progress = Progress()
-    if resume is not None:
-        restored = state.load(state.latest(run_dir), task.generator, task.optimizer, task.rng, task.particle)
-        progress = Progress.resumed(restored)
-        if progress.steps > config.train.steps:
-            raise InputError(
-                f"train.steps={config.train.steps}: {run_dir} has {progress.steps} steps; set at least that"
-            )
-    write_text(run_dir / "config.yaml", config.to_yaml())
+    progress = Progress() if checkpoint is None else Progress.resumed(state.load_header(checkpoint))
+    task: Task | None = None
+    training = False
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
-        record = progress.record(task.evaluations())
+        record = progress.record(0 if task is None else task.evaluations())
         if progress.smaller_pieces is not None:
             results["smaller_pieces"] = progress.smaller_pieces
         write_summary(
@@ -148,8 +138,19 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
 
     try:
         with stop_requests() as stop:
+            with stop.at_once():
+                parts = build_parts(config)
+                task = distillation(config, parts)
+                if checkpoint is not None:
+                    state.load(checkpoint, task.generator, task.optimizer, task.rng, task.particle)
+                if config.machine.device != "cpu":
+                    task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
+                compile_prior(config, parts, task.pieces, say)
+            write_text(run_dir / "config.yaml", config.to_yaml())
+            training, progress.started = True, time.monotonic()
             train(config, run_dir, task, progress, stop, console)
             summarize("done")  # before the export: whatever happens there, the training is not lost
+            release_compiled(parts.prior)
             exported = finish(config, run_dir, parts, console, on_view=stop.check)
     except Diverged as error:
         summarize("diverged", str(error))
@@ -157,21 +158,25 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     except KeyboardInterrupt as error:
         signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
         summarize("interrupted", f"signal {signum:d} after step {progress.steps}")
-        how = f"interrupted after step {progress.steps}; go on with: {resume_command(run_dir)}"
+        how = f"interrupted after step {progress.steps}; {_how_to_go_on(run_dir)}"
         raise Interrupted(signum, how) from error
     except torch.OutOfMemoryError as error:
         summarize("failed", f"out of GPU memory after step {progress.steps}")
-        remedy = "lower generator.max_samples, train.resolution or train.batch_size, and go on with"
-        how = f"out of GPU memory after step {progress.steps}, in the smallest pieces too; {remedy}"
-        raise RunFailed(f"{run_dir}: {how}: {resume_command(run_dir)}") from error
+        how = ", ".join([f"out of GPU memory after step {progress.steps}", *getattr(error, "__notes__", [])])
+        remedy = "lower generator.max_samples, train.resolution or train.batch_size"
+        if not training:
+            how, remedy = "out of GPU memory before the first step", "free the GPU's memory, or choose a smaller prior"
+        raise RunFailed(f"{run_dir}: {how}; {remedy}; {_how_to_go_on(run_dir)}") from error
     except Exception as error:
-        summarize("failed", f"{type(error).__name__}: {error}")
+        if training or not isinstance(error, InputError):  # which started nothing: the run stays what it was
+            summarize("failed", f"{type(error).__name__}: {error}")
         raise
     summarize("done", exported.failure, exported=exported.files, mesh=exported.mesh)
     for name in exported.files:
         console.print(str(run_dir / name), markup=False, highlight=False, soft_wrap=True)
     if exported.failure is not None:
-        remedy = f"the training is done; try again with: python scripts/export_mesh.py {shlex.quote(str(run_dir))}"
+        mesh, everything = f"python scripts/export_mesh.py {shlex.quote(str(run_dir))}", resume_command(run_dir)
+        remedy = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
         raise RunFailed(f"{run_dir}: {exported.failure}; {remedy}")
     return run_dir
 
@@ -191,6 +196,7 @@ def distillation(config: Config, parts: Parts) -> Task:
         loss,
         preview=partial(preview, config, parts.generator, parts.prior),
         evaluations=lambda: parts.prior.evaluations,
+        recount=lambda count: setattr(parts.prior, "evaluations", count),
         particle=parts.distillation.particle,
         pieces=configured_pieces(config.machine),
     )
@@ -235,12 +241,13 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
-            before = task.rng.get_state()
+            before, evaluations = task.rng.get_state(), task.evaluations()
             try:
                 generator.update(step, fork(task.rng))  # how much it draws depends on the scene
                 metrics, fitting = differentiate(task, plan)
             except torch.OutOfMemoryError:
                 task.rng.set_state(before)
+                task.recount(evaluations)
                 save()
                 raise
             if fitting != pieces:
@@ -294,18 +301,20 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
     Raises:
         torch.OutOfMemoryError: the smallest pieces do not fit either.
     """
-    before = task.rng.get_state()
+    before, evaluations = task.rng.get_state(), task.evaluations()
     while True:
         task.optimizer.zero_grad(set_to_none=True)
         try:
             return _differentiated(task, plan), plan.pieces
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             smaller = plan.pieces.smaller(plan.views, plan.resolution)
             if smaller is None:
+                error.add_note("in the smallest pieces too")
                 raise
         # Behind the handler: its exception holds on to the tensors of the step that failed.
         plan = replace(plan, pieces=smaller)
         task.rng.set_state(before)
+        task.recount(evaluations)
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -335,6 +344,26 @@ def _new_run_dir(config: Config) -> Path:
     if (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
     return run_dir
+
+
+def _checkpoint_to_resume(run_dir: Path, steps: int) -> Path:
+    """The checkpoint from which a run of so many ``steps`` goes on.
+
+    Raises:
+        InputError: there is none, or it is of another method or beyond ``steps``.
+    """
+    _check_method(run_dir)
+    checkpoint = state.latest(run_dir)
+    done = state.load_header(checkpoint).steps
+    if done > steps:
+        raise InputError(f"train.steps={steps}: {run_dir} has {done} steps; set at least that")
+    return checkpoint
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    if state.list_checkpoints(run_dir / "checkpoints"):
+        return f"go on with: {resume_command(run_dir)}"
+    return "start it anew"
 
 
 def _check_method(run_dir: Path) -> None:

@@ -109,6 +109,16 @@ def latest(run_dir: Path) -> Path:
     return found[-1]
 
 
+def load_header(path: Path) -> Restored:
+    """What a checkpoint says besides its tensors, which are not read.
+
+    Raises:
+        InputError: the file is missing, damaged or not a checkpoint's.
+    """
+    header = _read_header(path)
+    return Restored(header["step"], header["record"])
+
+
 def load_generator(path: Path, generator: nn.Module) -> int:
     """Loads a checkpoint's generator, for rendering and export; returns its number of finished steps.
 
@@ -140,7 +150,8 @@ def load(
     _load_generator(path, generator, tensors)
     if header["group_sizes"] != _group_sizes(optimizer.state_dict()):
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
-    _load_moments(path, optimizer, tensors, _OPTIMIZER)
+    begun = header["step"] > 0
+    _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
     if particle is not None:
         saved = _under(tensors, _PARTICLE)
         if {name: value.shape for name, value in saved.items()} != {
@@ -151,7 +162,7 @@ def load(
                 "use the run's own config.yaml and do not override distill.* when resuming"
             )
         particle.load_state_dict(saved)
-        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER)
+        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER, begun)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
 
@@ -165,12 +176,15 @@ def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]
     }
 
 
-def _load_moments(path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+def _load_moments(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, begun: bool
+) -> None:
+    """Gives the optimiser its saved state, which it has from the first finished step on (``begun``)."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, prefix).items():
         index, moment = name.split(".", 1)
         moments.setdefault(int(index), {})[moment] = value
-    if not moments:
+    if begun and not moments:
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -194,10 +208,13 @@ def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tens
     generator.load_state_dict(saved)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a checkpoint, checked."""
-    weights = path.with_suffix(".safetensors")
-    remedy = f"delete {path.stem}.* to go on from the checkpoint before it"
+def _remedy(path: Path) -> str:
+    return f"delete {path.stem}.* to go on from the checkpoint before it"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON file holds, checked."""
+    remedy = _remedy(path)
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -207,6 +224,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     expected = {"step": int, "group_sizes": list, "record": dict, "sha256": str}
     if any(not isinstance(header.get(key), kind) for key, kind in expected.items()):
         raise InputError(f"{path} is incomplete: {remedy}")
+    return header
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint, checked."""
+    header = _read_header(path)
+    weights, remedy = path.with_suffix(".safetensors"), _remedy(path)
     try:
         if _checksum(weights) != header.get("sha256"):
             raise InputError(f"{weights} is damaged (its checksum differs from the one in {path.name}): {remedy}")

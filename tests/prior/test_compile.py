@@ -26,6 +26,7 @@ def test_rows_are_filled_up_to_few_shapes():
     assert {padded_rows(count, 4) for count in range(8, 13)} == {8, 12}
     assert {padded_rows(count, 1) for count in (2, 3)} == {2, 3}
     assert [padded_rows(count, 4) for count in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert [padded_rows(count, 4, 6) for count in (1, 3, 5, 6, 7)] == [1, 4, 6, 6, 7]  # never beyond what fits
     assert [padded_rows(count, 3) for count in (1, 2, 3, 4)] == [1, 2, 3, 6]
 
 

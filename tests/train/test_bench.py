@@ -125,6 +125,20 @@ def test_the_command_writes_numbers_and_prints_tables(kernel, unit, tmp_path, ca
     assert "numba" in printed
 
 
+def test_options_that_belong_to_a_prior_need_one():
+    for option in (["--method", "nfsd"], ["--weights", "random"], ["--set", "train.steps=3"], ["--config", "lowmem"]):
+        with pytest.raises(InputError, match=rf"{' '.join(option)}: has no meaning without --prior; add --prior"):
+            bench_command.main(option)
+
+
+def test_where_triton_cannot_be_used_it_is_left_out(monkeypatch):
+    assert bench._fast("cpu") == ["numba"]
+    monkeypatch.setattr(bench, "triton_obstacle", lambda: None)
+    assert bench._fast("cuda") == ["triton"]
+    monkeypatch.setattr(bench, "triton_obstacle", lambda: "too old a GPU")
+    assert bench._fast("cuda") == []
+
+
 def test_a_step_without_the_embedded_model_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_command, "EMBEDDED", tmp_path / "absent")
     with pytest.raises(InputError, match="no embedded model"):

@@ -8,6 +8,8 @@ import torch
 from nfsd3d import bench_command, bench_prior
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
+from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import build_parts
 
 
@@ -80,6 +82,12 @@ def test_the_peer_prunes_samples_that_nobody_sees_and_decodes_for_nothing(config
     assert method.rows("neg", torch.tensor([0]), 200).tolist() == [0]
 
 
+def test_a_model_of_other_networks_is_an_input_error(configure, narrow):
+    parts = build_parts(configure(), StableDiffusionPrior.load(EMBEDDED))
+    with pytest.raises(InputError, match=r"--prior sd21: its UNet2DConditionModel has [\d,]+ parameters"):
+        bench_prior.compare(parts, configure(), narrow, steps=1, warmup=0)
+
+
 def bench_prior_rays(config):
     from nfsd3d.train.build import viewing_cameras
 
@@ -100,7 +108,10 @@ def test_the_command_measures_random_weights(narrow, tmp_path, capsys):
     arguments = ["--prior", "sd21", "--weights", "random", "--resolution", "64", "--steps", "1", "--method", "sds"]
     arguments += ["--threads", "1"]
     try:
-        assert bench_command.main([*arguments, "--json", str(path), "--set", "machine=cpu", *small]) == 0
+        assert (
+            bench_command.main([*arguments, "--json", str(path), "--machine", "cpu", "--no-compile", "--set", *small])
+            == 0
+        )
     finally:
         torch.set_num_threads(threads)
     record = json.loads(path.read_text())
@@ -117,6 +128,9 @@ def test_the_command_measures_random_weights(narrow, tmp_path, capsys):
     [
         (["--weights", "random", "--resolution", "100"], "multiple of 64"),
         (["--resolution", "256"], "--weights random"),
+        (["--only", "step"], r"--only step: has no meaning with --prior; leave out --prior"),
+        (["--rounds", "3"], "--rounds 3"),
+        (["--points", "3"], "--points 3"),
         (["--weights", "random", "--set", "train.stepz=1"], "unknown setting train.stepz"),
     ],
 )

@@ -117,6 +117,23 @@ def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
     assert size.peak >= size.kept
 
 
+def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure):
+    nerf, ranges = build_generator(configure()), CameraRanges()
+    full = budget.sample_bytes(nerf, ranges, normals=False)
+    nerf.occupancy.occupied.fill_(False)
+    nerf.occupancy.occupied[4, 4, 4] = True
+    assert budget.sample_bytes(nerf, ranges, normals=False) == full
+    assert int(nerf.occupancy.occupied.sum()) == 1
+
+
+def test_live_bytes_without_what_turned_out_to_be_known():
+    with LiveBytes() as counter:
+        kept, other = torch.zeros(100), torch.zeros(100)
+        del other
+        last = torch.zeros(50)
+    assert counter.peak == 800 and counter.peak_without([kept]) == 400 and counter.peak_without([kept, last]) == 400
+
+
 def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
     config = configure(**{"generator.max_samples": 3000})
     nerf = build_generator(config)

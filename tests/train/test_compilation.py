@@ -1,16 +1,32 @@
 """When networks are compiled, at which shapes, and what happens where that fails."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from nfsd3d.cameras import CameraRanges
 from nfsd3d.config import compose
+from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.generator.pictures import Pictures
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_parts
-from nfsd3d.train.compilation import cache_folder, compile_prior, compiled_rows, wants_compilation
+from nfsd3d.train.compilation import (
+    cache_folder,
+    compile_prior,
+    compiled_rows,
+    release_compiled,
+    step_rows,
+    wants_compilation,
+    warm_up_encoder,
+)
 from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.step import Distillation, step_loss
 
 
 def test_auto_is_stable_diffusion_on_cuda():
@@ -27,10 +43,38 @@ def test_auto_is_stable_diffusion_on_cuda():
 
 
 def test_the_shapes_are_those_of_the_steps():
-    assert compiled_rows(views=1, most=3, at_once=None) == [1, 2, 3]
-    assert compiled_rows(views=4, most=12, at_once=None) == [4, 8, 12]
-    assert compiled_rows(views=4, most=12, at_once=1) == [1]
-    assert compiled_rows(views=4, most=12, at_once=8) == [4, 8]
+    def shapes(name, views, at_once=None, perp_neg=False):
+        return compiled_rows(step_rows(METHODS[name], views, perp_neg=perp_neg), views, at_once)
+
+    assert shapes("nfsd", 1) == [2, 3] and shapes("nfsd", 4) == [8, 12]
+    assert shapes("nfsd", 4, at_once=1) == [1]
+    assert shapes("nfsd", 4, at_once=2) == [1, 2]
+    assert shapes("nfsd", 4, at_once=4) == [1, 2, 4]  # nine rows are four, four and one
+    assert shapes("nfsd", 4, at_once=3) == [1, 2, 3] and shapes("nfsd", 4, at_once=6) == [2, 4, 6]
+    assert shapes("nfsd", 4, at_once=8) == [1, 2, 4, 8]
+    assert shapes("sds", 4) == shapes("bridge", 4) == [8] and shapes("sds", 4, at_once=4) == [4]
+    assert shapes("nfsd", 4, perp_neg=True) == [8, 12, 16, 20] and shapes("sds", 1, perp_neg=True) == [2, 3, 4]
+    assert shapes("dds", 1) == [4] and shapes("dds", 2, perp_neg=True) == [8, 10, 12, 14, 16]
+    assert shapes("ism", 4) == [1, 2, 4, 8]  # where latents are inverted, any number of them still moves
+    assert shapes("sdi", 1) == [2] and shapes("sdi", 4) == [2, 4, 8]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
+def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
+    prior = StableDiffusionPrior.load(EMBEDDED)
+    config = configure(**{"train.batch_size": 2})
+    bank = PromptBank.build(prior, "a red cube", "dull", needed=METHODS[name].all_prompts, source_prompt="a blue cube")
+    seen = set()
+    monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
+    pictures = [Pictures("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
+    source = pictures[1] if METHODS[name].needs_source else None
+    distillation = Distillation(METHODS[name], 7.5, "sigma2", 200)
+    for progress in (0.0, 0.9):
+        plan = replace(plan_at(config.train, progress), t_min=0.1, t_max=0.4)
+        for seed in range(4):
+            rng = torch.Generator().manual_seed(seed)
+            step_loss(pictures[0], prior, bank, distillation, CameraRanges(), plan, rng, source)
+    assert seen and seen <= step_rows(METHODS[name], 2, perp_neg=False)
 
 
 def test_the_cache_outlives_a_restart(monkeypatch):
@@ -44,34 +88,73 @@ def test_the_cache_outlives_a_restart(monkeypatch):
 def compiled_with(configure, monkeypatch):
     """(choice, what compiled networks do) -> the prior, the compilations asked for, and what was said."""
     asked = []
+    warmed = []
     original = StableDiffusionPrior.compile
 
-    def compiling(self, *, row_unit, unet=True, backend="inductor"):
-        asked.append((row_unit, unet))
-        original(self, row_unit=row_unit, unet=unet, backend="eager")
+    def compiling(self, *, row_unit, unet=True, encoder=True, backend="inductor"):
+        asked.append((row_unit, unet, encoder))
+        original(self, row_unit=row_unit, unet=unet, encoder=encoder, backend="eager")
 
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
 
-    def result(choice, failing=False, **changes):
+    def result(choice, failing=False, pieces=None, **changes):
         config = configure(**{"machine.compile": choice, **changes})
         parts, said = build_parts(config, StableDiffusionPrior.load(EMBEDDED)), []
 
-        def run(*arguments):
+        def run(*arguments, **options):
+            warmed.append((arguments[1], options.get("without_gradient")))
             if failing:
                 raise RuntimeError("no C compiler\nand more")
 
-        monkeypatch.setattr("nfsd3d.train.compilation.warm_up", run)
-        compile_prior(config, parts, Pieces(), said.append)
+        monkeypatch.setattr("nfsd3d.train.compilation.warm_up_encoder", run)
+        monkeypatch.setattr("nfsd3d.train.compilation.warm_up_unet", run)
+        compile_prior(config, parts, pieces or Pieces(), said.append)
         return parts.prior, asked, said
 
+    result.warmed = warmed
     return result
+
+
+def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
+    prior, asked, said = compiled_with(True, pieces=Pieces(checkpoint_encoder=True))
+    assert asked == [(2, True, False)] and prior._compiled_encoder is None and "the UNet;" in said[0]
+    assert compiled_with.warmed == [([4, 6], None)]
+    everything = {"distill.method": "vsd", "pieces": Pieces(checkpoint_encoder=True)}
+    assert compiled_with(True, **everything)[2] == []
+
+
+def test_latents_need_no_encoder(compiled_with):
+    latent = {"generator": {"type": "latent", "initial_std": 1.0}, "train.learning_rate": {"latent": 0.1}}
+    _, asked, _ = compiled_with(True, **latent)
+    assert asked == [(2, True, False)]
+
+
+def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
+    prior, seen = StableDiffusionPrior.load(EMBEDDED), []
+    encode = prior.encode
+    monkeypatch.setattr(prior, "encode", lambda image: (
+        seen.append((len(image), torch.is_grad_enabled())) or encode(image)
+    ))  # fmt: skip
+    warm_up_encoder(prior, [2], without_gradient=False)
+    warm_up_encoder(prior, [1], without_gradient=True)
+    assert seen == [(2, True), (1, True), (1, False)]
 
 
 def test_a_run_says_that_it_compiles(compiled_with):
     prior, asked, said = compiled_with(True)
-    assert asked == [(2, True)] and prior._compiled_unet is not None
+    assert asked == [(2, True, True)] and prior._compiled_unet is not None
     assert said[0].startswith("compiling the UNet and the encoder") and "s (kept in /somewhere)" in said[1]
+
+
+def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):
+    reset = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(1))
+    prior = compiled_with(True)[0]
+    release_compiled(prior)
+    assert not prior.is_compiled and reset == [1]
+    release_compiled(prior)
+    assert reset == [1]
 
 
 def test_nothing_is_compiled_unless_wanted(compiled_with):
@@ -80,7 +163,7 @@ def test_nothing_is_compiled_unless_wanted(compiled_with):
 
 def test_vsds_unet_is_left_alone(compiled_with):
     prior, asked, _ = compiled_with(True, **{"distill.method": "vsd"})
-    assert asked == [(2, False)] and prior._compiled_unet is None and prior._compiled_encoder is not None
+    assert asked == [(2, False, True)] and prior._compiled_unet is None and prior._compiled_encoder is not None
 
 
 def test_where_compiling_fails_auto_goes_on_and_true_says_why(compiled_with, monkeypatch):

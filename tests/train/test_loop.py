@@ -142,10 +142,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
     assert last["network_evaluations"] == read_summary(straight)["network_evaluations"] > first["network_evaluations"]
 
 
-def test_a_finished_run_may_be_made_longer(configure, console):
+def test_a_finished_run_may_be_made_longer(configure, console, monkeypatch):
     config = configure(**OFF)
     run_dir = loop.run(config, console=console)
-    with pytest.raises(InputError, match=r"train.steps=5.*has 6 steps"):
+    with pytest.raises(InputError, match=r"train.steps=5.*has 6 steps"), monkeypatch.context() as patch:
+        patch.setattr(loop, "build_parts", None)  # nothing is loaded before
         loop.run(configure(**OFF, **{"train.steps": 5}), resume=run_dir, console=console)
     longer = configure(**OFF, **{"train.steps": 8})
     loop.run(longer, resume=run_dir, console=console)
@@ -233,6 +234,46 @@ def test_a_failed_export_does_not_lose_the_run(configure, console):
     summary = read_summary(_path(config))
     assert summary["status"] == "done" and "threshold" in summary["reason"]
     assert (_path(config) / "report.html").exists() and (_path(config) / "turntable.mp4").exists()
+
+
+def test_an_export_that_runs_out_of_memory_is_told_as_such(configure, console, monkeypatch):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    monkeypatch.setattr("nfsd3d.train.finish.extract_mesh", hungry)
+    with pytest.raises(RunFailed, match=r"mesh: out of GPU memory; lower export\.resolution.*the training is done"):
+        loop.run(configure(), console=console)
+    summary = read_summary(_path(configure()))
+    assert summary["status"] == "done" and "turntable.mp4" in summary["exported"]
+
+
+def test_out_of_memory_before_the_first_step_names_the_model(configure, console, monkeypatch):
+    def hungry(config):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    config = configure(**OFF)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_parts", hungry)
+        with pytest.raises(RunFailed, match=r"before the first step; .*smaller prior; start it anew"):
+            loop.run(config, console=console)
+    assert read_summary(_path(config))["status"] == "failed"
+    loop.run(config, console=console)  # in the same folder
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_parts", hungry)
+        with pytest.raises(RunFailed, match=r"go on with: python launch\.py --resume"):
+            loop.run(config, resume=_path(config), console=console)
+    assert read_summary(_path(config))["steps"] == 6
+
+
+def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, console, monkeypatch):
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(loop, "build_parts", interrupted)
+    with pytest.raises(Interrupted, match="after step 0; start it anew") as stopped:
+        loop.run(configure(**OFF), console=console)
+    assert stopped.value.exit_code == 143 and read_summary(_path(configure()))["status"] == "interrupted"
 
 
 def test_an_unexpected_error_is_in_the_summary(configure, console, monkeypatch):

@@ -109,6 +109,7 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path,
         "from_step": 2, "pixels_at_once": None, "rows_at_once": 1, "checkpoint_encoder": True,
     }  # fmt: skip
     assert "smaller_pieces" not in read_summary(straight)
+    assert summary["network_evaluations"] == read_summary(straight)["network_evaluations"]
     # The repeated step drew the same numbers: the run is the one that had memory enough.
     done, expected = final_tensors(run_dir), final_tensors(straight)
     assert torch.equal(done["rng"], expected["rng"])
@@ -133,6 +134,22 @@ def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkey
     # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
     assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
     assert read_summary(run_dir)["steps"] == 6
+    assert read_summary(run_dir)["network_evaluations"] == read_summary(straight)["network_evaluations"]
+
+
+@pytest.mark.parametrize("method", ["nfsd", "vsd"])
+def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path, monkeypatch, method):
+    if method == "vsd":
+        monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
+    config = configure(**OFF, **{"distill.method": method, "train.steps": 1}, run_dir=tmp_path / "scarce")
+    with monkeypatch.context() as patch:
+        scarce_memory(patch, lambda pieces: False, at_step=1)
+        with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
+            loop.run(config, console=Console(file=io.StringIO()))
+    run_dir = tmp_path / "scarce"
+    assert state.step_of(state.latest(run_dir)) == 0
+    loop.run(config, resume=run_dir, console=Console(file=io.StringIO()))
+    assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
 
 
 def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):

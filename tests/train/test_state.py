@@ -174,3 +174,16 @@ def test_a_second_network_that_is_missing_or_of_another_shape_is_an_error(tmp_pa
     path = state.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, particle=learner)
     with pytest.raises(InputError, match="another second network"):
         state.load(path, *parts(), Learner(width=5))
+
+
+def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
+    network, optimizer, rng = parts()
+    path = state.save(tmp_path, 0, network, optimizer, rng, record={}, keep=1, particle=Learner())
+    restored = parts()
+    assert state.load(path, *restored, Learner()).steps == 0
+    advance(network, optimizer, rng)
+    advance(*restored)
+    assert torch.equal(network[0].weight, restored[0][0].weight)
+    late = state.save(tmp_path, 1, *parts(), record={}, keep=1)
+    with pytest.raises(InputError, match="optimiser's state does not fit"):
+        state.load(late, *parts())
