@@ -28,6 +28,9 @@ FAINTEST = 0.01
 
 POINTS_PER_BATCH = 2**15
 
+LOOKS_PER_BAND = 2**19
+"""At most, of a texture's looks that are in memory together: it is baked in bands of whole rows of texels."""
+
 
 class Colored(Protocol):
     """What has densities and colours; neither function keeps a gradient."""
@@ -86,48 +89,74 @@ def bake(
     charts: Charts,
     size: int,
     color: Callable[[FloatArray, FloatArray], FloatArray],
+    on_band: Callable[[float], None] | None = None,
 ) -> Texture:
     """The texture of ``size``^2 texels; ``color`` gives the sRGB colours [N,3] at surface points with normals.
 
     A texel is the mean, in linear light, of looks at the surface spread over it. Texels outside the charts take the
-    colour of the nearest one inside, so that no filter brings in a foreign colour at a seam.
+    colour of the nearest one inside, so that no filter brings in a foreign colour at a seam. Beside the texture itself
+    memory holds one band of its looks at a time; ``on_band`` is told which share is done.
     """
     fine = size * SUPERSAMPLING
     corners = np.zeros((len(charts.faces), 3, 3))
     corners[..., :2] = charts.uv[charts.faces] * fine
-    found = _with_slivers(rasterize(corners, fine, fine), corners)
-    covered = found.covered
-    faces = surface.faces[found.face[covered]]
-    weights = found.weights[covered]
-    points, directions = (np.einsum("nk,nkc->nc", weights, values[faces]) for values in (surface.vertices, normals))
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
-    light = srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
-    image = _padded(*_texels(light, covered, size))
+    height = max(LOOKS_PER_BAND // (fine * SUPERSAMPLING), 1) * SUPERSAMPLING
+    bands = [(start, min(height, fine - start)) for start in range(0, fine, height)]
+    slivers = _slivers(corners, fine, bands)
+    image, known = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
+    for start, rows in bands:
+        found = _with_slivers(rasterize(corners, rows, fine, start), corners, slivers, start)
+        covered = found.covered
+        if covered.any():
+            faces, weights = surface.faces[found.face[covered]], found.weights[covered]
+            points, directions = (_mixed(weights, values[faces]) for values in (surface.vertices, normals))
+            directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+            light = srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
+            band = slice(start // SUPERSAMPLING, (start + rows) // SUPERSAMPLING)
+            image[band], known[band] = _texels(light, covered)
+        if on_band is not None:
+            on_band((start + rows) / fine)
+    image = _padded(image, known)
     return Texture(charts.uv, charts.source, charts.faces, np.round(linear_to_srgb(image) * 255).astype(np.uint8))
 
 
-def _with_slivers(found: Fragments, corners: NDArray) -> Fragments:
-    """The fragments, with those triangles that cover no middle of a pixel at the one of their own middle, if free."""
+def _mixed(weights: NDArray, values: NDArray) -> NDArray:
+    """[N,C] the mean of the corners' ``values`` [N,3,C] with ``weights`` [N,3]."""
+    return np.einsum("nk,nkc->nc", weights, values)
+
+
+def _slivers(corners: NDArray, fine: int, bands: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """The triangles that cover no middle of a pixel, in any of the ``bands`` (first row, number of rows)."""
     missing = np.ones(len(corners), dtype=bool)
-    missing[found.face[found.covered]] = False
-    missing = np.flatnonzero(missing)
-    column, row = corners[missing, :, :2].mean(axis=1).astype(np.int64).clip(0, found.face.shape[0] - 1).T
+    for start, rows in bands:
+        found = rasterize(corners, rows, fine, start)
+        missing[found.face[found.covered]] = False
+    return np.flatnonzero(missing)
+
+
+def _with_slivers(found: Fragments, corners: NDArray, slivers: NDArray[np.int64], start: int) -> Fragments:
+    """The fragments of the rows from ``start`` on, with each of the ``slivers`` at the pixel of its middle, if free."""
+    rows, columns = found.face.shape
+    column, row = corners[slivers, :, :2].mean(axis=1).astype(np.int64).clip(0, columns - 1).T
+    here = (row >= start) & (row < start + rows)
+    column, row, slivers = column[here], row[here] - start, slivers[here]
     free = found.face[row, column] < 0
     face, weights = found.face.copy(), found.weights.copy()
-    face[row[free], column[free]] = missing[free]
+    face[row[free], column[free]] = slivers[free]
     weights[row[free], column[free]] = 1 / 3
     return Fragments(face, weights)
 
 
-def _texels(light: NDArray, covered: NDArray[np.bool_], size: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """[S,S,3] the mean of the looks ``light`` [N,3] at the places ``covered`` in each texel, and [S,S] where any is."""
-    texel = np.flatnonzero(covered)
-    row, column = texel // covered.shape[1] // SUPERSAMPLING, texel % covered.shape[1] // SUPERSAMPLING
-    index = row * size + column
-    count = np.bincount(index, minlength=size**2)
-    sums = np.stack([np.bincount(index, channel, minlength=size**2) for channel in light.T], axis=-1)
+def _texels(light: NDArray, covered: NDArray[np.bool_]) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """[H,W,3] the mean of the looks ``light`` [N,3] at the places ``covered`` in each texel, and [H,W] where any is."""
+    rows, columns = (count // SUPERSAMPLING for count in covered.shape)
+    look = np.flatnonzero(covered)
+    row, column = look // covered.shape[1] // SUPERSAMPLING, look % covered.shape[1] // SUPERSAMPLING
+    index = row * columns + column
+    count = np.bincount(index, minlength=rows * columns)
+    sums = np.stack([np.bincount(index, channel, minlength=rows * columns) for channel in light.T], axis=-1)
     image = (sums / np.maximum(count, 1)[:, None]).astype(np.float32)
-    return image.reshape(size, size, 3), (count > 0).reshape(size, size)
+    return image.reshape(rows, columns, 3), (count > 0).reshape(rows, columns)
 
 
 def _padded(image: FloatArray, known: NDArray[np.bool_]) -> FloatArray:

@@ -142,10 +142,10 @@ def _texture(
     charts = unwrap(surface, settings.texture_size, settings.unwrap_timeout, on_wait)
     first, last = STAGES["charts"], STAGES["colours"]
 
-    def on_batch(share: float) -> None:
+    def on_band(share: float) -> None:
         tell("colours", first + share * (last - first))
 
-    return bake(surface, normals, charts, settings.texture_size, partial(color, on_batch=on_batch))
+    return bake(surface, normals, charts, settings.texture_size, color, on_band)
 
 
 def _mean_edge(surface: Surface) -> float:

@@ -31,8 +31,8 @@ class Fragments:
         return self.face >= 0
 
 
-def rasterize(triangles: NDArray, height: int, width: int) -> Fragments:
-    """The nearest of ``triangles`` [F,3,3] at the middle of every pixel.
+def rasterize(triangles: NDArray, height: int, width: int, start: int = 0) -> Fragments:
+    """The nearest of ``triangles`` [F,3,3] at the middle of every pixel of ``height`` rows, the first one ``start``.
 
     Their columns are x to the right and y downwards, in pixels, and a depth that is linear across the picture.
     """
@@ -40,7 +40,7 @@ def rasterize(triangles: NDArray, height: int, width: int) -> Fragments:
     face = torch.full((height, width), -1, dtype=torch.int32)
     weights = torch.zeros(height, width, 3)
     corners = torch.from_numpy(np.ascontiguousarray(triangles, dtype=np.float64))
-    launch(fill, corners, min(BANDS, height), nearest, face, weights)
+    launch(fill, corners, start, min(BANDS, height), nearest, face, weights)
     return Fragments(face.numpy(), weights.numpy())
 
 

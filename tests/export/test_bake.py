@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nfsd3d.export import bake as baking
 from nfsd3d.export.bake import SUPERSAMPLING, bake, surface_colors
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.mesh import linear_to_srgb, reduced, srgb_to_linear
@@ -137,6 +138,28 @@ def test_triangles_too_small_for_a_texel_are_not_forgotten(square):
 
     texture = bake(surface, np.tile(FRONT, (4, 1)), replace(charts, uv=tiny), 32, by_height)
     assert tuple(texture.image[31, 0]) == (255, 0, 0)
+
+
+def test_bands_bound_the_memory_and_change_nothing(square, monkeypatch):
+    surface, charts = square
+    tiny = charts.uv.copy()
+    tiny[3:] = np.float32([[0.02, 0.97], [0.0201, 0.97], [0.0201, 0.9701]])
+    most, shares = [], []
+
+    def watched(points, normals):
+        most.append(len(points))
+        return by_place(points, normals)
+
+    for uv in (charts.uv, tiny):
+        arguments = surface, np.tile(FRONT, (4, 1)), replace(charts, uv=uv), 66, watched
+        monkeypatch.setattr(baking, "LOOKS_PER_BAND", 2**19)
+        whole = bake(*arguments)
+        most.clear()
+        for looks in (1, 2000):
+            monkeypatch.setattr(baking, "LOOKS_PER_BAND", looks)
+            np.testing.assert_array_equal(bake(*arguments, shares.append).image, whole.image)
+        assert max(most) <= 2000
+    assert shares[-1] == 1.0 and len(set(shares)) > 60
 
 
 def test_a_reduced_texture_is_the_mean_light_of_blocks(square):
