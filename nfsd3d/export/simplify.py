@@ -32,8 +32,11 @@ def simplify(surface: Surface, max_faces: int) -> Surface:
     for share, haste in itertools.product(SHARES, HASTES):
         target = round(share * max_faces)
         vertices, faces = fast_simplification.simplify(surface.vertices, surface.faces, target_count=target, agg=haste)
-        small = apart(vertices.astype(np.float32), without_folds(faces))
-        if 0 < len(small.faces) <= max_faces and is_closed(_merged(small)):
+        faces = without_folds(faces)
+        if len(faces) == 0:
+            continue
+        small = apart(vertices.astype(np.float32), faces)
+        if len(small.faces) <= max_faces and is_closed(_merged(small)):
             return small
     return surface
 
