@@ -73,16 +73,17 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def whole_number(smallest: int) -> Callable[[str], int]:
-    """An argparse type: whole numbers from ``smallest`` on."""
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argparse type: whole numbers from ``smallest`` on, up to ``largest`` if given."""
+    expected = f"at least {smallest}" + ("" if largest is None else f" and at most {largest}")
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = smallest - 1
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {smallest}")
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {expected}")
         return value
 
     return parse

@@ -288,6 +288,7 @@ def test_runs_that_are_older_than_a_setting_can_be_exported(run, tmp_path):
         ["--threshold", "-1"],
         ["--threshold", "thick"],
         ["--resolution", "2"],
+        ["--resolution", "1025"],
         ["--max-faces", "1.5"],
         ["--texture-size", "5000"],
         ["--texture-size", "100.5"],

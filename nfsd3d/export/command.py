@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         type=density_or_auto,
         help="density of the surface; or auto: where views show one, and what they do not see is filled",
     )
-    parser.add_argument("--resolution", type=whole_number(16), help="cells per axis, at least")
+    parser.add_argument("--resolution", type=whole_number(16, 1024), help="cells per axis, at least")
     parser.add_argument("--max-faces", type=whole_number(100), help="simplify to this many triangles")
     parser.add_argument("--texture-size", type=texture_size, help="texels per side, 64 to 4096; 0: vertex colours")
     parser.add_argument(

@@ -71,7 +71,7 @@ def extract_surface(level_set: LevelSet, grid: DensityGrid, split: int = 1, min_
 def _no_surface(state: str, grid: DensityGrid, level: float) -> InputError:
     return InputError(
         f"the density field is {state} lies above the threshold {level:.4g} ({density_range(grid)}); "
-        "choose a threshold inside that range, or train longer"
+        "choose a threshold inside that range (--threshold, export.threshold), or train longer"
     )
 
 

@@ -105,7 +105,7 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
     if all((depth < 0).all() for depth in visible):
         raise InputError(
             f"the density field is empty: {density_range(grid)}, and no ray through it becomes opaque; train longer, "
-            "lower train.regularizers.sparsity, or choose a threshold inside that range"
+            "lower train.regularizers.sparsity, or choose a threshold inside that range (--threshold, export.threshold)"
         )
     largest = values.max()
     # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.

@@ -70,7 +70,7 @@ def known_format(name: str) -> str:
         InputError: it is not a known format.
     """
     if name.lower() not in FORMATS:
-        raise InputError(f"mesh format {name!r} is not known: choose from {', '.join(FORMATS)}")
+        raise InputError(f"--formats, export.formats: {name!r} is not known: choose from {', '.join(FORMATS)}")
     return name.lower()
 
 

@@ -117,8 +117,14 @@ class ModelFiles:
         """The files of the weights that are used."""
         networks = () if self.file is not None else NETWORKS
         folders = [self.folder / name for name in networks if name != "vae" or self.vae is None]
-        found = [path for folder in [*folders, *filter(None, [self.vae])] for path in folder.glob("*.safetensors")]
+        found = [path for folder in [*folders, *filter(None, [self.vae])] for path in _loaded(folder)]
         return [*found, *filter(None, [self.file])]
+
+
+def _loaded(folder: Path) -> list[Path]:
+    """The files of a network's weights that are read: those of half precision only where there are no others."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [path for path in found if ".fp16." not in path.name] or found
 
 
 def locate(

@@ -20,9 +20,12 @@ from nfsd3d.train.charts import Points, line_chart
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.summary import read_summary
 
-MAX_FACES = 60_000
 MAX_TEXTURE = 1024
-"""The page's copy of the mesh is simplified to this, and its texture reduced, so that the page stays below 10 MB."""
+"""Texels per side of the page's copy of the mesh, at most."""
+
+MAX_MESH_BYTES = 24 * 2**20
+MAX_FACES = 60_000
+"""A mesh whose file is larger, its texture reduced, is simplified to so many triangles for the page."""
 
 MAX_VIDEO_BYTES = 4 * 2**20
 """A larger video is not embedded; the page names the file instead."""
@@ -109,10 +112,14 @@ def _images(run_dir: Path) -> str:
 def _viewer(mesh: SurfaceMesh | None) -> str:
     if mesh is None:
         return ""
-    small = simplify_mesh(mesh, MAX_FACES)
+    small = mesh
     if small.texture is not None:
         small = replace(small, texture=reduced(small.texture, MAX_TEXTURE))
-    model = _base64(glb_bytes(small, {}))
+    content = glb_bytes(small, {})
+    if len(content) > MAX_MESH_BYTES:  # without its texture, which its triangles carry
+        small = simplify_mesh(mesh, MAX_FACES)
+        content = glb_bytes(small, {})
+    model = _base64(content)
     colors = "vertex colours" if mesh.texture is None else f"a texture of {mesh.texture.size}²"
     shown = f"{len(mesh.faces):,} triangles, {colors}"
     if len(small.faces) < len(mesh.faces):

@@ -111,3 +111,11 @@ def test_a_finished_mesh_keeps_shape_normals_and_colours():
     assert ((small.normals * (small.vertices - [0.1, 0, 0])).sum(1) > 0).all()
     np.testing.assert_allclose(small.colors[:, 0], (small.vertices[:, 0] + 0.2) / 0.6, atol=0.1)
     assert simplify_mesh(mesh, 10**6) is mesh
+
+
+def test_a_surface_of_which_only_folds_are_left_stays_as_it_is(monkeypatch):
+    ball = trimesh.creation.icosphere(1)
+    surface = Surface(ball.vertices.astype(np.float32), ball.faces.astype(np.int32))
+    fold = np.array([[0, 1, 2], [0, 2, 1]], np.int32)
+    monkeypatch.setattr("fast_simplification.simplify", lambda vertices, faces, **settings: (vertices, fold))
+    assert simplify(surface, 10) is surface

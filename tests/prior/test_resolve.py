@@ -352,6 +352,13 @@ def test_another_autoencoder_comes_from_its_own_place(tmp_path, monkeypatch, no_
     assert hub.patterns == {"some/tiny": ["config.json", "diffusion_pytorch_model.safetensors"]}
 
 
+def test_half_precision_weights_count_only_where_there_are_no_others(tmp_path):
+    folder = write_files(tmp_path, [*FILES, "unet/diffusion_pytorch_model.fp16.safetensors"])
+    assert [path.parent.name for path in ModelFiles(folder).weights()] == ["unet", "vae", "text_encoder"]
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    assert ModelFiles(folder).weights()[0].name == "diffusion_pytorch_model.fp16.safetensors"
+
+
 def test_an_incomplete_autoencoder_names_the_missing_file(tmp_path):
     write_files(tmp_path, ["config.json"])
     with pytest.raises(InputError, match=r"prior\.vae=.* lacks \*\.safetensors; an autoencoder needs config\.json"):

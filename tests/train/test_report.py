@@ -90,6 +90,8 @@ def test_parts_that_a_run_has_not_made_are_left_out(configure, tmp_path):
 def test_a_large_mesh_is_simplified_for_the_page(configure, run_dir, mesh, monkeypatch):
     whole = render_report(run_dir, configure(), mesh)
     monkeypatch.setattr(report, "MAX_FACES", 100)
+    assert render_report(run_dir, configure(), mesh) == whole  # its file is small
+    monkeypatch.setattr(report, "MAX_MESH_BYTES", 5000)
     small = render_report(run_dir, configure(), mesh)
     assert len(small) < len(whole) - 4000
     assert "320 triangles, vertex colours (100 with vertex colours shown here)" in small
