@@ -98,8 +98,8 @@ def compiled_with(configure, monkeypatch):
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
 
-    def result(choice, failing=False, pieces=None, **changes):
-        config = configure(**{"machine.compile": choice, **changes})
+    def result(choice, failing=False, pieces=None, config=None, **changes):
+        config = config or configure(**{"machine.compile": choice, **changes})
         parts, said = build_parts(config, StableDiffusionPrior.load(EMBEDDED)), []
 
         def run(*arguments, **options):
@@ -124,10 +124,9 @@ def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
     assert compiled_with(True, **everything)[2] == []
 
 
-def test_latents_need_no_encoder(compiled_with):
-    latent = {"generator": {"type": "latent", "initial_std": 1.0}, "train.learning_rate": {"latent": 0.1}}
-    _, asked, _ = compiled_with(True, **latent)
-    assert asked == [(2, True, False)]
+def test_latents_need_no_encoder(compiled_with, configure_2d, kind):
+    config = configure_2d(**{"machine.compile": True})
+    assert compiled_with(True, config=config)[1] == [(3, True, kind == "image")]
 
 
 def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
