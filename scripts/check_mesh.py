@@ -20,15 +20,19 @@ from nfsd3d.files import write_json
 from nfsd3d.train.build import viewing_cameras
 
 TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
+LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
+"""What a mesh's views must have in common with the field's: decibels, and intersection over union, on average."""
 
 
 def main() -> int:
-    """Prints one line of JSON per run; returns 0, or 1 if a check fails that has a yes or no."""
+    """Prints one line of JSON per run; returns 0, or 1 if a mesh is open, unlike the field, or refused."""
     options = _parser().parse_args()
     if not options.run_dirs and not options.install:
         raise InputError("RUN_DIR: give one or several, or --install")
     if options.install:
         mesh_checks.install_npm_packages(options.tools)
+    elif (options.validator or options.browser) and not options.tools.is_dir():
+        raise InputError(f"--tools {options.tools}: no such folder; add --install, which puts the npm packages there")
     options.output.mkdir(parents=True, exist_ok=True)
     names = mesh_checks.picture_names(options.run_dirs)
     results = [check(run_dir, name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)]
@@ -52,6 +56,7 @@ def check(run_dir: Path, picture_name: str, options: argparse.Namespace) -> dict
     write_png(name.with_name(f"{name.name}-views.png"), picture)
     result["views"] = {key: round(value, 4) for key, value in asdict(agreement).items()}
     ok = result["shape"]["watertight"] and result["shape"]["consistent"] and result["shape"]["volume"] > 0
+    ok = ok and agreement.psnr >= LEAST_PSNR and agreement.silhouette_iou >= LEAST_SILHOUETTE_IOU
     if options.validator:
         result["validator"] = mesh_checks.validate_glb(glb, options.tools)
         ok = ok and result["validator"]["errors"] == result["validator"]["warnings"] == 0
