@@ -100,14 +100,14 @@ def test_instructions_are_executed_in_a_folder(check, tmp_path, capfd):
 ARG GIVEN=default
 ARG OTHER=default
 ENV GREETING="good morning"
-WORKDIR /work/here
+WORKDIR /srv/here
 COPY . .
 RUN echo "$GIVEN $OTHER $GREETING" > out && cat sub/file
 ENTRYPOINT ["sh", "-c"]
 CMD ["cat out"]
 """
     check.execute(check.parse(text), image, context, {"PATH": os.environ["PATH"]}, {"GIVEN": "mine"})
-    assert (image / "work" / "here" / "out").read_text() == "mine default good morning\n"
+    assert (image / "srv" / "here" / "out").read_text() == "mine default good morning\n"
     assert not (image / "work" / "here" / "untracked").exists()
     printed = capfd.readouterr().out
     assert "content" in printed
