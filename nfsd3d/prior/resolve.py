@@ -6,15 +6,25 @@ single safetensors file in the layout of the original code, beside such a folder
 configurations and the tokenizer.
 """
 
-import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.contents import (
+    AUTOENCODER,
+    LAYOUT,
+    MODEL,
+    NETWORKS,
+    Contents,
+    check_folder,
+    files_in,
+    first_missing,
+    inside,
+    wanted_files,
+)
+from nfsd3d.prior.single_file import check_kind, read_object
 
 EMBEDDED = Path(__file__).parent / "shapes"
 """The folder of the model that comes with the package."""
@@ -36,41 +46,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Hub ids of each named prior, tried in order. The last are the originals: gone from the hub, but still in caches."""
 
-NETWORKS = ("unet", "vae", "text_encoder")
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a folder in the layout of diffusers has to hold.
-
-    The configurations of ``networks`` (subfolders; "" is the folder itself), with their ``weights`` or without;
-    ``others``: further files; and ``tokenizer``: whether one too. ``description`` is for messages.
-    """
-
-    networks: tuple[str, ...]
-    description: str
-    weights: bool = True
-    others: tuple[str, ...] = ()
-    tokenizer: bool = False
-
-
-MODEL = Contents(
-    NETWORKS,
-    "a model needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in the layout of diffusers",
-    others=("scheduler/scheduler_config.json",),
-    tokenizer=True,
-)
-LAYOUT = Contents(
-    NETWORKS,
-    "a single file needs beside it what a model in the layout of diffusers has besides weights",
-    weights=False,
-    others=("model_index.json", "scheduler/scheduler_config.json"),
-    tokenizer=True,
-)
-AUTOENCODER = Contents(("",), "an autoencoder needs config.json and diffusion_pytorch_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -171,7 +148,7 @@ def fetch(source: ModelSource) -> ModelFiles:
     vae = None if source.vae is None else _fetch(source.vae)
     files = ModelFiles(_fetch(source.model), source.file, vae)
     if source.model.folder is None and source.file is not None:  # not seen before
-        _check_kind(source.file, files.folder)
+        check_kind(source.file, files.folder, ALIASES)
     return files
 
 
@@ -181,21 +158,7 @@ def prediction_type(folder: Path) -> str:
     Raises:
         InputError: the scheduler's configuration cannot be read.
     """
-    return str(_read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
-
-
-def check_folder(folder: Path, setting: str, contents: Contents = MODEL) -> Path:
-    """``folder`` itself, if it holds the files that are needed.
-
-    Raises:
-        InputError: it does not exist, or a file is missing; the message names the first one.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{setting}: the folder {folder} does not exist")
-    missing = _first_missing(_files_in(folder), contents)
-    if missing is not None:
-        raise InputError(f"{setting}: {folder} lacks {missing}; {contents.description}")
-    return folder
+    return str(read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
 
 
 def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Location:
@@ -235,72 +198,8 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Loca
     else:
         location = _preset(f"prior={name}", name, LAYOUT, offline)
     if location.folder is not None:
-        _check_kind(file, location.folder)
+        check_kind(file, location.folder, ALIASES)
     return location
-
-
-# One tensor of each part tells that the part is there, and the second the width of the text that the UNet attends to.
-_UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-_UNET_TEXT = re.compile(r"model\.diffusion_model\..*attn2\.to_k\.weight")
-_PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
-
-
-def _check_kind(file: Path, layout: Path) -> None:
-    """Raises InputError unless the tensors in ``file`` are those of a model with the configurations in ``layout``."""
-    setting = f"prior.model={file}"
-    shapes = _tensor_shapes(file, setting)
-    for part, prefix in _PARTS.items():
-        if not any(name.startswith(prefix) for name in shapes):
-            raise InputError(
-                f"{setting}: holds no {part} (no tensor {prefix}*); a single file needs the UNet, the autoencoder and "
-                "the text encoder of Stable Diffusion 1 or 2, all in the layout of the original code"
-            )
-    config = _read_object(layout / "unet" / "config.json")
-    channels, width = config.get("in_channels"), config.get("cross_attention_dim")
-    # What has no second dimension is no such weight: 0.
-    found_channels = _second(shapes.get(_UNET_INPUT, []))
-    found_width = next((_second(shape) for name, shape in sorted(shapes.items()) if _UNET_TEXT.fullmatch(name)), 0)
-    if (found_channels, found_width) != (channels, width):
-        raise InputError(
-            f"{setting}: its UNet takes {found_channels} channels and text of width {found_width}, where {layout} says "
-            f"{channels} and {width}; choose another of prior={', '.join(ALIASES)}, or prior.layout=FOLDER"
-        )
-
-
-def _second(shape: list[int]) -> int:
-    return shape[1] if len(shape) > 1 else 0
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a configuration's file.
-
-    Raises:
-        InputError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"prior.model, prior.layout: {path} cannot be read ({error}); replace it with an intact copy"
-        ) from error
-    return content
-
-
-def _tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
-    """The shape of each tensor in a safetensors file, from its header alone."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 0 < length <= file.stat().st_size:
-                raise ValueError("no safetensors header")
-            header = json.loads(stream.read(length))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy"
-        ) from error
 
 
 def _fetch(location: Location) -> Path:
@@ -313,34 +212,6 @@ def _fetch(location: Location) -> Path:
             return folder
         reasons.append(reason)
     raise InputError(_not_available(location, reasons))
-
-
-def _files_in(folder: Path) -> list[str]:
-    return [
-        path.relative_to(folder).as_posix() for glob in ("*", "*/*") for path in folder.glob(glob) if path.is_file()
-    ]
-
-
-def _first_missing(files: Iterable[str], contents: Contents) -> str | None:
-    present = set(files)
-    for network in contents.networks:
-        if _inside(network, "config.json") not in present:
-            return _inside(network, "config.json")
-        if contents.weights and not any(_is_weights(path, network) for path in present):
-            return _inside(network, "*.safetensors")
-    words = {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= present or "tokenizer/tokenizer.json" in present
-    if contents.tokenizer and not words:
-        return "tokenizer/vocab.json with merges.txt, or tokenizer/tokenizer.json"
-    return next((name for name in contents.others if name not in present), None)
-
-
-def _inside(network: str, name: str) -> str:
-    return f"{network}/{name}" if network else name
-
-
-def _is_weights(path: str, network: str) -> bool:
-    stem = "model" if network == "text_encoder" else "diffusion_pytorch_model"
-    return path in (_inside(network, f"{stem}.safetensors"), _inside(network, f"{stem}.fp16.safetensors"))
 
 
 def _as_file(model: str) -> Path | None:
@@ -375,12 +246,12 @@ def _cached(hub_id: str, contents: Contents) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     # Not snapshot_download(local_files_only=True): it refuses copies that lack files which nothing here reads.
-    name = _inside(contents.networks[0], "config.json")
+    name = inside(contents.networks[0], "config.json")
     config = try_to_load_from_cache(hub_id, name)
     if not isinstance(config, str):
         return None
     folder = Path(config).parents[name.count("/")]
-    return folder if _first_missing(_files_in(folder), contents) is None else None
+    return folder if first_missing(files_in(folder), contents) is None else None
 
 
 def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
@@ -392,10 +263,10 @@ def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
         # One question first: it fails at once where there is no network, and says which weights exist.
         siblings = HfApi().model_info(hub_id, timeout=_TIMEOUT).siblings or []
         files = [sibling.rfilename for sibling in siblings]
-        missing = _first_missing(files, contents)
+        missing = first_missing(files, contents)
         if missing is not None:
             return None, f"lacks {missing}"
-        return Path(snapshot_download(hub_id, allow_patterns=_wanted(files, contents))), ""
+        return Path(snapshot_download(hub_id, allow_patterns=wanted_files(files, contents))), ""
     except GatedRepoError:
         return None, "gated: accept its licence on the hub and log in"
     except RepositoryNotFoundError:
@@ -403,18 +274,6 @@ def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
     except (OSError, HTTPError) as error:  # HTTPError is the HTTP library's: the client lets its errors through
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return None, f"the hub cannot be reached ({reason[0]})"
-
-
-def _wanted(files: list[str], contents: Contents) -> list[str]:
-    """The files to download: configurations, the tokenizer, and one set of weights per network."""
-    wanted = ["model_index.json", "tokenizer/*", "scheduler/*"] if contents.tokenizer else []
-    for network in contents.networks:
-        wanted.append(_inside(network, "config.json"))
-        if contents.weights:
-            weights = sorted(path for path in files if _is_weights(path, network))
-            # "...model.fp16.safetensors" sorts before "...model.safetensors": half the size, and enough for every use.
-            wanted.append(weights[0])
-    return wanted
 
 
 def _offline_environment() -> bool:
