@@ -63,7 +63,7 @@ ADAPTERS = {
     },
     "diffusers": {
         "nfsd3d.prior.architectures",
-        "nfsd3d.prior.stable_diffusion",
+        "nfsd3d.prior.loading",
         "nfsd3d.shapes.autoencoder",
         "nfsd3d.shapes.denoiser",
         "nfsd3d.shapes.teacher",

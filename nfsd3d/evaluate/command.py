@@ -135,22 +135,28 @@ def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
 
 
 def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from nfsd3d.evaluate.suite import Job, jobs_of, load_suite, run_jobs
+    from nfsd3d.evaluate.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
 
     suite = load_suite(options.suite)
     folder = options.output or Path("outputs") / "suites" / options.suite.stem
-    jobs = jobs_of(suite, folder)
     failures = 0
-    with _bar(f"running {options.suite.stem}", len(jobs)) as advance:
 
-        def report(job: Job, code: int) -> None:
-            nonlocal failures
-            if code:
-                failures += 1
-                print(f"{job.run_dir}: exit code {code}; see {job.run_dir.with_suffix('.log')}")
-            advance()
+    def run(jobs: list[Job], description: str) -> list[Job]:
+        with _bar(description, len(jobs)) as advance:
 
-        run_jobs(jobs, report, side_by_side=options.jobs)
+            def report(job: Job, code: int) -> None:
+                nonlocal failures
+                if code:
+                    failures += 1
+                    print(f"{job.run_dir}: exit code {code}; see {job.run_dir.with_suffix('.log')}")
+                advance()
+
+            run_jobs(jobs, report, side_by_side=options.jobs)
+        return jobs
+
+    if suite.edits:
+        run(source_jobs(suite, folder), f"the sources of {options.suite.stem}")
+    jobs = run(jobs_of(suite, folder), f"running {options.suite.stem}")
     groups: dict[str, list[Path]] = {}
     for job in jobs:
         if any((job.run_dir / "checkpoints").glob("step-*.json")):

@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     shares(usable_cores(), options.jobs or 1)
     suite = _selected(load_suite(tier_file(options.tier), "--tier"), options)
+    if suite.edits:
+        raise InputError(f"--tier {options.tier}: a suite of edits; nfsd3d evaluate --suite FILE measures it")
     name = Path(options.tier).stem
     from nfsd3d.evaluate.records import append, read
     from nfsd3d.evaluate.trials import trials_of

@@ -73,7 +73,7 @@ class _Placement:
         """Where ``points`` [N,3] of the object come to lie."""
         return points @ self._turn.T * self.scale + self.shift
 
-    def toobject_named(self, points: Floats) -> Floats:
+    def to_object(self, points: Floats) -> Floats:
         """The points of the object that come to lie at ``points`` [N,3]."""
         return (points - self.shift) @ self._turn / self.scale
 
@@ -108,7 +108,7 @@ def _truth(object_name: str) -> _Truth:
     near = points[distances < cell]
     low, high = near.min(axis=0) - cell, near.max(axis=0) + cell
     corners = np.where(grid_indices(2, 2, 2), high, low)
-    turned = _Placement(1.0, np.zeros(3), QUARTER_TURN / 2).toobject_named(near)
+    turned = _Placement(1.0, np.zeros(3), QUARTER_TURN / 2).to_object(near)
     is_round = np.abs(distances_to(shape, turned) - distances[distances < cell]).max() < 1e-3
     free = not shape.has_front and not is_round
     return _Truth(
@@ -136,13 +136,13 @@ def fit(solid: Solid, object_name: str) -> Fit:
 
     def smooth(parameters: Floats, count: int, width: float) -> float:
         place = _Placement.of(parameters)
-        distance = place.scale * truth.distance(place.toobject_named(cells[:: math.ceil(len(cells) / count)]))
+        distance = place.scale * truth.distance(place.to_object(cells[:: math.ceil(len(cells) / count)]))
         return -_smooth_iou(float(_coverage(distance, width).mean()), solid.volume, place.scale**3 * truth.volume)
 
     def counted(parameters: Floats, distance: Callable[[Floats], Floats] = truth.distance) -> float:
         place = _Placement.of(parameters)
         box = place.to_world(truth.corners)
-        return -_counted_iou(solid, lambda points: distance(place.toobject_named(points)) < 0, box)
+        return -_counted_iou(solid, lambda points: distance(place.to_object(points)) < 0, box)
 
     def rough(parameters: Floats) -> float:
         return smooth(parameters, 3_000, max(BLUR, solid.cell))

@@ -4,20 +4,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nfsd3d.api import Run
+from nfsd3d.api import Run, load_run
+from nfsd3d.config import Config
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.alignment import align, view_errors
 from nfsd3d.evaluate.appearance import compare_appearance
 from nfsd3d.evaluate.geometry import fit
 from nfsd3d.evaluate.judge import SIZE, Judge
-from nfsd3d.evaluate.solids import field_solid, mesh_solid
+from nfsd3d.evaluate.solids import Solid, field_solid, mesh_solid, overlap
 from nfsd3d.shapes.grammar import Composition, parse_prompt
 from nfsd3d.shapes.objects import OBJECTS
 from nfsd3d.shapes.render import render_views
+from nfsd3d.train import state
 from nfsd3d.train.build import viewing_cameras
 
 VIEWS = 24
@@ -31,7 +34,8 @@ class RunScore:
     ``object``, ``color``, ``pattern``: whether the judge, over all views together, finds them right; ``retrieved`` and
     ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is right.
     ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what the best
-    ellipsoid reaches. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
+    ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from no other or
+    that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
     ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
     ``memory_mb`` (peak) are the run's own records, None where it has none.
     """
@@ -50,6 +54,7 @@ class RunScore:
     iou: float
     mesh_iou: float | None
     ellipsoid_iou: float
+    source_iou: float | None
     view_error_deg: float | None
     janus: bool | None
     sharpness: float
@@ -95,6 +100,7 @@ def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
         iou=solid_fit.iou,
         mesh_iou=_mesh_iou(run, truth, radius) if mesh else None,
         ellipsoid_iou=solid_fit.ellipsoid,
+        source_iou=_source_iou(run.config, solid, (near + far) / 2),
         view_error_deg=error,
         janus=janus,
         sharpness=appearance.sharpness,
@@ -126,6 +132,13 @@ def views_of(run: Run) -> tuple[Tensor, Tensor]:
     return rendering.image.clamp(0, 1).cpu(), rendering.opacity.cpu()
 
 
+def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
+    if config.source_run is None or not state.list_checkpoints(Path(config.source_run).expanduser() / "checkpoints"):
+        return None
+    source = load_run(Path(config.source_run).expanduser())
+    return overlap(solid, field_solid(source.generator, solid.radius, distance=distance))
+
+
 def _mesh_iou(run: Run, truth: Composition, radius: float) -> float | None:
     try:
         mesh = run.mesh
@@ -152,6 +165,7 @@ class Row:
     mesh_iou: float
     ellipsoid_iou: float
     iou_gain: float
+    source_iou: float
     view_error_deg: float
     janus: float
     sharpness: float
@@ -190,6 +204,7 @@ def summarize(scores: list[RunScore]) -> Row:
         mesh_iou=mean("mesh_iou"),
         ellipsoid_iou=mean("ellipsoid_iou"),
         iou_gain=mean("iou") - mean("ellipsoid_iou"),
+        source_iou=mean("source_iou"),
         view_error_deg=median("view_error_deg"),
         janus=mean("janus"),
         sharpness=mean("sharpness"),

@@ -62,6 +62,18 @@ class Solid:
         return (np.argwhere(self.grid).astype(np.float64) + 0.5) * self.cell - self.radius
 
 
+def overlap(one: Solid, other: Solid) -> float:
+    """The intersection over the union of two solids where they are, in [0,1]; 1 where both are empty.
+
+    Raises:
+        ValueError: their grids are not the same.
+    """
+    if one.grid.shape != other.grid.shape or one.radius != other.radius:
+        raise ValueError("solids on different grids")
+    union = np.count_nonzero(one.grid | other.grid)
+    return float(np.count_nonzero(one.grid & other.grid)) / union if union else 1.0
+
+
 # --- the solid of a radiance field -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -18,7 +18,7 @@ import yaml
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.cores import shares, threads, usable_cores
 
-_KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations"}
+_KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations", "edits", "source_config"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Suite:
     In a file a row may have a ``grid``, values by setting: it stands for a row for each combination. A comparison
     (`nfsd3d.evaluate.compare_command`) reads also which row each row is compared with (``baseline``, by the row's name:
     one for all, or a mapping), and whether rows are also run at equal evaluations of the network.
+
+    With ``edits`` the rows edit: each of the prompts is first made with the experiment ``source_config``, and then
+    turned into each of its edits.
     """
 
     config: str
@@ -38,6 +41,8 @@ class Suite:
     ceiling: bool
     baseline: dict[str, str]
     equal_evaluations: bool
+    edits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    source_config: str = "nfsd"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,12 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     if not isinstance(content, dict) or set(content) - _KEYS:
         unknown = ", ".join(map(str, set(content) - _KEYS)) if isinstance(content, dict) else "no mapping"
         raise InputError(f"{option} {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
-    prompts, seeds = content.get("prompts", []), content.get("seeds", [0])
+    edits = content.get("edits", {})
+    if not isinstance(edits, dict) or not all(_is_list(targets, str) for targets in edits.values()):
+        raise InputError(f"{option} {path}: edits must map the prompt of each source to a list of prompts")
+    if edits and "prompts" in content:
+        raise InputError(f"{option} {path}: prompts beside edits; the sources are the edits' keys, leave prompts out")
+    prompts, seeds = list(map(str, edits)) or content.get("prompts", []), content.get("seeds", [0])
     rows = content.get("rows") or {str(content.get("config", "nfsd")): {}}
     if not _is_list(prompts, str) or not _is_list(seeds, int):
         raise InputError(f"{option} {path}: prompts must be a list of texts and seeds a list of whole numbers")
@@ -83,6 +93,8 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
         ceiling=bool(content.get("ceiling", False)),
         baseline=baseline,
         equal_evaluations=bool(content.get("equal_evaluations", False)),
+        edits={str(source): tuple(targets) for source, targets in edits.items()},
+        source_config=str(content.get("source_config", "nfsd")),
     )
 
 
@@ -101,16 +113,33 @@ def _is_list(value: Any, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
 
 
+def source_jobs(suite: Suite, folder: Path) -> list[Job]:
+    """The runs that a suite of edits starts from, in ``folder``/source; they come before those of :func:`jobs_of`."""
+    return [_job("source", suite.source_config, [], prompt, seed, folder) for prompt, seed in _sources(suite)]
+
+
 def jobs_of(suite: Suite, folder: Path) -> list[Job]:
-    """The runs of a suite, below ``folder``: one folder a row, one in it a prompt and seed."""
+    """The runs of a suite, below ``folder``: one folder a row, one in it a prompt (or an edit) and seed."""
     jobs = []
     for name, settings in suite.rows.items():
-        for prompt in suite.prompts:
-            for seed in suite.seeds:
-                run_dir = folder / slug(name) / f"{slug(prompt)}-{seed}"
-                fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
-                jobs.append(Job(name, run_dir, ("--config", suite.config, *overrides_of(settings), *fixed)))
+        overrides = overrides_of(settings)
+        for (prompt, seed), source in zip(_sources(suite), source_jobs(suite, folder), strict=True):
+            if not suite.edits:
+                jobs.append(_job(name, suite.config, overrides, prompt, seed, folder))
+            for target in suite.edits.get(prompt, ()):
+                edit = [f"source_run={source.run_dir}", f"source_prompt={prompt}", *overrides]
+                jobs.append(_job(name, suite.config, edit, target, seed, folder, f"{slug(prompt)}-to-"))
     return jobs
+
+
+def _sources(suite: Suite) -> list[tuple[str, int]]:
+    return [(prompt, seed) for prompt in suite.prompts for seed in suite.seeds]
+
+
+def _job(row: str, config: str, overrides: list[str], prompt: str, seed: int, folder: Path, before: str = "") -> Job:
+    run_dir = folder / slug(row) / f"{before}{slug(prompt)}-{seed}"
+    fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
+    return Job(row, run_dir, ("--config", config, *overrides, *fixed))
 
 
 def overrides_of(settings: dict[str, Any]) -> list[str]:

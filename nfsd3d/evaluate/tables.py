@@ -50,11 +50,11 @@ def calibration_table(rows: Mapping[str, Calibration]) -> str:
 def run_table(scores: Mapping[str, RunScore]) -> str:
     """One row a run, by name."""
     head = ["run", "prompt", "object", "colour", "pattern", "retrieved", "margin", "IoU", "mesh IoU", "ellipsoid"]
-    head += ["view error", "Janus", "status"]
+    head += ["IoU with source", "view error", "Janus", "status"]
 
     def cells(name: str, s: RunScore) -> list[str]:
         right = [yes(value) for value in (s.object, s.color, s.pattern, s.retrieved)]
-        shape = [number(value) for value in (s.iou, s.mesh_iou, s.ellipsoid_iou)]
+        shape = [number(value) for value in (s.iou, s.mesh_iou, s.ellipsoid_iou, s.source_iou)]
         return [name, s.prompt, *right, number(s.margin, 1), *shape, degrees(s.view_error_deg), yes(s.janus), s.status]
 
     return table(head, [cells(name, score) for name, score in scores.items()])
@@ -63,11 +63,18 @@ def run_table(scores: Mapping[str, RunScore]) -> str:
 def summary_table(rows: Mapping[str, Row]) -> str:
     """One row a method (or ceiling), over its runs."""
     head = ["", "runs", "object", "colour", "pattern", "R-Precision", "margin", "IoU", "mesh IoU", "over ellipsoid"]
-    head += ["view error", "Janus", "sharpness", "contrast", "done", "seconds", "evaluations", "MB"]
+    head += ["IoU with source", "view error", "Janus", "sharpness", "contrast", "done", "seconds", "evaluations", "MB"]
 
     def cells(name: str, r: Row) -> list[str]:
         right = [percent(share) for share in (r.object, r.color, r.pattern, r.retrieved)]
-        shape = [number(r.iou), number(r.mesh_iou), f"{r.iou_gain:+.2f}", degrees(r.view_error_deg), percent(r.janus)]
+        shape = [
+            number(r.iou),
+            number(r.mesh_iou),
+            f"{r.iou_gain:+.2f}",
+            number(r.source_iou),
+            degrees(r.view_error_deg),
+            percent(r.janus),
+        ]
         cost = [percent(r.done), *(number(value, 0) for value in (r.seconds, r.evaluations, r.memory_mb))]
         look = [number(r.sharpness), number(r.contrast)]
         return [name, str(r.runs), *right, number(r.margin, 1), *shape, *look, *cost]
