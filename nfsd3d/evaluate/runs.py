@@ -34,7 +34,7 @@ class RunScore:
     ``object``, ``color``, ``pattern``: whether the judge, over all views together, finds them right; ``retrieved`` and
     ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is right.
     ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what the best
-    ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from no other or
+    ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from none or
     that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
     ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
     ``memory_mb`` (peak) are the run's own records, None where it has none.

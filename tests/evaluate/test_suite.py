@@ -9,7 +9,7 @@ import pytest
 
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import suite as suites
-from nfsd3d.evaluate.suite import Job, jobs_of, load_suite, run_jobs
+from nfsd3d.evaluate.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
 
 TEXT = """
 config: nfsd
@@ -105,3 +105,15 @@ def test_runs_side_by_side_share_the_cores(tmp_path, monkeypatch):
     assert sorted(seen) == [("[3, 4]", "2")] * 2 + [("[5, 6]", "2")] * 2
     with pytest.raises(InputError, match="--jobs 5: there are 4 cores"):
         run_jobs(jobs, lambda job, code: None, side_by_side=5)
+
+
+def test_edits_start_from_runs_of_their_sources(tmp_path):
+    path = tmp_path / "edits.yaml"
+    path.write_text("config: dds\nedits: {a blue cube: [a red cube, a blue torus]}\nrows: {DDS: {train.steps: 9}}\n")
+    suite = load_suite(path)
+    (source,) = source_jobs(suite, tmp_path)
+    assert source.arguments[:3] == ("--config", "nfsd", "prompt=a blue cube")
+    first, second = jobs_of(suite, tmp_path)
+    assert first.run_dir == tmp_path / "dds/a-blue-cube-to-a-red-cube-0"
+    expected = (f"source_run={source.run_dir}", "source_prompt=a blue cube", "train.steps=9", "prompt=a blue torus")
+    assert second.arguments[2:6] == expected
