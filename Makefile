@@ -9,12 +9,14 @@
 #                          make demo TORCH_ARGS="--index-url URL" (pytorch.org names the URL of its CPU index)
 # PROMPT="a pink house"    what make demo makes
 # ARGS="seed=1 ..."        further settings for make demo;  PYTEST_ARGS="-k name"  for make test
+# TEST_JOBS=2              how many processes share the tests, one core each
 
 PYTHON ?= python3
 TORCH_ARGS ?=
 PROMPT ?= a red and white dotted mushroom
 ARGS ?=
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,7 +61,7 @@ demo: $(RUN_STAMP)
 	  "$$run/turntable.mp4" "$$run/mesh/model.glb" "$$run/report.html"
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .

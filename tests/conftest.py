@@ -7,6 +7,11 @@ from importlib.metadata import version
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from nfsd3d.backend import triton_interprets, visible_gpus
+from nfsd3d.evaluate.cores import threads
+
+# Of several processes that share the tests, each keeps to one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(threads(1))
 
 # Without a GPU the Triton kernels are tested in Triton's interpreter, to be asked for before Triton is imported.
 if visible_gpus() == 0:
