@@ -288,7 +288,7 @@ def test_generators_in_a_sweep_and_a_dry_run(runs, capsys):
     capsys.readouterr()
     assert main(["--config", "configs/nfsd_2d.yaml", "prompt=a red house", "dry_run=true", *SETTLED]) == 0
     shown = capsys.readouterr().out
-    assert yaml.safe_load(shown)["generator"] == {"type": "latent", "initial_std": 1.0}
+    assert yaml.safe_load(shown)["generator"] == {"type": "latent", "initial_std": 0.1}
     assert "# run directory: outputs/nfsd_2d/<prompt>/<time>" in shown
 
 
