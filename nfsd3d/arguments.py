@@ -15,6 +15,9 @@ from nfsd3d.files import write_json
 from nfsd3d.settings import TEXTURE_SIZES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from nfsd3d.api import Run
 
 
@@ -119,3 +122,18 @@ def _number(text: str, expected: str, is_allowed: Callable[[float], bool]) -> fl
     if not (math.isfinite(value) and is_allowed(value)):
         raise argparse.ArgumentTypeError(f"{text!r} {expected}")
     return value
+
+
+def counting_bar(console: Console | None = None, *, transient: bool = False) -> Progress:
+    """A progress bar of things that are counted; a ``transient`` one is gone when they are done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)

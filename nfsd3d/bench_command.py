@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from nfsd3d import backend
-from nfsd3d.arguments import whole_number, write_numbers
+from nfsd3d.arguments import counting_bar, whole_number, write_numbers
 from nfsd3d.backend import check_machine
 from nfsd3d.config import compose
 from nfsd3d.errors import InputError
@@ -141,7 +140,7 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
         pieces = fit_into_memory(config, parts, pieces, say)
     compile_prior(config, parts, pieces, say)
     warmup = min(WARMUP_STEPS, options.steps)
-    with _progress(console) as progress:
+    with counting_bar(console, transient=True) as progress:
         task = progress.add_task("training steps", total=bench_prior.count_steps(config, options.steps, warmup))
         comparison = bench_prior.compare(
             parts,
@@ -222,7 +221,7 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
         if len(contenders) == 1:
             console.print(f"{kernel}: {device.type} has no other implementation than the reference")
             return
-        with _progress(console) as progress:
+        with counting_bar(console, transient=True) as progress:
             task = progress.add_task(kernel, total=options.rounds + 1)
             timings = bench.bench_kernel(
                 contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
@@ -251,16 +250,11 @@ def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
     from nfsd3d.train.build import build_parts
 
     parts = build_parts(config)
-    with _progress(console) as progress:
+    with counting_bar(console, transient=True) as progress:
         task = progress.add_task("training steps", total=steps + WARMUP_STEPS)
         return bench.bench_step(
             parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task)
         )
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 # Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfsd3d.arguments import whole_number, write_numbers, writing_to
+from nfsd3d.arguments import counting_bar, whole_number, write_numbers, writing_to
 from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.files import write_text
@@ -71,7 +71,6 @@ def main(argv: Sequence[str]) -> int:
         load_run_config(run_dir)
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from nfsd3d.export.pictures import write_png
 
@@ -84,8 +83,7 @@ def main(argv: Sequence[str]) -> int:
         print(text, end="\n\n", flush=True)
         parts.append(text)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True)
+    progress = counting_bar(console, transient=True)
     study = _prepare(options, folder, bool(OF_RUNS & set(wanted)), progress)
     numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
     numbers |= {"noises": options.noises, "seed": options.seed}

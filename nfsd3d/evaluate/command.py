@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfsd3d.arguments import plain, whole_number, write_numbers
+from nfsd3d.arguments import counting_bar, plain, whole_number, write_numbers
 from nfsd3d.config import load_run_config
 from nfsd3d.errors import InputError
 
@@ -228,17 +228,7 @@ def _pictures_of(run: Any) -> Any:
 @contextmanager
 def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
     """A progress bar; yields a function that advances it by a number (1 unless said otherwise)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with counting_bar() as progress:
         task = progress.add_task(description, total=total)
         yield lambda count=1: progress.advance(task, count)
 

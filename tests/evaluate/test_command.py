@@ -46,6 +46,18 @@ def test_a_run_is_scored_with_its_costs(run_dir):
     assert row.runs == 2 and row.iou == pytest.approx(score.iou) and row.done == 1
 
 
+def test_a_run_that_started_from_another_is_compared_with_it(run_dir, tmp_path):
+    import shutil
+
+    judge, edited = Judge.load(), tmp_path / "edited"
+    shutil.copytree(run_dir, edited)
+    for source, expected in ((run_dir, 1.0), (tmp_path / "gone", None)):
+        config = (run_dir / "config.yaml").read_text().replace("source_run: null", f"source_run: {source}")
+        (edited / "config.yaml").write_text(config)
+        assert score_run(load_run(edited), judge, mesh=False).source_iou == expected
+    assert score_run(load_run(run_dir), judge, mesh=False).source_iou is None
+
+
 def test_the_command_prints_tables_beside_the_calibration_and_writes_json(run_dir, tmp_path, capsys):
     assert main(["evaluate", str(run_dir), "--json", str(tmp_path / "s.json"), "--sheet", str(tmp_path / "s.png")]) == 0
     printed = capsys.readouterr().out

@@ -13,6 +13,7 @@ from nfsd3d.config import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import compare_command, cost, records, workers
+from nfsd3d.evaluate.compare_command import TIERS
 from nfsd3d.evaluate.cores import shares, usable_cores
 from nfsd3d.evaluate.judge import Judge
 from nfsd3d.evaluate.sheets import write_sheet
@@ -173,6 +174,7 @@ def test_what_goes_wrong_is_told_and_done_again(tier, tmp_path, capsys, monkeypa
     [
         (["--tier", "none"], "no such tier; choose one of 2d, core, full, length, tuning, tuning-3d, variants, wide"),
         (["--tier", "no.yaml"], "--tier no.yaml: cannot be read"),
+        (["--tier", str(TIERS / "editing.yaml")], "a suite of edits; nfsd3d evaluate --suite"),
         (["--tier", "core", "--row", "DDS"], "--row DDS: no such row; there are NFSD,"),
         (["--tier", "core", "--jobs", "1000", "--output", "{out}"], "--jobs 1000: there are"),
     ],

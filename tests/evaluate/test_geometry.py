@@ -14,7 +14,7 @@ from torch import Tensor
 from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.geometry import ellipsoid_iou, fit
-from nfsd3d.evaluate.solids import Solid, field_solid, mesh_solid, solid_of, surface_depth
+from nfsd3d.evaluate.solids import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator.nerf import NeRF, NeRFSettings
 from nfsd3d.render.occupancy import OccupancyGrid
@@ -55,10 +55,6 @@ def ball(radius: float) -> Callable[[Tensor], Tensor]:
     return lambda points: points.norm(dim=-1) - radius
 
 
-def iou(first: Solid, second: Solid) -> float:
-    return float((first.grid & second.grid).sum() / (first.grid | second.grid).sum())
-
-
 def placed(name: str, scale: float, shift: tuple[float, float, float], rotation: float = 0.0) -> Solid:
     """The true object turned about z, scaled and shifted, by a formula of the test's own."""
 
@@ -78,15 +74,24 @@ def carved(name: str) -> Solid:
     return field_solid(AnalyticField(OBJECTS[name].distance), 1.0)
 
 
+def test_the_overlap_of_solids() -> None:
+    small, large = (solid_from(lambda points, r=r: (points.abs() < r).all(-1), 64) for r in (0.25, 0.5))
+    assert overlap(small, large) == overlap(large, small) == 1 / 8
+    nothing = solid_from(lambda points: points[:, 0] > 2, 64)
+    assert overlap(small, nothing) == 0 and overlap(nothing, nothing) == 1
+    with pytest.raises(ValueError, match="different grids"):
+        overlap(small, solid_from(lambda points: ball(0.5)(points) < 0, 32))
+
+
 @pytest.mark.parametrize("name", ["sphere", "torus", "mug", "chair"])
 def test_carving_finds_the_true_solid(name: str) -> None:
-    assert iou(carved(name), solid_of(name, 1.0)) > 0.97
+    assert overlap(carved(name), solid_of(name, 1.0)) > 0.97
 
 
 def test_a_soft_field_is_not_eroded() -> None:
     """Thin parts lose most where a surface is put as deep as half the light gets."""
     soft = AnalyticField(OBJECTS["mug"].distance, SOFT)
-    assert iou(field_solid(soft, 1.0, views=32), solid_of("mug", 1.0)) > 0.96
+    assert overlap(field_solid(soft, 1.0, views=32), solid_of("mug", 1.0)) > 0.96
 
 
 def test_a_cavity_that_is_open_above_is_empty() -> None:
@@ -99,7 +104,7 @@ def test_a_cavity_that_is_open_above_is_empty() -> None:
 def test_a_closed_shell_is_full() -> None:
     shell = AnalyticField(lambda points: (points.norm(dim=-1) - 0.6).abs() - 0.08)
     solid = field_solid(shell, 1.0, resolution=48, views=32, view_size=64)
-    assert iou(solid, solid_from(lambda points: ball(0.68)(points) < 0, 48)) > 0.98
+    assert overlap(solid, solid_from(lambda points: ball(0.68)(points) < 0, 48)) > 0.98
 
 
 def test_what_lies_below_is_seen() -> None:
@@ -111,7 +116,7 @@ def test_what_lies_below_is_seen() -> None:
         return torch.maximum(solid, -hollow)
 
     solid = field_solid(AnalyticField(bell), 1.0, resolution=48, views=32, view_size=64)
-    assert iou(solid, solid_from(lambda points: bell(points) < 0, 48)) > 0.97
+    assert overlap(solid, solid_from(lambda points: bell(points) < 0, 48)) > 0.97
 
 
 def test_haze_is_empty_and_does_not_hide() -> None:
@@ -124,14 +129,14 @@ def test_haze_is_empty_and_does_not_hide() -> None:
     field = HazyBall(ball(0.5))
     field.occupancy.occupied.fill_(True)
     solid = field_solid(field, 1.0, resolution=32, views=24, view_size=48)
-    assert iou(solid, solid_from(lambda points: ball(0.5)(points) < 0, 32)) > 0.97
+    assert overlap(solid, solid_from(lambda points: ball(0.5)(points) < 0, 32)) > 0.97
     field.inside = 0.0
     assert not field_solid(field, 1.0, resolution=16, views=8, view_size=16).grid.any()
 
 
 def test_training_cameras_distance_serves_as_well() -> None:
     solid = field_solid(AnalyticField(OBJECTS["mug"].distance), 1.0, distance=2.5)
-    assert iou(solid, solid_of("mug", 1.0)) > 0.97
+    assert overlap(solid, solid_of("mug", 1.0)) > 0.97
 
 
 def test_what_no_view_shows_is_empty() -> None:
@@ -160,7 +165,7 @@ def test_carving_on_every_device(device: torch.device) -> None:
     field = AnalyticField(ball(0.6), backend="torch")
     field.occupancy.to(device)
     solid = field_solid(field, 1.0, resolution=32, views=16, view_size=32)
-    assert iou(solid, solid_from(lambda points: ball(0.6)(points) < 0, 32)) > 0.97
+    assert overlap(solid, solid_from(lambda points: ball(0.6)(points) < 0, 32)) > 0.97
 
 
 @pytest.mark.parametrize("density", [SOFT, HARD])
@@ -206,7 +211,7 @@ def test_volumes_of_round_meshes() -> None:
     sphere = mesh_solid(trimesh.creation.icosphere(4, radius=0.7), 1.0)
     assert sphere.volume == pytest.approx(4 / 3 * math.pi * 0.7**3, rel=0.01)
     torus = trimesh.creation.torus(0.58, 0.24, major_sections=128, minor_sections=64)
-    assert iou(mesh_solid(torus, 1.0), solid_of("torus", 1.0)) > 0.98
+    assert overlap(mesh_solid(torus, 1.0), solid_of("torus", 1.0)) > 0.98
     assert mesh_solid(torus, 1.0).volume == pytest.approx(2 * math.pi**2 * 0.58 * 0.24**2, rel=0.02)
 
 
@@ -234,7 +239,7 @@ def test_faces_edges_and_corners_on_the_middles_of_cells() -> None:
 
 def test_a_mesh_that_leaves_the_cube() -> None:
     expected = solid_from(lambda points: points.norm(dim=-1) < 1.3, 40)
-    assert iou(mesh_solid(trimesh.creation.icosphere(5, radius=1.3), 1.0, 40), expected) > 0.99
+    assert overlap(mesh_solid(trimesh.creation.icosphere(5, radius=1.3), 1.0, 40), expected) > 0.99
     above = trimesh.creation.icosphere(2, radius=0.3)
     above.apply_translation((0.0, 0.0, 5.0))
     assert not mesh_solid(above, 1.0, 16).grid.any()
@@ -301,7 +306,7 @@ def test_an_object_with_a_front_is_not_turned_back(name: str) -> None:
 def test_a_quarter_turn_changes_no_object_without_a_front(name: str) -> None:
     """The fit looks for headings within one."""
     solid = solid_of(name, 1.0, 48)
-    assert iou(Solid(np.rot90(solid.grid, axes=(0, 1)).copy(), 1.0), solid) > 0.999
+    assert overlap(Solid(np.rot90(solid.grid, axes=(0, 1)).copy(), 1.0), solid) > 0.999
 
 
 def test_what_leaves_the_cube_counts() -> None:
