@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,15 +14,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nfsd3d.bench import StepTiming, bench_step
-from nfsd3d.cameras import Rays
 from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
 from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.render.compositing import exclusive_sum
-from nfsd3d.render.samplers import RaySamples
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.train.build import Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
@@ -32,8 +29,6 @@ from nfsd3d.train.plan import plan_at
 TERA = 1e12
 ALPHA = 0.01
 """Opacity of a sample below which the peer does not evaluate its colour."""
-TRANSMITTANCE = 1e-4
-"""And the light left at a sample, below which it does not."""
 H200_FLOOR_MS = 5.9
 """The arithmetic of a step of NFSD with Stable Diffusion 2.1-base at 512x512 on an H200 at its measured speed."""
 
@@ -176,30 +171,13 @@ def as_peer(parts: Parts, precision: torch.dtype) -> Parts:
     assert isinstance(parts.generator, NeRF)
     prior = _PeerPrior(parts.prior.in_precision(precision))
     nerf = parts.generator
-    setattr(nerf, "sample", partial(_pruned, nerf, nerf.sample))  # noqa: B010 - in this one object, as a stopwatch is
+    nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
     method = _in_every_row(parts.distillation.method)
     return replace(parts, prior=prior, distillation=replace(parts.distillation, method=method))
 
 
 def _in_every_row(method: Method) -> Method:
     return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
-
-
-@torch.no_grad()
-def _pruned(
-    nerf: NeRF,
-    sample: Callable[[Rays, torch.Generator | None], RaySamples],
-    rays: Rays,
-    rng: torch.Generator | None,
-) -> RaySamples:
-    samples = sample(rays, rng)
-    thickness = nerf.field.density(samples.positions(rays)) * (samples.t_ends - samples.t_starts)
-    left = torch.exp(-exclusive_sum(thickness, samples))
-    kept = (-torch.expm1(-thickness) >= ALPHA) & (left >= TRANSMITTANCE)
-    indices = samples.ray_indices[kept]
-    counts = torch.bincount(indices, minlength=samples.n_rays)
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return RaySamples(indices, samples.t_starts[kept], samples.t_ends[kept], offsets)
 
 
 class _PeerPrior:

@@ -303,6 +303,9 @@ class NeRFConfig(Settings):
     """Samples over the longest way through the cube."""
     max_samples: Annotated[int, Field(ge=1024)]
     """Cap on the samples of one rendering; beyond it the step grows."""
+    prune_alpha: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Opacity of one sample below which a rendering leaves it out, as it then does samples behind opaque matter: fewer
+    samples to differentiate, for an extra evaluation of the density of all. 0 keeps all."""
     normals: Literal["analytic", "finite_difference"]
     """How normals come from the density."""
     finite_difference_eps: PositiveFloat

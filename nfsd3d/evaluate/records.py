@@ -13,7 +13,10 @@ from nfsd3d.settings import Config
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
 
-_NEWER: dict[str, dict[str, Any]] = {"distill": {"guidance_factor": 1.0}}
+_NEWER: dict[str, dict[str, Any]] = {
+    "distill": {"guidance_factor": 1.0},
+    "generator": {"prune_alpha": 0.0},
+}
 """Settings that older recipes lack, and the values at which they change nothing: there a recipe is as it was."""
 
 

@@ -1,5 +1,6 @@
 """A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,7 +17,7 @@ from nfsd3d.field.background import Background
 from nfsd3d.field.field import HashGridField
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.generator import Rendering
-from nfsd3d.render.compositing import accumulate, render_weights
+from nfsd3d.render.compositing import accumulate, contributing, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays, step_length
 from nfsd3d.render.shading import needs_normals, shade
@@ -38,7 +39,8 @@ class NeRFSettings:
     units): the blob to start from. ``background``: "learned" (a network of the direction) or "color"
     (``background_color``, RGB in [0,1]). ``occupancy_*``: cells per axis, steps between updates, decay per update,
     steps in which all cells are looked at, alpha of one step below which a cell is empty. ``samples_per_ray``: steps
-    in the cube's diagonal; ``max_samples``: samples of all rays of one rendering, at most. ``normals``: "analytic"
+    in the cube's diagonal; ``max_samples``: samples of all rays of one rendering, at most. ``prune_alpha``: alpha of
+    one sample below which it is left out, like those behind opaque matter; 0 keeps all. ``normals``: "analytic"
     (exact, no gradient) or "finite_difference" over ``finite_difference_eps`` world units (differentiable), for
     shading and normal maps in training.
     """
@@ -58,6 +60,7 @@ class NeRFSettings:
     alpha_threshold: float = 0.01
     samples_per_ray: int = 64
     max_samples: int = 2**20
+    prune_alpha: float = 0.0
     normals: str = "finite_difference"
     finite_difference_eps: float = 0.01
 
@@ -215,8 +218,11 @@ class NeRF(nn.Module):
 
     @torch.no_grad()
     def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
-        """The intervals to evaluate, ``max_samples`` at most; jittered with ``rng`` (on the CPU) if given."""
-        return sample_rays(
+        """The intervals to evaluate, ``max_samples`` at most; jittered with ``rng`` (on the CPU) if given.
+
+        With ``prune_alpha`` those that contribute nothing are left out, which costs a pass over the density of all.
+        """
+        samples = sample_rays(
             rays,
             self.occupancy,
             step_size=self.step_size,
@@ -224,6 +230,12 @@ class NeRF(nn.Module):
             jitter=rng,
             backend=self.sampler_backend,
         )
+        if self.settings.prune_alpha == 0:
+            return samples
+        # As in the occupancy grid: an empty or foggy scene keeps samples to learn from.
+        threshold = self.occupancy.density.mean().clamp(max=-math.log1p(-self.settings.prune_alpha) / self.step_size)
+        density = self._in_parts(self.field.density, samples.positions(rays))
+        return contributing(samples, density, threshold)
 
     def _render_samples(
         self, bundle: "_Bundle", samples: RaySamples, shading: str, ambient: float, normals: bool

@@ -4,6 +4,7 @@
 which is the reference.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nfsd3d.render.samplers import RaySamples
+
+# Light left on a ray, below which what follows is hidden.
+SMALLEST_TRANSMITTANCE = 1e-4
 
 
 def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torch") -> Tensor:
@@ -30,6 +34,20 @@ def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torc
 def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
     """[S] for each sample the sum of ``values`` [S] over the samples before it on its ray."""
     return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
+
+
+def contributing(samples: RaySamples, density: Tensor, least_density: Tensor) -> RaySamples:
+    """The samples whose ``density`` [S] is at least ``least_density`` (a scalar) and that light still reaches.
+
+    That is, before which at least `SMALLEST_TRANSMITTANCE` of it is left.
+    """
+    depth = density * (samples.t_ends - samples.t_starts)
+    reached = exclusive_sum(depth, samples) <= -math.log(SMALLEST_TRANSMITTANCE)
+    kept = (density >= least_density) & reached
+    offsets = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[samples.offsets]
+    indices = kept.nonzero()[:, 0]  # once: on a GPU this waits
+    ray_indices, t_starts, t_ends = (x[indices] for x in (samples.ray_indices, samples.t_starts, samples.t_ends))
+    return RaySamples(ray_indices, t_starts, t_ends, offsets)
 
 
 def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = None, backend: str = "torch") -> Tensor:

@@ -48,9 +48,9 @@ def psnr(image: torch.Tensor, target: torch.Tensor) -> float:
     return float(-10 * (image - target).square().mean().log10())
 
 
-@pytest.mark.parametrize("shading", ["albedo", "lambertian"])
-def test_learns_a_ball_from_its_views(shading: str, rng: torch.Generator) -> None:
-    nerf = make_nerf(replace(SMALL, background="color"))
+@pytest.mark.parametrize(("shading", "prune_alpha"), [("albedo", 0.0), ("albedo", 0.01), ("lambertian", 0.0)])
+def test_learns_a_ball_from_its_views(shading: str, prune_alpha: float, rng: torch.Generator) -> None:
+    nerf = make_nerf(replace(SMALL, background="color", prune_alpha=prune_alpha))
     optimizer = torch.optim.Adam(
         [
             {"params": nerf.parameter_groups()["encoding"], "lr": 0.02},
@@ -78,6 +78,12 @@ def test_learns_a_ball_from_its_views(shading: str, rng: torch.Generator) -> Non
     centre = rendering.depth[:, :, 11:13, 11:13]
     torch.testing.assert_close(centre, torch.full_like(centre, 2.0), atol=0.15, rtol=0)
     assert nerf.occupancy.occupied_fraction < 0.4
+    if prune_alpha:
+        nerf.settings = replace(nerf.settings, prune_alpha=0.0)
+        with torch.no_grad():
+            everything = nerf.render(unseen, background=wall[:5], shading=shading, ambient=0.7)
+        assert rendering.samples_per_ray < 0.8 * everything.samples_per_ray
+        assert psnr(rendering.image, everything.image) > 35
 
 
 def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:

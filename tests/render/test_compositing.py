@@ -7,7 +7,7 @@ import nerfacc
 import pytest
 import torch
 
-from nfsd3d.render.compositing import accumulate, exclusive_sum, render_weights
+from nfsd3d.render.compositing import accumulate, contributing, exclusive_sum, render_weights
 from nfsd3d.render.samplers import RaySamples
 
 
@@ -225,3 +225,22 @@ def test_an_opaque_sample_does_not_blur_its_own_ray(implementation: tuple[str, t
     weights = render_weights(torch.tensor([1.0, 2.0, 1e5, 3.0]).to(device), samples, backend=backend)
     expected = torch.tensor([-math.expm1(-0.1), math.exp(-0.1) * -math.expm1(-0.2), math.exp(-0.3), 0.0])
     torch.testing.assert_close(weights.cpu(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_what_contributes_equals_a_slow_loop(name: str, rng: torch.Generator) -> None:
+    samples = pack(COUNTS[name], rng)
+    density = 40 * densities(samples, rng)  # opaque after a sample or two
+    found = contributing(samples, density, torch.tensor(60.0))
+    expected, counts = [], []
+    for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
+        left, before = 1.0, len(expected)
+        for index in range(first, last):
+            if density[index] >= 60 and left >= 1e-4:
+                expected.append(index)
+            left *= math.exp(-density[index] * (samples.t_ends[index] - samples.t_starts[index]))
+        counts.append(len(expected) - before)
+    assert name != "ragged" or 0 < len(expected) < len(density) - (density < 60).sum()  # both rules leave some out
+    assert found.offsets.diff().tolist() == counts
+    for field in ("ray_indices", "t_starts", "t_ends"):
+        assert torch.equal(getattr(found, field), getattr(samples, field)[expected])

@@ -66,6 +66,7 @@ def test_the_peer_prunes_samples_that_nobody_sees_and_decodes_for_nothing(config
     config = configure(**{"generator.density_blob_scale": 30.0})
     parts = build_parts(config, random_prior(narrow, image_size=64))
     rays, nerf = bench_prior_rays(config), parts.generator
+    nerf.update(0, torch.Generator())
     every = nerf.sample(rays, None)
     peer = bench_prior.as_peer(parts, torch.float32)
     decoded, decode = [], parts.prior.__class__.decode
@@ -73,6 +74,7 @@ def test_the_peer_prunes_samples_that_nobody_sees_and_decodes_for_nothing(config
     kept = peer.generator.sample(rays, None)
     assert 0 < len(kept.ray_indices) < len(every.ray_indices)
     density = nerf.field.density(kept.positions(rays))
+    assert nerf.occupancy.density.mean() > nerf.occupancy.density_threshold, "not foggy, where more would be kept"
     assert (1 - torch.exp(-density * (kept.t_ends - kept.t_starts)) >= bench_prior.ALPHA - 1e-6).all()
     assert torch.equal(torch.bincount(kept.ray_indices, minlength=kept.n_rays), kept.offsets.diff())
     image = torch.rand(1, 3, 64, 64, requires_grad=True)
