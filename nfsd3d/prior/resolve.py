@@ -235,8 +235,9 @@ def _as_folder(setting: str, place: str) -> Path | None:
     looks_local = place.startswith(("/", ".", "~")) or "\\" in place or place.endswith((".safetensors", ".ckpt"))
     # `models/mine` beside an existing `models/` is a typing error, not a repository of somebody called models.
     if looks_local or not _HUB_ID.fullmatch(place) or path.parent.is_dir():
+        kind = "file" if place.endswith(".safetensors") else "folder"
         raise InputError(
-            f"{setting}: no such folder, and not a hub id of the form owner/name; check the path, or use prior=shapes"
+            f"{setting}: no such {kind}, and not a hub id of the form owner/name; check the path, or use prior=shapes"
         )
     return None
 
