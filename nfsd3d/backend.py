@@ -118,14 +118,14 @@ def cuda_obstacle() -> str | None:
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """``bfloat16`` where the CPU multiplies matrices in it (Intel's AMX) and the prior's networks gain by it (see
+    """``bfloat16`` where the CPU multiplies in it (AMX or AVX-512's BF16) and the prior's networks gain by it (see
     docs/benchmarks.md); ``float32`` elsewhere, where it would be emulated.
     """
     try:
         flags = cpuinfo.read_text(encoding="utf-8")
     except OSError:  # not Linux
         return "float32"
-    return "bfloat16" if re.search(r"\bamx_bf16\b", flags) else "float32"
+    return "bfloat16" if re.search(r"\b(amx|avx512)_bf16\b", flags) else "float32"
 
 
 def auto_machine() -> Choice:

@@ -231,10 +231,9 @@ def test_auto_without_a_gpu(monkeypatch):
 def test_the_cpus_precision_is_the_one_it_multiplies_in(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     assert backend.cpu_precision(cpuinfo) == "float32"
-    cpuinfo.write_text("flags\t: fpu avx512_bf16 amx_bf16 amx_tile\n")
-    assert backend.cpu_precision(cpuinfo) == "bfloat16"
-    cpuinfo.write_text("flags\t: fpu avx512_bf16\n")
-    assert backend.cpu_precision(cpuinfo) == "float32"
+    for flag, precision in (("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512f", "float32")):
+        cpuinfo.write_text(f"flags\t: fpu {flag} amx_tile\n")
+        assert backend.cpu_precision(cpuinfo) == precision
     for precision in ("float32", "bfloat16"):
         monkeypatch.setattr(backend, "cpu_precision", lambda precision=precision: precision)
         assert compose("nfsd", ["prompt=x", "machine=cpu"]).machine.precision == precision
