@@ -214,7 +214,7 @@ class StableDiffusionPrior:
         if image.shape[-2:] != (size, size):
             shrinks = max(image.shape[-2:]) > size
             image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
-        latent = self._encoder((image * 2 - 1).to(self._vae.dtype), checkpoint)
+        latent = self._encoder(_in_one_layout((image * 2 - 1).to(self._vae.dtype)), checkpoint)
         return (latent.float() - self._shift) * self._vae.config.scaling_factor
 
     def _encoder(self, image: Tensor, checkpoint: bool) -> Tensor:
@@ -255,8 +255,8 @@ class StableDiffusionPrior:
         self.evaluations += count
         t = move(t, z_t.device)
         further = padded_rows(count, self._row_unit, at_most) - count
-        filled = [_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype))]
-        output = self._compiled_unet(*filled, return_dict=False)[0][:count]
+        latents, *conditions = (_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype)))
+        output = self._compiled_unet(_in_one_layout(latents), *conditions, return_dict=False)[0][:count]
         # A copy in any precision: what a graph has written it writes over when it next runs.
         return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
 
@@ -291,6 +291,15 @@ def padded_rows(count: int, unit: int, at_most: int | None = None) -> int:
 
 def _repeat_last(values: Tensor, times: int) -> Tensor:
     return values if times == 0 else torch.cat([values, values[-1:].expand(times, *values.shape[1:])])
+
+
+def _in_one_layout(values: Tensor) -> Tensor:
+    """``values`` [B,C,H,W] in the memory layout of the networks' weights; what was compiled for one holds for no other.
+
+    That of one row, or one channel, is ambiguous, and a compiler takes every stride at its word: hence a copy.
+    """
+    layout = torch.empty_like(values, memory_format=torch.channels_last)
+    return values if values.stride() == layout.stride() else layout.copy_(values)
 
 
 def placed(unet: Any, vae: Any, text_encoder: Any, device: torch.device | str) -> tuple[Any, Any, Any]:

@@ -1,6 +1,7 @@
 """When networks are compiled, at which shapes, and what happens where that fails."""
 
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from nfsd3d.train.compilation import (
     wants_compilation,
     warm_up_encoder,
 )
+from nfsd3d.train.loop import distillation
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
@@ -75,6 +77,25 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
             rng = torch.Generator().manual_seed(seed)
             step_loss(pictures[0], prior, bank, distillation, CameraRanges(), plan, rng, source)
     assert seen and seen <= step_rows(METHODS[name], 2, perp_neg=False)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
+@pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
+def test_steps_compile_nothing_more(configure, monkeypatch, name, views):
+    """The layouts in memory count too: a compiler takes another one for another shape."""
+    compiling = StableDiffusionPrior.compile
+    monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
+    config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
+    parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
+    compile_prior(config, parts, Pieces(), lambda text: None)
+    task = distillation(config, parts)
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for _ in range(6):
+                plan = replace(plan_at(config.train, 0.0), t_min=0.1, t_max=0.4)  # on both sides of NFSD's threshold
+                task.step_loss(plan)[0].backward()
+    finally:
+        torch.compiler.reset()
 
 
 def test_the_cache_outlives_a_restart(monkeypatch):
