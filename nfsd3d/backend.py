@@ -95,25 +95,39 @@ def visible_gpus() -> int:
 
 
 def _count_gpus() -> int:
+    return _ask_nvml("nvmlDeviceGetCount_v2")
+
+
+def driver_cuda_version() -> int:
+    """The major version of CUDA that the GPU's driver supports; 0 where nobody says."""
+    return _ask_nvml("nvmlSystemGetCudaDriverVersion_v2") // 1000
+
+
+def _ask_nvml(question: str) -> int:
+    """The number that NVIDIA's management library answers with; 0 without it."""
     name = "nvml.dll" if platform.system() == "Windows" else "libnvidia-ml.so.1"
     try:
         library = ctypes.CDLL(name)
     except OSError:
         return 0
-    count = ctypes.c_uint(0)
+    answer = ctypes.c_int(0)
     if library.nvmlInit_v2() != 0:
         return 0
-    failed = library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0
+    failed = getattr(library, question)(ctypes.byref(answer)) != 0
     library.nvmlShutdown()
-    return 0 if failed else count.value
+    return 0 if failed else answer.value
 
 
 def cuda_obstacle() -> str | None:
     """Why CUDA cannot be used here, in a few words; None when it can."""
     if visible_gpus() == 0:
         return "no NVIDIA GPU is visible"
-    if torch_cuda_version() is None:
+    built = torch_cuda_version()
+    if built is None:
         return "the installed torch is built without CUDA"
+    driver = driver_cuda_version()
+    if 0 < driver < int(built.partition(".")[0]):  # within a major version any driver will do
+        return f"the GPU's driver is for CUDA {driver} and the installed torch for {built}: install a newer driver"
     return None
 
 

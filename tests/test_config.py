@@ -662,3 +662,15 @@ def test_what_a_gpu_machine_lacks(monkeypatch):
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: None)
     with pytest.raises(InputError, match="built without CUDA"):
         backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))
+
+
+@pytest.mark.parametrize(("driver", "usable"), [(12, False), (13, True), (14, True), (0, True)])
+def test_a_driver_that_is_older_than_torch(monkeypatch, driver, usable):
+    monkeypatch.setattr(backend, "_ask_nvml", lambda question: driver * 1000 + 40 if "Driver" in question else 1)
+    monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (backend.cuda_obstacle() is None) == usable
+    assert backend.auto_machine().value == ("cuda" if usable else "cpu")
+    if not usable:
+        with pytest.raises(InputError, match=r"machine\.device=cuda: the GPU's driver is for CUDA 12 and .* for 13\.0"):
+            backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))

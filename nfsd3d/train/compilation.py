@@ -57,17 +57,20 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, pieces.rows_at_once)
     images = part_sizes(views, pieces.rows_at_once)
     prior.compile(row_unit=views, unet=unet, encoder=encoder)
+    failure = None
     try:
         if encoder:
             warm_up_encoder(prior, sorted(images), without_gradient=method.needs_source)
         if unet:
             warm_up_unet(prior, rows, pieces.rows_at_once)
-    except RuntimeError as error:  # torch's compilers raise what derives from it
-        prior.compile_nothing()
-        reason = str(error).strip().splitlines()[0]
+    except RuntimeError as error:  # torch's compilers raise what derives from it; memory may run out, too
+        release_compiled(prior)
+        failure = str(error).strip().splitlines()[0]
         if config.machine.compile != "auto":
-            raise InputError(f"machine.compile=true: {reason}; set machine.compile=false") from error
-        say(f"machine.compile=auto: not compiled ({reason}); steps are slower")
+            raise InputError(f"machine.compile=true: {failure}; set machine.compile=false") from error
+    if failure is not None:
+        torch.cuda.empty_cache()  # behind the handler: its exception holds on to tensors
+        say(f"machine.compile=auto: not compiled ({failure}); steps are slower")
         return
     say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
 

@@ -5,7 +5,7 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,8 +49,9 @@ class Task:
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
     ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
     it is; ``evaluations`` tells how many samples a denoiser has evaluated so far, and ``recount`` sets that number back
-    where a step is repeated. ``particle`` is VSD's second network,
-    which ``step_loss`` leaves with its gradient. ``pieces`` are what a step computes at once, while memory suffices.
+    where a step is repeated. ``particle`` is VSD's second network, which ``step_loss`` leaves with its gradient.
+    ``pieces`` are what a step computes at once, while memory suffices. ``release`` gives back what compiling took:
+    ``step_loss`` goes on without.
     """
 
     generator: NeRF | Pictures
@@ -62,6 +63,7 @@ class Task:
     recount: Callable[[int], None] = lambda count: None
     particle: state.Learner | None = None
     pieces: Pieces = field(default_factory=Pieces)
+    release: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -150,7 +152,7 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
             training, progress.started = True, time.monotonic()
             train(config, run_dir, task, progress, stop, console)
             summarize("done")  # before the export: whatever happens there, the training is not lost
-            release_compiled(parts.prior)
+            task.release()
             exported = finish(config, run_dir, parts, console, on_view=stop.check)
     except Diverged as error:
         summarize("diverged", str(error))
@@ -171,6 +173,9 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
         if training or not isinstance(error, InputError):  # which started nothing: the run stays what it was
             summarize("failed", f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if task is not None:
+            task.release()
     summarize("done", exported.failure, exported=exported.files, mesh=exported.mesh)
     for name in exported.files:
         console.print(str(run_dir / name), markup=False, highlight=False, soft_wrap=True)
@@ -199,6 +204,7 @@ def distillation(config: Config, parts: Parts) -> Task:
         recount=lambda count: setattr(parts.prior, "evaluations", count),
         particle=parts.distillation.particle,
         pieces=configured_pieces(config.machine),
+        release=partial(release_compiled, parts.prior),
     )
 
 
@@ -214,8 +220,10 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     settings, generator, optimizer = config.train, task.generator, task.optimizer
     watchdog = Watchdog(_limits(config))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizers = [optimizer, *([] if task.particle is None else [task.particle.optimizer])]
     on_cpu = config.machine.device == "cpu"
     pieces = task.pieces
+    unread: Tensor | None = None
 
     def save() -> None:
         state.save(
@@ -252,24 +260,28 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 raise
             if fitting != pieces:
                 pieces, progress.smaller_pieces = fitting, {"from_step": step + 1, **asdict(fitting)}
-                display.print(f"step {step + 1}: out of memory; from here on {pieces}, which gives the same results")
+                now = f"{pieces}, nothing compiled, with the same results"
+                display.print(f"step {step + 1}: out of memory; from here on {now}")
             limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
-            metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            norm = metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
-            # Reading a number makes a GPU wait, so that it is done only where it is logged; a CPU has it at hand,
-            # and there a bad gradient is caught before it spoils the parameters.
+            # Reading a number makes a GPU wait, so that it is done only where it is logged; a CPU has it at hand. A bad
+            # gradient never reaches the parameters: they stay sound until it is read.
             log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+            unread = norm if unread is None else torch.maximum(unread, norm)
+            if not on_cpu:
+                drop_unless_finite(optimizers, norm)
             if log or on_cpu:
                 numbers = {name: float(value) for name, value in metrics.items()}
-                reason = watchdog.observe(step + 1, numbers.get("opacity"), numbers["grad_norm_parameters"])
+                reason = watchdog.observe(step + 1, numbers.get("opacity"), float(unread))
+                unread = None
                 if reason is not None:
                     writer.write({"step": step + 1, **numbers})
                     if all_finite(generator):
                         save()
                     raise Diverged(reason)
-            optimizer.step()
-            if task.particle is not None:
-                task.particle.optimizer.step()
+            for each in optimizers:
+                each.step()
             progress.steps = step + 1
 
             if log:
@@ -315,6 +327,7 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
         plan = replace(plan, pieces=smaller)
         task.rng.set_state(before)
         task.recount(evaluations)
+        task.release()  # recorded graphs hold memory, and smaller pieces would have to be compiled anew
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -323,6 +336,15 @@ def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
     loss, metrics = task.step_loss(plan)
     loss.backward()
     return metrics
+
+
+def drop_unless_finite(optimizers: Sequence[torch.optim.Optimizer], norm: Tensor) -> None:
+    """Makes all gradients 0 where ``norm``, a scalar, is no finite number, without waiting for it."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(~norm.isfinite(), 0.0)
 
 
 def all_finite(generator: Generator) -> bool:

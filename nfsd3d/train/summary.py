@@ -44,7 +44,7 @@ def write_summary(
             "steps_planned": config.train.steps,
             "seconds": round(seconds, 2),
             **results,
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(config.machine.device),
             "versions": versions(),
             "git_revision": git_revision(),
         },
@@ -66,12 +66,12 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error}): delete it") from error
 
 
-def peak_memory_mb() -> dict[str, float]:
-    """Largest resident memory of this process in MB, and largest memory allocated on a GPU if one was used."""
+def peak_memory_mb(device: str) -> dict[str, float]:
+    """Largest resident memory of this process in MB, and largest memory allocated on ``device``, if that is a GPU."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
-    if torch.cuda.is_initialized():
-        peak["cuda"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if device != "cpu" and torch.cuda.is_initialized():
+        peak["cuda"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peak
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.train import loop, state
-from nfsd3d.train.build import build_generator
-from nfsd3d.train.interrupts import Interrupted
+from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.interrupts import Interrupted, StopRequest
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.summary import read_summary
 
@@ -213,6 +213,24 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(config
     assert (summary["status"], summary["steps"]) == ("diverged", 4) and "gradient norm" in summary["reason"]
     assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 5]
     assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())
+
+
+def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path):
+    """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
+    original, count = loop.step_loss, iter(range(100))
+
+    def poisoned(*arguments):
+        loss, metrics = original(*arguments)
+        return loss * (float("inf") if next(count) == 2 else 1.0), metrics
+
+    monkeypatch.setattr(loop, "step_loss", poisoned)
+    config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
+    task = loop.distillation(config, build_parts(config))
+    elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
+    with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
+        loop.train(elsewhere, tmp_path, task, loop.Progress(), StopRequest(), console)
+    assert loop.all_finite(task.generator)
+    assert state.step_of(state.latest(tmp_path)) == 4
 
 
 @pytest.mark.parametrize(("limits", "word"), [((0.99, 1.0), "empty"), ((0.0, 0.001), "full")])

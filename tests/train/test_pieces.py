@@ -95,13 +95,15 @@ def final_tensors(run_dir):
 
 def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path, monkeypatch):
     straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
-    console = Console(file=io.StringIO(), width=80)
+    console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
+        patch.setattr(loop, "release_compiled", lambda prior: released.append(len(seen)))
         seen = scarce_memory(patch, lambda pieces: pieces.rows_at_once == 1)
         run_dir = loop.run(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
     # Step 1 fits, step 2 at the third attempt, and the smaller pieces stay.
     assert [pieces.rows_at_once for pieces in seen] == [None, None, 2, 1, 1, 1, 1, 1]
     printed = console.file.getvalue()
+    assert released == [2, 3, 8, 8]  # before each repetition; before the export, and whatever happens
     assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("done", 6)
