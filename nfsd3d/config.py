@@ -320,8 +320,17 @@ def _describe_hydra_error(error: Exception) -> str:
     """Hydra's or OmegaConf's message on one line, with a hint where one is known."""
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
-        return f"{refused.group(1)}: the chosen groups have no such setting"
+        key = refused.group(1)
+        having = _choices_with(key)
+        return f"{key}: the chosen groups have no such setting" + (f"; {_listed(having)} has" if having else "")
     return _one_line(error)
+
+
+def _choices_with(key: str) -> list[str]:
+    """The choices of the project's groups, as ``group=name``, that set a dotted key."""
+    group, _, name = key.partition(".")
+    files = sorted(config_root().glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
+    return [f"{group}={file.stem}" for file in files if name in (yaml.safe_load(file.read_text("utf-8")) or {})]
 
 
 def _one_line(error: Exception) -> str:

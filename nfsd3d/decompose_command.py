@@ -146,7 +146,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     """Short runs of NFSD with the prior in ``folder``, and short fits of the same scenes, kept below ``--out``."""
     from nfsd3d.api import generate
     from nfsd3d.evaluate.ceiling import fit_ceiling
-    from nfsd3d.evaluate.suite import slug
+    from nfsd3d.preflight import slug
     from nfsd3d.settings import Config
     from nfsd3d.train.summary import read_summary
 
@@ -246,10 +246,12 @@ def _parser() -> argparse.ArgumentParser:
         description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "
         "noise directions of exact pairs of a picture and its distortion; the negative prompt's stand-in for the "
         "domain direction; the residual of SDS, what DDS leaves of it, and what VSD's second network learns. Writes a "
-        "sheet of pictures for each; prints, and writes to tables.md, means with 95 %% intervals and verdicts.",
+        "sheet of pictures for each; prints, and writes to tables.md, means with 95 % intervals and verdicts.",
     )
     parser.add_argument("--figure", choices=(*FIGURES, "all"), default="all", help="which (default: all)")
-    parser.add_argument("--prior", default="shapes", metavar="MODEL", help="shapes, sd15, sd21, a folder or a hub id")
+    parser.add_argument(
+        "--prior", default="shapes", metavar="MODEL", help="shapes, sd15, sd21, sd21-768, a folder or a hub id"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/decompose"), metavar="DIR", help="for the sheets")
     parser.add_argument(
         "--image", type=Path, nargs="+", default=[], metavar="FILE", help="pictures instead of the world"

@@ -175,7 +175,10 @@ def new_folder(parent: Path, prefix: str) -> Path:
 
 
 def slug(text: str, limit: int = 60) -> str:
-    """A short name for files: lower-case ASCII letters, digits and dashes; a hash where nothing else is left."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    return words[:limit].rstrip("-") or hashlib.sha256(text.encode()).hexdigest()[:12]
+    """A short name for files: lower-case ASCII letters, digits and dashes; with a hash where letters are left out."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    words = re.sub(r"[^a-z0-9]+", "-", decomposed.encode("ascii", "ignore").decode().lower()).strip("-")
+    if len(words) <= limit and words and all(letter.isascii() for letter in decomposed if letter.isalnum()):
+        return words
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{words[: limit - len(digest) - 1].rstrip('-')}-{digest}".lstrip("-")

@@ -47,6 +47,16 @@ def highest(schedule: Schedule | Milestones) -> float:
     return max(value for _, value in schedule) if isinstance(schedule, list) else schedule
 
 
+def crossing(low: Schedule, high: Schedule) -> float | None:
+    """The first fraction of training, of all knots, at which (or just before which) ``high`` lies below ``low``."""
+    knots = {fraction for schedule in (low, high) if isinstance(schedule, list) for fraction, _ in schedule}
+    for fraction in sorted(knots | {0.0, 1.0}):
+        for moment in (max(math.nextafter(fraction, -1.0), 0.0), fraction):
+            if value_at(high, moment) < value_at(low, moment):
+                return fraction
+    return None
+
+
 def validate_schedule(schedule: Schedule, setting: str, low: float = -math.inf, high: float = math.inf) -> Schedule:
     """``schedule`` itself; ``low`` and ``high`` bound its values (inclusive).
 

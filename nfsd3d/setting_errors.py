@@ -73,6 +73,9 @@ def _describe(detail: ErrorDetails, known: list[str]) -> str:
     else:
         message = detail["msg"].replace("Input should be", "must be")
         expected = message[0].lower() + message[1:]
+    if kind == "model_type":
+        names = [setting for setting in known if setting.startswith(f"{key}.")]
+        expected += f", such as {', '.join(names[:4])}" if names else ""
     if isinstance(detail["input"], dict):
         return f"{key}: {expected}"
     value = detail["input"] if isinstance(detail["input"], str) else json.dumps(detail["input"])

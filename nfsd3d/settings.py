@@ -9,6 +9,7 @@ Angles are degrees (``_deg``), lengths are world units (the object lives in the 
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -31,7 +32,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from nfsd3d.errors import InputError
-from nfsd3d.schedules import Milestones, Schedule, highest, lowest, validate_milestones, validate_schedule
+from nfsd3d.schedules import Milestones, Schedule, crossing, highest, validate_milestones, validate_schedule
 from nfsd3d.setting_errors import describe_errors
 
 MAX_PROMPT_LENGTH = 1000
@@ -88,6 +89,12 @@ def _check_milestones(low: int) -> PlainValidator:
         return validate_milestones(_check_knots(value, _is_whole, "a whole number"), info.field_name or "", low)
 
     return PlainValidator(check)
+
+
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise PydanticCustomError("range", "must be cpu, cuda or cuda:N")
+    return name
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -153,7 +160,7 @@ class MachineConfig(Settings):
 
     name: Literal["cpu", "cuda"]
     """The preset this came from (``machine=cpu|cuda``)."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
+    device: Annotated[str, AfterValidator(_check_device)]
     """A torch device: ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: Literal["float32", "bfloat16", "float16"]
     """Number format of the prior's networks; gradients and the generator stay in float32."""
@@ -420,6 +427,13 @@ class DivergedConfig(Settings):
     opacity_above: Fraction
     """Mean opacity above this: full."""
 
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> Self:
+        if self.opacity_below >= self.opacity_above:
+            values = {"below": self.opacity_below, "above": self.opacity_above}
+            raise PydanticCustomError("range", "opacity_below={below} must lie below opacity_above={above}", values)
+        return self
+
 
 class TrainConfig(Settings):
     """The optimisation."""
@@ -470,9 +484,11 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _timesteps_in_order(self) -> Self:
-        if lowest(self.t_max) < lowest(self.t_min) or highest(self.t_max) < highest(self.t_min):
-            values = {"low": self.t_min, "high": self.t_max}
-            raise PydanticCustomError("range", "t_min={low} must lie below t_max={high}", values)
+        fraction = crossing(self.t_min, self.t_max)
+        if fraction is not None:
+            values = {"low": self.t_min, "high": self.t_max, "when": f"{fraction:g}"}
+            message = "t_min={low} must lie below t_max={high}, and at {when} of training it does not"
+            raise PydanticCustomError("range", message, values)
         return self
 
 

@@ -1,4 +1,4 @@
-"""Compares methods: ``compare.py --tier 2d|core|wide|length|full`` (see --help)."""
+"""Compares methods: ``compare.py --tier NAME`` (see --help)."""
 
 import sys
 

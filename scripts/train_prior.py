@@ -25,6 +25,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.start is not None and not (arguments.start / "unet").is_dir():
         parser.error(f"--start {arguments.start}: no model there; name the folder that holds unet/ and vae/")
+    if arguments.minutes <= 0:
+        parser.error(f"--minutes {arguments.minutes:g}: must be above 0")
+    if not 0 <= arguments.autoencoder_share < 1:
+        parser.error(f"--autoencoder-share {arguments.autoencoder_share:g}: must be at least 0 and below 1")
 
     import torch
 

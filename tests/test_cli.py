@@ -359,16 +359,18 @@ def test_run_directories_of_one_second_differ(elsewhere):
     [
         ("A red & white, dotted mushroom!", "a-red-white-dotted-mushroom"),
         ("Würfel/../x", "wurfel-x"),
-        ("x" * 99, "x" * 60),
+        ("x" * 60, "x" * 60),
     ],
 )
 def test_slug(text, name):
     assert preflight.slug(text) == name
 
 
-def test_slug_of_other_scripts():
-    assert preflight.slug("蘑菇") != preflight.slug("房子")
-    assert preflight.slug("蘑菇").isalnum()
+def test_slugs_that_leave_something_out_differ():
+    for one, other in (("蘑菇", "房子"), ("x" * 99, "x" * 98), ("a red 蘑菇", "a red 房子")):
+        first, second = preflight.slug(one), preflight.slug(other)
+        assert first != second and max(map(len, (first, second))) <= 60
+    assert preflight.slug("蘑菇").isalnum() and preflight.slug("a red 蘑菇").startswith("a-red-")
 
 
 def test_an_unwritable_run_directory(monkeypatch, elsewhere):

@@ -1,7 +1,7 @@
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.schedules import milestone_at, validate_milestones, validate_schedule, value_at
+from nfsd3d.schedules import crossing, milestone_at, validate_milestones, validate_schedule, value_at
 
 
 def test_constant_everywhere():
@@ -28,6 +28,21 @@ def test_jumps_at_both_ends():
     assert value_at(schedule, 0.0) == 1.0
     assert value_at(schedule, 0.5) == pytest.approx(1.5)
     assert value_at(schedule, 1.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "where"),
+    [
+        (0.2, 0.5, None),
+        (0.5, 0.2, 0.0),
+        ([(0.0, 0.1), (1.0, 0.4)], 0.3, 1.0),
+        ([(0.0, 0.3), (0.5, 0.1)], [(0.0, 0.9), (0.2, 0.9), (0.2, 0.2)], 0.2),  # though never below its lowest value
+        ([(0.0, 0.1), (0.6, 0.5), (0.6, 0.0)], [(0.0, 0.4), (0.6, 0.4)], 0.6),  # only just before the jump
+        ([(0.0, 0.9), (0.0, 0.1)], 0.5, None),  # what a jump at the start leaves never counts
+    ],
+)
+def test_schedules_that_cross(low, high, where):
+    assert crossing(low, high) == where
 
 
 def test_milestones_are_piecewise_constant():

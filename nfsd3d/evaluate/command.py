@@ -1,6 +1,7 @@
 """``nfsd3d evaluate``: runs, suites and priors against ground truth; errors are raised, the command line tells them."""
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if not (options.run_dirs or options.suite or options.prior):
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
+    if options.clip and options.suite:
+        raise InputError("--clip: is for RUN_DIR..., and a suite is judged against ground truth; leave one out")
     for directory in options.run_dirs:  # wrong paths fail before the slow imports
         load_run_config(directory)
     results: dict[str, Any] = {}
@@ -135,9 +138,12 @@ def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
 
 
 def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from nfsd3d.evaluate.runs import composition_of
     from nfsd3d.evaluate.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
 
     suite = load_suite(options.suite)
+    for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
+        composition_of(prompt)
     folder = options.output or Path("outputs") / "suites" / options.suite.stem
     failures = 0
 

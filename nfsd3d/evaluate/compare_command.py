@@ -102,10 +102,15 @@ def tier_file(tier: str) -> Path:
         return Path(tier)
     path = TIERS / f"tier-{tier}.yaml"
     if not path.exists():
-        names = sorted(found.stem.removeprefix("tier-") for found in TIERS.glob("tier-*.yaml"))
+        names = tier_names()
         known = f"choose one of {', '.join(names)}, or a" if names else "the tiers come with the source tree; give a"
         raise InputError(f"--tier {tier}: no such tier; {known} YAML file")
     return path
+
+
+def tier_names() -> list[str]:
+    """The tiers that have names: files of the source tree."""
+    return sorted(found.stem.removeprefix("tier-") for found in TIERS.glob("tier-*.yaml"))
 
 
 def _selected(suite: Suite, options: argparse.Namespace) -> Suite:
@@ -253,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         "done again; the tables come at the end of every call.",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tier", metavar="NAME|FILE", help="2d, core, wide, length, full, or a YAML file")
+    which.add_argument("--tier", metavar="NAME|FILE", help=", ".join([*tier_names(), "or a YAML file"]))
     which.add_argument("--tune", dest="tier", action="store_const", const="tuning", help="the tier tuning")
     parser.add_argument("--output", type=Path, metavar="DIR", default=OUTPUT, help=f"for all files (default: {OUTPUT})")
     parser.add_argument(

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import yaml
 
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.cores import shares, threads, usable_cores
+from nfsd3d.preflight import slug
 
 _KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations", "edits", "source_config"}
 
@@ -145,11 +145,6 @@ def _job(row: str, config: str, overrides: list[str], prompt: str, seed: int, fo
 def overrides_of(settings: dict[str, Any]) -> list[str]:
     """A row's settings as ``key=value`` of the command line."""
     return [f"{key}={_text(value)}" for key, value in settings.items()]
-
-
-def slug(text: str) -> str:
-    """``text`` as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "run"
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ from nfsd3d.evaluate.images import image_tensor
 from nfsd3d.evaluate.judge import SIZE, WEIGHTS, Judge
 from nfsd3d.evaluate.records import Job, Record, fingerprint, recipe_of
 from nfsd3d.evaluate.runs import VIEWS, composition_of, score_run
-from nfsd3d.evaluate.suite import Suite, overrides_of, slug
+from nfsd3d.evaluate.suite import Suite, overrides_of
 from nfsd3d.files import replacing
 from nfsd3d.prior.noise import ddim_sample
 from nfsd3d.prompts import PromptBank, ViewThresholds
@@ -60,8 +60,8 @@ class Trial(Job):
     @property
     def name(self) -> str:
         """A relative path that no other job shares."""
-        row = f"{slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
-        return f"{row}/{slug(self.prompt)}-{self.seed}"
+        row = f"{preflight.slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
+        return f"{row}/{preflight.slug(self.prompt)}-{self.seed}"
 
 
 def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
