@@ -117,9 +117,8 @@ class PromptBank:
     """The embeddings of one run.
 
     ``embeddings`` has by the prompt's name [V,L,D], one for each view of :data:`VIEW_WORDS` or, if ``fine``, of
-    :data:`FINE_VIEW_WORDS`, or [1,L,D]. With ``perp_neg`` (never ``fine``) the embeddings of "cond" and "source_cond"
-    follow the azimuth smoothly instead of jumping at the thresholds, and come with two prompts to move away from, see
-    :meth:`contexts` and :meth:`view_weights`.
+    :data:`FINE_VIEW_WORDS`, or [1,L,D]. With ``perp_neg`` "cond" and "source_cond" come with two prompts to move away
+    from, see :meth:`contexts` and :meth:`view_weights`.
     """
 
     embeddings: Mapping[str, Tensor]
@@ -144,11 +143,11 @@ class PromptBank:
     ) -> "PromptBank":
         """Embeds every prompt of a run once.
 
-        "cond" is the prompt, with the words of each view if ``view_dependent`` (of every sector and height if ``fine``,
-        except for Perp-Neg, which knows the four views); "uncond" is empty and "neg" the
-        negative prompt, both without view words. Those three are always there. Only where they are ``needed``: "plain"
-        is the prompt without view words, "better" and "worse" are the prompt with one of the two ``suffixes`` and view
-        words, and "source_cond" is the source's prompt with view words.
+        "cond" is the prompt, with the words of each view if ``view_dependent`` (of every sector and height if
+        ``fine``); "uncond" is empty and "neg" the negative prompt, both without view words. Those three are always
+        there. Only where they are ``needed``: "plain" is the prompt without view words, "better" and "worse" are the
+        prompt with one of the two ``suffixes`` and view words, and "source_cond" is the source's prompt with view
+        words.
 
         Raises:
             InputError: "source_cond" is needed, and there is no source prompt.
@@ -156,7 +155,7 @@ class PromptBank:
         if "source_cond" in needed and source_prompt is None:
             raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
 
-        fine = fine and view_dependent and not perp_neg
+        fine = fine and view_dependent
 
         def views(text: str) -> list[str]:
             return [f"{text}, {view}" if view_dependent else text for view in (FINE_VIEW_WORDS if fine else VIEW_WORDS)]
@@ -177,10 +176,11 @@ class PromptBank:
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
         """By the prompt's name, the embeddings [B,L,D] for these cameras' views.
 
-        With Perp-Neg, "cond" mixes the embeddings of two neighbouring views (:func:`perp_neg_mixture`), and
-        "cond_against_0" and "cond_against_1" are the views to move away from: front and side before the side view,
-        side and front behind it. Cameras above the overhead threshold have the overhead view alone, and move away from
-        nothing. The same for "source_cond".
+        With Perp-Neg, "cond_against_0" and "cond_against_1" are the views to move away from: front and side before the
+        side view, side and front behind it. "cond" mixes the embeddings of two neighbouring views
+        (:func:`perp_neg_mixture`) instead of jumping at the thresholds; if ``fine`` it stays that of its eighth of the
+        circle, and what it moves away from has the same height, and the side that is seen. Cameras above the overhead
+        threshold have the overhead view alone, and move away from nothing. The same for "source_cond".
         """
         index = self.thresholds.fine_view_index if self.fine else self.thresholds.view_index
         view = move(index(cameras), self.embeddings["cond"].device)
@@ -192,12 +192,19 @@ class PromptBank:
             return contexts
         mixture = move(perp_neg_mixture(cameras.azimuth), view.device)
         behind = (mixture[:, BACK] > 0) | (mixture[:, SIDE] == 1)
+        front, side = torch.full_like(view, FRONT), torch.full_like(view, SIDE)
+        if self.fine:
+            row = (view // len(SECTORS)).clamp(max=len(HEIGHTS) - 1) * len(SECTORS)  # the height's; overhead has none
+            left = move(torch.sin(cameras.azimuth) > 0, view.device)
+            front = row + SECTORS.index("straight front view")
+            side = row + torch.where(left, SECTORS.index("left side view"), SECTORS.index("right side view"))
         for name in contexts.keys() & {"cond", "source_cond"}:
             embedded = self.embeddings[name]
-            mixed = torch.einsum("bv,vld->bld", mixture.to(embedded), embedded)
-            contexts[name] = torch.where((view == OVERHEAD)[:, None, None], contexts[name], mixed)
-            contexts[f"{name}_against_0"] = embedded[torch.where(behind, SIDE, FRONT)]
-            contexts[f"{name}_against_1"] = embedded[torch.where(behind, FRONT, SIDE)]
+            if not self.fine:
+                mixed = torch.einsum("bv,vld->bld", mixture.to(embedded), embedded)
+                contexts[name] = torch.where((view == OVERHEAD)[:, None, None], contexts[name], mixed)
+            contexts[f"{name}_against_0"] = embedded[torch.where(behind, side, front)]
+            contexts[f"{name}_against_1"] = embedded[torch.where(behind, front, side)]
         return contexts
 
     def view_weights(self, cameras: Cameras) -> Tensor | None:

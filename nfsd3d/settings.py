@@ -241,8 +241,8 @@ class PromptsConfig(Settings):
     """coarse: "front view", "side view", "back view" or "overhead view". fine: eighths of the circle and heights, such
     as "front left view slightly from above" (left and right are the object's own), in place of front_deg, back_deg."""
     perp_neg: bool
-    """Perp-Neg (2304.04968): views blend into each other, and neighbouring views are moved away from. Takes the place
-    of views, front_deg and back_deg."""
+    """Perp-Neg (2304.04968): neighbouring views are moved away from. With views=coarse they also blend into each other,
+    in place of front_deg and back_deg."""
     front_deg: Annotated[float, Field(ge=0, le=180)]
     """Front view within this azimuth to either side of the front."""
     back_deg: Annotated[float, Field(ge=0, le=180)]

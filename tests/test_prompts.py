@@ -12,7 +12,6 @@ from nfsd3d.prompts import (
     OVERHEAD,
     PAPER_NEGATIVE_PROMPT,
     SIDE,
-    VIEW_WORDS,
     PromptBank,
     ViewThresholds,
     perp_neg_mixture,
@@ -94,15 +93,13 @@ def test_fine_views_name_the_side_that_is_seen():
     assert FINE_VIEW_WORDS[corner] == "front right view from above"
 
 
-def test_fine_views_choose_the_embedding_and_give_way_to_perp_neg():
+def test_fine_views_choose_the_embedding():
     recorder = Recorder()
     bank = PromptBank.build(recorder, "a red cube", fine=True)
     assert recorder.prompts[:25] == [f"a red cube, {view}" for view in FINE_VIEW_WORDS]
     contexts = bank.contexts(cameras_at([0, 90, 10], [0, 20, 80]))
     assert contexts["cond"][:, 0, 0].tolist() == [0, 8 + 2, 24]
     assert contexts["uncond"][:, 0, 0].tolist() == [25, 25, 25]
-    PromptBank.build(recorder, "a red cube", fine=True, perp_neg=True)
-    assert recorder.prompts[:4] == [f"a red cube, {view}" for view in VIEW_WORDS]
     PromptBank.build(recorder, "a red cube", fine=True, view_dependent=False)
     assert recorder.prompts.count("a red cube") == 4
 
@@ -223,6 +220,35 @@ def test_perp_neg_contexts_follow_the_cameras():
     weights = bank.view_weights(cameras)
     assert (weights[:, :3] < 0).all() and weights[:, 3].tolist() == [0, 0]  # from overhead nothing is moved away from
     assert weights.device.type == "cpu"
+
+
+def test_perp_neg_of_fine_views_keeps_to_the_height_and_the_side():
+    bank = PromptBank.build(Recorder(), "a red cube", "ugly", perp_neg=True, fine=True)
+    cameras = cameras_at([0, 50, 300, 140, 20], [0, 20, 50, 0, 80])
+    words = {
+        name: [FINE_VIEW_WORDS[int(value)] for value in context[:, 0, 0]]
+        for name, context in bank.contexts(cameras).items()
+        if name.startswith("cond")
+    }
+    assert words["cond"] == [
+        "straight front view at eye level",
+        "front left view slightly from above",
+        "front right view from above",
+        "back left view at eye level",
+        "overhead view",
+    ]
+    assert words["cond_against_0"][:4] == [
+        "straight front view at eye level",
+        "straight front view slightly from above",
+        "straight front view from above",
+        "left side view at eye level",
+    ]
+    assert words["cond_against_1"][1:4] == [
+        "left side view slightly from above",
+        "right side view from above",
+        "straight front view at eye level",
+    ]
+    assert bank.view_weights(cameras)[:, 4].tolist() == [0, 0]
 
 
 def test_without_perp_neg_there_are_no_weights():
