@@ -1,11 +1,15 @@
 """The committed suites: every prompt is held out, every setting composes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nfsd3d import backend
 from nfsd3d.config import compose
+from nfsd3d.evaluate.records import read
 from nfsd3d.evaluate.suite import jobs_of, load_suite
+from nfsd3d.evaluate.trials import trials_of
 from nfsd3d.shapes.grammar import held_out, parse_prompt
 
 SUITES = sorted((Path(__file__).parents[2] / "scripts" / "suites").glob("*.yaml"))
@@ -23,3 +27,14 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
     first = {job.row: job for job in reversed(jobs_of(suite, tmp_path))}
     for job in first.values():
         compose(suite.config, [*job.arguments[2:], "prior=shapes", "machine=cpu"])
+
+
+def test_the_committed_results_are_those_of_todays_recipes_and_weights(monkeypatch):
+    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    records, unreadable = read(Path(__file__).parents[2] / "docs" / "results" / "compare.jsonl")
+    assert records and not unreadable
+    done = {record.key for record in records}
+    for tier in ("core", "2d"):
+        suite = load_suite(next(path for path in SUITES if path.stem == f"tier-{tier}"))
+        trials = trials_of(replace(suite, prompts=suite.prompts[:1], seeds=(0,)), tier, ceiling=False)
+        assert [trial.row for trial in trials if trial.key not in done] == []
