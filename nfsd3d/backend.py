@@ -113,7 +113,8 @@ def _ask_nvml(question: str) -> int:
     answer = ctypes.c_int(0)
     if library.nvmlInit_v2() != 0:
         return 0
-    failed = getattr(library, question)(ctypes.byref(answer)) != 0
+    function = getattr(library, question, None)  # an old library may not know the question
+    failed = function is None or function(ctypes.byref(answer)) != 0
     library.nvmlShutdown()
     return 0 if failed else answer.value
 

@@ -37,11 +37,6 @@ def milestone_at(milestones: Milestones, progress: float) -> int:
     return milestones[max(after - 1, 0)][1]
 
 
-def lowest(schedule: Schedule | Milestones) -> float:
-    """The smallest value that a schedule has anywhere."""
-    return min(value for _, value in schedule) if isinstance(schedule, list) else schedule
-
-
 def highest(schedule: Schedule | Milestones) -> float:
     """The largest value that a schedule has anywhere."""
     return max(value for _, value in schedule) if isinstance(schedule, list) else schedule
@@ -52,7 +47,7 @@ def crossing(low: Schedule, high: Schedule) -> float | None:
     knots = {fraction for schedule in (low, high) if isinstance(schedule, list) for fraction, _ in schedule}
     for fraction in sorted(knots | {0.0, 1.0}):
         for moment in (max(math.nextafter(fraction, -1.0), 0.0), fraction):
-            if value_at(high, moment) < value_at(low, moment):
+            if value_at(high, moment) < value_at(low, moment) - 1e-9:  # where they touch, rounding decides
                 return fraction
     return None
 

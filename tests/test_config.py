@@ -243,6 +243,7 @@ def test_the_cpus_precision_is_the_one_it_multiplies_in(tmp_path, monkeypatch):
 def test_auto_with_a_gpu(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "driver_cuda_version", lambda: 13)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(backend, "is_installed", lambda package: package != "triton")
     config = compose("sds", ["prompt=x"])
@@ -257,6 +258,7 @@ def test_auto_with_a_gpu(monkeypatch):
 def test_auto_prior_and_backend_follow_an_explicit_machine(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "driver_cuda_version", lambda: 13)
     config = compose("nfsd", ["prompt=x", "machine=cpu", "prior=auto", "backend=auto"])
     assert (config.prior.name, config.backend.sampler) == ("shapes", "numba")
 
@@ -610,6 +612,7 @@ def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message)
 def test_what_triton_needs_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "driver_cuda_version", lambda: 13)
     monkeypatch.setattr(backend, "is_installed", lambda package: True)
     monkeypatch.setattr(backend.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(backend.shutil, "which", lambda name: None)
@@ -649,6 +652,7 @@ def test_triton_interprets_on_a_cpu_where_the_environment_asks_for_it(monkeypatc
 def test_what_a_gpu_machine_lacks(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
+    monkeypatch.setattr(backend, "driver_cuda_version", lambda: 13)
     monkeypatch.setattr(backend, "is_installed", lambda package: package not in ("tinycudann", "triton"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cases = {

@@ -38,6 +38,7 @@ def test_jumps_at_both_ends():
         ([(0.0, 0.1), (1.0, 0.4)], 0.3, 1.0),
         ([(0.0, 0.3), (0.5, 0.1)], [(0.0, 0.9), (0.2, 0.9), (0.2, 0.2)], 0.2),  # though never below its lowest value
         ([(0.0, 0.1), (0.6, 0.5), (0.6, 0.0)], [(0.0, 0.4), (0.6, 0.4)], 0.6),  # only just before the jump
+        (0.1, [(0.0, 0.8), (0.2, 0.1)], None),  # they touch
         ([(0.0, 0.9), (0.0, 0.1)], 0.5, None),  # what a jump at the start leaves never counts
     ],
 )

@@ -120,7 +120,7 @@ def composition_of(prompt: str) -> Composition:
     try:
         return parse_prompt(prompt)
     except ValueError as error:
-        remedy = 'ground truth needs a prompt like "a red and white dotted mushroom"; for others use --clip ID|FOLDER'
+        remedy = 'ground truth needs one like "a red and white dotted mushroom"; runs of others: --clip ID|FOLDER'
         raise InputError(f"prompt={prompt!r}: no composition of the world of shapes; {remedy}") from error
 
 

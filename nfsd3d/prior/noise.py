@@ -90,8 +90,9 @@ class NoiseSchedule:
         """[count] timesteps, uniform between two fractions of the training steps (both included), on the CPU.
 
         Raises:
-            ValueError: unless 0 <= t_min <= t_max <= 1.
+            ValueError: unless 0 <= t_min <= t_max <= 1, up to rounding.
         """
+        t_max = max(t_max, t_min) if t_max > t_min - 1e-9 else t_max
         if not 0 <= t_min <= t_max <= 1:
             raise ValueError(f"timesteps need 0 <= t_min <= t_max <= 1, got t_min={t_min}, t_max={t_max}")
         last = self.training_steps - 1

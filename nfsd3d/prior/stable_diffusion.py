@@ -294,7 +294,7 @@ def _repeat_last(values: Tensor, times: int) -> Tensor:
 
 
 def _in_one_layout(values: Tensor) -> Tensor:
-    """``values`` [B,C,H,W] in the memory layout of the networks' weights; what was compiled for one holds for no other.
+    """``values`` [B,C,H,W] in the memory layout of convolutions on a GPU: what was compiled for one holds for no other.
 
     That of one row, or one channel, is ambiguous, and a compiler takes every stride at its word: hence a copy.
     """

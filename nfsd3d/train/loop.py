@@ -260,14 +260,17 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 raise
             if fitting != pieces:
                 pieces, progress.smaller_pieces = fitting, {"from_step": step + 1, **asdict(fitting)}
-                now = f"{pieces}, nothing compiled, with the same results"
-                display.print(f"step {step + 1}: out of memory; from here on {now}")
+                display.print(
+                    f"step {step + 1}: out of memory; from here on {pieces}, which gives the same results, uncompiled"
+                )
             limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
             norm = metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
             # Reading a number makes a GPU wait, so that it is done only where it is logged; a CPU has it at hand. A bad
             # gradient never reaches the parameters: they stay sound until it is read.
             log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+            if task.particle is not None:
+                norm = torch.maximum(norm, torch.nn.utils.get_total_norm(gradients(task.particle.optimizer)))
             unread = norm if unread is None else torch.maximum(unread, norm)
             if not on_cpu:
                 drop_unless_finite(optimizers, norm)
@@ -340,11 +343,15 @@ def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
 
 def drop_unless_finite(optimizers: Sequence[torch.optim.Optimizer], norm: Tensor) -> None:
     """Makes all gradients 0 where ``norm``, a scalar, is no finite number, without waiting for it."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.masked_fill_(~norm.isfinite(), 0.0)
+    bad = ~norm.isfinite()
+    for gradient in gradients(*optimizers):
+        gradient.masked_fill_(bad, 0.0)
+
+
+def gradients(*optimizers: torch.optim.Optimizer) -> list[Tensor]:
+    """Those of all parameters that have one."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
 
 
 def all_finite(generator: Generator) -> bool:

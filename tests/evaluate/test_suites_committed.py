@@ -31,7 +31,10 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
 
 def test_the_committed_results_are_those_of_todays_recipes_and_weights(monkeypatch):
     monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
-    records, unreadable = read(Path(__file__).parents[2] / "docs" / "results" / "compare.jsonl")
+    path = Path(__file__).parents[2] / "docs" / "results" / "compare.jsonl"
+    if not path.exists():
+        pytest.skip("a source distribution has no docs")
+    records, unreadable = read(path)
     assert records and not unreadable
     done = {record.key for record in records}
     for tier in ("core", "2d"):

@@ -84,6 +84,7 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
 def test_steps_compile_nothing_more(configure, monkeypatch, name, views):
     """The layouts in memory count too: a compiler takes another one for another shape."""
     compiling = StableDiffusionPrior.compile
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
     monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))

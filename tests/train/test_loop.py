@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,21 +216,35 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(config
     assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())
 
 
-def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path):
+class SecondNetwork(torch.nn.Linear):
+    """Trains beside the generator, as VSD's does."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.optimizer = torch.optim.AdamW(self.parameters())
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path, second):
     """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
     original, count = loop.step_loss, iter(range(100))
 
     def poisoned(*arguments):
         loss, metrics = original(*arguments)
-        return loss * (float("inf") if next(count) == 2 else 1.0), metrics
+        bad = next(count) == 2
+        if second:
+            task.particle(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
+        return loss * (float("inf") if bad and not second else 1.0), metrics
 
     monkeypatch.setattr(loop, "step_loss", poisoned)
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
     task = loop.distillation(config, build_parts(config))
+    task = replace(task, particle=SecondNetwork() if second else None)
     elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
         loop.train(elsewhere, tmp_path, task, loop.Progress(), StopRequest(), console)
     assert loop.all_finite(task.generator)
+    assert task.particle is None or all(value.isfinite().all() for value in task.particle.state_dict().values())
     assert state.step_of(state.latest(tmp_path)) == 4
 
 

@@ -19,13 +19,12 @@ from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
 
 
-def a_step(configure, prior, name, pieces=None, perp_neg=False, device="meta"):
+def a_step(configure, prior, name, pieces=None, perp_neg=False, fine=False, device="meta"):
     """One step of a method on pixels, on ``device``: the loss, the metrics and the pixels."""
     method = METHODS[name]
     config = configure(**{"train.batch_size": 2, "train.t_min": 0.02, "train.t_max": 0.98})
-    bank = PromptBank.build(
-        prior, "a red cube", "dull", needed=method.all_prompts, source_prompt="a blue cube", perp_neg=perp_neg
-    )
+    words = {"source_prompt": "a blue cube", "perp_neg": perp_neg, "fine": fine}
+    bank = PromptBank.build(prior, "a red cube", "dull", needed=method.all_prompts, **words)
     generator = Pictures("image", torch.empty(2, 3, 48, 48, device=device))
     source = Pictures("image", torch.empty(2, 3, 48, 48, device=device)) if method.needs_source else None
     particle = None
@@ -41,11 +40,11 @@ def a_step(configure, prior, name, pieces=None, perp_neg=False, device="meta"):
     return loss, metrics, generator.values
 
 
-@pytest.mark.parametrize("perp_neg", [False, True])
+@pytest.mark.parametrize(("perp_neg", "fine"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
-def test_a_step_of_every_method_runs_without_a_number(configure, narrow, name, perp_neg):
+def test_a_step_of_every_method_runs_without_a_number(configure, narrow, name, perp_neg, fine):
     prior = random_prior(narrow, "meta", image_size=64)
-    loss, metrics, values = a_step(configure, prior, name, perp_neg=perp_neg)
+    loss, metrics, values = a_step(configure, prior, name, perp_neg=perp_neg, fine=fine)
     assert loss.is_meta and values.grad.is_meta and values.grad.shape == (2, 3, 48, 48)
     assert all(metric.is_meta for metric in metrics.values())
     assert prior.evaluations >= 4
