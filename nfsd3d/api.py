@@ -31,8 +31,8 @@ from nfsd3d.train.build import (
     mesh_settings,
     viewing_cameras,
 )
-from nfsd3d.train.loop import run
 from nfsd3d.train.metrics import read_metrics
+from nfsd3d.train.session import run
 from nfsd3d.train.show import images_of
 from nfsd3d.train.summary import read_summary
 

@@ -16,7 +16,7 @@ def train(config: Config, source: ModelSource, resume: Path | None = None) -> No
     """Downloads the model if need be and trains; ``resume`` is the directory of a run to continue.
 
     Raises:
-        InputError, RunFailed, Interrupted: as `nfsd3d.train.loop.run`.
+        InputError, RunFailed, Interrupted: as `nfsd3d.train.session.run`.
     """
     files = fetch(source)
     if files.file is not None:
@@ -24,7 +24,7 @@ def train(config: Config, source: ModelSource, resume: Path | None = None) -> No
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
     # Everything the user may have got wrong is known by now: torch and diffusers take seconds to import.
-    from nfsd3d.train.loop import run
+    from nfsd3d.train.session import run
 
     run(config, resume=resume)
 

@@ -66,9 +66,9 @@ def runs(monkeypatch) -> list:
         (run_dir / "summary.json").write_text(json.dumps(summary))
         return run_dir
 
-    loop = types.ModuleType("nfsd3d.train.loop")
-    loop.run = run
-    monkeypatch.setitem(sys.modules, "nfsd3d.train.loop", loop)
+    session = types.ModuleType("nfsd3d.train.session")
+    session.run = run
+    monkeypatch.setitem(sys.modules, "nfsd3d.train.session", session)
     return asked
 
 

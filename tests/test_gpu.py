@@ -18,9 +18,10 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.budget import GIB, estimator, fit_into_memory
 from nfsd3d.train.build import PRECISIONS, build_parts
 from nfsd3d.train.compilation import compile_prior
-from nfsd3d.train.loop import differentiate, distillation
+from nfsd3d.train.loop import differentiate
 from nfsd3d.train.pieces import configured_pieces
 from nfsd3d.train.plan import plan_at
+from nfsd3d.train.session import distillation
 from nfsd3d.train.step import step_loss
 
 pytestmark = [

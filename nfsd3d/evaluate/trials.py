@@ -33,7 +33,7 @@ from nfsd3d.prompts import PromptBank, ViewThresholds
 from nfsd3d.settings import Config
 from nfsd3d.shapes.grammar import Composition
 from nfsd3d.shapes.objects import OBJECTS
-from nfsd3d.train import loop, state
+from nfsd3d.train import session, state
 from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
 from nfsd3d.train.summary import git_revision, read_summary
 
@@ -191,9 +191,9 @@ def _train(trial: Trial, run_dir: Path) -> None:
         if trial.kind == "ceiling":
             fit_ceiling(trial.config, run_dir, console)
         elif resumable:
-            loop.run(load_run_config(run_dir), resume=run_dir, console=console)
+            session.run(load_run_config(run_dir), resume=run_dir, console=console)
         else:
-            loop.run(preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console)
+            session.run(preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console)
     except RunFailed:
         if read_summary(run_dir).get("status") != "diverged":
             raise

@@ -18,7 +18,7 @@ from nfsd3d.evaluate import ceiling
 from nfsd3d.evaluate.ceiling import fit_ceiling, photometric_loss, render_batches
 from nfsd3d.shapes.grammar import parse_prompt
 from nfsd3d.shapes.render import render_views
-from nfsd3d.train import loop
+from nfsd3d.train import session
 from nfsd3d.train.build import build_generator, camera_ranges
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.plan import plan_at
@@ -97,7 +97,7 @@ def test_distillation_does_not_go_on_from_a_fit(fits, console):
     run = fits[CUBE]
     before = json.dumps(run.summary)
     with pytest.raises(InputError, match=r"method=ceiling.*cannot be resumed"):
-        loop.run(run.config, resume=run.directory, console=console)
+        session.run(run.config, resume=run.directory, console=console)
     assert json.dumps(run.summary) == before
 
 

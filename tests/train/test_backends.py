@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nfsd3d.backend import check_machine
 from nfsd3d.config import compose
-from nfsd3d.train import loop
+from nfsd3d.train import session
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
@@ -91,7 +91,7 @@ def test_a_short_run_on_a_gpu(tmp_path: Path):
     ]
     config = compose("nfsd", overrides)
     check_machine(config)
-    run_dir = loop.run(config, console=Console(file=io.StringIO()))
+    run_dir = session.run(config, console=Console(file=io.StringIO()))
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20

@@ -20,7 +20,7 @@ from nfsd3d.prior.pieces import in_pieces
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.start import print_plan
-from nfsd3d.train import budget, loop
+from nfsd3d.train import budget, session
 from nfsd3d.train.budget import GIB, Budget, SampleBytes, estimator, network_peak, rows_at_most
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.live_bytes import LiveBytes
@@ -257,10 +257,10 @@ def test_a_run_on_a_gpu_starts_with_pieces_that_fit(configure, monkeypatch):
     config = configure(**off, **{"train.steps": 1})
     parts = build_parts(config)
     # The device is pretended as far as the decision goes; the parts are on the CPU.
-    monkeypatch.setattr(loop, "build_parts", lambda config: parts)
-    monkeypatch.setattr(loop, "fit_into_memory", lambda config, parts, pieces, say: Pieces(256, 1, True))
-    seen, original = [], loop.step_loss
-    monkeypatch.setattr(loop, "step_loss", lambda *a: seen.append(a[5].pieces) or original(*a))
+    monkeypatch.setattr(session, "build_parts", lambda config: parts)
+    monkeypatch.setattr(session, "fit_into_memory", lambda config, parts, pieces, say: Pieces(256, 1, True))
+    seen, original = [], session.step_loss
+    monkeypatch.setattr(session, "step_loss", lambda *a: seen.append(a[5].pieces) or original(*a))
     on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
-    loop.run(on_gpu, console=Console(file=io.StringIO()))
+    session.run(on_gpu, console=Console(file=io.StringIO()))
     assert seen == [Pieces(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

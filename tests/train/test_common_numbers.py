@@ -9,7 +9,7 @@ from rich.console import Console
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior import noise
 from nfsd3d.streams import fork
-from nfsd3d.train import loop, step
+from nfsd3d.train import session, step
 
 STEPS = 7
 SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
@@ -46,7 +46,7 @@ def seen(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(step, "sample_cameras", sample_cameras)
         patch.setattr(step, "NOISINGS", {name: noising(name) for name in noise.NOISINGS})
-        loop.run(config, console=Console(file=io.StringIO()))
+        session.run(config, console=Console(file=io.StringIO()))
     return cameras, times, noises, begun[0]
 
 

@@ -25,9 +25,9 @@ from nfsd3d.train.compilation import (
     wants_compilation,
     warm_up_encoder,
 )
-from nfsd3d.train.loop import distillation
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
+from nfsd3d.train.session import distillation
 from nfsd3d.train.step import Distillation, step_loss
 
 

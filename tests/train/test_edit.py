@@ -14,7 +14,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.preflight import check
 from nfsd3d.source_image import open_picture
-from nfsd3d.train import build, loop
+from nfsd3d.train import build, session
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.show import images_of
 from nfsd3d.train.step import step_loss
@@ -80,14 +80,16 @@ def test_without_a_difference_of_prompts_nothing_moves(edit_of_image):
 def test_an_edit_leads_from_one_prompt_to_the_other(edit_of_image, kind, console):
     """A red cube is bright in the tiny prior's world, and what is dull is dark."""
     changes = {"train.steps": 20, "train.learning_rate_factor": 1.0, "prompts.view_dependent": False}
-    run_dir = loop.run(edit_of_image(**changes, prompt="a red cube, front view", source_prompt="dull"), console=console)
+    run_dir = session.run(
+        edit_of_image(**changes, prompt="a red cube, front view", source_prompt="dull"), console=console
+    )
     assert imageio.imread(run_dir / "source.png").mean() == pytest.approx(128, abs=1)
     assert imageio.imread(run_dir / "image.png")[:8, :8].mean() > 140
     assert "what they started from" in (run_dir / "report.html").read_text()
 
 
 def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path, console):
-    first = loop.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
+    first = session.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
     changes = {"distill": DDS, "source_run": str(first), "source_prompt": "a red cube", "seed": 9}
     config = configure(**OFF, **changes, **{"train.random_background": 0.5}, run_dir=tmp_path / "second")
     check_fits(config)
@@ -114,13 +116,13 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
     assert float(metrics["grad_norm"]) == pytest.approx(0, abs=1e-5)
     assert float(metrics["grad_norm_delta_c"]) > 0
 
-    run_dir = loop.run(config, console=console)
+    run_dir = session.run(config, console=console)
     longer = configure(**OFF, **changes, **{"train.random_background": 0.5, "train.steps": 8}, run_dir=run_dir)
-    assert loop.run(longer, resume=run_dir, console=console) == run_dir
+    assert session.run(longer, resume=run_dir, console=console) == run_dir
 
 
 def test_any_method_may_start_from_another_run(configure, configure_2d, image, tmp_path, console):
-    first = loop.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
+    first = session.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
     config = configure(**OFF, source_run=str(first), seed=9, run_dir=tmp_path / "second")
     check_fits(config)
     parts = build.build_parts(config)
@@ -131,7 +133,7 @@ def test_any_method_may_start_from_another_run(configure, configure_2d, image, t
         patch.setattr("nfsd3d.train.build.build_prior", None)  # the source's own state needs no prior
         loaded = nfsd3d.load_run(first).generator.state_dict()
     assert all(torch.equal(parts.generator.state_dict()[key], value) for key, value in loaded.items())
-    assert loop.run(config, console=console) == tmp_path / "second"
+    assert session.run(config, console=console) == tmp_path / "second"
 
     started = build.build_parts(configure_2d(source_image=str(image))).generator.values
     assert torch.equal(started[0], started[1]) and started.std() > 0
@@ -142,7 +144,7 @@ def check_fits(config):
 
 
 def test_pictures_of_a_run_may_be_edited_too(configure_2d, tmp_path, console):
-    first = loop.run(configure_2d(run_dir=tmp_path / "first"), console=console)
+    first = session.run(configure_2d(run_dir=tmp_path / "first"), console=console)
     config = configure_2d(
         distill=DDS, source_run=str(first), source_prompt="a red cube", run_dir=tmp_path / "second", seed=3
     )
@@ -187,7 +189,7 @@ def test_a_source_that_cannot_be_used(configure_2d, configure, image, tmp_path, 
 
 
 def test_a_nerf_of_another_size_is_named(configure, tmp_path, console):
-    first = loop.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
+    first = session.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
     changes = {"distill": DDS, "source_run": str(first), "source_prompt": "a red cube", "generator.hidden_width": 4}
     with pytest.raises(InputError, match=r"has generator\.hidden_width=8, and this run 4.*set generator\.hidden_width"):
         check_fits(configure(**changes, run_dir=tmp_path / "second"))

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.train import build, loop, state
+from nfsd3d.train import build, session, state
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.show import images_of
 from nfsd3d.train.summary import read_summary
@@ -30,7 +30,7 @@ def final_pictures(run_dir):
 
 
 def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
-    run_dir = loop.run(configure_2d(), console=console)
+    run_dir = session.run(configure_2d(), console=console)
     size = {"latent": 8, "image": 64}[kind]
     assert imageio.imread(run_dir / "image.png").shape == (2 * size, 2 * size, 3)  # three and a white one
     assert (imageio.imread(run_dir / "image.png")[size:, size:] == 255).all()
@@ -52,33 +52,33 @@ def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
 
 
 def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_path, console):
-    straight = loop.run(configure_2d(seed=5, run_dir=tmp_path / "a"), console=console)
-    other = loop.run(configure_2d(seed=6, run_dir=tmp_path / "b"), console=console)
+    straight = session.run(configure_2d(seed=5, run_dir=tmp_path / "a"), console=console)
+    other = session.run(configure_2d(seed=6, run_dir=tmp_path / "b"), console=console)
     assert not torch.equal(final_pictures(straight), final_pictures(other))
     config = configure_2d(seed=5, run_dir=tmp_path / "c")
-    loop.run(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.steps": 6}), console=console)
+    session.run(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.steps": 6}), console=console)
     for path in (tmp_path / "c" / "checkpoints").glob("step-000006.*"):
         path.unlink()
-    loop.run(config, resume=tmp_path / "c", console=console)
+    session.run(config, resume=tmp_path / "c", console=console)
     assert torch.equal(final_pictures(straight), final_pictures(tmp_path / "c"))
     with pytest.raises(InputError, match="another generator"):
-        loop.run(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.batch_size": 2}), resume=tmp_path / "c")
+        session.run(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.batch_size": 2}), resume=tmp_path / "c")
 
 
 def test_pictures_become_brighter_as_the_prompt_asks(configure_2d, console):
     config = configure_2d(**{"train.steps": 40, "train.learning_rate_factor": 1.0, "generator.initial_std": 0.1})
     prior = build.build_prior(config)
     before = images_of(build.build_pictures(config, prior), prior).mean()
-    loop.run(config, console=console)
+    session.run(config, console=console)
     after = imageio.imread(Path(config.run_dir) / "images" / "000.png").mean() / 255
     assert before == pytest.approx(0.5, abs=0.05) and after > 0.6
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(configure_2d, console, monkeypatch):
-    original = loop.step_loss
-    monkeypatch.setattr(loop, "step_loss", lambda *arguments: (original(*arguments)[0] * float("nan"), {}))
+    original = session.step_loss
+    monkeypatch.setattr(session, "step_loss", lambda *arguments: (original(*arguments)[0] * float("nan"), {}))
     with pytest.raises(RunFailed, match="gradient norm is nan at step 1"):
-        loop.run(configure_2d(), console=console)
+        session.run(configure_2d(), console=console)
 
 
 def test_the_noise_to_start_from_is_not_the_noise_that_is_added(configure_2d, kind):
@@ -88,7 +88,7 @@ def test_the_noise_to_start_from_is_not_the_noise_that_is_added(configure_2d, ki
 
 
 def test_images_have_the_size_asked_for(configure_2d, kind, console):
-    run_dir = loop.run(configure_2d(**{"train.resolution": 24, "train.steps": 1}), console=console)
+    run_dir = session.run(configure_2d(**{"train.resolution": 24, "train.steps": 1}), console=console)
     size = 24 if kind == "image" else 8
     assert imageio.imread(run_dir / "images" / "000.png").shape == (size, size, 3)
     assert np.isfinite(json.loads((run_dir / "summary.json").read_text())["final_metrics"]["grad_norm"])

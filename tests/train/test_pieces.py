@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from nfsd3d.errors import RunFailed
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.train import loop, state
+from nfsd3d.train import session, state
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.pieces import SMALLEST_PIXELS, Pieces
@@ -75,7 +75,7 @@ def test_pieces_shrink_to_an_end():
 
 def scarce_memory(monkeypatch, fits, at_step=2):
     """From the given step on (counted from 1), a step whose pieces do not fit runs out of memory, once rendered."""
-    original, seen = loop.step_loss, []
+    original, seen = session.step_loss, []
 
     def step(*arguments):
         result = original(*arguments)
@@ -85,7 +85,7 @@ def scarce_memory(monkeypatch, fits, at_step=2):
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return result
 
-    monkeypatch.setattr(loop, "step_loss", step)
+    monkeypatch.setattr(session, "step_loss", step)
     return seen
 
 
@@ -94,12 +94,12 @@ def final_tensors(run_dir):
 
 
 def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path, monkeypatch):
-    straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    straight = session.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "release_compiled", lambda prior: released.append(len(seen)))
+        patch.setattr(session, "release_compiled", lambda prior: released.append(len(seen)))
         seen = scarce_memory(patch, lambda pieces: pieces.rows_at_once == 1)
-        run_dir = loop.run(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
+        run_dir = session.run(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
     # Step 1 fits, step 2 at the third attempt, and the smaller pieces stay.
     assert [pieces.rows_at_once for pieces in seen] == [None, None, 2, 1, 1, 1, 1, 1]
     printed = console.file.getvalue()
@@ -123,16 +123,16 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path,
 
 
 def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkeypatch):
-    straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    straight = session.run(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     config = configure(**OFF, run_dir=tmp_path / "scarce")
     with monkeypatch.context() as patch:
         scarce_memory(patch, lambda pieces: False, at_step=4)
         with pytest.raises(RunFailed, match=r"out of GPU memory after step 3.*generator\.max_samples.*--resume"):
-            loop.run(config, console=Console(file=io.StringIO()))
+            session.run(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
     assert read_summary(run_dir)["status"] == "failed" and "memory" in read_summary(run_dir)["reason"]
     assert json.loads(state.latest(run_dir).read_text())["step"] == 3
-    loop.run(config, resume=run_dir, console=Console(file=io.StringIO()))
+    session.run(config, resume=run_dir, console=Console(file=io.StringIO()))
     # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
     assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
     assert read_summary(run_dir)["steps"] == 6
@@ -147,17 +147,17 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
     with monkeypatch.context() as patch:
         scarce_memory(patch, lambda pieces: False, at_step=1)
         with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
-            loop.run(config, console=Console(file=io.StringIO()))
+            session.run(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
     assert state.step_of(state.latest(run_dir)) == 0
-    loop.run(config, resume=run_dir, console=Console(file=io.StringIO()))
+    session.run(config, resume=run_dir, console=Console(file=io.StringIO()))
     assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
 
 
 def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
     seen = scarce_memory(monkeypatch, lambda pieces: True)
     config = configure(**OFF, **{"machine.pixels_at_once": 256, "machine.rows_at_once": 1, "train.steps": 2})
-    loop.run(config, console=Console(file=io.StringIO()))
+    session.run(config, console=Console(file=io.StringIO()))
     assert seen == [Pieces(256, 1, False)] * 2
 
 
@@ -169,7 +169,7 @@ def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch,
     for name, fits in zip(names, (lambda pieces: True, lambda pieces: pieces.rows_at_once == 1), strict=True):
         with monkeypatch.context() as patch:
             scarce_memory(patch, fits)
-            run_dir = loop.run(configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO()))
+            run_dir = session.run(configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO()))
             ends.append(final_tensors(run_dir))
     steps = [
         {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}

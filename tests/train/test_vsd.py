@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from nfsd3d.train import loop, state
+from nfsd3d.train import session, state
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.metrics import read_metrics
@@ -45,9 +45,9 @@ def without_times(run_dir):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch):
-    straight = loop.run(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
+    straight = session.run(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
     config = configure(**VSD, run_dir=tmp_path / "interrupted")
-    original, count = loop.step_loss, iter(range(1, 100))
+    original, count = session.step_loss, iter(range(1, 100))
 
     def signalling(*arguments, **options):
         if next(count) == 2:
@@ -55,10 +55,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "step_loss", signalling)
+        patch.setattr(session, "step_loss", signalling)
         with pytest.raises(Interrupted):
-            loop.run(config, console=console)
-    run_dir = loop.run(config, resume=tmp_path / "interrupted", console=console)
+            session.run(config, console=console)
+    run_dir = session.run(config, resume=tmp_path / "interrupted", console=console)
     done, expected = final_tensors(run_dir), final_tensors(straight)
     assert done.keys() == expected.keys()
     assert all(torch.equal(done[name], expected[name]) for name in expected)

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.train import loop, state
+from nfsd3d.train import loop, session, state
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.interrupts import Interrupted, StopRequest
 from nfsd3d.train.metrics import read_metrics
@@ -48,19 +48,19 @@ def metrics_without_times(run_dir):
 
 def stop_after(step, signum, monkeypatch):
     """The process gets a signal during the given step (counted from 1)."""
-    original, count = loop.step_loss, iter(range(1, 1000))
+    original, count = session.step_loss, iter(range(1, 1000))
 
     def signalling(*arguments):
         if next(count) == step:
             os.kill(os.getpid(), signum)
         return original(*arguments)
 
-    monkeypatch.setattr(loop, "step_loss", signalling)
+    monkeypatch.setattr(session, "step_loss", signalling)
 
 
 def test_a_run_leaves_everything_behind(configure, console):
     config = configure(**{"export.formats": ["glb", "ply"], "train.tensorboard": True})
-    run_dir = loop.run(config, console=console)
+    run_dir = session.run(config, console=console)
     assert str(run_dir) == config.run_dir
     files = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert files >= {
@@ -108,7 +108,7 @@ def test_a_run_leaves_everything_behind(configure, console):
 
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure, tmp_path, console):
     runs = [
-        loop.run(configure(**OFF, seed=seed, run_dir=tmp_path / name), console=console)
+        session.run(configure(**OFF, seed=seed, run_dir=tmp_path / name), console=console)
         for name, seed in (("a", 5), ("b", 5), ("c", 6))
     ]
     a, b, c = map(final_tensors, runs)
@@ -118,13 +118,13 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure, tm
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch, signum, code):
-    straight = loop.run(configure(**OFF, run_dir=tmp_path / "straight"), console=console)
+    straight = session.run(configure(**OFF, run_dir=tmp_path / "straight"), console=console)
     config = configure(**OFF, run_dir=tmp_path / "a run")
     before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
         stop_after(3, signum, patch)
         with pytest.raises(Interrupted) as stopped:
-            loop.run(config, console=console)
+            session.run(config, console=console)
     assert stopped.value.exit_code == code
     assert signal.getsignal(signum) is before
     run_dir = tmp_path / "a run"
@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
     assert (summary["status"], summary["steps"]) == ("interrupted", 3)  # the step was finished, and saved
     assert state.step_of(state.latest(run_dir)) == 3
 
-    assert loop.run(config, resume=run_dir, console=console) == run_dir
+    assert session.run(config, resume=run_dir, console=console) == run_dir
     done, expected = final_tensors(run_dir), final_tensors(straight)
     assert done.keys() == expected.keys()
     assert all(torch.equal(done[name], expected[name]) for name in expected)
@@ -145,12 +145,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
 
 def test_a_finished_run_may_be_made_longer(configure, console, monkeypatch):
     config = configure(**OFF)
-    run_dir = loop.run(config, console=console)
+    run_dir = session.run(config, console=console)
     with pytest.raises(InputError, match=r"train.steps=5.*has 6 steps"), monkeypatch.context() as patch:
-        patch.setattr(loop, "build_parts", None)  # nothing is loaded before
-        loop.run(configure(**OFF, **{"train.steps": 5}), resume=run_dir, console=console)
+        patch.setattr(session, "build_parts", None)  # nothing is loaded before
+        session.run(configure(**OFF, **{"train.steps": 5}), resume=run_dir, console=console)
     longer = configure(**OFF, **{"train.steps": 8})
-    loop.run(longer, resume=run_dir, console=console)
+    session.run(longer, resume=run_dir, console=console)
     assert read_summary(run_dir)["steps"] == 8
     assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 6, 8]
     assert "steps: 8" in (run_dir / "config.yaml").read_text()
@@ -158,57 +158,57 @@ def test_a_finished_run_may_be_made_longer(configure, console, monkeypatch):
 
 def test_an_interruption_of_the_export_is_resumed_there(configure, console, monkeypatch):
     config = configure()
-    original = loop.finish
+    original = session.finish
 
     def interrupted(*arguments, on_view):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, on_view=on_view)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "finish", interrupted)
+        patch.setattr(session, "finish", interrupted)
         with pytest.raises(Interrupted, match="after step 6"):
-            loop.run(config, console=console)
-    run_dir = loop.run(config, resume=_path(config), console=console)
+            session.run(config, console=console)
+    run_dir = session.run(config, resume=_path(config), console=console)
     assert (run_dir / "mesh/model.glb").exists()
     assert read_summary(run_dir)["final_metrics"]["opacity"] > 0
 
 
 def test_a_directory_with_a_run_is_not_used_again(configure, console):
     config = configure(**OFF, **{"train.steps": 1})
-    loop.run(config, console=console)
+    session.run(config, console=console)
     with pytest.raises(InputError, match=r"holds a run already.*--resume"):
-        loop.run(config, console=console)
+        session.run(config, console=console)
 
 
 def test_a_run_without_checkpoint_cannot_be_resumed(configure, console):
     config = configure()
     with pytest.raises(InputError, match="no checkpoint"):
-        loop.run(config, resume=_path(config), console=console)
+        session.run(config, resume=_path(config), console=console)
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(configure, console):
     config = configure(**OFF)
-    run_dir = loop.run(config, console=console)
+    run_dir = session.run(config, console=console)
     weights = state.latest(run_dir).with_suffix(".safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     metrics = (run_dir / "metrics.jsonl").read_text()
     with pytest.raises(InputError, match="step-000006"):
-        loop.run(config, resume=run_dir, console=console)
+        session.run(config, resume=run_dir, console=console)
     assert (run_dir / "metrics.jsonl").read_text() == metrics
     assert read_summary(run_dir)["status"] == "done"
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(configure, console, monkeypatch):
-    original, count = loop.step_loss, iter(range(100))
+    original, count = session.step_loss, iter(range(100))
 
     def poisoned(*arguments):
         loss, metrics = original(*arguments)
         return loss * (float("nan") if next(count) == 4 else 1.0), metrics
 
-    monkeypatch.setattr(loop, "step_loss", poisoned)
+    monkeypatch.setattr(session, "step_loss", poisoned)
     config = configure()
     with pytest.raises(RunFailed, match=r"diverged.*gradient norm is nan at step 5"):
-        loop.run(config, console=console)
+        session.run(config, console=console)
     run_dir = _path(config)
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("diverged", 4) and "gradient norm" in summary["reason"]
@@ -227,7 +227,7 @@ class SecondNetwork(torch.nn.Linear):
 @pytest.mark.parametrize("second", [False, True])
 def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path, second):
     """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
-    original, count = loop.step_loss, iter(range(100))
+    original, count = session.step_loss, iter(range(100))
 
     def poisoned(*arguments):
         loss, metrics = original(*arguments)
@@ -236,9 +236,9 @@ def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, cons
             task.particle(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
         return loss * (float("inf") if bad and not second else 1.0), metrics
 
-    monkeypatch.setattr(loop, "step_loss", poisoned)
+    monkeypatch.setattr(session, "step_loss", poisoned)
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
-    task = loop.distillation(config, build_parts(config))
+    task = session.distillation(config, build_parts(config))
     task = replace(task, particle=SecondNetwork() if second else None)
     elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
@@ -254,7 +254,7 @@ def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, 
     diverged = {"after": 0.5, "window": 2, "opacity_below": below, "opacity_above": above}
     config = configure(**{"train.steps": 20, "train.diverged": diverged})
     with pytest.raises(RunFailed, match=f"diverged.*{word}"):
-        loop.run(config, console=console)
+        session.run(config, console=console)
     summary = read_summary(_path(config))
     assert (summary["status"], summary["steps"]) == ("diverged", 11) and word in summary["reason"]
     assert state.step_of(state.latest(_path(config))) == 11
@@ -263,7 +263,7 @@ def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, 
 def test_a_failed_export_does_not_lose_the_run(configure, console):
     config = configure(**{"export.threshold": 1e6})
     with pytest.raises(RunFailed, match=r"empty.*threshold.*scripts/export_mesh\.py"):
-        loop.run(config, console=console)
+        session.run(config, console=console)
     summary = read_summary(_path(config))
     assert summary["status"] == "done" and "threshold" in summary["reason"]
     assert (_path(config) / "report.html").exists() and (_path(config) / "turntable.mp4").exists()
@@ -275,7 +275,7 @@ def test_an_export_that_runs_out_of_memory_is_told_as_such(configure, console, m
 
     monkeypatch.setattr("nfsd3d.train.finish.extract_mesh", hungry)
     with pytest.raises(RunFailed, match=r"mesh: out of GPU memory; lower export\.resolution.*the training is done"):
-        loop.run(configure(), console=console)
+        session.run(configure(), console=console)
     summary = read_summary(_path(configure()))
     assert summary["status"] == "done" and "turntable.mp4" in summary["exported"]
 
@@ -286,15 +286,15 @@ def test_out_of_memory_before_the_first_step_names_the_model(configure, console,
 
     config = configure(**OFF)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "build_parts", hungry)
+        patch.setattr(session, "build_parts", hungry)
         with pytest.raises(RunFailed, match=r"before the first step; .*smaller prior; start it anew"):
-            loop.run(config, console=console)
+            session.run(config, console=console)
     assert read_summary(_path(config))["status"] == "failed"
-    loop.run(config, console=console)  # in the same folder
+    session.run(config, console=console)  # in the same folder
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "build_parts", hungry)
+        patch.setattr(session, "build_parts", hungry)
         with pytest.raises(RunFailed, match=r"go on with: python launch\.py --resume"):
-            loop.run(config, resume=_path(config), console=console)
+            session.run(config, resume=_path(config), console=console)
     assert read_summary(_path(config))["steps"] == 6
 
 
@@ -303,9 +303,9 @@ def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, cons
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
-    monkeypatch.setattr(loop, "build_parts", interrupted)
+    monkeypatch.setattr(session, "build_parts", interrupted)
     with pytest.raises(Interrupted, match="after step 0; start it anew") as stopped:
-        loop.run(configure(**OFF), console=console)
+        session.run(configure(**OFF), console=console)
     assert stopped.value.exit_code == 143 and read_summary(_path(configure()))["status"] == "interrupted"
 
 
@@ -313,17 +313,17 @@ def test_an_unexpected_error_is_in_the_summary(configure, console, monkeypatch):
     def broken(*arguments):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(loop, "step_loss", broken)
+    monkeypatch.setattr(session, "step_loss", broken)
     config = configure()
     with pytest.raises(ZeroDivisionError):
-        loop.run(config, console=console)
+        session.run(config, console=console)
     assert read_summary(_path(config))["status"] == "failed"
     assert "oh" in read_summary(_path(config))["reason"]
 
 
 def test_a_terminal_gets_a_bar(configure):
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    loop.run(configure(**OFF), console=console)
+    session.run(configure(**OFF), console=console)
     printed = console.file.getvalue()
     assert "6/6" in printed and "steps/s" in printed and "opacity" in printed
 
@@ -340,7 +340,7 @@ def test_schedules_reach_optimiser_and_metrics(configure, console):
             "train.gradient_clip": 0.5,
         },
     )
-    run_dir = loop.run(config, console=console)
+    run_dir = session.run(config, console=console)
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["resolution"] for line in lines] == [8, 8, 8, 16, 16, 16]
     assert [line["learning_rate_factor"] for line in lines] == [0, 0, 0, 1, 1, 1]
@@ -351,7 +351,7 @@ def test_schedules_reach_optimiser_and_metrics(configure, console):
 
 
 def test_the_report_of_a_run_holds_its_pictures(configure, console):
-    run_dir = loop.run(configure(), console=console)
+    run_dir = session.run(configure(), console=console)
     text = (run_dir / "report.html").read_text()
     assert "data:video/mp4" in text and "data:image/jpeg" in text and 'id="model"' in text and "<svg" in text
     assert len(text) < 10 * 2**20
