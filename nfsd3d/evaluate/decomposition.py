@@ -1,19 +1,17 @@
 """The score decomposition of NFSD (Katzir et al., 2310.17590, section 4), measured.
 
-What a prior predicts for noised pictures is observed once (:func:`observe`); each figure of the paper is then a pure
-function of observations. Directions keep the sign of ε, which points away from the data: an improvement is a step
-along minus the direction, of size σ/α in the units of a latent.
+Each figure of the paper is a pure function of what was observed of a prior (:mod:`nfsd3d.evaluate.observation`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.evaluate.judge import Judge
+from nfsd3d.evaluate.observation import Observation, PairObservation
 from nfsd3d.evaluate.statistics import (
     Claim,
     Estimate,
@@ -25,8 +23,6 @@ from nfsd3d.evaluate.statistics import (
     size,
 )
 from nfsd3d.prior import Prior
-from nfsd3d.prior.noise import NoiseSchedule
-from nfsd3d.prior.particle import Particle
 from nfsd3d.shapes.grammar import Composition
 
 UNCORRELATED = 0.1
@@ -41,69 +37,6 @@ SCALES = (7.5, 100.0)
 """Guidance scales that SDS is used with."""
 THRESHOLD = 0.2
 """The fraction of the training steps below which NFSD takes ε(∅) for δ_D."""
-PIXELS_AT_ONCE = 2**14
-"""Latent pixels that the denoiser is given in one call."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a prior predicts for N latents ``z`` [N,C,h,w] with the K noises ``noise`` [K,N,C,h,w] at T timesteps.
-
-    ``eps`` holds by the name of the prompt the predictions [T,K',N,C,h,w], for the first K' <= K noises.
-    """
-
-    schedule: NoiseSchedule
-    timesteps: tuple[int, ...]
-    z: Tensor
-    noise: Tensor
-    eps: Mapping[str, Tensor]
-
-    @property
-    def delta_c(self) -> Tensor:
-        """[T,K',N,C,h,w] ε(y) - ε(∅), the condition direction."""
-        cond = self.eps["cond"]
-        return cond - self.eps["uncond"][:, : cond.shape[1]]
-
-    @property
-    def residual(self) -> Tensor:
-        """[T,K,N,C,h,w] ε(∅) - ε, what SDS adds to the condition direction."""
-        uncond = self.eps["uncond"]
-        return uncond - self.noise[: uncond.shape[1]]
-
-    @property
-    def step(self) -> Tensor:
-        """[T,1,1,1,1,1] σ/α, the length of a step along minus a direction."""
-        alpha_bar = self.schedule.alpha_bar(torch.tensor(self.timesteps)).cpu()
-        return ((1 - alpha_bar) / alpha_bar).sqrt().to(self.z.dtype)[:, None, None, None, None, None]
-
-
-@dataclass(frozen=True)
-class PairObservation:
-    """Pairs (see ``distortions.Pairs``) with the same noise: ``clean`` has ε(∅), ``distorted`` also other prompts.
-
-    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: the clean pictures are those that other
-    pairs have too, so that differences to them are paired.
-    """
-
-    clean: Observation
-    distorted: Observation
-    mask: Tensor
-    shared: bool
-
-    @property
-    def delta_n(self) -> Tensor:
-        """[T,K,N,C,h,w] the noise direction, ε(z_t(x_ID); ∅)."""
-        return self.clean.eps["uncond"]
-
-    @property
-    def delta_d(self) -> Tensor:
-        """[T,K,N,C,h,w] the domain direction of the pair, ε(z_t(x_OOD); ∅) - ε(z_t(x_ID); ∅)."""
-        return self.distorted.eps["uncond"] - self.delta_n
-
-    def distance_after(self, direction: Tensor) -> Tensor:
-        """[T,N] the distance of z_OOD - (σ/α) ``direction`` from z_ID, as a share of z_OOD's."""
-        apart = self.distorted.z - self.clean.z
-        return (size(apart - self.distorted.step * direction) / size(apart)).mean(1)
 
 
 @dataclass(frozen=True)
@@ -138,50 +71,6 @@ class Figure:
         if chosen:
             times, part = [self.timesteps[i] for i in chosen], [values[i] for i in chosen]
             self.claims.append(claim(statement, of, times, part, above=above, below=below))
-
-
-Predict = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
-"""(z_t, timesteps, text embeddings, which of the N latents) -> predicted noise."""
-
-
-@torch.no_grad()
-def observe(
-    prior: Prior,
-    z: Tensor,
-    noise: Tensor,
-    timesteps: Sequence[int],
-    contexts: Mapping[str, Tensor],
-    *,
-    predict: Predict | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> Observation:
-    """The predictions for latents ``z`` [N,C,h,w] with noise [K,N,C,h,w] at each timestep, one call a batch.
-
-    ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` takes the place of the prior's denoiser.
-    ``advance`` is called after each timestep. Results are on the CPU.
-    """
-    predict = predict or (lambda z_t, t, context, rows: prior.predict_eps(z_t, t, context))
-    z, noise = z.to(prior.device), noise.to(prior.device)
-    count = len(z)
-    given = {name: context.to(prior.device).expand(count, -1, -1) for name, context in contexts.items()}
-    at_once = max(1, PIXELS_AT_ONCE // z[0, 0].numel())
-    eps = {name: torch.empty(len(timesteps), *noise.shape, dtype=z.dtype) for name in contexts}
-    for i, t in enumerate(timesteps):
-        for k, draw in enumerate(noise):
-            for rows in _slices(count, at_once):
-                steps = torch.full((rows.stop - rows.start,), t, device=prior.device)
-                z_t = prior.schedule.add_noise(z[rows], draw[rows], steps)
-                for name, context in given.items():
-                    eps[name][i, k, rows] = predict(z_t, steps, context[rows], rows).cpu()
-        advance()
-    return Observation(prior.schedule, tuple(timesteps), z.cpu(), noise.cpu(), eps)
-
-
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-# --- the figures -----------------------------------------------------------------------------------------------------
 
 
 def condition_figure(seen: Observation, mask: Tensor | None, gains: Mapping[float, Tensor]) -> Figure:
@@ -404,42 +293,6 @@ def vsd_figure(pair: PairObservation, stages: Mapping[int, Tensor]) -> Figure:
     )
     figure.state("ε_LoRA is nearer to δ_N than to ε", f"after {last} steps", values, below=0.0)
     return figure
-
-
-def particle_stages(
-    prior: Prior,
-    particle: Particle,
-    seen: Observation,
-    context: Tensor,
-    cameras: Cameras,
-    stages: Sequence[int],
-    rng: torch.Generator,
-    *,
-    batch: int = 8,
-    advance: Callable[[], None] = lambda: None,
-) -> dict[int, Tensor]:
-    """The second network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
-
-    It learns the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N]. ``advance`` is
-    called after every training step and every timestep observed.
-    """
-    z, cameras = seen.z.to(prior.device), cameras.to(prior.device)
-    stride = max(1, len(z) // batch)
-
-    def predict(z_t: Tensor, t: Tensor, context: Tensor, rows: slice) -> Tensor:
-        return particle.at(cameras[rows]).predict_eps(z_t, t, context)
-
-    predictions, done = {}, 0
-    for steps in sorted(stages):
-        for _ in range(done, steps):
-            some = slice(int(torch.randint(stride, (), generator=rng)), None, stride)
-            particle.learn(z[some], context[some], cameras[some], rng)
-            advance()
-        done = steps
-        contexts = {"particle": context}
-        observed = observe(prior, seen.z, seen.noise, seen.timesteps, contexts, predict=predict, advance=advance)
-        predictions[steps] = observed.eps["particle"]
-    return predictions
 
 
 def _norm(direction: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.evaluate.decomposition import ETAS, Observation, PairObservation
+from nfsd3d.evaluate.decomposition import ETAS
 from nfsd3d.evaluate.distortions import Pairs, Subjects
+from nfsd3d.evaluate.observation import Observation, PairObservation
 from nfsd3d.evaluate.statistics import size
 from nfsd3d.export.pictures import Image, grid, to_uint8
 from nfsd3d.prior import Prior

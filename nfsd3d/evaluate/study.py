@@ -12,15 +12,11 @@ from nfsd3d.api import Run
 from nfsd3d.evaluate.ceiling import METHOD
 from nfsd3d.evaluate.decomposition import (
     Figure,
-    Observation,
-    PairObservation,
     condition_figure,
     dds_figure,
     domain_figure,
     judged_gains,
     negative_figure,
-    observe,
-    particle_stages,
     residual_figure,
     vsd_figure,
 )
@@ -44,6 +40,7 @@ from nfsd3d.evaluate.distortions import (
     saturated_pairs,
 )
 from nfsd3d.evaluate.judge import Judge
+from nfsd3d.evaluate.observation import Observation, PairObservation, observe, particle_stages
 from nfsd3d.prior.particle import Particle
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS

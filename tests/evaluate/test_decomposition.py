@@ -10,7 +10,7 @@ import torch
 
 from nfsd3d.cli import main
 from nfsd3d.evaluate import decomposition, decomposition_pictures, distortions, study
-from nfsd3d.evaluate.decomposition import Observation, PairObservation, observe
+from nfsd3d.evaluate.observation import Observation, PairObservation, observe
 from nfsd3d.evaluate.statistics import (
     Estimate,
     area_under_curve,
