@@ -1,9 +1,16 @@
 """What only a CUDA device can show: memory that is really taken, real lack of it, no waiting, graphs, the demo."""
 
+import io
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
 import nfsd3d
 from nfsd3d.config import compose
@@ -15,6 +22,7 @@ from nfsd3d.generator.pictures import Pictures
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.train import session, state
 from nfsd3d.train.budget import GIB, estimator, fit_into_memory
 from nfsd3d.train.build import PRECISIONS, build_parts
 from nfsd3d.train.compilation import compile_prior
@@ -95,17 +103,41 @@ def test_a_real_lack_of_memory_leads_to_smaller_pieces():
     assert pieces != configured_pieces(config.machine) and pieces.checkpoint_encoder
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"dds"}))
-def test_the_priors_part_of_a_step_waits_for_nothing(name):
-    """Pixels as the generator: everything but rendering, from the encoder to the gradient on the image."""
-    config = compose("nfsd", ["prompt=a red cube", "machine=cuda", "prior=shapes", "generator=image",
-                              f"distill={name}", "prompts.view_dependent=true"])  # fmt: skip
+def test_a_step_of_vsd_with_full_size_networks():
+    """Its second network is the first one's with an adaptation, and learns too."""
+    config, parts, pieces = full_size("vsd", "machine.compile=true")
+    compile_prior(config, parts, pieces, lambda text: None)
+    before = [tensor.clone() for tensor in parts.distillation.particle.optimizer.param_groups[0]["params"]]
+    torch.cuda.reset_peak_memory_stats()
+    steps_of(config, parts, pieces)
+    assert torch.cuda.max_memory_allocated() <= 12 * GIB
+    parts.distillation.particle.optimizer.step()
+    after = parts.distillation.particle.optimizer.param_groups[0]["params"]
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def on_pixels(name: str, folder: Path, *overrides: str):
+    """A method with the embedded prior and pixels as the generator: its configuration and its parts."""
+    choices = ["prompt=a red cube", "machine=cuda", "prior=shapes", "generator=image", "train.batch_size=2",
+               f"distill={name}", "prompts.view_dependent=true", *overrides]  # fmt: skip
+    if METHODS[name].needs_source:
+        imageio.imwrite(folder / "source.png", np.full((64, 64, 3), 100, np.uint8))
+        choices += [f"source_image={folder / 'source.png'}", "source_prompt=a blue cube"]
+    config = compose("nfsd", choices)
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED, "cuda", torch.bfloat16))
     assert isinstance(parts.generator, Pictures)
+    return config, parts
+
+
+@pytest.mark.parametrize("perp_neg", ["false", "true"])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
+    """Everything but rendering, from the encoder to the gradient on the image."""
+    config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}")
 
     def step() -> None:
         plan = plan_at(config.train, 0.7)
-        arguments = parts.bank, parts.distillation, parts.ranges, plan, parts.rng
+        arguments = parts.bank, parts.distillation, parts.ranges, plan, parts.rng, parts.source
         loss, _ = step_loss(parts.generator, parts.prior, *arguments)
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,6 +148,17 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name):
     step()
     torch.cuda.set_sync_debug_mode("default")
     assert parts.generator.values.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("perp_neg", ["false", "true"])
+@pytest.mark.parametrize("name", ["nfsd", "dds", "ism", "sdi"])
+def test_compiled_steps_of_several_views_compile_nothing_more(name, perp_neg, tmp_path):
+    config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}", "machine.compile=true")
+    pieces = configured_pieces(config.machine)
+    compile_prior(config, parts, pieces, lambda text: None)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for progress in (0.0, 0.3, 0.6, 0.9):
+            assert steps_of(config, parts, pieces, 1, progress) == pieces
 
 
 def test_the_compiled_networks_agree_with_the_eager_ones():
@@ -139,6 +182,27 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
         assert torch.equal(found[2], found[4])  # an earlier result is not written over by a later run
         for result, value in zip(found, expected, strict=True):
             assert (result - value).norm() < 0.1 * value.norm()  # bfloat16, other orders of addition
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    """As if it had never stopped, but for the order in which a GPU adds."""
+    kept = ["train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=2"]
+    bare = [f"export.{what}=false" for what in ("mesh", "turntable", "report")]
+    choices = ["prompt=a red cube", "prior=shapes", "machine=cuda", *kept, *bare]
+    console = Console(file=io.StringIO())
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    session.run(compose("nfsd", [*choices, f"run_dir={straight}"]), console=console)
+    shutil.copytree(straight, stopped)
+    for path in (stopped / "checkpoints").glob("step-000006.*"):
+        path.unlink()
+    begun = load_file(state.latest(stopped).with_suffix(".safetensors"))
+    session.run(compose("nfsd", [*choices, f"run_dir={stopped}"]), resume=stopped, console=console)
+    expected, found = (load_file(state.latest(run).with_suffix(".safetensors")) for run in (straight, stopped))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        moved = (value.double() - begun[name].double()).norm()
+        assert (found[name].double() - value.double()).norm() <= 0.02 * moved, name
 
 
 def test_the_demo_gives_on_cuda_what_it_gives_on_the_cpu(tmp_path):

@@ -25,6 +25,12 @@ LIMIT = 64.0
 where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
 
 CANDIDATE_LEVELS = 32
+VIEWS = 16
+"""Directions of the rays that levels are compared with."""
+
+MISS = 16.0
+"""Voxels that a ray counts which shows something where the level set is not, or the other way round."""
+
 DIRECTIONS = 64
 """From which a field is looked at to find what is hidden."""
 
@@ -87,31 +93,66 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
 
     A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
     to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
-    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). The six families of
-    axis-aligned rays through the grid are compared with the depth at which the same ray first enters {density >
-    level} or a ``hidden`` [n,n,n] voxel; the level with the smallest mean disagreement is returned. Disagreement is
-    the distance of both depths, at most 8 voxels; it is those 8 voxels where only one of the two hits. So the
-    silhouettes decide first, the place of the surface second.
+    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). Parallel rays in
+    :data:`VIEWS` directions, spread so that they graze no flat side on purpose, are compared with the depth at which
+    the same ray first enters {density > level} or a ``hidden`` [n,n,n] voxel; the level with the smallest mean
+    disagreement is returned. Disagreement is the distance of both depths in voxels, at most :data:`MISS`; it is that
+    where only one of the two hits. So the silhouettes decide first, the place of the surface second.
 
     Raises:
         InputError: no ray becomes opaque (an empty field).
     """
-    values = grid.values.astype(np.float64)
-    optical = values * grid.spacing
-    visible = []
-    for axis in range(3):
-        for direction in (optical, np.flip(optical, axis)):
-            visible.append(_shown_depth(direction, axis))
-    if all((depth < 0).all() for depth in visible):
+    views = [_view(grid, hidden, direction) for direction in spread_directions(VIEWS)]
+    if all((view.shown < 0).all() for view in views):
         raise InputError(
             f"the density field is empty: {density_range(grid)}, and no ray through it becomes opaque; train longer, "
             "lower train.regularizers.sparsity, or choose a threshold inside that range (--threshold, export.threshold)"
         )
-    largest = values.max()
+    smallest, largest = float(grid.values.min()), float(grid.values.max())
     # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.
-    smallest = min(max(values.min(), math.log(2) / (2 * grid.radius)), largest / 2)
+    smallest = min(max(smallest, math.log(2) / (2 * grid.radius)), largest / 2)
     levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)[1:-1]
-    return float(min(levels, key=lambda level: _disagreement((values > level) | hidden, visible)))
+    views = [view.above(smallest) for view in views]
+    return float(min(levels, key=lambda level: sum(view.disagreement(level) for view in views)))
+
+
+@dataclass(frozen=True)
+class _View:
+    """R parallel rays through a grid, of K samples a voxel's edge apart.
+
+    ``density`` and ``hidden`` [K,R] along them; ``shown`` [R] the sample at which what they show begins, or -1.
+    """
+
+    density: NDArray[np.float32]
+    hidden: NDArray[np.bool_]
+    shown: NDArray[np.float64]
+
+    def above(self, level: float) -> "_View":
+        """Without the rays that meet nothing, at this level or a higher one."""
+        meets = ((self.density > level) | self.hidden).any(axis=0)
+        return _View(self.density[:, meets], self.hidden[:, meets], self.shown[meets])
+
+    def disagreement(self, level: float) -> float:
+        """The sum over rays of the capped distance between the level's solid and what they show."""
+        entered = _first_true((self.density > level) | self.hidden)
+        hit, shown = entered >= 0, self.shown >= 0
+        distance = np.minimum(np.abs(entered - self.shown), MISS)
+        return float(distance[hit & shown].sum() + MISS * np.count_nonzero(hit ^ shown))
+
+
+def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.float64]) -> _View:
+    """Rays through every third voxel in a ``direction`` [3], interpolated between the grid's points."""
+    ahead = torch.from_numpy(direction).float()
+    right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.eye(3)[ahead.abs().argmin()]), dim=0)
+    up = torch.linalg.cross(ahead, right)
+    reach = math.ceil(math.sqrt(3) * grid.radius / grid.spacing)  # to the cube's corners
+    depth, across = (torch.arange(-reach, reach + 1, every) * grid.spacing for every in (1, 3))
+    places = depth[:, None, None, None] * ahead + across[:, None, None] * right + across[:, None] * up
+    volumes = torch.from_numpy(np.stack([grid.values, hidden.astype(np.float32)]))[None]
+    # grid_sample counts axes from the last one on.
+    along = torch.nn.functional.grid_sample(volumes, (places / grid.radius).flip(-1)[None], align_corners=True)
+    density, covered = along[0].flatten(2).numpy()
+    return _View(density, covered > 0.5, _shown(density * grid.spacing))
 
 
 def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
@@ -139,32 +180,20 @@ def spread_directions(count: int) -> NDArray[np.float64]:
     return np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=-1)
 
 
-def _shown_depth(optical: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Depth in voxels, along ``axis``, of what rays through voxels of this optical thickness show; -1 for nothing."""
-    total = np.cumsum(optical, axis)
-    stopped = _first_true(total > math.log(2), axis)
-    index = np.expand_dims(stopped.clip(min=0), axis)
-    own = np.take_along_axis(optical, index, axis)
-    before = np.take_along_axis(total, index, axis) - own
-    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny)).squeeze(axis)
+def _shown(optical: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[R] the sample at which what rays show begins, through samples [K,R] of this optical thickness; or -1."""
+    total = np.cumsum(optical, axis=0, dtype=np.float64)
+    stopped = _first_true(total > math.log(2))
+    index = stopped.clip(min=0)[None]
+    own = np.take_along_axis(optical, index, axis=0).astype(np.float64)
+    before = np.take_along_axis(total, index, axis=0) - own
+    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny))[0]
     return np.where(stopped >= 0, begins.clip(min=0), -1.0)
 
 
-def _disagreement(inside: NDArray[np.bool_], visible: list[NDArray[np.float64]], cap: int = 8) -> float:
-    """Mean over rays of the capped distance (voxels) between the solid's first voxel and the visible depth."""
-    total = 0.0
-    for index, shown in enumerate(visible):
-        axis, flipped = divmod(index, 2)
-        crossed = _first_true(np.flip(inside, axis) if flipped else inside, axis)
-        both = (crossed >= 0) & (shown >= 0)
-        one = (crossed >= 0) ^ (shown >= 0)
-        total += float(np.minimum(np.abs(crossed - shown), cap)[both].sum() + cap * one.sum())
-    return total / sum(shown.size for shown in visible)
-
-
-def _first_true(mask: NDArray[np.bool_], axis: int) -> NDArray[np.int64]:
-    """Index of the first True along ``axis``, or -1."""
-    return np.where(mask.any(axis), mask.argmax(axis), -1)
+def _first_true(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Index of the first True along the first axis, or -1."""
+    return np.where(mask.any(axis=0), mask.argmax(axis=0), -1)
 
 
 def density_range(grid: DensityGrid) -> str:
