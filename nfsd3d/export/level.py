@@ -8,6 +8,7 @@ where its difference to that of the level is 0.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.ndimage
@@ -24,11 +25,15 @@ LIMIT = 64.0
 """Values before the softplus are clipped to the level's +-this: below it a float32 softplus tells nothing apart, and
 where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
 
-CANDIDATE_LEVELS = 32
-VIEWS = 16
-"""Directions of the rays that levels are compared with."""
+CANDIDATE_LEVELS = 24
 
-MISS = 16.0
+VIEWS = 12
+"""Directions, spread evenly, of the rays that levels are compared with."""
+
+SAMPLES = 2
+"""On those rays, in a voxel's edge."""
+
+MISS = 8.0
 """Voxels that a ray counts which shows something where the level set is not, or the other way round."""
 
 DIRECTIONS = 64
@@ -94,10 +99,11 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
     A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
     to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
     do so alone (the depth of one half lies inside the solid, the deeper the softer the field). Parallel rays in
-    :data:`VIEWS` directions, spread so that they graze no flat side on purpose, are compared with the depth at which
-    the same ray first enters {density > level} or a ``hidden`` [n,n,n] voxel; the level with the smallest mean
-    disagreement is returned. Disagreement is the distance of both depths in voxels, at most :data:`MISS`; it is that
-    where only one of the two hits. So the silhouettes decide first, the place of the surface second.
+    :data:`VIEWS` directions are compared with the depth at which the same ray first enters {density > level} or what
+    is ``hidden`` [n,n,n]; the level with the smallest mean disagreement is returned. Disagreement is the distance of
+    both depths, at most :data:`MISS`; it is that where only one of the two hits. So the silhouettes decide first, the
+    place of the surface second. Directions along the axes alone would not do: rays that graze the flat sides of a soft
+    box are stopped far outside of what every other view shows.
 
     Raises:
         InputError: no ray becomes opaque (an empty field).
@@ -111,19 +117,22 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
     smallest, largest = float(grid.values.min()), float(grid.values.max())
     # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.
     smallest = min(max(smallest, math.log(2) / (2 * grid.radius)), largest / 2)
-    levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)[1:-1]
     views = [view.above(smallest) for view in views]
-    return float(min(levels, key=lambda level: sum(view.disagreement(level) for view in views)))
+    for _ in range(2):  # over all levels, then around the best one
+        levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)
+        best = 1 + int(np.argmin([sum(view.disagreement(level) for view in views) for level in levels[1:-1]]))
+        smallest, largest = levels[best - 1], levels[best + 1]
+    return float(levels[best])
 
 
 @dataclass(frozen=True)
 class _View:
-    """R parallel rays through a grid, of K samples a voxel's edge apart.
+    """R parallel rays through a grid, of K samples, ``1 / SAMPLES`` of a voxel's edge apart.
 
     ``density`` and ``hidden`` [K,R] along them; ``shown`` [R] the sample at which what they show begins, or -1.
     """
 
-    density: NDArray[np.float32]
+    density: FloatArray
     hidden: NDArray[np.bool_]
     shown: NDArray[np.float64]
 
@@ -133,26 +142,29 @@ class _View:
         return _View(self.density[:, meets], self.hidden[:, meets], self.shown[meets])
 
     def disagreement(self, level: float) -> float:
-        """The sum over rays of the capped distance between the level's solid and what they show."""
+        """The sum over rays of the capped distance (voxels) between the level's solid and what they show."""
         entered = _first_true((self.density > level) | self.hidden)
         hit, shown = entered >= 0, self.shown >= 0
-        distance = np.minimum(np.abs(entered - self.shown), MISS)
+        distance = np.minimum(np.abs(entered - self.shown) / SAMPLES, MISS)
         return float(distance[hit & shown].sum() + MISS * np.count_nonzero(hit ^ shown))
 
 
 def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.float64]) -> _View:
-    """Rays through every third voxel in a ``direction`` [3], interpolated between the grid's points."""
+    """Rays through every third voxel in a ``direction`` [3]; before its softplus the density is linear in between."""
     ahead = torch.from_numpy(direction).float()
     right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.eye(3)[ahead.abs().argmin()]), dim=0)
     up = torch.linalg.cross(ahead, right)
-    reach = math.ceil(math.sqrt(3) * grid.radius / grid.spacing)  # to the cube's corners
-    depth, across = (torch.arange(-reach, reach + 1, every) * grid.spacing for every in (1, 3))
+    reach = math.ceil(math.sqrt(3) * grid.radius / grid.spacing)  # voxels, to the cube's corners
+    depth = torch.arange(-reach * SAMPLES, reach * SAMPLES + 1) * (grid.spacing / SAMPLES)
+    across = torch.arange(-reach, reach + 1, 3) * grid.spacing
     places = depth[:, None, None, None] * ahead + across[:, None, None] * right + across[:, None] * up
-    volumes = torch.from_numpy(np.stack([grid.values, hidden.astype(np.float32)]))[None]
+    known = np.stack([inverse_softplus(grid.values).astype(np.float32), hidden.astype(np.float32)])
     # grid_sample counts axes from the last one on.
-    along = torch.nn.functional.grid_sample(volumes, (places / grid.radius).flip(-1)[None], align_corners=True)
-    density, covered = along[0].flatten(2).numpy()
-    return _View(density, covered > 0.5, _shown(density * grid.spacing))
+    lookup = partial(torch.nn.functional.grid_sample, padding_mode="border", align_corners=True)
+    before, covered = lookup(torch.from_numpy(known)[None], (places / grid.radius).flip(-1)[None])[0].flatten(2)
+    inside = (places.abs().amax(-1) <= grid.radius).flatten(1)
+    density = (torch.nn.functional.softplus(before) * inside).numpy()
+    return _View(density, ((covered > 0.5) & inside).numpy(), _shown(density * np.float32(grid.spacing / SAMPLES)))
 
 
 def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:

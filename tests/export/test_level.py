@@ -56,6 +56,24 @@ def test_a_soft_surface_lies_where_it_begins_to_stop_the_light():
     assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(0.44, abs=0.025)
 
 
+@pytest.mark.parametrize("towards", [(1.0, 2.0, -1.0), (-2.0, 1.0, -0.5), (1.0, 1.0, -1.0)])
+def test_the_outline_of_a_soft_box_is_what_slanting_views_show(towards):
+    """Rays along its sides are stopped far outside of it; no other ray is, and most views have none such."""
+
+    def density(points):
+        return torch.nn.functional.softplus(20 * (0.45 - points.abs().amax(-1)))
+
+    _, level = shown(density, 96)
+    ahead = torch.nn.functional.normalize(torch.tensor(towards), dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.tensor([0.0, 0.0, 1.0])), dim=0)
+    up = torch.linalg.cross(ahead, right)
+    across, depth = torch.linspace(-1, 1, 96), torch.linspace(-1.8, 1.8, 361)
+    points = across[:, None, None, None] * right + across[:, None, None] * up + depth[:, None] * ahead
+    along = density(points)
+    opaque, solid = along.sum(-1) * 0.01 > np.log(2), (along > level).any(-1)
+    assert (opaque & solid).sum() > 0.85 * (opaque | solid).sum()
+
+
 def test_what_no_view_sees_is_hidden_and_the_rest_is_not():
     grid = sample_density(balls((0.5, 100.0, ORIGIN)), 1.0, 65)
     hidden = hidden_voxels(grid)
