@@ -4,6 +4,7 @@ The other programs are no dependencies: Khronos' validator and three.js are npm 
 ``bpy`` (in an environment of its own), the browser is Chromium. Each check takes where its program is.
 """
 
+import base64
 import json
 import math
 import re
@@ -259,7 +260,9 @@ def three_picture(path: Path, picture: Path, tools: Path, chromium: str, size: i
 
 def _three_page(path: Path, modules: Path, size: int) -> str:
     left, up, front = PLACE
-    values = {"MODULES": modules.resolve().as_uri(), "MODEL": path.resolve().as_uri(), "SIZE": size}
+    # Within the page: no browser's fetch() reads files without being asked to, and some never do.
+    model = f"data:model/gltf-binary;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    values = {"MODULES": modules.resolve().as_uri(), "MODEL": model, "SIZE": size}
     values |= {"LEFT": left, "UP": up, "FRONT": front}
     # In one go: a path may hold one of the words.
     return re.sub(rf"\b({'|'.join(values)})\b", lambda match: str(values[match[0]]), _THREE_PAGE)

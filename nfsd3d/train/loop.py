@@ -26,6 +26,9 @@ from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.watchdog import Limits, Watchdog
 
+LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+"""What libraries besides torch say when a GPU has no memory left for them: Triton (its kernels), cuBLAS, cuDNN."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -217,8 +220,13 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
 
 
 def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
-    loss, metrics = task.step_loss(plan)
-    loss.backward()
+    try:
+        loss, metrics = task.step_loss(plan)
+        loss.backward()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not any(words in str(error) for words in LACK_OF_MEMORY):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
     return metrics
 
 

@@ -105,9 +105,12 @@ def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path):
         mesh_checks.blender_picture(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
 
 
-def test_words_of_the_page_in_a_path_stay(tmp_path):
-    page = mesh_checks._three_page(tmp_path / "LEFT UP" / "SIZE MODEL.glb", tmp_path / "FRONT", 64)
-    assert f'"{(tmp_path / "LEFT UP" / "SIZE MODEL.glb").as_uri()}"' in page
+def test_the_page_holds_the_model_and_a_path_keeps_its_words(tmp_path):
+    model = tmp_path / "LEFT UP" / "SIZE MODEL.glb"
+    model.parent.mkdir()
+    model.write_bytes(b"glTF")
+    page = mesh_checks._three_page(model, tmp_path / "FRONT", 64)
+    assert '"data:model/gltf-binary;base64,Z2xURg=="' in page
     assert f"{(tmp_path / 'FRONT').as_uri()}/three/build" in page
     assert "setSize(64, 64)" in page and "position.set(1.2, 0.9, 2.2)" in page
 

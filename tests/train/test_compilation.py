@@ -81,10 +81,10 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
 @pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
-def test_steps_compile_nothing_more(configure, monkeypatch, name, views):
+def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, views):
     """The layouts in memory count too: a compiler takes another one for another shape."""
     compiling = StableDiffusionPrior.compile
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
@@ -107,7 +107,7 @@ def test_the_cache_outlives_a_restart(monkeypatch):
 
 
 @pytest.fixture
-def compiled_with(configure, monkeypatch):
+def compiled_with(configure, monkeypatch, tmp_path):
     """(choice, what compiled networks do) -> the prior, the compilations asked for, and what was said."""
     asked = []
     warmed = []
@@ -118,7 +118,7 @@ def compiled_with(configure, monkeypatch):
         original(self, row_unit=row_unit, unet=unet, encoder=encoder, backend="eager")
 
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def result(choice, failing=False, pieces=None, config=None, **changes):
         config = config or configure(**{"machine.compile": choice, **changes})
@@ -162,10 +162,10 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
     assert seen == [(2, True), (1, True), (1, False)]
 
 
-def test_a_run_says_that_it_compiles(compiled_with):
+def test_a_run_says_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
     assert asked == [(2, True, True)] and prior._compiled_unet is not None
-    assert said[0].startswith("compiling the UNet and the encoder") and "s (kept in /somewhere)" in said[1]
+    assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
 
 
 def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):

@@ -73,7 +73,10 @@ def test_pieces_shrink_to_an_end():
     assert Pieces(pixels_at_once=10**9).smaller(1, 128).pixels_at_once == 128**2 // 2
 
 
-def scarce_memory(monkeypatch, fits, at_step=2):
+SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+
+def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
     """From the given step on (counted from 1), a step whose pieces do not fit runs out of memory, once rendered."""
     original, seen = session.step_loss, []
 
@@ -82,7 +85,7 @@ def scarce_memory(monkeypatch, fits, at_step=2):
         plan = arguments[5]
         seen.append(plan.pieces)
         if plan.progress >= (at_step - 1) / 6 and not fits(plan.pieces):
-            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+            raise error
         return result
 
     monkeypatch.setattr(session, "step_loss", step)
@@ -152,6 +155,22 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
     assert state.step_of(state.latest(run_dir)) == 0
     session.run(config, resume=run_dir, console=Console(file=io.StringIO()))
     assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Triton Error [CUDA]: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"],
+)
+def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_pieces_too(configure, monkeypatch, words):
+    seen = scarce_memory(monkeypatch, lambda pieces: pieces.rows_at_once == 1, error=RuntimeError(words))
+    run_dir = session.run(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
+    assert seen[-1].rows_at_once == 1 and read_summary(run_dir)["status"] == "done"
+
+
+def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
+    scarce_memory(monkeypatch, lambda pieces: False, error=RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="multiplied"):
+        session.run(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
 
 
 def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
