@@ -36,7 +36,7 @@ COMMANDS = {
     "evaluate": "nfsd3d.evaluate.command",
     "compare": "nfsd3d.evaluate.compare_command",
     "decompose": "nfsd3d.decompose_command",
-    "bench": "nfsd3d.bench_command",
+    "bench": "nfsd3d.bench.command",
     "doctor": "nfsd3d.doctor",
 }
 """Subcommands and the modules whose ``main(arguments) -> exit code`` they call."""

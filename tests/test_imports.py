@@ -31,14 +31,11 @@ FORBIDDEN = {
 # Everything may be used without train, except what is about whole runs.
 ABOUT_RUNS = {
     "nfsd3d.api",
-    "nfsd3d.bench",
-    "nfsd3d.bench_command",
-    "nfsd3d.bench_prior",
     "nfsd3d.decompose_command",
     "nfsd3d.render_command",
     "nfsd3d.start",
     "nfsd3d.export.command",
-    *(name for name in MODULES if name.startswith("nfsd3d.evaluate.")),
+    *(name for name in MODULES if name.startswith(("nfsd3d.bench.", "nfsd3d.evaluate."))),
 }
 # Packages that only these modules may import.
 ADAPTERS = {

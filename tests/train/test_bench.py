@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from nfsd3d import bench, bench_command
+from nfsd3d.bench import command as bench_command
+from nfsd3d.bench import kernels
+from nfsd3d.bench.step import StepTiming, bench_step
 from nfsd3d.errors import InputError
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.train.build import build_generator, build_parts, camera_ranges
@@ -17,12 +19,12 @@ CPU = torch.device("cpu")
 
 
 def encoding_contenders():
-    return bench.encoding_contenders(bench.encodings(SPEC, CPU, compiled=False), torch.rand(300, 3))
+    return kernels.encoding_contenders(kernels.encodings(SPEC, CPU, compiled=False), torch.rand(300, 3))
 
 
 def test_encodings_are_timed_side_by_side():
     rounds = []
-    timings = bench.bench_kernel(encoding_contenders(), CPU, rounds=2, on_round=lambda: rounds.append(1))
+    timings = kernels.bench_kernel(encoding_contenders(), CPU, rounds=2, on_round=lambda: rounds.append(1))
     assert [timing.name for timing in timings] == ["embedding_bag", "numba"]
     assert all(timing.forward > 0 and timing.training > 0 for timing in timings)
     assert timings[1].forward_ratio == timings[1].training_ratio == 1
@@ -31,37 +33,40 @@ def test_encodings_are_timed_side_by_side():
 
 
 def test_an_encoding_that_computes_something_else_is_not_timed():
-    encodings = bench.encodings(SPEC, CPU, compiled=False)
+    encodings = kernels.encodings(SPEC, CPU, compiled=False)
     with torch.no_grad():
         encodings["numba"].table[0] += 1
     with pytest.raises(AssertionError, match="numba computes something else"):
-        bench.bench_kernel(bench.encoding_contenders(encodings, torch.rand(300, 3)), CPU, rounds=1)
+        kernels.bench_kernel(kernels.encoding_contenders(encodings, torch.rand(300, 3)), CPU, rounds=1)
 
 
 def test_what_need_not_agree_is_timed_all_the_same():
-    contenders = {"torch": bench.Contender(lambda: torch.ones(3)), "nerfacc": bench.Contender(lambda: torch.zeros(3))}
+    contenders = {
+        "torch": kernels.Contender(lambda: torch.ones(3)),
+        "nerfacc": kernels.Contender(lambda: torch.zeros(3)),
+    }
     with pytest.raises(AssertionError, match="nerfacc computes something else"):
-        bench.bench_kernel(contenders, CPU, rounds=1)
-    contenders["nerfacc"] = bench.Contender(lambda: torch.zeros(4), tolerance=None)
-    first, second = bench.bench_kernel(contenders, CPU, rounds=1)
+        kernels.bench_kernel(contenders, CPU, rounds=1)
+    contenders["nerfacc"] = kernels.Contender(lambda: torch.zeros(4), tolerance=None)
+    first, second = kernels.bench_kernel(contenders, CPU, rounds=1)
     assert first.forward_ratio == 1
     assert first.training is second.training is second.training_ratio is None
 
 
 def test_a_scene_is_that_of_a_first_step(configure):
     config = configure()
-    scene = bench.demo_scene(build_generator(config), camera_ranges(config.cameras), 2, 16)
+    scene = kernels.demo_scene(build_generator(config), camera_ranges(config.cameras), 2, 16)
     assert scene.positions.shape[0] > 500
     assert (scene.positions - 0.5).abs().max() < 0.5
     assert scene.density.shape == scene.samples.t_mids.shape
     assert scene.samples.n_rays == len(scene.rays) == 2 * 16 * 16
 
-    timings = bench.bench_kernel(bench.marching_contenders(scene), CPU, rounds=1)
+    timings = kernels.bench_kernel(kernels.marching_contenders(scene), CPU, rounds=1)
     assert [timing.name for timing in timings] == ["torch", "numba"]
     assert all(timing.training is None for timing in timings)
-    (compositing,) = bench.compositing_contenders(scene).values()
-    assert compositing.forward().shape == (512, bench.CHANNELS)
-    assert compositing.training().shape == (scene.density.shape[0] * (1 + bench.CHANNELS),)
+    (compositing,) = kernels.compositing_contenders(scene).values()
+    assert compositing.forward().shape == (512, kernels.CHANNELS)
+    assert compositing.training().shape == (scene.density.shape[0] * (1 + kernels.CHANNELS),)
 
 
 @pytest.mark.gpu
@@ -73,14 +78,14 @@ def test_every_kernel_is_timed_on_a_gpu(configure):
         **{"machine.name": "cuda", "machine.device": "cuda", "backend.field": "triton", "backend.sampler": "triton"}
     )
     generator = build_generator(config)
-    scene = bench.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
-    encodings = bench.encodings(SPEC, generator.device, compiled=True)
+    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
+    encodings = kernels.encodings(SPEC, generator.device, compiled=True)
     for contenders in (
-        bench.encoding_contenders(encodings, scene.positions),
-        bench.marching_contenders(scene),
-        bench.compositing_contenders(scene),
+        kernels.encoding_contenders(encodings, scene.positions),
+        kernels.marching_contenders(scene),
+        kernels.compositing_contenders(scene),
     ):
-        timings = {timing.name: timing for timing in bench.bench_kernel(contenders, generator.device, rounds=2)}
+        timings = {timing.name: timing for timing in kernels.bench_kernel(contenders, generator.device, rounds=2)}
         assert timings["triton"].forward_ratio == 1
         assert len(timings) >= 2
 
@@ -91,7 +96,7 @@ def test_the_parts_of_a_step_add_up(configure):
     parts = build_parts(config)
     before = [parameter.detach().clone() for parameter in parts.generator.parameters()]
     steps = []
-    timing = bench.bench_step(parts, config.train, steps=3, warmup=1, on_step=lambda: steps.append(1))
+    timing = bench_step(parts, config.train, steps=3, warmup=1, on_step=lambda: steps.append(1))
     assert len(steps) == 4
     assert list(timing.shares) == ["occupancy", "render", "encode", "UNet", "backward", "optimiser", "rest"]
     assert sum(timing.shares.values()) == pytest.approx(1)
@@ -132,11 +137,11 @@ def test_options_that_belong_to_a_prior_need_one():
 
 
 def test_where_triton_cannot_be_used_it_is_left_out(monkeypatch):
-    assert bench._fast("cpu") == ["numba"]
-    monkeypatch.setattr(bench, "triton_obstacle", lambda: None)
-    assert bench._fast("cuda") == ["triton"]
-    monkeypatch.setattr(bench, "triton_obstacle", lambda: "too old a GPU")
-    assert bench._fast("cuda") == []
+    assert kernels._fast("cpu") == ["numba"]
+    monkeypatch.setattr(kernels, "triton_obstacle", lambda: None)
+    assert kernels._fast("cuda") == ["triton"]
+    monkeypatch.setattr(kernels, "triton_obstacle", lambda: "too old a GPU")
+    assert kernels._fast("cuda") == []
 
 
 def test_a_step_without_the_embedded_model_is_an_input_error(tmp_path, monkeypatch):
@@ -146,7 +151,7 @@ def test_a_step_without_the_embedded_model_is_an_input_error(tmp_path, monkeypat
 
 
 def test_step_table_shows_every_part():
-    timing = bench.StepTiming({"render": 30.0, "UNet": 70.0}, {"render": 0.3, "UNet": 0.7}, 10.0, 6.1, 10.5)
+    timing = StepTiming({"render": 30.0, "UNet": 70.0}, {"render": 0.3, "UNet": 0.7}, 10.0, 6.1, 10.5)
     table = bench_command.step_table(timing)
     assert table.row_count == 2
     assert "10.00 steps/s" in str(table.title)

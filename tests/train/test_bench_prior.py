@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from nfsd3d import bench_command, bench_prior
+from nfsd3d.bench import command as bench_command
+from nfsd3d.bench import prior as bench_prior
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.resolve import EMBEDDED

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from nfsd3d.bench import StepTiming, bench_step
+from nfsd3d.bench.step import StepTiming, bench_step
 from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF

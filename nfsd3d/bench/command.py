@@ -24,8 +24,9 @@ from nfsd3d.schedules import milestone_at
 from nfsd3d.settings import Config
 
 if TYPE_CHECKING:
-    from nfsd3d.bench import Contender, KernelTiming, StepTiming
-    from nfsd3d.bench_prior import Comparison
+    from nfsd3d.bench.kernels import Contender, KernelTiming
+    from nfsd3d.bench.prior import Comparison
+    from nfsd3d.bench.step import StepTiming
 
 PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
@@ -111,7 +112,7 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
 
     import torch
 
-    from nfsd3d import bench_prior
+    from nfsd3d.bench import prior as bench_prior
     from nfsd3d.prior.architectures import FACTOR, random_prior
     from nfsd3d.train.budget import fit_into_memory
     from nfsd3d.train.build import PRECISIONS, build_parts
@@ -196,7 +197,7 @@ def comparison_text(comparison: Comparison) -> str:
         f"the peer's {record['peer_hours']:.2f}",
     ]
     if comparison.times_the_floor is not None:
-        from nfsd3d.bench_prior import H200_FLOOR_MS
+        from nfsd3d.bench.prior import H200_FLOOR_MS
 
         floor = f"the arithmetic's {H200_FLOOR_MS:g} ms"
         lines.append(f"the last stage's step takes {comparison.times_the_floor:.2f} times {floor}")
@@ -207,13 +208,13 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
     """Prints the table of each kernel that ``options`` ask for; the same as plain values."""
     import torch
 
-    from nfsd3d import bench
+    from nfsd3d.bench import kernels
     from nfsd3d.train.build import build_generator, camera_ranges
 
     generator = build_generator(config)
     device = generator.device
     size = milestone_at(config.train.resolution, 0.0)
-    scene = bench.demo_scene(generator, camera_ranges(config.cameras), config.train.batch_size, size)
+    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), config.train.batch_size, size)
     where = f"{options.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     record: dict[str, Any] = {}
 
@@ -223,7 +224,7 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
             return
         with counting_bar(console, transient=True) as progress:
             task = progress.add_task(kernel, total=options.rounds + 1)
-            timings = bench.bench_kernel(
+            timings = kernels.bench_kernel(
                 contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
             )
         console.print(kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
@@ -233,28 +234,26 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
         positions = scene.positions
         if options.points is not None:
             positions = torch.rand(options.points, 3, generator=torch.Generator().manual_seed(0)).to(device)
-        compiled = device.type == "cpu" and not options.no_compile and bench.can_compile()
+        compiled = device.type == "cpu" and not options.no_compile and kernels.can_compile()
         if device.type == "cpu" and not options.no_compile and not compiled:
             console.print("no C++ compiler: torch.compile is not measured")
-        implementations = bench.encodings(generator.settings.encoding, device, compiled=compiled)
-        measure("encoding", bench.encoding_contenders(implementations, positions), "points", positions.shape[0])
+        implementations = kernels.encodings(generator.settings.encoding, device, compiled=compiled)
+        measure("encoding", kernels.encoding_contenders(implementations, positions), "points", positions.shape[0])
     if options.only in (None, "marching"):
-        measure("marching", bench.marching_contenders(scene), "rays", len(scene.rays))
+        measure("marching", kernels.marching_contenders(scene), "rays", len(scene.rays))
     if options.only in (None, "compositing"):
-        measure("compositing", bench.compositing_contenders(scene), "samples", scene.density.shape[0])
+        measure("compositing", kernels.compositing_contenders(scene), "samples", scene.density.shape[0])
     return record
 
 
 def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
-    from nfsd3d import bench
+    from nfsd3d.bench.step import bench_step
     from nfsd3d.train.build import build_parts
 
     parts = build_parts(config)
     with counting_bar(console, transient=True) as progress:
         task = progress.add_task("training steps", total=steps + WARMUP_STEPS)
-        return bench.bench_step(
-            parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task)
-        )
+        return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task))
 
 
 # Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.

@@ -1,18 +1,15 @@
-"""Measurements: how fast each implementation of the kernels is, and which part of a training step takes how long."""
+"""Measurements of the kernels: how fast each implementation is."""
 
-import math
 import shutil
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nfsd3d.backend import is_installed, triton_obstacle
+from nfsd3d.bench.clock import now
 from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
 from nfsd3d.field.hashgrid import HashEncoding, HashGridSpec, Layout, hash_encoding
 from nfsd3d.field.hashgrid_torch import corners, interpolate
@@ -20,11 +17,6 @@ from nfsd3d.generator.nerf import NeRF
 from nfsd3d.render.compositing import accumulate, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays
-from nfsd3d.settings import TrainConfig
-from nfsd3d.train.build import Parts
-from nfsd3d.train.pieces import Pieces
-from nfsd3d.train.plan import plan_at
-from nfsd3d.train.step import step_loss
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""
@@ -220,13 +212,13 @@ def bench_kernel(
     expected: list[Tensor] | None = None
     for number in range(rounds + 1):
         for name, contender in contenders.items():
-            started = _now(device)
+            started = now(device)
             with torch.no_grad():
                 found = [contender.forward()]
-            between = _now(device)
+            between = now(device)
             if contender.training is not None:
                 found.append(contender.training())
-            ended = _now(device)
+            ended = now(device)
             if number:
                 forward[name].append(1e3 * (between - started))
                 training[name].append(1e3 * (ended - between))
@@ -256,117 +248,7 @@ def bench_kernel(
     return timings
 
 
-def _now(device: torch.device) -> float:
-    """Seconds on a clock; waits for the GPU, where there is one, before it looks."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _gather(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
     """The reference's maths without ``embedding_bag``."""
     entries, weights = corners(positions, layout)
     return (table[entries] * weights[..., None]).sum(2).flatten(1)
-
-
-@dataclass(frozen=True)
-class StepTiming:
-    """Where the time of a training step goes.
-
-    ``milliseconds`` per step by part (their sum is the whole step), ``shares`` of it in [0,1], and means over the
-    steps: ``steps_per_second``, ``samples_per_ray`` and ``evaluations`` of the UNet per step.
-    """
-
-    milliseconds: dict[str, float]
-    shares: dict[str, float]
-    steps_per_second: float
-    samples_per_ray: float
-    evaluations: float
-
-
-@dataclass
-class _Clock:
-    """Adds up seconds by part."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        started = _now(self.device)
-        yield
-        self.seconds[name] += _now(self.device) - started
-
-
-@contextmanager
-def _timed(clock: _Clock, part: str, owner: object, method: str) -> Iterator[None]:
-    """Within the block, every call of ``owner.method`` counts as ``part``."""
-    original = getattr(owner, method)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with clock.part(part):
-            return original(*args, **kwargs)
-
-    setattr(owner, method, call)  # in this one object, before its class's method
-    try:
-        yield
-    finally:
-        delattr(owner, method)
-
-
-def bench_step(
-    parts: Parts,
-    train: TrainConfig,
-    *,
-    steps: int,
-    warmup: int = 5,
-    on_step: Callable[[], None] = lambda: None,
-    pieces: Pieces | None = None,
-) -> StepTiming:
-    """Times ``steps`` training steps from the generator's present state, after ``warmup`` that do not count.
-
-    Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "backward" (through encoder and
-    renderer), "optimiser" (with the clipping) and "rest" (cameras, noise, the method itself). ``on_step`` is called
-    after each step; ``pieces`` is what a step computes at once (everything).
-    """
-    device = parts.generator.device
-    parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
-    clock = _Clock(device)
-    evaluations, samples = 0, 0.0
-    with (
-        _timed(clock, "occupancy", parts.generator, "update"),
-        _timed(clock, "render", parts.generator, "render"),
-        _timed(clock, "encode", parts.prior, "encode"),
-        _timed(clock, "UNet", parts.prior, "predict_eps"),
-    ):
-        for step in range(-warmup, steps):
-            if step == 0:
-                clock.seconds.clear()
-                evaluations, samples = parts.prior.evaluations, 0.0
-                started = _now(device)
-            progress = (step + warmup) / max(train.steps, steps + warmup)
-            plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
-            parts.generator.update(step + warmup, parts.rng)
-            loss, metrics = step_loss(
-                parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-            )
-            parts.optimizer.zero_grad(set_to_none=True)
-            with clock.part("backward"):
-                loss.backward()
-            with clock.part("optimiser"):
-                limit = math.inf if train.gradient_clip is None else train.gradient_clip
-                torch.nn.utils.clip_grad_norm_(parameters, limit)
-                parts.optimizer.step()
-            samples += float(metrics["samples_per_ray"])
-            on_step()
-    total = _now(device) - started
-    names = ("occupancy", "render", "encode", "UNet", "backward", "optimiser")
-    seconds = {name: clock.seconds[name] for name in names}
-    seconds["rest"] = total - sum(seconds.values())
-    return StepTiming(
-        milliseconds={name: 1e3 * value / steps for name, value in seconds.items()},
-        shares={name: value / total for name, value in seconds.items()},
-        steps_per_second=steps / total,
-        samples_per_ray=samples / steps,
-        evaluations=(parts.prior.evaluations - evaluations) / steps,
-    )
