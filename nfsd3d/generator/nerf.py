@@ -109,7 +109,7 @@ class NeRF(nn.Module):
     def update(self, step: int, rng: torch.Generator) -> None:
         """Renews the occupancy grid every ``occupancy_interval`` steps (at step 0 too); ``rng`` is on the CPU."""
         if step % self.settings.occupancy_interval == 0:
-            self.occupancy.update(self.field.density, step, rng)
+            self.occupancy.update(self.density, step, rng)
 
     def render(
         self,

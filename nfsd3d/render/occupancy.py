@@ -34,8 +34,9 @@ class OccupancyGrid(nn.Module):
     def update(self, density_fn: Callable[[Tensor], Tensor], step: int, rng: torch.Generator) -> None:
         """Looks at the density at one random point in each chosen cell, and forgets the rest by ``decay``.
 
-        ``density_fn`` maps world positions [N,3] to densities [N]. All cells are chosen in the first ``warmup``
-        steps, later a random quarter and as many of the occupied ones. ``rng`` is a generator on the CPU.
+        ``density_fn`` maps world positions [N,3] to densities [N]; if it fails, the grid is as it was. All cells are
+        chosen in the first ``warmup`` steps, later a random quarter and as many of the occupied ones. ``rng`` is a
+        generator on the CPU.
         """
         cells = self._choose(step, rng)
         corners = torch.stack([cells // self.resolution**2, cells // self.resolution % self.resolution,

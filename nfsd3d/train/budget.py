@@ -21,6 +21,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.schedules import highest
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, camera_ranges, find_method
+from nfsd3d.train.compilation import wants_compilation
 from nfsd3d.train.live_bytes import LiveBytes
 from nfsd3d.train.pieces import Pieces, configured_pieces
 
@@ -46,7 +47,8 @@ class Budget:
 
     ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
     and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
-    moment has them; ``networks``: activations of encoder and UNet. ``resolution`` is that of the largest views.
+    moment has them; ``networks``: activations of encoder and UNet, which recorded graphs keep at every moment.
+    ``resolution`` is that of the largest views.
     """
 
     weights: int
@@ -85,8 +87,9 @@ class Budget:
 class Estimator:
     """Predicts the memory of a run's steps in any pieces.
 
-    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
-    the activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not.
+    ``recorded``: networks are compiled into CUDA graphs, whose memory nothing else uses in between. ``weights``,
+    ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of the
+    activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not.
     """
 
     weights: int
@@ -96,6 +99,7 @@ class Estimator:
     resolution: int
     sample_count: int
     sample_bytes: SampleBytes
+    recorded: bool = False
 
     def budget(self, pieces: Pieces) -> Budget:
         """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
@@ -106,7 +110,10 @@ class Estimator:
         kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
         peak = self.sample_count * (size.packed + size.peak * share)
         networks = self.networks(pieces.rows_at_once, pieces.checkpoint_encoder)
-        samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
+        if self.recorded:
+            samples, activations = max(kept, peak), networks
+        else:
+            samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
         return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution)
 
     def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
@@ -136,6 +143,7 @@ def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[
         method,
         parts.ranges,
         perp_neg=config.prompts.perp_neg,
+        recorded=wants_compilation(config),
         trained=[] if particle is None else particle.state_dict().values(),
     )
     available = available_bytes(parts.generator.device)
@@ -166,7 +174,15 @@ def predicted(config: Config) -> str | None:
     prior.free_text_encoder()
     method, ranges = find_method(config.distill.method), camera_ranges(config.cameras)
     generator = build_generator(config)
-    found = estimator(prior, generator, config.train, method, ranges, perp_neg=config.prompts.perp_neg)
+    found = estimator(
+        prior,
+        generator,
+        config.train,
+        method,
+        ranges,
+        perp_neg=config.prompts.perp_neg,
+        recorded=wants_compilation(config),
+    )
     pieces, allowed = configured_pieces(config.machine), config.machine.memory_gb
     _, budget = (pieces, found.budget(pieces)) if allowed is None else found.fitted(pieces, int(allowed * GIB))
     return str(budget)
@@ -180,10 +196,12 @@ def estimator(
     ranges: CameraRanges,
     *,
     perp_neg: bool = False,
+    recorded: bool = False,
     trained: Iterable[Tensor] = (),
 ) -> Estimator:
-    """Of a run with these parts; ``trained`` are the parameters of VSD's second network.
+    """Of a run with these parts.
 
+    ``recorded`` tells that its networks are compiled; ``trained`` are the parameters of VSD's second network.
     Draws nothing from the run's random numbers and leaves no gradient behind.
     """
     views, resolution = train.batch_size, int(highest(train.resolution))
@@ -206,6 +224,7 @@ def estimator(
         resolution=resolution,
         sample_count=count,
         sample_bytes=size,
+        recorded=recorded,
     )
 
 

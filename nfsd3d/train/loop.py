@@ -3,7 +3,8 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
 
             before, evaluations = task.rng.get_state(), task.evaluations()
             try:
-                generator.update(step, fork(task.rng))  # how much it draws depends on the scene
+                if renew(task, step):
+                    display.print(f"step {step + 1}: out of memory; from here on uncompiled")
                 metrics, fitting = differentiate(task, plan)
             except torch.OutOfMemoryError:
                 task.rng.set_state(before)
@@ -192,6 +194,28 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 save()
 
 
+def renew(task: Task, step: int) -> bool:
+    """Does what the generator does before a step; where memory runs out, once more without what compiling took.
+
+    Returns whether it did run out.
+
+    Raises:
+        torch.OutOfMemoryError: nor does it fit then.
+    """
+    before = task.rng.get_state()
+    try:
+        with _lack_of_memory():
+            task.generator.update(step, fork(task.rng))  # how much it draws depends on the scene
+    except torch.OutOfMemoryError:
+        task.rng.set_state(before)
+    else:
+        return False
+    _free(task)
+    with _lack_of_memory():
+        task.generator.update(step, fork(task.rng))
+    return True
+
+
 def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces]:
     """Gives the parameters a step's gradient; returns its metrics, and the pieces that fitted into memory.
 
@@ -204,7 +228,10 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
     while True:
         task.optimizer.zero_grad(set_to_none=True)
         try:
-            return _differentiated(task, plan), plan.pieces
+            with _lack_of_memory():
+                loss, metrics = task.step_loss(plan)
+                loss.backward()
+                return metrics, plan.pieces
         except torch.OutOfMemoryError as error:
             smaller = plan.pieces.smaller(plan.views, plan.resolution)
             if smaller is None:
@@ -214,20 +241,25 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
         plan = replace(plan, pieces=smaller)
         task.rng.set_state(before)
         task.recount(evaluations)
-        task.release()  # recorded graphs hold memory, and smaller pieces would have to be compiled anew
-        gc.collect()
-        torch.cuda.empty_cache()
+        _free(task)  # smaller pieces would have to be compiled anew
 
 
-def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
+@contextmanager
+def _lack_of_memory() -> Iterator[None]:
+    """Whatever a library says when a GPU has no memory left is torch's error within the block."""
     try:
-        loss, metrics = task.step_loss(plan)
-        loss.backward()
+        yield
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or not any(words in str(error) for words in LACK_OF_MEMORY):
             raise
         raise torch.OutOfMemoryError(str(error)) from error
-    return metrics
+
+
+def _free(task: Task) -> None:
+    """Gives the GPU what nobody uses, recorded graphs among it. Not within a handler, whose exception holds tensors."""
+    task.release()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def drop_unless_finite(optimizers: Sequence[torch.optim.Optimizer], norm: Tensor) -> None:

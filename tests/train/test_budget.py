@@ -188,6 +188,20 @@ def test_pieces_shrink_until_the_budget_fits():
     assert "machine.checkpoint_encoder" in made_up(count=0).budget(Pieces()).remedy
 
 
+def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
+    for count, samples in ((10**6, 6.016e9), (10**5, 6.016e8)):
+        eager, recorded = (made_up(count=count, recorded=each).budget(Pieces()) for each in (False, True))
+        assert recorded.networks == 2 * GIB and recorded.samples == pytest.approx(samples)
+        assert eager.total < recorded.total == pytest.approx(1.25 * GIB + samples + 2 * GIB)
+    lines = {
+        compiled: budget.predicted(
+            compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba", f"machine.compile={compiled}"])
+        )
+        for compiled in ("false", "true")
+    }
+    assert "UNet" not in lines["false"] and "encoder and UNet 1." in lines["true"]
+
+
 def test_the_budget_says_what_it_is_made_of():
     text = str(Budget(GIB, GIB // 2, 2 * GIB, 0, 4194304, 512))
     assert text.startswith("3.50 GB at views of 512 pixels: the prior's weights 1.00, scene and optimiser 0.50")

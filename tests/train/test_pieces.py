@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from nfsd3d.errors import RunFailed
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.train import session, state
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.metrics import read_metrics
@@ -165,6 +166,39 @@ def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_pieces_too(configure
     seen = scarce_memory(monkeypatch, lambda pieces: pieces.rows_at_once == 1, error=RuntimeError(words))
     run_dir = session.run(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
     assert seen[-1].rows_at_once == 1 and read_summary(run_dir)["status"] == "done"
+
+
+def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configure, tmp_path, monkeypatch):
+    changes = {**OFF, "generator.occupancy_interval": 1, "generator.occupancy_warmup": 0, "train.steps": 4}
+    straight = session.run(configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    console, released, calls, original = Console(file=io.StringIO(), width=80), [], [], OccupancyGrid.update
+
+    def scarce(failing):
+        def update(grid, density_fn, step, rng):
+            def density(positions):
+                calls.append(step)
+                if failing(len(calls)):
+                    raise RuntimeError("Triton Error [CUDA]: out of memory")
+                return density_fn(positions)
+
+            original(grid, density, step, rng)
+
+        return update
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OccupancyGrid, "update", scarce(lambda call: call == 3))
+        patch.setattr(session, "release_compiled", lambda prior: released.append(len(calls)))
+        run_dir = session.run(configure(**changes, run_dir=tmp_path / "scarce"), console=console)
+    assert calls == [0, 1, 2, 2, 3] and released[0] == 3
+    assert "step 3: out of memory; from here on uncompiled" in console.file.getvalue()
+    for name, value in final_tensors(straight).items():
+        assert torch.equal(final_tensors(run_dir)[name], value), name
+    with monkeypatch.context() as patch:
+        calls.clear()
+        patch.setattr(OccupancyGrid, "update", scarce(lambda call: call >= 3))
+        with pytest.raises(RunFailed, match=r"out of GPU memory after step 2.*--resume"):
+            session.run(configure(**changes, run_dir=tmp_path / "none"), console=Console(file=io.StringIO()))
+    assert state.step_of(state.latest(tmp_path / "none")) == 2
 
 
 def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
