@@ -81,7 +81,8 @@ def torch_cuda_version() -> str | None:
 def visible_gpus() -> int:
     """How many CUDA devices this process may use, as far as NVIDIA's management library and the environment say.
 
-    The management library, unlike CUDA itself, may be asked before a fork.
+    The management library, unlike CUDA itself, may be asked before a fork; CUDA is asked where it is missing, as in a
+    container whose NVIDIA_DRIVER_CAPABILITIES lack "utility".
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
@@ -95,28 +96,37 @@ def visible_gpus() -> int:
 
 
 def _count_gpus() -> int:
-    return _ask_nvml("nvmlDeviceGetCount_v2")
+    return _ask("nvmlDeviceGetCount_v2", "cuDeviceGetCount")
 
 
 def driver_cuda_version() -> int:
     """The major version of CUDA that the GPU's driver supports; 0 where nobody says."""
-    return _ask_nvml("nvmlSystemGetCudaDriverVersion_v2") // 1000
+    return _ask("nvmlSystemGetCudaDriverVersion_v2", "cuDriverGetVersion") // 1000
 
 
-def _ask_nvml(question: str) -> int:
-    """The number that NVIDIA's management library answers with; 0 without it."""
-    name = "nvml.dll" if platform.system() == "Windows" else "libnvidia-ml.so.1"
+def _ask(nvml: str, cuda: str) -> int:
+    """The number that NVIDIA's management library answers with, or without one the driver's; 0 without either."""
+    on_windows = platform.system() == "Windows"
+    library = _library("nvml.dll" if on_windows else "libnvidia-ml.so.1")
+    if library is not None and library.nvmlInit_v2() == 0:
+        answer = _answer(library, nvml)
+        library.nvmlShutdown()
+        return answer
+    library = _library("nvcuda.dll" if on_windows else "libcuda.so.1")
+    return 0 if library is None or library.cuInit(0) != 0 else _answer(library, cuda)
+
+
+def _library(name: str) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(name)
+        return ctypes.CDLL(name)
     except OSError:
-        return 0
+        return None
+
+
+def _answer(library: ctypes.CDLL, question: str) -> int:
     answer = ctypes.c_int(0)
-    if library.nvmlInit_v2() != 0:
-        return 0
     function = getattr(library, question, None)  # an old library may not know the question
-    failed = function is None or function(ctypes.byref(answer)) != 0
-    library.nvmlShutdown()
-    return 0 if failed else answer.value
+    return 0 if function is None or function(ctypes.byref(answer)) != 0 else answer.value
 
 
 def cuda_obstacle() -> str | None:

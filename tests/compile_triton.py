@@ -40,7 +40,8 @@ def compile_only(kernel, *arguments, grid, warmup, run=JITFunction.run, **option
     compiled = run(kernel, *arguments, grid=grid, warmup=True, **options)
     tensors = {str(argument.dtype) for argument in arguments if isinstance(argument, torch.Tensor)}
     found.append({"name": f"{kernel.__module__}.{kernel.__name__}", "options": options, "tensors": sorted(tensors),
-                  "ptx": compiled.asm["ptx"], "bytes": len(compiled.asm["cubin"])})  # fmt: skip
+                  **{form: compiled.asm[form] for form in ("ttgir", "ptx")},
+                  "bytes": len(compiled.asm["cubin"])})  # fmt: skip
 
 
 triton.runtime.driver.set_active(Driver())

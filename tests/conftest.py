@@ -40,6 +40,7 @@ def _present(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
         pytest.importorskip("triton")
         if device == "cpu" and not triton_interprets():
             pytest.skip("Triton works on the GPU here")
+        assert device == "cpu" or not triton_interprets(), "TRITON_INTERPRET is set: nothing would run on the GPU"
         if device == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
             pytest.skip("the interpreter of Triton before 3.7 converts arrays as numpy 2.4 no longer does")
     return name, torch.device(device)

@@ -671,9 +671,54 @@ def test_what_a_gpu_machine_lacks(monkeypatch):
         backend.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))
 
 
+class Library:
+    """A library of C functions that return 0, or else ``failing``, and answer through a pointer."""
+
+    def __init__(self, failing=(), **answers):
+        self.failing, self.answers, self.called = failing, answers, []
+
+    def __getattr__(self, name):
+        if name not in self.answers and not name.endswith(("Init_v2", "Shutdown", "cuInit")):
+            raise AttributeError(name)
+
+        def function(*arguments):
+            self.called.append(name)
+            if name in self.answers:
+                arguments[0]._obj.value = self.answers[name]
+            return int(name in self.failing)
+
+        return function
+
+
+def test_gpus_are_counted_by_the_management_library_or_by_cuda(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    libraries = {}
+
+    def load(name):
+        if name not in libraries:
+            raise OSError(f"{name}: cannot open shared object file")
+        return libraries[name]
+
+    monkeypatch.setattr(backend.ctypes, "CDLL", load)
+    monkeypatch.setattr(backend.platform, "system", lambda: "Linux")
+    assert (backend.visible_gpus(), backend.driver_cuda_version()) == (0, 0)
+    cuda = libraries["libcuda.so.1"] = Library(cuDeviceGetCount=1, cuDriverGetVersion=13000)
+    assert (backend.visible_gpus(), backend.driver_cuda_version()) == (1, 13)
+    nvml = libraries["libnvidia-ml.so.1"] = Library(nvmlDeviceGetCount_v2=4)  # too old to tell a version
+    asked = len(cuda.called)
+    assert (backend.visible_gpus(), backend.driver_cuda_version()) == (4, 0)
+    assert nvml.called.count("nvmlShutdown") == 2 and len(cuda.called) == asked  # before a fork, CUDA is left alone
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,-1,3")
+    assert backend.visible_gpus() == 2
+    libraries["libnvidia-ml.so.1"] = Library(failing=("nvmlInit_v2",), nvmlDeviceGetCount_v2=4)
+    assert backend.visible_gpus() == 1
+    cuda.failing = ("cuInit",)
+    assert backend.visible_gpus() == 0
+
+
 @pytest.mark.parametrize(("driver", "usable"), [(12, False), (13, True), (14, True), (0, True)])
 def test_a_driver_that_is_older_than_torch(monkeypatch, driver, usable):
-    monkeypatch.setattr(backend, "_ask_nvml", lambda question: driver * 1000 + 40 if "Driver" in question else 1)
+    monkeypatch.setattr(backend, "_ask", lambda question, _: driver * 1000 + 40 if "Driver" in question else 1)
     monkeypatch.setattr(backend, "torch_cuda_version", lambda: "13.0")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert (backend.cuda_obstacle() is None) == usable

@@ -41,6 +41,13 @@ def test_the_cpu_is_refused_unless_triton_interprets(monkeypatch: pytest.MonkeyP
         kernels_triton.check_device(torch.ones(1), "backend.field")
 
 
+def tiles_in_memory(intermediate: str) -> set[tuple[str, str]]:
+    """Shapes of the tiles that a kernel loads, stores and adds, and how many threads of a warp lie along each axis."""
+    threads = dict(re.findall(r"#(blocked\d*) = #ttg\.blocked<\{.*?threadsPerWarp = \[([\d, ]+)\]", intermediate))
+    tiles = re.findall(r"tt\.(?:load|store|atomic_rmw).*?tensor<([\dx]+)x!tt\.ptr<\w+>, #(blocked\d*)>", intermediate)
+    return {(shape, threads[layout]) for shape, layout in tiles}
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None:
     """No GPU is needed: what Triton's interpreter lets pass and its compiler does not shows here."""
@@ -69,6 +76,12 @@ def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None
         # Rounding as torch rounds is what the bits of the marching and the fine levels of the encoding rest on.
         assert not re.search(r"\bfma\.rn\.f32", kernel["ptx"]), kernel["name"]
         assert kernel["bytes"] > 0
+    tiles = {(kernel["name"].rpartition(".")[2], shape, threads) for kernel in compiled
+             for shape, threads in tiles_in_memory(kernel["ttgir"])}  # fmt: skip
+    # A warp reads and writes one ray's samples side by side, and one run's corners.
+    along_rays = {(name, threads) for name, shape, threads in tiles if shape == "16x32"}
+    assert along_rays == {(name, "1, 32") for name in ("_count", "_fill", "_weights", "_weights_backward")}
+    assert ("_backward_table", "256x2", "32, 1") in tiles
     atomics = {(kernel["options"]["WIDTH"], word) for kernel in compiled if "torch.float64" not in kernel["tensors"]
                for word in re.findall(r"\batom\.[\w.]+", kernel["ptx"])}  # fmt: skip
     # Never the default, which also orders memory; from sm_90 on the features of an entry go together.

@@ -201,38 +201,35 @@ def _backward_table(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Each of RUNS runs of STEPS points adds to the table when its cell changes, and at its end.
 
-    The 8 corners are spread over threads that lie side by side: those of neighbours along x, which share 32 bytes of
-    memory on dense levels and every second time on hashed ones, travel together.
+    The 8 corners of a run are threads that lie side by side: those of neighbours along x, which share 32 bytes of
+    memory on dense levels and every second time on hashed ones, travel together. (One axis holds runs and corners:
+    of two, Triton's versions differ in which lies side by side.)
     """
     level = tl.program_id(1)
     resolution, offset, is_hashed, times_y, times_z = _level(level, resolutions, offsets, hashed)
-    start = (tl.program_id(0).to(tl.int64) * RUNS + tl.arange(0, RUNS)) * STEPS
-    corner = tl.arange(0, 8)[None, :]
-    feature = tl.arange(0, PADDED)
-    stored = (feature < WIDTH)[None, None, :]
+    lane = tl.arange(0, 8 * RUNS)
+    start = (tl.program_id(0).to(tl.int64) * RUNS + lane // 8) * STEPS
+    corner = lane % 8
+    feature = tl.arange(0, PADDED)[None, :]
+    stored = feature < WIDTH
     first = to_table + offset * WIDTH
-    row = (level * WIDTH + feature).to(tl.int64)[None, :] * by_feature
-    at = tl.full([RUNS, 8], -1, tl.int64)
-    pending = tl.zeros([RUNS, 8, PADDED], to_table.dtype.element_ty)
+    row = (level * WIDTH + feature).to(tl.int64) * by_feature
+    at = tl.full([8 * RUNS], -1, tl.int64)
+    pending = tl.zeros([8 * RUNS, PADDED], to_table.dtype.element_ty)
     for step in range(STEPS):
         n = start + step
         inside = n < count
         i, j, k, x, y, z = _cells(positions, n, inside, resolution)
-        entry = _entry(i[:, None], j[:, None], k[:, None], corner, is_hashed, times_y, times_z, mask)
-        entry = tl.where(inside[:, None], entry, at)
+        entry = tl.where(inside, _entry(i, j, k, corner, is_hashed, times_y, times_z, mask), at)
         moved = entry != at
-        place = first + at[:, :, None] * WIDTH + feature[None, None, :]
-        full = (moved & (at >= 0))[:, :, None]
-        tl.atomic_add(place, pending, mask=full & stored, sem="relaxed")
-        near = _side(x[:, None], corner & 1) * _side(y[:, None], (corner >> 1) & 1) * _side(z[:, None], corner >> 2)
-        change = tl.load(
-            gradient + n[:, None] * by_point + row, mask=inside[:, None] & (feature < WIDTH)[None, :], other=0.0
-        )
-        added = near[:, :, None].to(pending.dtype) * change[:, None, :].to(pending.dtype)
-        pending = tl.where(moved[:, :, None], added, pending + added)
+        full = (moved & (at >= 0))[:, None]
+        tl.atomic_add(first + at[:, None] * WIDTH + feature, pending, mask=full & stored, sem="relaxed")
+        near = _side(x, corner & 1) * _side(y, (corner >> 1) & 1) * _side(z, corner >> 2)
+        change = tl.load(gradient + n[:, None] * by_point + row, mask=inside[:, None] & stored, other=0.0)
+        added = near[:, None].to(pending.dtype) * change.to(pending.dtype)
+        pending = tl.where(moved[:, None], added, pending + added)
         at = entry
-    place = first + at[:, :, None] * WIDTH + feature[None, None, :]
-    tl.atomic_add(place, pending, mask=(at >= 0)[:, :, None] & stored, sem="relaxed")
+    tl.atomic_add(first + at[:, None] * WIDTH + feature, pending, mask=(at >= 0)[:, None] & stored, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count", "by_point", "by_feature"])

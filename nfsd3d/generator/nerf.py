@@ -278,14 +278,14 @@ class NeRF(nn.Module):
 
     def _normals(self, positions: Tensor, weights: Tensor) -> Tensor:
         """[S,3] normals of the samples that can be seen, zero for the others."""
-        visible = weights.detach() > SMALLEST_VISIBLE_WEIGHT
+        visible = (weights.detach() > SMALLEST_VISIBLE_WEIGHT).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
             # They have a backward pass of their own, whose tensors a checkpoint around them is not to recompute.
             with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
                 normals = self.field.analytic_normals(positions[visible])
         else:
             normals = self.field.finite_difference_normals(positions[visible], self.settings.finite_difference_eps)
-        return torch.zeros_like(positions).index_put((visible,), normals)
+        return torch.zeros_like(positions).index_copy(0, visible, normals)
 
 
 @dataclass(frozen=True)

@@ -206,12 +206,12 @@ def _weights_backward(  # type: ignore[no-untyped-def]
     begin, end, longest = _bounds(offsets, ray, n_rays)
     passed = tl.zeros([RAYS], to_density.dtype.element_ty)
     for first in range(0, longest, STEPS):
-        # From the last sample back to the first.
-        at = end - 1 - first - tl.arange(0, STEPS)[None, :]
+        # From the last tile back to the first; ascending within it, which lies side by side in memory.
+        at = end - first - STEPS + tl.arange(0, STEPS)[None, :]
         inside = at >= begin
         later = inside & (at + 1 < end)
         lost = tl.load(gradient + at + 1, mask=later, other=0.0) * tl.load(weights + at + 1, mask=later, other=0.0)
-        after = passed[:, None] + tl.cumsum(lost, axis=1)
+        after = passed[:, None] + tl.cumsum(lost, axis=1, reverse=True)
         passed += tl.sum(lost, axis=1)
         own = tl.load(gradient + at, mask=inside, other=0.0) * tl.load(behind + at, mask=inside, other=0.0)
         length = tl.load(t_ends + at, mask=inside, other=0.0) - tl.load(t_starts + at, mask=inside, other=0.0)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nfsd3d.transfer import move
+
 
 class OccupancyGrid(nn.Module):
     """``resolution``^3 cells over [-radius, radius]^3, each with a running maximum of the density seen in it.
@@ -41,7 +43,7 @@ class OccupancyGrid(nn.Module):
         cells = self._choose(step, rng)
         corners = torch.stack([cells // self.resolution**2, cells // self.resolution % self.resolution,
                                cells % self.resolution], dim=-1)  # fmt: skip
-        inside = torch.rand(cells.shape[0], 3, generator=rng).to(self.density.device)
+        inside = move(torch.rand(cells.shape[0], 3, generator=rng), self.density.device)
         seen = density_fn(((corners + inside) / self.resolution * 2 - 1) * self.radius)
         self.density *= self.decay
         self.density.scatter_reduce_(0, cells, seen.to(self.density.dtype), "amax")
@@ -62,4 +64,4 @@ class OccupancyGrid(nn.Module):
         occupied = self.occupied.flatten().nonzero()[:, 0].cpu()
         if occupied.shape[0] > quarter:
             occupied = occupied[torch.randint(occupied.shape[0], (quarter,), generator=rng)]
-        return torch.cat([anywhere, occupied]).to(self.density.device)
+        return move(torch.cat([anywhere, occupied]), self.density.device)

@@ -83,6 +83,15 @@ def _cell(origin, direction, t, scale, half, resolution):  # type: ignore[no-unt
     return tl.where(cell < resolution - 1, cell, resolution - 1.0).to(tl.int32)
 
 
+@triton.jit
+def _along_rays(place, STEPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``place`` [RAYS, STEPS], for the threads of a warp to lie along the second axis in every version of Triton.
+
+    A hint about order: places are read and written one by one, because nothing is said of what they are multiples of.
+    """
+    return tl.max_contiguous(place, [1, STEPS])
+
+
 @triton.jit(do_not_specialize=["n_rays"])
 def _count(  # type: ignore[no-untyped-def]
     origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, counts,
@@ -100,7 +109,7 @@ def _count(  # type: ignore[no-untyped-def]
         i = _cell(x, to_x, t, scale, half, resolution)
         j = _cell(y, to_y, t, scale, half, resolution)
         k = _cell(z, to_z, t, scale, half, resolution)
-        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        keep = tl.load(occupied + _along_rays((i * resolution + j) * resolution + k, STEPS), mask=t < end, other=False)
         found += tl.sum(keep.to(tl.int32), axis=1)
     tl.store(counts + ray, found, mask=inside)
 
@@ -123,9 +132,9 @@ def _fill(  # type: ignore[no-untyped-def]
         i = _cell(x, to_x, t, scale, half, resolution)
         j = _cell(y, to_y, t, scale, half, resolution)
         k = _cell(z, to_z, t, scale, half, resolution)
-        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        keep = tl.load(occupied + _along_rays((i * resolution + j) * resolution + k, STEPS), mask=t < end, other=False)
         kept = keep.to(tl.int32)
-        at = place[:, None] + (tl.cumsum(kept, axis=1) - kept)
+        at = _along_rays(place[:, None] + (tl.cumsum(kept, axis=1) - kept), STEPS)
         tl.store(ray_indices + at, tl.broadcast_to(ray[:, None], at.shape), mask=keep)
         tl.store(t_mids + at, t, mask=keep)
         place += tl.sum(kept, axis=1)
