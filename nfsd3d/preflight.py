@@ -33,6 +33,10 @@ def check(config: Config) -> ModelSource:
         InputError: naming the setting, the value and the remedy.
     """
     backend.check_machine(config)
+    if config.backend.sampler == "nerfacc":
+        from nfsd3d.render.samplers_nerfacc import check_nerfacc
+
+        check_nerfacc()
     _check_method(config.distill.method)
     _check_samples(config)
     source = find_model(config)

@@ -1,6 +1,7 @@
 """Ray marching by nerfacc's CUDA kernel (the only file that imports its CUDA part)."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +9,29 @@ from torch import Tensor
 from nfsd3d.errors import InputError
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import Lines
+
+
+@cache
+def obstacle() -> str | None:
+    """Why nerfacc's CUDA kernels cannot be used, in a few words; None when they can.
+
+    It compiles them when they are first asked for, which takes minutes, and says in many ways that it could not.
+    """
+    try:
+        from nerfacc.cuda._backend import _C
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return "they are not compiled, and there is no nvcc" if _C is None else None
+
+
+def check_nerfacc() -> None:
+    """Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used."""
+    reason = obstacle()
+    if reason is not None:
+        raise InputError(
+            f"backend.sampler=nerfacc: its CUDA kernels cannot be used ({reason}); docker/Dockerfile has the lines that "
+            "compile them; or choose backend.sampler=torch"
+        )
 
 
 def march_nerfacc(
@@ -19,13 +43,9 @@ def march_nerfacc(
     """
     if lines.near.device.type != "cuda":
         raise InputError("backend.sampler=nerfacc works on CUDA only; choose backend.sampler=numba or machine=cuda")
-    try:
-        from nerfacc import traverse_grids
-    except ImportError as error:
-        raise InputError(
-            f"backend.sampler=nerfacc: the package cannot be imported ({error}); pip install nerfacc, "
-            "or choose backend.sampler=torch"
-        ) from error
+    check_nerfacc()
+    from nerfacc import traverse_grids
+
     radius = occupancy.radius
     aabbs = torch.tensor([[-radius] * 3 + [radius] * 3], dtype=torch.float32, device=lines.near.device)
     intervals, samples, _ = traverse_grids(

@@ -26,6 +26,8 @@ from nfsd3d.train.live_bytes import LiveBytes
 from nfsd3d.train.pieces import Pieces, configured_pieces
 
 GIB = 2**30
+RESERVE = GIB // 2
+"""What is left to libraries (their workspaces and code), and to the gaps between tensors."""
 PROBES = (4, 8)
 """Pixels squared of the two views from which the bytes of a sample follow."""
 
@@ -160,9 +162,9 @@ def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process may still take on a GPU, with what it has already."""
+    """What tensors of this process may take on a GPU, those that are there included."""
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device)
+    return free + torch.cuda.memory_reserved(device) - RESERVE
 
 
 def predicted(config: Config) -> str | None:

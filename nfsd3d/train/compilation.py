@@ -1,5 +1,6 @@
 """torch.compile for the prior's networks: whether, and before the first step instead of within it."""
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,18 @@ from nfsd3d.train.build import Parts
 from nfsd3d.train.pieces import Pieces
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept, unless ``TORCHINDUCTOR_CACHE_DIR`` says otherwise: not in a folder for what is
+    temporary, which is torch's choice.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "nfsd3d" / "inductor"
+
+
+# Now: what of torch compiles asks for the variable when it is imported, which loading a model does, and fills it in.
+os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
 def wants_compilation(config: Config) -> bool:
@@ -46,7 +59,6 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     if not wants_compilation(config) or not isinstance(prior, StableDiffusionPrior):
         return
     method, views = parts.distillation.method, config.train.batch_size
-    os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
     unet = not method.needs_particle
     encoder = not isinstance(config.generator, LatentConfig) and not pieces.checkpoint_encoder
     networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
@@ -57,19 +69,23 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, pieces.rows_at_once)
     images = part_sizes(views, pieces.rows_at_once)
     prior.compile(row_unit=views, unet=unet, encoder=encoder)
+    # One shape more than the limit would run uncompiled, and nobody would be told.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, len(rows) + len(images) + 2)
     failure = None
     try:
         if encoder:
             warm_up_encoder(prior, sorted(images), without_gradient=method.needs_source)
         if unet:
             warm_up_unet(prior, rows, pieces.rows_at_once)
-    except RuntimeError as error:  # torch's compilers raise what derives from it; memory may run out, too
+    except Exception as error:  # compilers raise all kinds; memory may run out, too
         release_compiled(prior)
-        failure = str(error).strip().splitlines()[0]
+        failure = str(error).strip().partition("\n")[0] or type(error).__name__
         if config.machine.compile != "auto":
             raise InputError(f"machine.compile=true: {failure}; set machine.compile=false") from error
     if failure is not None:
-        torch.cuda.empty_cache()  # behind the handler: its exception holds on to tensors
+        gc.collect()  # behind the handler: its exception holds on to tensors
+        torch.cuda.empty_cache()
         say(f"machine.compile=auto: not compiled ({failure}); steps are slower")
         return
     say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
@@ -80,14 +96,6 @@ def release_compiled(prior: Prior) -> None:
     if isinstance(prior, StableDiffusionPrior) and prior.is_compiled:
         prior.compile_nothing()
         torch.compiler.reset()
-
-
-def cache_folder() -> Path:
-    """Where compiled code is kept, unless ``TORCHINDUCTOR_CACHE_DIR`` says otherwise: not in a folder for what is
-    temporary, which is torch's choice.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nfsd3d" / "inductor"
 
 
 def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:

@@ -27,7 +27,7 @@ from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.watchdog import Limits, Watchdog
 
-LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "unable to find an engine")
 """What libraries besides torch say when a GPU has no memory left for them: Triton (its kernels), cuBLAS, cuDNN."""
 
 
@@ -228,10 +228,7 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
     while True:
         task.optimizer.zero_grad(set_to_none=True)
         try:
-            with _lack_of_memory():
-                loss, metrics = task.step_loss(plan)
-                loss.backward()
-                return metrics, plan.pieces
+            return _differentiated(task, plan), plan.pieces
         except torch.OutOfMemoryError as error:
             smaller = plan.pieces.smaller(plan.views, plan.resolution)
             if smaller is None:
@@ -242,6 +239,14 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces
         task.rng.set_state(before)
         task.recount(evaluations)
         _free(task)  # smaller pieces would have to be compiled anew
+
+
+def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:
+    """One attempt. The loss, and all that hangs on it, is this call's alone, and gone when it fails."""
+    with _lack_of_memory():
+        loss, metrics = task.step_loss(plan)
+        loss.backward()
+    return metrics
 
 
 @contextmanager
