@@ -1,5 +1,6 @@
 """What only a CUDA device can show: memory that is really taken, real lack of it, no waiting, graphs, the demo."""
 
+import gc
 import io
 import shutil
 from dataclasses import replace
@@ -43,10 +44,10 @@ CHOICES = ["prompt=a red cube", "negative_prompt=dull", "machine=cuda", "prior=s
 
 @pytest.fixture(autouse=True)
 def _fresh_memory():
-    torch.cuda.empty_cache()
     yield
     torch.cuda.set_sync_debug_mode("default")
     torch.compiler.reset()
+    gc.collect()  # a compiled prior is held by its own method
     torch.cuda.empty_cache()
 
 
@@ -82,8 +83,7 @@ def test_a_step_at_512_pixels_stays_within_its_memory(experiment, gigabytes, com
 @pytest.mark.parametrize("experiment", ["nfsd", "lowmem"])
 def test_the_prediction_is_what_a_step_takes(experiment):
     config, parts, pieces = full_size(experiment, "machine.compile=false")
-    method = parts.distillation.method
-    predicted = estimator(parts.prior, parts.generator, config.train, method, parts.ranges).budget(pieces).total
+    predicted = estimator(parts.prior, parts.generator, parts.distillation.method, config).budget(pieces).total
     torch.cuda.reset_peak_memory_stats()
     steps_of(config, parts, pieces)
     taken = torch.cuda.max_memory_allocated()
@@ -93,9 +93,11 @@ def test_the_prediction_is_what_a_step_takes(experiment):
 
 def test_a_real_lack_of_memory_leads_to_smaller_pieces():
     config, parts, _ = full_size("nfsd", "machine.compile=false", "machine.memory_gb=null")
+    gc.collect()
+    torch.cuda.empty_cache()  # the text encoder's place, which counts as free otherwise
     held = torch.cuda.memory_reserved()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + 2.5 * GIB) / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + 2 * GIB) / total))
     try:
         pieces = steps_of(config, parts, configured_pieces(config.machine), count=1)
     finally:
@@ -150,8 +152,9 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
     assert parts.generator.values.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("perp_neg", ["false", "true"])
-@pytest.mark.parametrize("name", ["nfsd", "dds", "ism", "sdi"])
+@pytest.mark.parametrize(
+    ("name", "perp_neg"), [("nfsd", "false"), ("nfsd", "true"), ("dds", "false"), ("ism", "false"), ("sdi", "false")]
+)
 def test_compiled_steps_of_several_views_compile_nothing_more(name, perp_neg, tmp_path):
     config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}", "machine.compile=true")
     pieces = configured_pieces(config.machine)
@@ -177,9 +180,10 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
 
     expected = results()
     prior.compile(row_unit=1)
-    for _ in range(3):  # compiled, recorded, replayed
+    for repetition in range(3):  # compiled, recorded, replayed
         found = results()
-        assert torch.equal(found[2], found[4])  # an earlier result is not written over by a later run
+        # An earlier result is not written over by a later run. (The first compares warming up with recording.)
+        assert repetition == 0 or torch.equal(found[2], found[4])
         for result, value in zip(found, expected, strict=True):
             assert (result - value).norm() < 0.1 * value.norm()  # bfloat16, other orders of addition
 

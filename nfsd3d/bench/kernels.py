@@ -17,7 +17,7 @@ from nfsd3d.generator.nerf import NeRF
 from nfsd3d.render.compositing import accumulate, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays
-from nfsd3d.render.samplers_nerfacc import obstacle
+from nfsd3d.render.samplers_nerfacc import nerfacc_obstacle
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""
@@ -144,7 +144,7 @@ def marching_contenders(scene: Scene) -> dict[str, Contender]:
     """The samplers that the scene's device has, from rays to packed samples; compared are the samples per ray."""
     device = scene.density.device.type
     names = ["torch", *_fast(device)]
-    if device == "cuda" and obstacle() is None:
+    if device == "cuda" and nerfacc_obstacle() is None:
         names.append("nerfacc")
 
     def march(name: str) -> Tensor:

@@ -12,7 +12,7 @@ from nfsd3d.render.samplers import Lines
 
 
 @cache
-def obstacle() -> str | None:
+def nerfacc_obstacle() -> str | None:
     """Why nerfacc's CUDA kernels cannot be used, in a few words; None when they can.
 
     It compiles them when they are first asked for, which takes minutes, and says in many ways that it could not.
@@ -26,11 +26,11 @@ def obstacle() -> str | None:
 
 def check_nerfacc() -> None:
     """Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used."""
-    reason = obstacle()
+    reason = nerfacc_obstacle()
     if reason is not None:
         raise InputError(
-            f"backend.sampler=nerfacc: its CUDA kernels cannot be used ({reason}); docker/Dockerfile has the lines that "
-            "compile them; or choose backend.sampler=torch"
+            f"backend.sampler=nerfacc: its CUDA kernels cannot be used ({reason}); docker/Dockerfile has the lines "
+            "that compile them; or choose backend.sampler=torch"
         )
 
 

@@ -15,12 +15,12 @@ from nfsd3d.distill.methods import Method
 from nfsd3d.generator import Generator, Rendering
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
+from nfsd3d.prior.particle import Particle
 from nfsd3d.prior.pieces import in_pieces
-from nfsd3d.prior.pieces import parts as rows_in_parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.schedules import highest
-from nfsd3d.settings import Config, TrainConfig
-from nfsd3d.train.build import PRECISIONS, Parts, build_generator, camera_ranges, find_method
+from nfsd3d.settings import Config
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_particle, camera_ranges, find_method
 from nfsd3d.train.compilation import wants_compilation
 from nfsd3d.train.live_bytes import LiveBytes
 from nfsd3d.train.pieces import Pieces, configured_pieces
@@ -137,17 +137,7 @@ def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[
     """
     if not isinstance(parts.prior, StableDiffusionPrior):
         return pieces
-    method, particle = parts.distillation.method, parts.distillation.particle
-    found = estimator(
-        parts.prior,
-        parts.generator,
-        config.train,
-        method,
-        parts.ranges,
-        perp_neg=config.prompts.perp_neg,
-        recorded=wants_compilation(config),
-        trained=[] if particle is None else particle.state_dict().values(),
-    )
+    found = estimator(parts.prior, parts.generator, parts.distillation.method, config)
     available = available_bytes(parts.generator.device)
     allowed = config.machine.memory_gb
     limit = available if allowed is None else min(available, int(allowed * GIB))
@@ -174,59 +164,38 @@ def predicted(config: Config) -> str | None:
         return None
     prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
     prior.free_text_encoder()
-    method, ranges = find_method(config.distill.method), camera_ranges(config.cameras)
-    generator = build_generator(config)
-    found = estimator(
-        prior,
-        generator,
-        config.train,
-        method,
-        ranges,
-        perp_neg=config.prompts.perp_neg,
-        recorded=wants_compilation(config),
-    )
+    found = estimator(prior, build_generator(config), find_method(config.distill.method), config)
     pieces, allowed = configured_pieces(config.machine), config.machine.memory_gb
     _, budget = (pieces, found.budget(pieces)) if allowed is None else found.fitted(pieces, int(allowed * GIB))
     return str(budget)
 
 
-def estimator(
-    prior: StableDiffusionPrior,
-    generator: Generator,
-    train: TrainConfig,
-    method: Method,
-    ranges: CameraRanges,
-    *,
-    perp_neg: bool = False,
-    recorded: bool = False,
-    trained: Iterable[Tensor] = (),
-) -> Estimator:
-    """Of a run with these parts.
+def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> Estimator:
+    """Of a run of ``config`` with these parts.
 
-    ``recorded`` tells that its networks are compiled; ``trained`` are the parameters of VSD's second network.
     Draws nothing from the run's random numbers and leaves no gradient behind.
     """
+    train, ranges = config.train, camera_ranges(config.cameras)
     views, resolution = train.batch_size, int(highest(train.resolution))
     parameters = [value for group in generator.parameter_groups().values() for value in group]
-    further = list(trained)
+    shapes = prior.without_weights()
+    particle = build_particle(config, shapes) if method.needs_particle else None
+    further = [] if particle is None else list(particle.state_dict().values())
     count, size = 0, SampleBytes(0, 0, 0)
     if isinstance(generator, NeRF):
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
         count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
-    rows = rows_at_most(method, views, perp_neg=perp_neg)
-    shapes, trained_rows = prior.without_weights(), views if method.needs_particle else 0
+    rows = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
     return Estimator(
         weights=_size_of(prior.tensors()),
         # Parameter, gradient and two moments.
         scene=4 * _size_of([*parameters, *further]),
-        networks=cache(
-            lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, rows, trained_rows)
-        ),
+        networks=cache(lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, rows, particle)),
         views=views,
         resolution=resolution,
         sample_count=count,
         sample_bytes=size,
-        recorded=recorded,
+        recorded=wants_compilation(config),
     )
 
 
@@ -292,11 +261,16 @@ def _loss(view: Rendering) -> Tensor:
 
 
 def network_peak(
-    prior: StableDiffusionPrior, rows_at_once: int | None, checkpoint: bool, views: int, rows: int, trained_rows: int
+    prior: StableDiffusionPrior,
+    rows_at_once: int | None,
+    checkpoint: bool,
+    views: int,
+    rows: int,
+    particle: Particle | None = None,
 ) -> int:
     """Bytes of the activations of encoder and UNet at their largest, found out with a prior without weights.
 
-    Of a step whose UNet sees ``rows``, and whose second network learns from ``trained_rows``.
+    Of a step whose UNet sees ``rows``, and whose second network (of the same prior), if any, learns from ``views``.
     """
     split = in_pieces(prior, rows_at_once, checkpoint)
     image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
@@ -306,10 +280,9 @@ def network_peak(
     with LiveBytes([*prior.tensors(), image, latent, context]) as counter:
         z = split.encode(image)
         split.predict_eps(latent, t, context)
-        if trained_rows:
-            part = rows_in_parts(trained_rows, rows_at_once)[0]
-            # The adaptation sits beside projections whose inputs the gradient to the latents keeps as well.
-            prior.denoise(latent[part].requires_grad_(), t[part], context[part]).sum().backward()
+        if particle is not None:
+            cameras, rng = orbit(views, prior.image_size), torch.Generator()
+            particle.learn(z, context[:views], cameras, rng, step=False, rows_at_once=rows_at_once)
         z.sum().backward()
     return counter.peak
 

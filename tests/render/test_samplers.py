@@ -1,7 +1,9 @@
 """Ray marching: the numba and Triton kernels against the torch reference, and all against the geometry."""
 
 import math
+import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from nfsd3d.cameras import Rays, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, intersect_cube, is_occupied, sample_rays, step_length
+from nfsd3d.render.samplers_nerfacc import check_nerfacc, march_nerfacc, nerfacc_obstacle
 
 MANY = 10**9
 
@@ -185,9 +188,10 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_input_error(monkeypatch: 
 
 @pytest.mark.gpu
 def test_nerfacc_finds_the_same_matter() -> None:
-    pytest.importorskip("nerfacc")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    if nerfacc_obstacle() is not None:
+        pytest.skip(f"nerfacc: {nerfacc_obstacle()}")
     grid = ball_grid(32).cuda()
     views = orbit(3, 48).to("cuda").rays()
     expected = sample_rays(views, grid, step_size=0.02, max_samples=MANY, backend="torch")
@@ -198,13 +202,24 @@ def test_nerfacc_finds_the_same_matter() -> None:
     assert found.t_mids.shape[0] == pytest.approx(expected.t_mids.shape[0], rel=0.01)
 
 
-def test_nerfacc_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        (None, "ModuleNotFoundError: import of nerfacc.cuda._backend halted"),  # not installed
+        (SimpleNamespace(_C=None), "they are not compiled, and there is no nvcc"),
+        (SimpleNamespace(_C=1), None),
+    ],
+)
+def test_why_nerfacc_cannot_be_used(monkeypatch: pytest.MonkeyPatch, backend: object, reason: str | None) -> None:
     """The check of the device comes first, so the lines pretend to be on CUDA."""
-    from types import SimpleNamespace
-
-    from nfsd3d.render.samplers_nerfacc import march_nerfacc
-
-    monkeypatch.setitem(sys.modules, "nerfacc", None)
-    lines = SimpleNamespace(near=SimpleNamespace(device=SimpleNamespace(type="cuda")))
-    with pytest.raises(InputError, match="pip install nerfacc"):
-        march_nerfacc(lines, 0.1, make_grid())
+    monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", backend)
+    nerfacc_obstacle.cache_clear()
+    try:
+        if reason is None:
+            check_nerfacc()
+            return
+        lines = SimpleNamespace(near=SimpleNamespace(device=SimpleNamespace(type="cuda")))
+        with pytest.raises(InputError, match=re.escape(f"({reason}") + ".*docker/Dockerfile"):
+            march_nerfacc(lines, 0.1, make_grid())
+    finally:
+        nerfacc_obstacle.cache_clear()

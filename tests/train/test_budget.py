@@ -82,7 +82,7 @@ def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dty
         live = counter.live
         z.sum().backward()
     assert live == pytest.approx(kept, rel=0.2)  # what autograd keeps is what is left, and the result
-    predicted = network_peak(prior.without_weights(), None, checkpoint, views=2, rows=2, trained_rows=0)
+    predicted = network_peak(prior.without_weights(), None, checkpoint, views=2, rows=2)
     # The CPU's attention and convolutions take a little besides.
     assert predicted == pytest.approx(counter.peak, rel=0.25)
 
@@ -97,7 +97,7 @@ def test_a_prior_without_weights_has_the_same_shapes():
 
 def test_full_size_predictions_follow_pieces():
     prior = random_prior("sd21", "meta", torch.bfloat16).without_weights()
-    whole, low = (network_peak(prior, rows, ckpt, 1, 3, 0) / GIB for rows, ckpt in ((None, False), (1, True)))
+    whole, low = (network_peak(prior, rows, ckpt, 1, 3) / GIB for rows, ckpt in ((None, False), (1, True)))
     assert 1.2 < whole < 2.5 and low < 0.65 * whole
 
 
@@ -208,6 +208,25 @@ def test_the_budget_says_what_it_is_made_of():
     assert "4,194,304 samples (generator.max_samples caps them) 2.00" in text and "UNet" not in text
 
 
+def test_vsds_second_network_counts_with_what_it_keeps_to_learn(configure):
+    prior = StableDiffusionPrior.load(EMBEDDED, "cpu", torch.bfloat16)
+    config = configure(**{"distill.method": "vsd"})
+    generator = build_generator(config)
+    with_it, without = (estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
+    real = build_parts(config, prior).distillation.particle
+    trained = sum(value.numel() * 4 for value in real.state_dict().values())
+    assert with_it.scene == without.scene + 4 * trained and trained > 1e5
+    _, kept = saved_bytes(lambda: learning(real))
+    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
+    assert without.networks(None, False) < with_it.networks(None, False) == pytest.approx(kept, rel=0.4)
+    assert with_it.networks(1, False) < 0.7 * with_it.networks(None, False)
+
+
+def learning(particle):
+    z, context = torch.zeros(2, *particle._prior.latent_shape), torch.zeros(2, *particle._prior.context_shape)
+    particle.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
+
+
 def test_rows_are_those_of_all_branches():
     counts = {name: rows_at_most(method, 2, perp_neg=False) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
@@ -243,7 +262,7 @@ def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
     config = configure()
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
     size = sum(p.numel() * 4 for p in parts.generator.parameters())
-    found = estimator(parts.prior, parts.generator, config.train, METHODS["nfsd"], parts.ranges)
+    found = estimator(parts.prior, parts.generator, METHODS["nfsd"], config)
     assert found.scene == 4 * size and found.views == 2 and found.resolution == 16
     assert found.weights > 20e6  # the embedded networks, text encoder gone
 

@@ -1,5 +1,8 @@
 """When networks are compiled, at which shapes, and what happens where that fails."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -17,6 +20,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.compilation import (
+    CACHE_VARIABLE,
     cache_folder,
     compile_prior,
     compiled_rows,
@@ -106,6 +110,16 @@ def test_the_cache_outlives_a_restart(monkeypatch):
     assert cache_folder() == Path("/somewhere/nfsd3d/inductor")
 
 
+@pytest.mark.parametrize("chosen", [None, "/somewhere"])
+def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
+    """Torch's compiler, which loading a model imports, fills in the variable with a folder for what is temporary."""
+    environment = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path)} | ({} if chosen is None else {CACHE_VARIABLE: chosen})
+    code = f"import os, nfsd3d.train.session, torch._dynamo.package; print(os.environ['{CACHE_VARIABLE}'])"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == (chosen or str(tmp_path / "nfsd3d" / "inductor"))
+
+
 @pytest.fixture
 def compiled_with(configure, monkeypatch, tmp_path):
     """(choice, what compiled networks do) -> the prior, the compilations asked for, and what was said."""
@@ -120,14 +134,14 @@ def compiled_with(configure, monkeypatch, tmp_path):
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
-    def result(choice, failing=False, pieces=None, config=None, **changes):
+    def result(choice, failing=None, pieces=None, config=None, **changes):
         config = config or configure(**{"machine.compile": choice, **changes})
         parts, said = build_parts(config, StableDiffusionPrior.load(EMBEDDED)), []
 
         def run(*arguments, **options):
             warmed.append((arguments[1], options.get("without_gradient")))
-            if failing:
-                raise RuntimeError("no C compiler\nand more")
+            if failing is not None:
+                raise failing
 
         monkeypatch.setattr("nfsd3d.train.compilation.warm_up_encoder", run)
         monkeypatch.setattr("nfsd3d.train.compilation.warm_up_unet", run)
@@ -189,7 +203,9 @@ def test_vsds_unet_is_left_alone(compiled_with):
 
 def test_where_compiling_fails_auto_goes_on_and_true_says_why(compiled_with, monkeypatch):
     with pytest.raises(InputError, match=r"machine\.compile=true: no C compiler; set machine\.compile=false"):
-        compiled_with(True, failing=True)
+        compiled_with(True, failing=RuntimeError("no C compiler\nand more"))
     monkeypatch.setattr("nfsd3d.train.compilation.wants_compilation", lambda config: True)
-    prior, _, said = compiled_with("auto", failing=True)
-    assert prior._compiled_unet is None and "not compiled (no C compiler)" in said[-1]
+    # Triton's own errors are no RuntimeErrors, and some say nothing.
+    for failing, told in ((RuntimeError("no C compiler\nand more"), "no C compiler"), (LookupError(), "LookupError")):
+        prior, _, said = compiled_with("auto", failing=failing)
+        assert prior._compiled_unet is None and f"not compiled ({told})" in said[-1]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.train import session, state
 from nfsd3d.train.build import build_parts
+from nfsd3d.train.loop import Task, differentiate
 from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.pieces import SMALLEST_PIXELS, Pieces
 from nfsd3d.train.plan import plan_at
@@ -160,7 +162,11 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
 
 @pytest.mark.parametrize(
     "words",
-    ["Triton Error [CUDA]: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"],
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "GET was unable to find an engine to execute this computation",
+    ],
 )
 def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_pieces_too(configure, monkeypatch, words):
     seen = scarce_memory(monkeypatch, lambda pieces: pieces.rows_at_once == 1, error=RuntimeError(words))
@@ -199,6 +205,42 @@ def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configu
         with pytest.raises(RunFailed, match=r"out of GPU memory after step 2.*--resume"):
             session.run(configure(**changes, run_dir=tmp_path / "none"), console=Console(file=io.StringIO()))
     assert state.step_of(state.latest(tmp_path / "none")) == 2
+
+
+class Kept:
+    """What a step keeps for its backward pass."""
+
+
+class Scarce(torch.autograd.Function):
+    """A backward pass that runs out of memory if it is to."""
+
+    @staticmethod
+    def forward(ctx, value, kept, fails):
+        ctx.kept, ctx.fails = kept, fails
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")  # a new one, which no traceback outlives
+        return gradient, None, None
+
+
+def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
+    """Also of one that failed in its backward pass, when everything was there."""
+    parameter, alive, before = torch.nn.Parameter(torch.ones(3)), weakref.WeakSet(), []
+
+    def step(plan):
+        before.append(len(alive))
+        kept = Kept()
+        alive.add(kept)
+        return Scarce.apply(parameter.sum(), kept, plan.pieces.rows_at_once != 1), {}
+
+    plan = replace(plan_at(configure().train, 0.5), pieces=Pieces())
+    optimizer = torch.optim.SGD([parameter], 1.0)
+    task = Task(None, optimizer, torch.Generator(), step, preview=lambda: None)
+    _, fitting = differentiate(task, plan)
+    assert before == [0, 0, 0] and fitting.rows_at_once == 1 and parameter.grad.tolist() == [1, 1, 1]
 
 
 def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
