@@ -49,8 +49,8 @@ class Budget:
 
     ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
     and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
-    moment has them; ``networks``: activations of encoder and UNet, which recorded graphs keep at every moment.
-    ``resolution`` is that of the largest views.
+    moment has them; ``networks``: activations of encoder and UNet; ``graphs``: those of a UNet that is recorded as CUDA
+    graphs, whose memory nothing else uses in between. ``resolution`` is that of the largest views.
     """
 
     weights: int
@@ -59,18 +59,20 @@ class Budget:
     networks: int
     sample_count: int
     resolution: int
+    graphs: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weights + self.scene + self.samples + self.networks
+        return self.weights + self.scene + self.samples + self.networks + self.graphs
 
     @property
     def remedy(self) -> str:
         """The settings to lower, those of the largest part."""
         parts = {
             "set machine.pixels_at_once=16384, or lower generator.max_samples or train.resolution": self.samples,
-            "set machine.rows_at_once=1 and machine.checkpoint_encoder=true, or lower train.batch_size": self.networks,
+            "set machine.rows_at_once=1 and machine.checkpoint_encoder=true, or lower train.batch_size": self.networks
+            + self.graphs,
             "choose a smaller prior": self.weights,
             "lower generator.encoding.log2_entries": self.scene,
         }
@@ -80,7 +82,8 @@ class Budget:
         parts = {"the prior's weights": self.weights, "scene and optimiser": self.scene}
         if self.sample_count:
             parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
-        parts["encoder and UNet"] = self.networks
+        parts["encoder" if self.graphs else "encoder and UNet"] = self.networks
+        parts["the UNet's recorded graphs"] = self.graphs
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
 
@@ -89,9 +92,9 @@ class Budget:
 class Estimator:
     """Predicts the memory of a run's steps in any pieces.
 
-    ``recorded``: networks are compiled into CUDA graphs, whose memory nothing else uses in between. ``weights``,
-    ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of the
-    activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not.
+    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
+    the activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not; ``graphs``
+    those of recorded graphs with so many rows at once.
     """
 
     weights: int
@@ -101,7 +104,7 @@ class Estimator:
     resolution: int
     sample_count: int
     sample_bytes: SampleBytes
-    recorded: bool = False
+    graphs: Callable[[int | None], int] = lambda at_once: 0
 
     def budget(self, pieces: Pieces) -> Budget:
         """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
@@ -112,11 +115,9 @@ class Estimator:
         kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
         peak = self.sample_count * (size.packed + size.peak * share)
         networks = self.networks(pieces.rows_at_once, pieces.checkpoint_encoder)
-        if self.recorded:
-            samples, activations = max(kept, peak), networks
-        else:
-            samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
-        return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution)
+        samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
+        graphs = self.graphs(pieces.rows_at_once)
+        return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
 
     def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
         """The largest pieces, from ``pieces`` down, that take no more than ``limit`` bytes; else the smallest."""
@@ -186,16 +187,18 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
         count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
     rows = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
+    recorded = wants_compilation(config) and not method.needs_particle
+    eager = 0 if recorded else rows
     return Estimator(
         weights=_size_of(prior.tensors()),
         # Parameter, gradient and two moments.
         scene=4 * _size_of([*parameters, *further]),
-        networks=cache(lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, rows, particle)),
+        networks=cache(lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, eager, particle)),
         views=views,
         resolution=resolution,
         sample_count=count,
         sample_bytes=size,
-        recorded=wants_compilation(config),
+        graphs=cache(lambda at_once: unet_peak(shapes, at_once, rows) if recorded else 0),
     )
 
 
@@ -270,21 +273,38 @@ def network_peak(
 ) -> int:
     """Bytes of the activations of encoder and UNet at their largest, found out with a prior without weights.
 
-    Of a step whose UNet sees ``rows``, and whose second network (of the same prior), if any, learns from ``views``.
+    Of a step whose UNet sees ``rows`` (0: it is not counted), and whose second network (of the same prior), if any,
+    learns from ``views``.
     """
     split = in_pieces(prior, rows_at_once, checkpoint)
     image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
-    latent = torch.empty(rows, *prior.latent_shape, device="meta")
-    t = torch.zeros(rows, dtype=torch.int64)
-    context = torch.empty(rows, *prior.context_shape, device="meta")
-    with LiveBytes([*prior.tensors(), image, latent, context]) as counter:
+    inputs = _unet_inputs(prior, max(rows, views))
+    with LiveBytes([*prior.tensors(), image, *inputs]) as counter:
         z = split.encode(image)
-        split.predict_eps(latent, t, context)
+        if rows:
+            split.predict_eps(*(value[:rows] for value in inputs))
         if particle is not None:
             cameras, rng = orbit(views, prior.image_size), torch.Generator()
-            particle.learn(z, context[:views], cameras, rng, step=False, rows_at_once=rows_at_once)
+            particle.learn(z, inputs[2][:views], cameras, rng, step=False, rows_at_once=rows_at_once)
         z.sum().backward()
     return counter.peak
+
+
+def unet_peak(prior: StableDiffusionPrior, rows_at_once: int | None, rows: int) -> int:
+    """Bytes of the activations of the UNet alone, likewise."""
+    inputs = _unet_inputs(prior, rows)
+    with LiveBytes([*prior.tensors(), *inputs]) as counter:
+        in_pieces(prior, rows_at_once, False).predict_eps(*inputs)
+    return counter.peak
+
+
+def _unet_inputs(prior: StableDiffusionPrior, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised latents, timesteps and contexts of so many rows, without memory."""
+    return (
+        torch.empty(rows, *prior.latent_shape, device="meta"),
+        torch.zeros(rows, dtype=torch.int64),
+        torch.empty(rows, *prior.context_shape, device="meta"),
+    )
 
 
 def _size_of(tensors: Iterable[Tensor]) -> int:

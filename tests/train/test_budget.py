@@ -189,17 +189,31 @@ def test_pieces_shrink_until_the_budget_fits():
 
 
 def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
-    for count, samples in ((10**6, 6.016e9), (10**5, 6.016e8)):
-        eager, recorded = (made_up(count=count, recorded=each).budget(Pieces()) for each in (False, True))
-        assert recorded.networks == 2 * GIB and recorded.samples == pytest.approx(samples)
-        assert eager.total < recorded.total == pytest.approx(1.25 * GIB + samples + 2 * GIB)
-    lines = {
+    for count in (10**6, 10**5):
+        eager = made_up(count=count).budget(Pieces())
+        recorded = made_up(count=count, graphs=lambda at_once: GIB // (at_once or 1)).budget(Pieces(rows_at_once=4))
+        assert eager.graphs == 0 and recorded.graphs == GIB // 4
+        assert recorded.total == eager.total + GIB // 4
+    told = {
         compiled: budget.predicted(
             compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba", f"machine.compile={compiled}"])
         )
         for compiled in ("false", "true")
     }
-    assert "UNet" not in lines["false"] and "encoder and UNet 1." in lines["true"]
+    assert "graphs" not in told["false"] and "the UNet's recorded graphs 0." in told["true"]
+
+
+def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure):
+    prior = StableDiffusionPrior.load(EMBEDDED)
+    generator = build_generator(configure())
+    eager, recorded, vsd = (
+        estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
+        for name, choice in (("nfsd", False), ("nfsd", True), ("vsd", True))
+    )
+    assert eager.graphs(None) == vsd.graphs(None) == 0  # the UNet of VSD is not compiled
+    assert recorded.graphs(1) < recorded.graphs(None)
+    assert recorded.networks(None, False) <= eager.networks(None, False)
+    assert eager.networks(None, False) <= recorded.networks(None, False) + recorded.graphs(None)
 
 
 def test_the_budget_says_what_it_is_made_of():
