@@ -224,7 +224,8 @@ def test_an_opaque_sample_does_not_blur_its_own_ray(implementation: tuple[str, t
     samples = on(device, RaySamples(torch.zeros(4, dtype=torch.int64), edges[:-1], edges[1:], torch.tensor([0, 4])))
     weights = render_weights(torch.tensor([1.0, 2.0, 1e5, 3.0]).to(device), samples, backend=backend)
     expected = torch.tensor([-math.expm1(-0.1), math.exp(-0.1) * -math.expm1(-0.2), math.exp(-0.3), 0.0])
-    torch.testing.assert_close(weights.cpu(), expected, rtol=3e-6, atol=1e-12)
+    digits = 1e-6 if device.type == "cpu" else 3e-6  # a GPU's exp may be two units in the last place away
+    torch.testing.assert_close(weights.cpu(), expected, rtol=digits, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", COUNTS)
