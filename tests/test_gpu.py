@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import nfsd3d
+from nfsd3d.cameras import orbit
 from nfsd3d.config import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.evaluate.alignment import align
@@ -25,7 +26,7 @@ from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train import session, state
 from nfsd3d.train.budget import GIB, estimator, fit_into_memory
-from nfsd3d.train.build import PRECISIONS, build_parts
+from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.loop import differentiate
 from nfsd3d.train.pieces import configured_pieces
@@ -150,6 +151,20 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
     step()
     torch.cuda.set_sync_debug_mode("default")
     assert parts.generator.values.grad.isfinite().all()
+
+
+def test_a_view_of_a_scene_waits_for_nothing_that_is_queued():
+    """The number of its samples is known while the GPU is still busy with what it was asked before."""
+    config = compose("nfsd", ["prompt=a red cube", "machine=cuda", "prior=shapes"])
+    generator = build_generator(config)
+    generator.update(0, torch.Generator())
+    cameras = orbit(2, 64)
+    expected = generator.render(cameras).image  # kernels are compiled
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2 * 10**9)  # a second or so
+    image = generator.render(cameras).image
+    assert not torch.cuda.current_stream().query()  # the GPU has not come to it yet
+    assert (image - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.field.hashgrid import HashGridSpec, hash_encoding
+from nfsd3d.transfer import move
 
 # Corners of a tetrahedron: four evaluations give a central difference (the odd terms cancel), instead of six.
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
@@ -70,7 +71,7 @@ class HashGridField(nn.Module):
 
     def finite_difference_normals(self, positions: Tensor, eps: float) -> Tensor:
         """[N,3] unit normals by differences over ``eps`` world units, differentiable to the parameters."""
-        offsets = positions.new_tensor(TETRAHEDRON)
+        offsets = move(torch.tensor(TETRAHEDRON, dtype=positions.dtype), positions.device)
         around = positions[None] + eps * offsets[:, None]
         density = self.density(around.reshape(-1, 3)).reshape(4, -1)
         return outward(torch.einsum("kn,kd->nd", density, offsets) / (4 * eps))

@@ -25,7 +25,8 @@ def corners(positions: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     cells = scaled.detach().floor().long().clamp(min=0).minimum(resolutions - 1)
     fractions = scaled - cells
 
-    bits = torch.tensor([[corner >> axis & 1 for axis in range(3)] for corner in range(8)], device=positions.device)
+    axes = torch.arange(3, device=positions.device)
+    bits = torch.arange(8, device=positions.device)[:, None] >> axes & 1
     vertices = cells[:, :, None, :] + bits
     weights = torch.where(bits.bool(), fractions[:, :, None, :], 1 - fractions[:, :, None, :]).prod(-1)
 

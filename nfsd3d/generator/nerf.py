@@ -1,7 +1,8 @@
 """A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from nfsd3d.render.compositing import accumulate, contributing, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays, step_length
 from nfsd3d.render.shading import needs_normals, shade
+from nfsd3d.side_stream import SideStream
 from nfsd3d.transfer import move
 
 # Points that export functions evaluate together.
@@ -92,6 +94,7 @@ class NeRF(nn.Module):
             decay=settings.occupancy_decay,
             warmup=settings.occupancy_warmup,
         )
+        self._side_stream = SideStream()
 
     @property
     def device(self) -> torch.device:
@@ -136,18 +139,29 @@ class NeRF(nn.Module):
         and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
         undivided view, but for the order of additions.
         """
-        bundle = self._bundle(cameras, background, replaced)
-        samples = self.sample(bundle.rays, rng)
-        if pixels_at_once is None or pixels_at_once >= len(bundle.rays):
-            return _images(self._render_samples(bundle, samples, shading, ambient, normals), cameras)
-        parts = [
+        with self._before_its_turn(cameras.azimuth, background) as outlive:
+            bundle = self._bundle(cameras, background, replaced)
+            parts = list(_parts(bundle, self.sample(bundle.rays, rng), pixels_at_once))
+            for part_of_bundle, samples in parts:
+                outlive([*part_of_bundle.tensors, *samples.tensors])
+        if len(parts) == 1:
+            return _images(self._render_samples(*parts[0], shading, ambient, normals), cameras)
+        seen = [
             # The forward pass draws nothing: there is no random state to keep.
             checkpoint(
                 self._render_samples, *part, shading, ambient, normals, use_reentrant=False, preserve_rng_state=False
             )
-            for part in _parts(bundle, samples, pixels_at_once)
+            for part in parts
         ]
-        return _images({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, cameras)
+        return _images({name: torch.cat([part[name] for part in seen]) for name in seen[0]}, cameras)
+
+    def _before_its_turn(
+        self, *given: Tensor | None
+    ) -> AbstractContextManager[Callable[[Iterable[Tensor | None]], None]]:
+        """Where rays and samples come from: while the GPU is busy with the step before, if no network is asked."""
+        if self.settings.prune_alpha > 0:
+            return nullcontext(lambda tensors: None)
+        return self._side_stream.ahead(self.occupancy.occupied, *given)
 
     @torch.no_grad()
     def render_in_chunks(
@@ -300,6 +314,10 @@ class _Bundle:
     background: Tensor | None
     replaced: Tensor | None
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.rays.origins, self.rays.directions, self.light, self.background, self.replaced
+
     def part(self, first: int, last: int) -> "_Bundle":
         return _Bundle(
             Rays(self.rays.origins[first:last], self.rays.directions[first:last]),
@@ -309,10 +327,13 @@ class _Bundle:
         )
 
 
-def _parts(bundle: _Bundle, samples: RaySamples, pixels: int) -> Iterator[tuple[_Bundle, RaySamples]]:
-    """``pixels`` rays at a time with their samples; views of the same memory, apart from the indices."""
+def _parts(bundle: _Bundle, samples: RaySamples, pixels: int | None) -> Iterator[tuple[_Bundle, RaySamples]]:
+    """``pixels`` rays at a time (None: all) with their samples; views of the same memory, apart from the indices."""
+    if pixels is None or pixels >= len(bundle.rays):
+        yield bundle, samples
+        return
     bounds = [*range(0, len(bundle.rays), pixels), len(bundle.rays)]
-    ends = samples.offsets[bounds].tolist()
+    ends = [*samples.offsets[:-1:pixels].tolist(), samples.ray_indices.shape[0]]
     for (first, last), (start, end) in zip(pairwise(bounds), pairwise(ends), strict=True):
         part = RaySamples(
             samples.ray_indices[start:end] - first,

@@ -1,6 +1,7 @@
 """A prior from a folder in the diffusers layout of Stable Diffusion: the real models and the embedded one alike."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class StableDiffusionPrior:
     def without_weights(self) -> "StableDiffusionPrior":
         """The same UNet and autoencoder on the device "meta", which has shapes and no memory; it embeds no prompts."""
         with torch.device("meta"):
-            networks = [type(network).from_config(network.config) for network in (self._unet, self._vae)]
+            networks = [_of_the_same_kind(network) for network in (self._unet, self._vae)]
         unet, vae = (
             torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
             for network, own in zip(networks, (self._unet, self._vae), strict=True)
@@ -278,6 +279,13 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def _of_the_same_kind(network: Any) -> Any:
+    """A network like this one, at its start."""
+    # Its configuration may say more than a new one may be told, AutoencoderTiny's does, which would be warned of.
+    told = inspect.signature(type(network).__init__).parameters
+    return type(network).from_config({name: value for name, value in network.config.items() if name in told})
 
 
 def padded_rows(count: int, unit: int, at_most: int | None = None) -> int:

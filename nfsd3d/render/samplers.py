@@ -43,6 +43,11 @@ class RaySamples:
         """[S] middles of the intervals."""
         return (self.t_starts + self.t_ends) / 2
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.ray_indices, self.t_starts, self.t_ends, self.offsets
+
     def positions(self, rays: Rays) -> Tensor:
         """[S,3] middles of the intervals in the world."""
         origins, directions = rays.origins[self.ray_indices], rays.directions[self.ray_indices]

@@ -1,0 +1,56 @@
+"""Whole runs on a GPU, which here is pretended: they are the CPU's, and every part of them finds its tensors there."""
+
+import io
+import json
+
+import pytest
+from pretended_gpu import pretended_gpu
+from rich.console import Console
+from safetensors.torch import load_file
+
+import nfsd3d
+from nfsd3d.train import session, state
+
+ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda"}
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
+
+def final_tensors(run_dir):
+    return load_file(state.latest(run_dir).with_suffix(".safetensors"))
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=80)
+
+
+@pytest.mark.parametrize("method", ["nfsd", "vsd"])
+def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, method):
+    """Begun anew from a checkpoint, exported; the same tensors as without a GPU, and opened without one."""
+    choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
+    expected = session.run(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
+    with pretended_gpu() as gpu:
+        run_dir = session.run(configure(**choices, **ON_CUDA, **OFF, run_dir=tmp_path / "cuda"), console=console)
+        for path in (run_dir / "checkpoints").glob("step-000006.*"):
+            path.unlink()
+        session.run(configure(**choices, **ON_CUDA, run_dir=run_dir), resume=run_dir, console=console)
+    assert gpu.errors == []
+    found = final_tensors(run_dir)
+    for name, value in final_tensors(expected).items():
+        # The networks' weights lie in another order there, and are added in another.
+        assert (found[name].double() - value.double()).norm() <= 1e-3 * value.double().norm(), name
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["steps"] == 6
+    assert all((run_dir / name).is_file() for name in ("mesh/model.glb", "turntable.mp4", "report.html"))
+    assert nfsd3d.load_run(run_dir).views(n=2, size=16).shape == (2, 16, 16, 3)
+
+
+def test_half_precision_and_the_kernels_of_a_gpu_give_a_run_too(configure, console):
+    """What ``machine=cuda`` chooses."""
+    pytest.importorskip("triton")
+    kernels = {"backend.field": "triton", "backend.sampler": "triton", "machine.precision": "bfloat16"}
+    small = {"train.steps": 2, "train.preview_every": 2, "train.checkpoint_every": 2}
+    with pretended_gpu() as gpu:
+        run_dir = session.run(configure(**ON_CUDA, **OFF, **kernels, **small), console=console)
+    assert gpu.errors == []
+    assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())
