@@ -17,6 +17,7 @@ copies that are not from page-locked memory. What it cannot show: speed, memory,
 """
 
 import contextlib
+import time
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,19 @@ class Stream:
     def wait_stream(self, other: "Stream") -> None:
         for stream, count in (other.behind | {other: other.given}).items():
             self.behind[stream] = max(self.behind.get(stream, 0), count)
+
+
+class Event:
+    """A moment; what is computed on a CPU is over when the next line begins."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.seconds = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1e3 * (end.seconds - self.seconds)
 
 
 class Generator(torch.Generator):
@@ -394,7 +408,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "is_bf16_supported": lambda *_, **__: True, "device_of": lambda *_: contextlib.nullcontext(),
             "device": lambda *_: contextlib.nullcontext(), "manual_seed_all": lambda *_: None,
             "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_waiting", mode == "error"),
-            "Stream": Stream, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
+            "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
             "synchronize": lambda *_: None, "empty_cache": lambda: None,
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,

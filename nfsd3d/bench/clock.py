@@ -1,6 +1,10 @@
 """What measurements read the time from."""
 
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -10,3 +14,45 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+class Stopwatch:
+    """Times the parts of what a device does, while the program goes on: a GPU notes the time when it comes to a mark.
+
+    To wait for the GPU at the end of each part would measure another program, one that never has work queued.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spans: list[tuple[str, Any, Any]] = []
+
+    def mark(self) -> Any:
+        """This moment: of a GPU's queue, or of a CPU."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def add(self, name: str, start: Any, end: Any) -> None:
+        """What is between two marks counts as part ``name``."""
+        self._spans.append((name, start, end))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What is done in the block counts as part ``name``."""
+        start = self.mark()
+        yield
+        self.add(name, start, self.mark())
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._spans.clear()
+
+    def seconds(self) -> dict[str, float]:
+        """Of every part in all; waits for a GPU to have come to all marks."""
+        now(self._device)
+        total: dict[str, float] = defaultdict(float)
+        for name, start, end in self._spans:
+            total[name] += end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3
+        return total

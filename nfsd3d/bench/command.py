@@ -180,6 +180,10 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, peer)],
             "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, peer)],
             "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, peer)],
+            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, peer)],
+            "times its arithmetic": [
+                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, peer)
+            ],
             "TFLOP needed": [f"{t.tflop:.3f}" for t in (ours, peer)],
             "of them per second": [f"{t.tflops:.3f}" for t in (ours, peer)],
             "peak memory, GB": ["" if t.peak_memory_gb is None else f"{t.peak_memory_gb:.2f}" for t in (ours, peer)],
@@ -196,14 +200,10 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [
         f"arithmetic of one image: UNet {counted.unet:.3f} TFLOP, encoder {counted.encode:.3f} and "
         f"{counted.backward:.3f} back, decoder {counted.decode:.3f}",
+        f"this device multiplies matrices of {comparison.precision} at {comparison.device_tflops:.3g} TFLOP/s",
         f"a run of {comparison.steps:,} steps, extrapolated from these: {record['hours']:.2f} hours, "
         f"the peer's {record['peer_hours']:.2f}",
     ]
-    if comparison.times_the_floor is not None:
-        from nfsd3d.bench.prior import H200_FLOOR_MS
-
-        floor = f"the arithmetic's {H200_FLOOR_MS:g} ms"
-        lines.append(f"the last stage's step takes {comparison.times_the_floor:.2f} times {floor}")
     return "\n".join(lines)
 
 

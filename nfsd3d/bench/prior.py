@@ -6,70 +6,22 @@ import gc
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from nfsd3d.bench.arithmetic import Arithmetic, arithmetic, device_tflops
+from nfsd3d.bench.peer import as_peer
 from nfsd3d.bench.step import StepTiming, bench_step
-from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
-from nfsd3d.prior.noise import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings import Config, TrainConfig
-from nfsd3d.train.build import Parts, build_optimizer
+from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
-
-TERA = 1e12
-ALPHA = 0.01
-"""Opacity of a sample below which the peer does not evaluate its colour."""
-H200_FLOOR_MS = 5.9
-"""The arithmetic of a step of NFSD with Stable Diffusion 2.1-base at 512x512 on an H200 at its measured speed."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """TFLOP of a model's parts for one image: ``unet`` one evaluation, ``encode`` and its ``backward`` to the image."""
-
-    unet: float
-    encode: float
-    backward: float
-    decode: float
-
-    def step(self, evaluations: float, images: int) -> float:
-        """TFLOP that a step cannot do without, with so many evaluations of the UNet in all."""
-        return evaluations * self.unet + images * (self.encode + self.backward)
-
-
-@cache
-def arithmetic(name: str, image_size: int) -> Arithmetic:
-    """Counted on networks without weights; ``name`` is a key of ``architectures.ARCHITECTURES``."""
-    unet, vae, text_encoder = random_networks(name, "meta", image_size=image_size)
-    latent = torch.empty(1, 4, unet.config.sample_size, unet.config.sample_size, device="meta")
-    context = torch.empty(1, 77, text_encoder.config.hidden_size, device="meta")
-    for network in (unet, vae):
-        network.requires_grad_(False)
-    image = torch.empty(1, 3, image_size, image_size, device="meta", requires_grad=True)
-    counts = []
-    with torch.no_grad():
-        counts.append(_counted(lambda: unet(latent, torch.zeros(1, device="meta"), context)))
-        counts.append(_counted(lambda: vae.decode(latent)))
-    forward, encoded = _counted(lambda: vae.encode(image).latent_dist.mean)
-    backward, _ = _counted(lambda: encoded.sum().backward())
-    (evaluation, _), (decode, _) = counts
-    return Arithmetic(evaluation, forward, backward, decode)
-
-
-def _counted(function: Callable[[], Any]) -> tuple[float, Any]:
-    with FlopCounterMode(display=False) as counter:
-        result = function()
-    return counter.get_total_flops() / TERA, result
 
 
 @dataclass(frozen=True)
@@ -161,76 +113,12 @@ def run_hours(timings: list[StageTiming], steps: int) -> float:
     return sum(seconds) / 3600
 
 
-def as_peer(parts: Parts, precision: torch.dtype) -> Parts:
-    """The same method with a common implementation's choices; the networks themselves change to ``precision``.
-
-    No compilation; all branches in every row, in one call; each encoding followed by a decoding that nobody uses; and
-    samples pruned by their opacity, for which the density of all of them is evaluated once more. Nothing is split.
-    """
-    assert isinstance(parts.prior, StableDiffusionPrior)
-    assert isinstance(parts.generator, NeRF)
-    prior = _PeerPrior(parts.prior.in_precision(precision))
-    nerf = parts.generator
-    nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
-    method = _in_every_row(parts.distillation.method)
-    return replace(parts, prior=prior, distillation=replace(parts.distillation, method=method))
-
-
-def _in_every_row(method: Method) -> Method:
-    return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
-
-
-class _PeerPrior:
-    """A prior whose every encoding is followed by a decoding; final."""
-
-    def __init__(self, prior: StableDiffusionPrior) -> None:
-        self._prior = prior
-
-    @property
-    def evaluations(self) -> int:
-        return self._prior.evaluations
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._prior.schedule
-
-    @property
-    def image_size(self) -> int:
-        return self._prior.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._prior.latent_shape
-
-    @property
-    def device(self) -> torch.device:
-        return self._prior.device
-
-    def embed(self, prompts: list[str]) -> Tensor:
-        return self._prior.embed(prompts)
-
-    def free_text_encoder(self) -> None:
-        self._prior.free_text_encoder()
-
-    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
-        z = self._prior.encode(image)
-        self._prior.decode(z.detach())
-        return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self._prior.decode(z)
-
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
-        return self._prior.predict_eps(z_t, t, context, at_most=at_most)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A method with this program's choices and with a ``peer``'s, stage by stage of one recipe.
 
     ``speedups`` are the peer's milliseconds by ours, at each stage; ``hours`` and ``peer_hours`` a run's of ``steps``
-    steps, extrapolated. ``times_the_floor``: how many times the arithmetic's :data:`H200_FLOOR_MS` a step of the last
-    stage takes, on the device that this number is of, and None on any other.
+    steps, extrapolated. ``device_tflops``: how fast the device multiplies matrices, in our ``precision``.
     """
 
     method: str
@@ -240,7 +128,11 @@ class Comparison:
     ours: list[StageTiming]
     peer: list[StageTiming]
     steps: int
-    times_the_floor: float | None
+    device_tflops: float
+
+    def floor_ms(self, timing: StageTiming) -> float:
+        """Milliseconds that the prior's arithmetic takes in a step of a stage, at the speed of the device."""
+        return 1e3 * timing.tflop / self.device_tflops
 
     @property
     def speedups(self) -> list[float]:
@@ -253,6 +145,9 @@ class Comparison:
         return {
             **asdict(self),
             "speedups": self.speedups,
+            "floors_ms": [self.floor_ms(timing) for timing in self.ours],
+            "prior_ms": [timing.timing.prior_milliseconds for timing in self.ours],
+            "peer_prior_ms": [timing.timing.prior_milliseconds for timing in self.peer],
             "hours": run_hours(self.ours, self.steps),
             "peer_hours": run_hours(self.peer, self.steps),
         }
@@ -283,14 +178,13 @@ def compare(
     counted = arithmetic(name, prior.image_size)
     state = {key: value.clone() for key, value in parts.generator.state_dict().items()}
     ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
-    floor = ours[-1].timing
-    device = _device_name(parts.generator.device)
-    comparable = "H200" in device and (name, prior.image_size, config.distill.method) == ("sd21", 512, "nfsd")
+    device = parts.generator.device
+    peak = device_tflops(device, PRECISIONS[config.machine.precision])
 
     # From the same scene and the same random numbers.
     parts.generator.load_state_dict(state)
     parts.rng.manual_seed(config.seed)
-    on_gpu = parts.generator.device.type == "cuda"
+    on_gpu = device.type == "cuda"
     release_compiled(prior)
     parts = replace(parts, optimizer=build_optimizer(parts.generator, config.train))
     peer_parts = as_peer(parts, torch.float16 if on_gpu else torch.float32)
@@ -300,13 +194,13 @@ def compare(
     peer = bench_stages(peer_parts, config, counted, steps=steps, warmup=warmup, on_step=on_step)
     return Comparison(
         method=config.distill.method,
-        device=device,
+        device=_device_name(device),
         precision=config.machine.precision,
         counted=counted,
         ours=ours,
         peer=peer,
         steps=config.train.steps,
-        times_the_floor=1e3 / floor.steps_per_second / H200_FLOOR_MS if comparable else None,
+        device_tflops=peak,
     )
 
 

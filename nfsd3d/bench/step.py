@@ -1,20 +1,22 @@
 """Measurements of a training step: which part of it takes how long."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from nfsd3d.bench.clock import now
+from nfsd3d.bench.clock import Stopwatch, now
 from nfsd3d.settings import TrainConfig
 from nfsd3d.train.build import Parts
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
+
+PARTS = ("occupancy", "render", "encode", "UNet", "encode, backward", "render, backward", "optimiser")
 
 
 @dataclass(frozen=True)
@@ -31,35 +33,30 @@ class StepTiming:
     samples_per_ray: float
     evaluations: float
 
-
-@dataclass
-class _Clock:
-    """Adds up seconds by part."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        started = now(self.device)
-        yield
-        self.seconds[name] += now(self.device) - started
+    @property
+    def prior_milliseconds(self) -> float:
+        """Those of the prior's networks: encoder, UNet, and the encoder's gradient."""
+        return sum(self.milliseconds[name] for name in ("encode", "UNet", "encode, backward"))
 
 
 @contextmanager
-def _timed(clock: _Clock, part: str, owner: object, method: str) -> Iterator[None]:
-    """Within the block, every call of ``owner.method`` counts as ``part``."""
-    original = getattr(owner, method)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with clock.part(part):
-            return original(*args, **kwargs)
-
-    setattr(owner, method, call)  # in this one object, before its class's method
+def _replaced(owner: object, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Within the block ``owner.name`` is another function."""
+    setattr(owner, name, function)  # in this one object, before its class's method
     try:
         yield
     finally:
-        delattr(owner, method)
+        delattr(owner, name)
+
+
+def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, every call of which counts as ``part``."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with watch.part(part):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def bench_step(
@@ -73,48 +70,60 @@ def bench_step(
 ) -> StepTiming:
     """Times ``steps`` training steps from the generator's present state, after ``warmup`` that do not count.
 
-    Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "backward" (through encoder and
-    renderer), "optimiser" (with the clipping) and "rest" (cameras, noise, the method itself). ``on_step`` is called
-    after each step; ``pieces`` is what a step computes at once (everything).
+    Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "encode, backward" and "render,
+    backward" (the gradient on its way through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the
+    method itself). ``on_step`` is called after each step; ``pieces`` is what a step computes at once (everything).
+
+    The steps run as they do in training, one after the other and on a GPU without waiting.
     """
     device = parts.generator.device
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
-    clock = _Clock(device)
-    evaluations, samples = 0, 0.0
+    watch = Stopwatch(device)
+    generator, prior = parts.generator, parts.prior
+    encode = _timed(watch, "encode", prior.encode)
+    passed: list[Any] = []  # when the gradient had come through the encoder
+
+    def watched_encode(image: Tensor, **options: Any) -> Tensor:
+        if image.requires_grad:
+            image.register_hook(lambda gradient: passed.append(watch.mark()))
+        return encode(image, **options)
+
     with (
-        _timed(clock, "occupancy", parts.generator, "update"),
-        _timed(clock, "render", parts.generator, "render"),
-        _timed(clock, "encode", parts.prior, "encode"),
-        _timed(clock, "UNet", parts.prior, "predict_eps"),
+        _replaced(generator, "update", _timed(watch, "occupancy", generator.update)),
+        _replaced(generator, "render", _timed(watch, "render", generator.render)),
+        _replaced(prior, "encode", watched_encode),
+        _replaced(prior, "predict_eps", _timed(watch, "UNet", prior.predict_eps)),
     ):
         for step in range(-warmup, steps):
             if step == 0:
-                clock.seconds.clear()
-                evaluations, samples = parts.prior.evaluations, 0.0
+                watch.clear()
+                evaluations, samples = prior.evaluations, torch.zeros((), device=device)
                 started = now(device)
             progress = (step + warmup) / max(train.steps, steps + warmup)
             plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
-            parts.generator.update(step + warmup, parts.rng)
-            loss, metrics = step_loss(
-                parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-            )
+            generator.update(step + warmup, parts.rng)
+            loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             parts.optimizer.zero_grad(set_to_none=True)
-            with clock.part("backward"):
-                loss.backward()
-            with clock.part("optimiser"):
+            passed.clear()
+            begun = watch.mark()
+            loss.backward()
+            ended, between = watch.mark(), passed[-1] if passed else begun
+            watch.add("encode, backward", begun, between)
+            watch.add("render, backward", between, ended)
+            with watch.part("optimiser"):
                 limit = math.inf if train.gradient_clip is None else train.gradient_clip
                 torch.nn.utils.clip_grad_norm_(parameters, limit)
                 parts.optimizer.step()
-            samples += float(metrics["samples_per_ray"])
+            if step >= 0:
+                samples += metrics["samples_per_ray"]
             on_step()
-    total = now(device) - started
-    names = ("occupancy", "render", "encode", "UNet", "backward", "optimiser")
-    seconds = {name: clock.seconds[name] for name in names}
+    total, spent = now(device) - started, watch.seconds()
+    seconds = {name: spent[name] for name in PARTS}
     seconds["rest"] = total - sum(seconds.values())
     return StepTiming(
         milliseconds={name: 1e3 * value / steps for name, value in seconds.items()},
         shares={name: value / total for name, value in seconds.items()},
         steps_per_second=steps / total,
-        samples_per_ray=samples / steps,
-        evaluations=(parts.prior.evaluations - evaluations) / steps,
+        samples_per_ray=float(samples) / steps,
+        evaluations=(prior.evaluations - evaluations) / steps,
     )

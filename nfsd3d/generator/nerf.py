@@ -1,8 +1,7 @@
 """A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -139,11 +138,11 @@ class NeRF(nn.Module):
         and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
         undivided view, but for the order of additions.
         """
-        with self._before_its_turn(cameras.azimuth, background) as outlive:
+        with self._side_stream.ahead(self.occupancy.occupied, cameras.azimuth, background) as outlive:
             bundle = self._bundle(cameras, background, replaced)
-            parts = list(_parts(bundle, self.sample(bundle.rays, rng), pixels_at_once))
-            for part_of_bundle, samples in parts:
-                outlive([*part_of_bundle.tensors, *samples.tensors])
+            samples = self._march(bundle.rays, rng)
+            outlive([*bundle.tensors, *samples.tensors])
+        parts = list(_parts(bundle, self._pruned(samples, bundle.rays), pixels_at_once))
         if len(parts) == 1:
             return _images(self._render_samples(*parts[0], shading, ambient, normals), cameras)
         seen = [
@@ -154,14 +153,6 @@ class NeRF(nn.Module):
             for part in parts
         ]
         return _images({name: torch.cat([part[name] for part in seen]) for name in seen[0]}, cameras)
-
-    def _before_its_turn(
-        self, *given: Tensor | None
-    ) -> AbstractContextManager[Callable[[Iterable[Tensor | None]], None]]:
-        """Where rays and samples come from: while the GPU is busy with the step before, if no network is asked."""
-        if self.settings.prune_alpha > 0:
-            return nullcontext(lambda tensors: None)
-        return self._side_stream.ahead(self.occupancy.occupied, *given)
 
     @torch.no_grad()
     def render_in_chunks(
@@ -230,13 +221,16 @@ class NeRF(nn.Module):
             return move(torch.tensor([self.settings.background_color]), self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
-    @torch.no_grad()
     def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
         """The intervals to evaluate, ``max_samples`` at most; jittered with ``rng`` (on the CPU) if given.
 
         With ``prune_alpha`` those that contribute nothing are left out, which costs a pass over the density of all.
         """
-        samples = sample_rays(
+        return self._pruned(self._march(rays, rng), rays)
+
+    @torch.no_grad()
+    def _march(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
+        return sample_rays(
             rays,
             self.occupancy,
             step_size=self.step_size,
@@ -244,6 +238,9 @@ class NeRF(nn.Module):
             jitter=rng,
             backend=self.sampler_backend,
         )
+
+    @torch.no_grad()
+    def _pruned(self, samples: RaySamples, rays: Rays) -> RaySamples:
         if self.settings.prune_alpha == 0:
             return samples
         # As in the occupancy grid: an empty or foggy scene keeps samples to learn from.

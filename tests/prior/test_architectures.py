@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nfsd3d.bench.prior import arithmetic
+from nfsd3d.bench.arithmetic import arithmetic
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture, random_networks, random_prior
 from nfsd3d.prior.resolve import ALIASES
 

@@ -21,8 +21,9 @@ from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.start import print_plan
 from nfsd3d.train import budget, session
-from nfsd3d.train.budget import GIB, Budget, SampleBytes, estimator, network_peak, rows_at_most
+from nfsd3d.train.budget import GIB, Budget, estimator
 from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.footprint import SampleBytes, network_peak, rows_at_most, sample_bytes, samples_at_most
 from nfsd3d.train.live_bytes import LiveBytes
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.summary import read_summary
@@ -107,7 +108,7 @@ def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
     config = configure(**{"generator.normals": "finite_difference", "generator.samples_per_ray": 48},
                        **{f"backend.{name}": backend for name in ("field", "sampler")})  # fmt: skip
     nerf, ranges = build_generator(config), CameraRanges()
-    size = budget.sample_bytes(nerf, ranges, normals=lit)
+    size = sample_bytes(nerf, ranges, normals=lit)
     assert all(parameter.grad is None for parameter in nerf.parameters())
     cameras = orbit(2, 40)
     view, kept = saved_bytes(lambda: nerf.render(cameras, shading="lambertian" if lit else "albedo"))
@@ -119,10 +120,10 @@ def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
 
 def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure):
     nerf, ranges = build_generator(configure()), CameraRanges()
-    full = budget.sample_bytes(nerf, ranges, normals=False)
+    full = sample_bytes(nerf, ranges, normals=False)
     nerf.occupancy.occupied.fill_(False)
     nerf.occupancy.occupied[4, 4, 4] = True
-    assert budget.sample_bytes(nerf, ranges, normals=False) == full
+    assert sample_bytes(nerf, ranges, normals=False) == full
     assert int(nerf.occupancy.occupied.sum()) == 1
 
 
@@ -138,10 +139,10 @@ def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
     config = configure(**{"generator.max_samples": 3000})
     nerf = build_generator(config)
     for resolution in (12, 16, 20):
-        assert budget.samples_at_most(nerf, 2, resolution) == 3000
+        assert samples_at_most(nerf, 2, resolution) == 3000
         view = nerf.render(orbit(2, resolution), torch.Generator().manual_seed(0))
         assert view.samples_per_ray * 2 * resolution**2 <= 3000
-    assert budget.samples_at_most(build_generator(configure()), 1, 2) == 4 * 24
+    assert samples_at_most(build_generator(configure()), 1, 2) == 4 * 24
 
 
 def test_too_few_samples_for_the_finest_views_are_told_before_the_start():
