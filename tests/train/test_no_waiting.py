@@ -60,7 +60,7 @@ def waits_of_a_step(configure, narrow, name, *, pieces=None, perp_neg=False, fin
     return waits
 
 
-@pytest.mark.parametrize(("perp_neg", "fine"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(("perp_neg", "fine"), [(False, False), (True, True)])
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_step_of_every_method_waits_for_nothing_of_its_own(configure, narrow, name, perp_neg, fine):
     """The samplers' reference has more to wait for than the number of samples; in the queue beside it, too."""
