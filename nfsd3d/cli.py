@@ -168,7 +168,7 @@ def _run(experiment: Experiment, overrides: Sequence[str]) -> int:
 
 def _resume(run_dir: Path, overrides: Sequence[str]) -> int:
     config = load_run_config(run_dir, overrides)
-    source = preflight.check(config)
+    source = preflight.check(config, run_dir)
     if not any((run_dir / "checkpoints").glob("step-*.json")):
         raise InputError(
             f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"

@@ -24,10 +24,11 @@ SAMPLES_PER_RAY = 4
 """The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.render.samplers` takes at most."""
 
 
-def check(config: Config) -> ModelSource:
+def check(config: Config, resume: Path | None = None) -> ModelSource:
     """Makes sure that device, backend, model, prompt and source go together; returns where the model is.
 
-    Nothing is downloaded, and nothing slow is imported.
+    ``resume`` is the directory of a run that goes on: it keeps what it started from. Nothing is downloaded, and nothing
+    slow is imported.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -47,10 +48,11 @@ def check(config: Config) -> ModelSource:
             check_prompt(source.folder, config.distill.better_suffix, "distill.better_suffix")
             check_prompt(source.folder, config.distill.worse_suffix, "distill.worse_suffix")
         check_prompt(source.folder, config.source_prompt or "", "source_prompt")
-    if config.source_image is not None:
-        open_picture(config.source_image)
-    if config.source_run is not None:
-        _check_source_run(config, config.source_run)
+    if resume is None or not (resume / "checkpoints" / "source.json").is_file():
+        if config.source_image is not None:
+            open_picture(config.source_image)
+        if config.source_run is not None:
+            _check_source_run(config, config.source_run)
     return source
 
 

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -53,8 +54,10 @@ class Parts:
     source: Generator | None = None
 
 
-def build_parts(config: Config, prior: Prior | None = None) -> Parts:
+def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
     """Everything a run needs, loaded and initialised with the run's seed; ``prior`` takes the place of the model's.
+
+    ``kept_source`` is the file of what the run started from, if it goes on (see `nfsd3d.train.state.save_source`).
 
     Raises:
         InputError: no such method, or the prior's model is not there, or does not know a word of the prompt, or what is
@@ -76,7 +79,7 @@ def build_parts(config: Config, prior: Prior | None = None) -> Parts:
     )
     prior.free_text_encoder()
     generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)
-    load_source(config, generator, prior)
+    load_source(config, generator, prior, kept_source)
     source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
     return Parts(
         prior=prior,

@@ -16,15 +16,18 @@ from nfsd3d.train import state
 
 
 @torch.no_grad()
-def load_source(config: Config, generator: NeRF | Pictures, prior: Prior) -> None:
+def load_source(config: Config, generator: NeRF | Pictures, prior: Prior, kept: Path | None = None) -> None:
     """Gives ``generator`` the state of the run or the image that ``config`` names as its source, if any.
 
-    An image is cut to a square around its middle and resized to ``train.resolution``; every picture starts as it.
+    Or the one that a run has ``kept`` of it, whatever became of the source. An image is cut to a square around its
+    middle and resized to ``train.resolution``; every picture starts as it.
 
     Raises:
         InputError: the source cannot be read, or is of another generator.
     """
-    if config.source_run is not None:
+    if kept is not None:
+        state.load_generator(kept, generator)
+    elif config.source_run is not None:
         state.load_generator(state.latest(Path(config.source_run).expanduser()), generator)
     elif config.source_image is not None and isinstance(generator, Pictures):
         size = milestone_at(config.train.resolution, 0.0)

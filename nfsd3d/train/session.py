@@ -69,7 +69,10 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     try:
         with stop_requests() as stop:
             with stop.at_once():
-                parts = build_parts(config)
+                kept = run_dir / state.SOURCE if (run_dir / state.SOURCE).is_file() else None
+                parts = build_parts(config, kept_source=kept)
+                if kept is None and (config.source_run is not None or config.source_image is not None):
+                    state.save_source(run_dir, parts.generator)
                 task = distillation(config, parts)
                 if checkpoint is not None:
                     state.load(checkpoint, task.generator, task.optimizer, task.rng, task.particle)

@@ -3,7 +3,8 @@
 ``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors, those of VSD's second network where there
 is one, and the state of the random generator;
 ``step-XXXXXX.json`` the number of finished steps, the sizes of the optimiser's groups, and the checksum of the first.
-The JSON file is written last: a checkpoint exists when it does.
+The JSON file is written last: a checkpoint exists when it does. ``source.*`` is one of the generator alone:
+what the run started from, so that it goes on where that is no more.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from nfsd3d.errors import InputError
 from nfsd3d.files import replacing, write_json
 
 FORMAT = "nfsd3d checkpoint 1"
+SOURCE = Path("checkpoints", "source.json")
+"""Within a run directory, where the run began with a source."""
 _GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
 _PARTICLE, _PARTICLE_OPTIMIZER = "particle.", "particle_optimizer."
 
@@ -65,25 +68,23 @@ def save(
     ``record`` holds plain values that a resumed run goes on with; ``particle`` is VSD's second network. Removes all
     but the newest ``keep`` checkpoints.
     """
-    tensors = {_GENERATOR + name: value for name, value in generator.state_dict().items()}
-    tensors |= _moments(optimizer, _OPTIMIZER)
+    tensors = _of_generator(generator) | _moments(optimizer, _OPTIMIZER)
     if particle is not None:
         tensors |= {_PARTICLE + name: value for name, value in particle.state_dict().items()}
         tensors |= _moments(particle.optimizer, _PARTICLE_OPTIMIZER)
     tensors[_RNG] = rng.get_state()
-    weights = folder / f"step-{step:06d}.safetensors"
-    with replacing(weights) as temporary:
-        # Copies, because safetensors refuses tensors that share memory.
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
-        checksum = _checksum(temporary)
-    path = weights.with_suffix(".json")
-    sizes = _group_sizes(optimizer.state_dict())
-    write_json(path, {"format": FORMAT, "step": step, "sha256": checksum, "group_sizes": sizes, "record": dict(record)})
+    path = folder / f"step-{step:06d}.json"
+    _write(path, tensors, step=step, group_sizes=_group_sizes(optimizer.state_dict()), record=dict(record))
     for old in list_checkpoints(folder)[:-keep]:
         # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
+
+
+def save_source(run_dir: Path, generator: nn.Module) -> None:
+    """Keeps what a run starts from with the run; :func:`load_generator` reads it."""
+    _write(run_dir / SOURCE, _of_generator(generator), step=0, group_sizes=[], record={})
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -165,6 +166,19 @@ def load(
         _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER, begun)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> None:
+    """The pair of files, of which ``path`` is the JSON one."""
+    with replacing(path.with_suffix(".safetensors")) as temporary:
+        # Copies, because safetensors refuses tensors that share memory.
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+        checksum = _checksum(temporary)
+    write_json(path, {"format": FORMAT, "sha256": checksum, **header})
+
+
+def _of_generator(generator: nn.Module) -> dict[str, Tensor]:
+    return {_GENERATOR + name: value for name, value in generator.state_dict().items()}
 
 
 def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -305,7 +305,7 @@ def test_a_run_on_a_gpu_starts_with_pieces_that_fit(configure, monkeypatch):
     config = configure(**off, **{"train.steps": 1})
     parts = build_parts(config)
     # The device is pretended as far as the decision goes; the parts are on the CPU.
-    monkeypatch.setattr(session, "build_parts", lambda config: parts)
+    monkeypatch.setattr(session, "build_parts", lambda config, **kept: parts)
     monkeypatch.setattr(session, "fit_into_memory", lambda config, parts, pieces, say: Pieces(256, 1, True))
     seen, original = [], session.step_loss
     monkeypatch.setattr(session, "step_loss", lambda *a: seen.append(a[5].pieces) or original(*a))

@@ -1,6 +1,7 @@
 """Editing: a run starts as its source, is compared with it in every step, and goes where the prompts differ."""
 
 import io
+import shutil
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -17,6 +18,7 @@ from nfsd3d.source_image import open_picture
 from nfsd3d.train import build, session
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.show import images_of
+from nfsd3d.train.state import SOURCE
 from nfsd3d.train.step import step_loss
 
 pytestmark = pytest.mark.usefixtures("tiny_prior")
@@ -117,8 +119,22 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
     assert float(metrics["grad_norm_delta_c"]) > 0
 
     run_dir = session.run(config, console=console)
+    shutil.rmtree(first)  # the run has kept what it started from
     longer = configure(**OFF, **changes, **{"train.random_background": 0.5, "train.steps": 8}, run_dir=run_dir)
+    with pytest.raises(InputError, match=r"source_run: .*no such run directory"):
+        check_fits(longer)
+    check_fits(longer, run_dir)
     assert session.run(longer, resume=run_dir, console=console) == run_dir
+    kept = build.build_parts(longer, kept_source=run_dir / SOURCE).source.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in parts.source.state_dict().items())
+
+
+def test_an_edit_goes_on_without_the_image_it_started_from(edit_of_image, image, console):
+    run_dir = session.run(edit_of_image(), console=console)
+    shown = (run_dir / "source.png").read_bytes()
+    image.unlink()
+    assert session.run(edit_of_image(**{"train.steps": 8}), resume=run_dir, console=console) == run_dir
+    assert (run_dir / "source.png").read_bytes() == shown
 
 
 def test_any_method_may_start_from_another_run(configure, configure_2d, image, tmp_path, console):
@@ -139,8 +155,8 @@ def test_any_method_may_start_from_another_run(configure, configure_2d, image, t
     assert torch.equal(started[0], started[1]) and started.std() > 0
 
 
-def check_fits(config):
-    check(config.replace(prompt="a red cube", negative_prompt="blurry"))
+def check_fits(config, resume=None):
+    check(config.replace(prompt="a red cube", negative_prompt="blurry"), resume)
 
 
 def test_pictures_of_a_run_may_be_edited_too(configure_2d, tmp_path, console):

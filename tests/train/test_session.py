@@ -281,7 +281,7 @@ def test_an_export_that_runs_out_of_memory_is_told_as_such(configure, console, m
 
 
 def test_out_of_memory_before_the_first_step_names_the_model(configure, console, monkeypatch):
-    def hungry(config):
+    def hungry(config, **kept):
         raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
     config = configure(**OFF)
@@ -299,7 +299,7 @@ def test_out_of_memory_before_the_first_step_names_the_model(configure, console,
 
 
 def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, console, monkeypatch):
-    def interrupted(config):
+    def interrupted(config, **kept):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
 
