@@ -49,6 +49,8 @@ class SideStream:
                 if tensor is not None:
                     tensor.record_stream(first)
 
-        with torch.cuda.stream(self._stream):
-            yield outlive
-        first.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield outlive
+        finally:
+            first.wait_stream(self._stream)

@@ -45,7 +45,7 @@ aten = torch.ops.aten
 # What looks at values to know its result's shape, or gives Python a number.
 WAITING = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount,
-    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.linalg_solve_ex, aten.multinomial,
+    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors, aten.multinomial,
 }  # fmt: skip
 BETWEEN_DEVICES = {aten.copy_, aten._to_copy}
 # What is made by Python's code, and not by the backward pass for itself, is where it says.
@@ -122,9 +122,14 @@ class Uses:
     read: dict[Stream, int] = field(default_factory=dict)
     recorded: set[Stream] = field(default_factory=set)
 
+    def all(self) -> dict[Stream, int]:
+        """The last operation of each stream."""
+        streams = self.written.keys() | self.read.keys()
+        return {stream: max(self.written.get(stream, 0), self.read.get(stream, 0)) for stream in streams}
+
     def check_end(self, errors: list[str]) -> None:
         """The memory is given back: its stream takes it for something else, whatever other streams still do with it."""
-        for stream, count in (self.written | self.read).items():
+        for stream, count in self.all().items():
             if stream is not self.home and stream not in self.recorded and self.home.behind.get(stream, 0) < count:
                 errors.append("memory given back that another stream may still use; record_stream was not called")
 
@@ -153,7 +158,7 @@ class PretendedGpu:
         frames = traceback.extract_stack()
         frame = next((frame for frame in reversed(frames) if frame.filename.startswith(PACKAGE)), frames[0])
         self.waits.append(f"{why}: {frame.filename.removeprefix(PACKAGE)}:{frame.lineno}: {frame.line}")
-        if self.forbid_waiting and self.stream is self.main:
+        if self.forbid_waiting:
             raise RuntimeError(f"called a synchronizing CUDA operation: {self.waits[-1]}")
 
     def made(self, tensor: Tensor) -> Tensor:
@@ -177,7 +182,7 @@ class PretendedGpu:
                 weakref.finalize(storage, self.end, key, uses).atexit = False
                 continue
             uses = self.uses[key]
-            others = uses.written | uses.read if key in changed else uses.written
+            others = uses.all() if key in changed else uses.written
             for stream, count in others.items():
                 if stream is not now and now.behind.get(stream, 0) < count:
                     raise RuntimeError(f"a stream uses {tuple(x.shape)} that another may still work on")
@@ -199,6 +204,7 @@ class PretendedGpu:
 
     def record(self, x: Tensor, stream: Stream) -> None:
         """``Tensor.record_stream``."""
+        assert not x.requires_grad, "its backward pass would be of the stream that made it"
         self.uses[x.untyped_storage()._cdata].recorded.add(stream)
 
     def run_backward(self, roots: Any, *args: Any, **kwargs: Any) -> Any:
@@ -411,6 +417,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
             "synchronize": lambda *_: None, "empty_cache": lambda: None,
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
+            "max_memory_reserved": lambda *_: 0,
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,
         }.items():  # fmt: skip
             replace(f"torch.cuda.{name}", value)
@@ -444,8 +451,8 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
                 tensors = [x for x in arguments if isinstance(x, Tensor)]
                 if not all(map(gpu.places.on_gpu, tensors)):
                     raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+                gpu.use(tensors, tensors)  # some of them are written
                 # The interpreter's own work is no part of the program.
-                gpu.use(tensors, [])
                 with torch._C.DisableTorchFunction(), _disable_current_modes():
                     return interpret(self, *arguments, **options)
 

@@ -101,6 +101,8 @@ def test_a_stream_may_not_read_what_another_still_writes(gpu):
         result + 1
     torch.cuda.current_stream().wait_stream(side)
     there.mul_(result)
+    with torch.cuda.stream(side), pytest.raises(RuntimeError, match="another may still work on"):
+        there.zero_()  # whatever the side stream did with it before
 
 
 def test_a_number_read_from_a_stream_says_that_it_is_done(gpu):

@@ -184,14 +184,19 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             "times its arithmetic": [
                 f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, peer)
             ],
-            "TFLOP needed": [f"{t.tflop:.3f}" for t in (ours, peer)],
+            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, peer)],
             "of them per second": [f"{t.tflops:.3f}" for t in (ours, peer)],
-            "peak memory, GB": ["" if t.peak_memory_gb is None else f"{t.peak_memory_gb:.2f}" for t in (ours, peer)],
+            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, peer)],
+            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, peer)],
         }
         for name, (mine, theirs) in rows.items():
             table.add_row(name, mine, theirs)
         tables.append(table)
     return tables
+
+
+def _or_empty(gigabytes: float | None) -> str:
+    return "" if gigabytes is None else f"{gigabytes:.2f}"
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -293,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         "and tiny-cuda-nn and nerfacc where installed; ratios are to numba or Triton), and the parts of a training "
         "step with the embedded model. With --prior instead, on a GPU where there is one: a step of Stable Diffusion, "
         "beside its arithmetic and the same method with a common implementation's choices (eager float16, all branches "
-        "always, a decoding that nobody uses, samples pruned by an extra evaluation of the density).",
+        "always, a decoding that nobody uses, samples pruned as Stable Diffusion's recipe does).",
     )
     parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
     parser.add_argument("--weights", choices=("model", "random"), help="with --prior: random ones "

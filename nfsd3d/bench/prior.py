@@ -43,7 +43,8 @@ class StageTiming:
     """A stage of the recipe, measured: see ``bench.StepTiming`` for ``timing``.
 
     ``tflop`` is the arithmetic that a step of it cannot do without, ``tflops`` what the device achieved of it in a
-    second; ``peak_memory_gb`` the largest memory allocated on a GPU, None on a CPU.
+    second; ``peak_memory_gb`` the most that tensors took on a GPU, and ``reserved_memory_gb`` with what torch keeps for
+    more of them, None on a CPU.
     """
 
     stage: Stage
@@ -51,6 +52,7 @@ class StageTiming:
     tflop: float
     tflops: float
     peak_memory_gb: float | None
+    reserved_memory_gb: float | None
 
 
 def stages(train: TrainConfig) -> list[Stage]:
@@ -94,8 +96,11 @@ def bench_stages(
         train = _frozen(config.train, stage)
         timing = bench_step(parts, train, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
         tflop = counted.step(timing.evaluations, config.train.batch_size)
-        peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-        found.append(StageTiming(stage, timing, tflop, tflop * timing.steps_per_second, peak))
+        memory: list[float | None] = [None, None]
+        if device.type == "cuda":
+            peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+            memory = [size / 2**30 for size in peaks]
+        found.append(StageTiming(stage, timing, tflop, tflop * timing.steps_per_second, *memory))
     return found
 
 
@@ -179,7 +184,6 @@ def compare(
     state = {key: value.clone() for key, value in parts.generator.state_dict().items()}
     ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
     device = parts.generator.device
-    peak = device_tflops(device, PRECISIONS[config.machine.precision])
 
     # From the same scene and the same random numbers.
     parts.generator.load_state_dict(state)
@@ -191,6 +195,7 @@ def compare(
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
+    peak = device_tflops(device, PRECISIONS[config.machine.precision])
     peer = bench_stages(peer_parts, config, counted, steps=steps, warmup=warmup, on_step=on_step)
     return Comparison(
         method=config.distill.method,

@@ -12,6 +12,7 @@ from torch import Tensor
 from nfsd3d.bench.clock import Stopwatch, now
 from nfsd3d.settings import TrainConfig
 from nfsd3d.train.build import Parts
+from nfsd3d.train.loop import drop_unless_finite
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
@@ -72,7 +73,8 @@ def bench_step(
 
     Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "encode, backward" and "render,
     backward" (the gradient on its way through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the
-    method itself). ``on_step`` is called after each step; ``pieces`` is what a step computes at once (everything).
+    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``pieces`` is what a step
+    computes at once (everything).
 
     The steps run as they do in training, one after the other and on a GPU without waiting.
     """
@@ -102,8 +104,8 @@ def bench_step(
             progress = (step + warmup) / max(train.steps, steps + warmup)
             plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
             generator.update(step + warmup, parts.rng)
-            loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             parts.optimizer.zero_grad(set_to_none=True)
+            loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             passed.clear()
             begun = watch.mark()
             loss.backward()
@@ -112,7 +114,9 @@ def bench_step(
             watch.add("render, backward", between, ended)
             with watch.part("optimiser"):
                 limit = math.inf if train.gradient_clip is None else train.gradient_clip
-                torch.nn.utils.clip_grad_norm_(parameters, limit)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+                if device.type != "cpu":
+                    drop_unless_finite([parts.optimizer], norm)
                 parts.optimizer.step()
             if step >= 0:
                 samples += metrics["samples_per_ray"]

@@ -21,7 +21,6 @@ from nfsd3d.render.compositing import accumulate, contributing, render_weights
 from nfsd3d.render.occupancy import OccupancyGrid
 from nfsd3d.render.samplers import RaySamples, sample_rays, step_length
 from nfsd3d.render.shading import needs_normals, shade
-from nfsd3d.side_stream import SideStream
 from nfsd3d.transfer import move
 
 # Points that export functions evaluate together.
@@ -93,7 +92,6 @@ class NeRF(nn.Module):
             decay=settings.occupancy_decay,
             warmup=settings.occupancy_warmup,
         )
-        self._side_stream = SideStream()
 
     @property
     def device(self) -> torch.device:
@@ -138,11 +136,13 @@ class NeRF(nn.Module):
         and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
         undivided view, but for the order of additions.
         """
-        with self._side_stream.ahead(self.occupancy.occupied, cameras.azimuth, background) as outlive:
+        given = cameras.azimuth, background, replaced
+        with self.occupancy.side_stream.ahead(self.occupancy.occupied, *given) as outlive:
             bundle = self._bundle(cameras, background, replaced)
             samples = self._march(bundle.rays, rng)
             outlive([*bundle.tensors, *samples.tensors])
-        parts = list(_parts(bundle, self._pruned(samples, bundle.rays), pixels_at_once))
+        samples = self._pruned(samples, bundle.rays)
+        parts = list(_parts(bundle, samples, pixels_at_once))
         if len(parts) == 1:
             return _images(self._render_samples(*parts[0], shading, ambient, normals), cameras)
         seen = [

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from nfsd3d.side_stream import SideStream
 from nfsd3d.transfer import move
 
 
@@ -29,6 +30,8 @@ class OccupancyGrid(nn.Module):
         self.density_threshold = -math.log1p(-alpha_threshold) / step_size
         self.decay = decay
         self.warmup = warmup
+        # For what is asked of the cells: they change seldom, and a GPU is busy.
+        self.side_stream = SideStream()
         self.register_buffer("density", torch.zeros(resolution**3))
         self.register_buffer("occupied", torch.ones(resolution, resolution, resolution, dtype=torch.bool))
 
@@ -61,7 +64,8 @@ class OccupancyGrid(nn.Module):
             return torch.arange(total, device=self.density.device)
         quarter = max(total // 4, 1)
         anywhere = torch.randint(total, (quarter,), generator=rng)
-        occupied = self.occupied.flatten().nonzero()[:, 0].cpu()
+        with self.side_stream.ahead(self.occupied):
+            occupied = self.occupied.flatten().nonzero()[:, 0].cpu()
         if occupied.shape[0] > quarter:
             occupied = occupied[torch.randint(occupied.shape[0], (quarter,), generator=rng)]
         return move(torch.cat([anywhere, occupied]), self.density.device)

@@ -98,6 +98,21 @@ def test_pruning_waits_for_the_number_of_samples_that_it_leaves(configure, narro
     assert "nonzero" in own and "render/compositing.py" in own
 
 
+def test_the_occupancy_grid_waits_for_what_is_known_already(configure):
+    """Which cells are occupied is read beside, and the network is asked without a number; the next view then waits."""
+    config = configure(**ON_CUDA)
+    with pretended_gpu() as gpu:
+        generator, rng = build_generator(config), torch.Generator().manual_seed(0)
+        cameras = orbit(1, 8)
+        generator.update(0, rng)
+        generator.render(cameras, rng)
+        gpu.waits.clear()
+        generator.update(6, rng)
+        assert gpu.waits and all(wait.startswith("(beside)") for wait in gpu.waits)
+        generator.render(cameras, rng)
+        assert gpu.errors == []
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_half_precision_networks_leave_float32_where_it_matters(configure, precision):
     """Latents, predictions, direction and gradient; only the networks' own work is halved."""
