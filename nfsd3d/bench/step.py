@@ -73,8 +73,8 @@ def bench_step(
 
     Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "encode, backward" and "render,
     backward" (the gradient on its way through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the
-    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``pieces`` is what a step
-    computes at once (everything).
+    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``pieces`` is what a
+    step computes at once (everything).
 
     The steps run as they do in training, one after the other and on a GPU without waiting.
     """

@@ -78,7 +78,11 @@ class Particle:
             value.data = value.data.float()  # half precision would round small steps to nothing
         self._parameters |= {f"camera.{name}": value for name, value in self._camera.named_parameters()}
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self._parameters.values(), learning_rate, (0.9, 0.99), weight_decay=0.0
+            self._parameters.values(),
+            learning_rate,
+            (0.9, 0.99),
+            weight_decay=0.0,
+            fused=unet.device.type == "cuda" or None,
         )
         self._switch(False)
 

@@ -163,14 +163,18 @@ def camera_ranges(cameras: CamerasConfig) -> CameraRanges:
 
 
 def build_optimizer(generator: Generator, train: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW with one group per kind of parameter; each group keeps its base rate under ``base_lr``."""
+    """AdamW with one group per kind of parameter; each group keeps its base rate under ``base_lr``.
+
+    On a GPU a step is one kernel, which needs no memory of its own: torch's other one takes as much as the parameters.
+    """
     rates = train.learning_rate.model_dump()
     groups = [
         {"params": parameters, "lr": rates[name], "base_lr": rates[name], "name": name}
         for name, parameters in generator.parameter_groups().items()
         if parameters
     ]
-    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay)
+    fused = generator.device.type == "cuda" or None
+    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay, fused=fused)
 
 
 def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float = ELEVATION_DEG) -> Cameras:
