@@ -38,12 +38,24 @@ def _present(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
         pytest.skip("no CUDA device")
     if name == "triton":
         pytest.importorskip("triton")
-        if device == "cpu" and not triton_interprets():
-            pytest.skip("Triton works on the GPU here")
         assert device == "cpu" or not triton_interprets(), "TRITON_INTERPRET is set: nothing would run on the GPU"
-        if device == "cpu" and tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
-            pytest.skip("the interpreter of Triton before 3.7 converts arrays as numpy 2.4 no longer does")
+        if device == "cpu":
+            _skip_without_interpreter()
     return name, torch.device(device)
+
+
+def _skip_without_interpreter() -> None:
+    if not triton_interprets():
+        pytest.skip("Triton works on the GPU here")
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 7):
+        pytest.skip("the interpreter of Triton before 3.7 converts arrays as numpy 2.4 no longer does")
+
+
+@pytest.fixture
+def triton_interpreter() -> None:
+    """Triton's kernels run on the CPU."""
+    pytest.importorskip("triton")
+    _skip_without_interpreter()
 
 
 @pytest.fixture(params=ON_CPU + ON_CUDA)

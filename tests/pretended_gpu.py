@@ -415,7 +415,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "device": lambda *_: contextlib.nullcontext(), "manual_seed_all": lambda *_: None,
             "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_waiting", mode == "error"),
             "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
-            "synchronize": lambda *_: None, "empty_cache": lambda: None,
+            "is_current_stream_capturing": lambda: False, "synchronize": lambda *_: None, "empty_cache": lambda: None,
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
             "max_memory_reserved": lambda *_: 0,
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,

@@ -223,23 +223,27 @@ def _sum_by_ray(  # type: ignore[no-untyped-def]
     values, weights, offsets, sums, n_rays,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
-    begin, end, longest = _bounds(offsets, ray, n_rays)
-    channel = tl.arange(0, PADDED)
-    total = tl.zeros([RAYS, PADDED], sums.dtype.element_ty)
+    """The samples of RAYS rays are one axis, so that channels of samples that follow each other lie side by side: of
+    two axes, Triton's versions differ in which of them lies along the threads of a warp.
+    """
+    lane = tl.arange(0, RAYS * STEPS)
+    ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS
+    begin = tl.load(offsets + ray, mask=ray < n_rays, other=0)
+    end = tl.load(offsets + ray + 1, mask=ray < n_rays, other=0)
+    longest = tl.max(end - begin, axis=0).to(tl.int32)
+    channel = tl.arange(0, PADDED)[None, :]
+    total = tl.zeros([RAYS * STEPS, PADDED], sums.dtype.element_ty)
     for first in range(0, longest, STEPS):
-        at = begin + first + tl.arange(0, STEPS)[None, :]
+        at = begin + first + lane % STEPS
         inside = at < end
-        value = tl.load(
-            values + at[:, :, None] * CHANNELS + channel[None, None, :],
-            mask=inside[:, :, None] & (channel < CHANNELS)[None, None, :],
-            other=0.0,
-        )
+        shown = inside[:, None] & (channel < CHANNELS)
+        value = tl.load(values + at[:, None] * CHANNELS + channel, mask=shown, other=0.0)
         if weights is not None:
-            value *= tl.load(weights + at, mask=inside, other=0.0)[:, :, None]
-        total += tl.sum(value, axis=1)
-    shown = (ray < n_rays)[:, None] & (channel < CHANNELS)[None, :]
-    tl.store(sums + ray[:, None] * CHANNELS + channel[None, :], total, mask=shown)
+            value *= tl.load(weights + at, mask=inside, other=0.0)[:, None]
+        total += value
+    own = (tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS))[:, None]
+    of_rays = tl.sum(tl.reshape(total, [RAYS, STEPS, PADDED]), axis=1)
+    tl.store(sums + own * CHANNELS + channel, of_rays, mask=(own < n_rays) & (channel < CHANNELS))
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -57,21 +57,32 @@ def march_triton(
     return offsets, fill
 
 
+# A tile of RAYS times STEPS candidates has one axis, with the steps of a ray side by side: of two axes, Triton's
+# versions differ in which of them lies along the threads of a warp.
+
+
+@triton.jit
+def _rays_of(lane, n_rays, RAYS: tl.constexpr, STEPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The ray of each candidate of this program, and whether there is one."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS
+    return ray, ray < n_rays
+
+
 @triton.jit
 def _axis(origins, directions, ray, inside, axis):  # type: ignore[no-untyped-def]
-    """[RAYS, 1] origin and direction of the rays along one axis."""
+    """Origin and direction of the rays along one axis."""
     origin = tl.load(origins + 3 * ray + axis, mask=inside, other=0.0)
-    return origin[:, None], tl.load(directions + 3 * ray + axis, mask=inside, other=0.0)[:, None]
+    return origin, tl.load(directions + 3 * ray + axis, mask=inside, other=0.0)
 
 
 @triton.jit
 def _span(near, far, shift, step, ray, inside):  # type: ignore[no-untyped-def]
-    """[RAYS, 1] entry, exit and first step of the rays, and how many candidates the longest has, at least."""
+    """Entry, exit and first step of the rays, and how many candidates the longest has, at least."""
     begin = tl.load(near + ray, mask=inside, other=0.0)
     end = tl.load(far + ray, mask=inside, other=0.0)
     candidates = (end - begin) / step
     most = tl.max(tl.where(candidates > 0, candidates, 0.0), axis=0).to(tl.int32) + 2
-    return begin[:, None], end[:, None], tl.load(shift + ray, mask=inside, other=0.0)[:, None], most
+    return begin, end, tl.load(shift + ray, mask=inside, other=0.0), most
 
 
 @triton.jit
@@ -83,35 +94,28 @@ def _cell(origin, direction, t, scale, half, resolution):  # type: ignore[no-unt
     return tl.where(cell < resolution - 1, cell, resolution - 1.0).to(tl.int32)
 
 
-@triton.jit
-def _along_rays(place, STEPS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``place`` [RAYS, STEPS], for the threads of a warp to lie along the second axis in every version of Triton.
-
-    A hint about order: places are read and written one by one, because nothing is said of what they are multiples of.
-    """
-    return tl.max_contiguous(place, [1, STEPS])
-
-
 @triton.jit(do_not_specialize=["n_rays"])
 def _count(  # type: ignore[no-untyped-def]
     origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, counts,
     RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
-    inside = ray < n_rays
+    lane = tl.arange(0, RAYS * STEPS)
+    ray, inside = _rays_of(lane, n_rays, RAYS, STEPS)
     x, to_x = _axis(origins, directions, ray, inside, 0)
     y, to_y = _axis(origins, directions, ray, inside, 1)
     z, to_z = _axis(origins, directions, ray, inside, 2)
     begin, end, late, most = _span(near, far, shift, step, ray, inside)
-    found = tl.zeros([RAYS], tl.int64)
+    found = tl.zeros([RAYS * STEPS], tl.int32)
     for first in range(0, most, STEPS):
-        t = begin + ((first + tl.arange(0, STEPS)[None, :]).to(tl.float32) + late) * step
+        t = begin + ((first + lane % STEPS).to(tl.float32) + late) * step
         i = _cell(x, to_x, t, scale, half, resolution)
         j = _cell(y, to_y, t, scale, half, resolution)
         k = _cell(z, to_z, t, scale, half, resolution)
-        keep = tl.load(occupied + _along_rays((i * resolution + j) * resolution + k, STEPS), mask=t < end, other=False)
-        found += tl.sum(keep.to(tl.int32), axis=1)
-    tl.store(counts + ray, found, mask=inside)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        found += keep.to(tl.int32)
+    own = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    total = tl.sum(tl.reshape(found, [RAYS, STEPS]), axis=1)
+    tl.store(counts + own, total.to(tl.int64), mask=own < n_rays)
 
 
 @triton.jit(do_not_specialize=["n_rays"])
@@ -120,21 +124,22 @@ def _fill(  # type: ignore[no-untyped-def]
     t_mids, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """What ``_count`` does, but the samples are written, each ray's from its offset on."""
-    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
-    inside = ray < n_rays
+    lane = tl.arange(0, RAYS * STEPS)
+    ray, inside = _rays_of(lane, n_rays, RAYS, STEPS)
     x, to_x = _axis(origins, directions, ray, inside, 0)
     y, to_y = _axis(origins, directions, ray, inside, 1)
     z, to_z = _axis(origins, directions, ray, inside, 2)
     begin, end, late, most = _span(near, far, shift, step, ray, inside)
-    place = tl.load(offsets + ray, mask=inside, other=0)
+    own = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    place = tl.load(offsets + own, mask=own < n_rays, other=0)
     for first in range(0, most, STEPS):
-        t = begin + ((first + tl.arange(0, STEPS)[None, :]).to(tl.float32) + late) * step
+        t = begin + ((first + lane % STEPS).to(tl.float32) + late) * step
         i = _cell(x, to_x, t, scale, half, resolution)
         j = _cell(y, to_y, t, scale, half, resolution)
         k = _cell(z, to_z, t, scale, half, resolution)
-        keep = tl.load(occupied + _along_rays((i * resolution + j) * resolution + k, STEPS), mask=t < end, other=False)
-        kept = keep.to(tl.int32)
-        at = _along_rays(place[:, None] + (tl.cumsum(kept, axis=1) - kept), STEPS)
-        tl.store(ray_indices + at, tl.broadcast_to(ray[:, None], at.shape), mask=keep)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        kept = tl.reshape(keep.to(tl.int32), [RAYS, STEPS])
+        at = tl.reshape(place[:, None] + (tl.cumsum(kept, axis=1) - kept), [RAYS * STEPS])
+        tl.store(ray_indices + at, ray, mask=keep)
         tl.store(t_mids + at, t, mask=keep)
         place += tl.sum(kept, axis=1)

@@ -44,6 +44,7 @@ def write_summary(
             "steps_planned": config.train.steps,
             "seconds": round(seconds, 2),
             **results,
+            "device": device_name(config.machine.device),
             "peak_memory_mb": peak_memory_mb(config.machine.device),
             "versions": versions(),
             "git_revision": git_revision(),
@@ -66,6 +67,12 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error}): delete it") from error
 
 
+def device_name(device: str) -> str:
+    """What ``device`` is: the GPU's name, or the processor's architecture."""
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+
+
 def peak_memory_mb(device: str) -> dict[str, float]:
     """Largest resident memory of this process in MB, and largest memory allocated on ``device``, if that is a GPU."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
@@ -83,6 +90,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # which also says what it was built for
     return found
 
 

@@ -68,9 +68,9 @@ def test_a_step_of_every_method_waits_for_nothing_of_its_own(configure, narrow, 
     assert waits and all(wait.startswith("(beside)") and "render/samplers.py" in wait for wait in waits)
 
 
+@pytest.mark.usefixtures("triton_interpreter")
 @pytest.mark.parametrize("pieces", [None, Pieces(100, 1, True)])
 def test_triton_reads_the_number_of_samples_and_no_other(configure, narrow, pieces):
-    pytest.importorskip("triton")
     kernels = {"backend.field": "triton", "backend.sampler": "triton"}
     waits = waits_of_a_step(configure, narrow, "nfsd", pieces=pieces, **kernels)
     assert waits[0].startswith(COUNTING)

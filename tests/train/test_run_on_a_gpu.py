@@ -40,14 +40,14 @@ def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, metho
         # The networks' weights lie in another order there, and are added in another.
         assert (found[name].double() - value.double()).norm() <= 1e-3 * value.double().norm(), name
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["status"] == "done" and summary["steps"] == 6
+    assert (summary["status"], summary["steps"], summary["device"]) == ("done", 6, "a pretended GPU")
     assert all((run_dir / name).is_file() for name in ("mesh/model.glb", "turntable.mp4", "report.html"))
     assert nfsd3d.load_run(run_dir).views(n=2, size=16).shape == (2, 16, 16, 3)
 
 
+@pytest.mark.usefixtures("triton_interpreter")
 def test_half_precision_and_the_kernels_of_a_gpu_give_a_run_too(configure, console):
     """What ``machine=cuda`` chooses."""
-    pytest.importorskip("triton")
     kernels = {"backend.field": "triton", "backend.sampler": "triton", "machine.precision": "bfloat16"}
     small = {"train.steps": 2, "train.preview_every": 2, "train.checkpoint_every": 2}
     with pretended_gpu() as gpu:

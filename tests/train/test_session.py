@@ -87,7 +87,7 @@ def test_a_run_leaves_everything_behind(configure, console):
     assert (summary["prior"], summary["seed"]) == ("shapes", 0)
     assert summary["seconds"] > 0 and summary["peak_memory_mb"]["host"] > 50
     assert summary["exported"] == ["turntable.png", "turntable.mp4", "mesh/model.glb", "mesh/model.ply", "report.html"]
-    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["versions"]["torch"] == torch.__version__ and summary["device"]
 
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6]
