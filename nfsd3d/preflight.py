@@ -48,11 +48,13 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
             check_prompt(source.folder, config.distill.better_suffix, "distill.better_suffix")
             check_prompt(source.folder, config.distill.worse_suffix, "distill.worse_suffix")
         check_prompt(source.folder, config.source_prompt or "", "source_prompt")
-    if resume is None or not (resume / "checkpoints" / "source.json").is_file():
-        if config.source_image is not None:
-            open_picture(config.source_image)
-        if config.source_run is not None:
-            _check_source_run(config, config.source_run)
+    if resume is not None and (resume / "checkpoints" / "source.json").is_file():
+        _check_same_source(config, resume)
+        return source
+    if config.source_image is not None:
+        open_picture(config.source_image)
+    if config.source_run is not None:
+        _check_source_run(config, config.source_run)
     return source
 
 
@@ -84,6 +86,15 @@ def find_model(config: Config) -> ModelSource:
     """
     prior = config.prior
     return locate(prior.name, prior.model, prior.offline, vae=prior.vae, layout=prior.layout)
+
+
+def _check_same_source(config: Config, run_dir: Path) -> None:
+    """Raises `InputError` where another source is asked for than the one that the run has kept."""
+    recorded = load_run_config(run_dir)
+    for setting in ("source_run", "source_image"):
+        theirs, ours = getattr(recorded, setting), getattr(config, setting)
+        if theirs != ours:
+            raise InputError(f"{setting}={ours}: {run_dir} has started from {theirs} and goes on so; start a new run")
 
 
 def _check_source_run(config: Config, run_dir: str) -> None:

@@ -22,6 +22,7 @@ from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.plan import plan_at
+from nfsd3d.train.summary import device_name
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def compare(
     peer = bench_stages(peer_parts, config, counted, steps=steps, warmup=warmup, on_step=on_step)
     return Comparison(
         method=config.distill.method,
-        device=_device_name(device),
+        device=device_name(str(device)),
         precision=config.machine.precision,
         counted=counted,
         ours=ours,
@@ -218,10 +219,6 @@ def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
                 f"--prior {name}: its {type(own).__name__} has {wanted:,} parameters, and the one loaded {count:,}; "
                 "leave prior.model and prior.vae as they are"
             )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def count_steps(config: Config, steps: int, warmup: int) -> int:

@@ -69,7 +69,8 @@ def run(config: Config, *, resume: Path | None = None, console: Console | None =
     try:
         with stop_requests() as stop:
             with stop.at_once():
-                kept = run_dir / state.SOURCE if (run_dir / state.SOURCE).is_file() else None
+                # Of a run that goes on alone: one that could not start may have left its own in the folder.
+                kept = run_dir / state.SOURCE if resume and (run_dir / state.SOURCE).is_file() else None
                 parts = build_parts(config, kept_source=kept)
                 if kept is None and (config.source_run is not None or config.source_image is not None):
                     state.save_source(run_dir, parts.generator)

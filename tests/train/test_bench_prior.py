@@ -14,6 +14,7 @@ from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import build_parts
+from nfsd3d.train.summary import device_name
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def test_a_method_against_the_same_with_a_peers_choices(configure, narrow):
         assert timing.tflops == pytest.approx(timing.tflop * timing.timing.steps_per_second)
         assert timing.tflop == comparison.counted.step(timing.timing.evaluations, 1)
     assert {parameter.dtype for parameter in prior.unet.parameters()} == {torch.float32}  # the peer's, on a CPU
-    assert comparison.device == "CPU"
+    assert comparison.device == device_name("cpu")
     for timing in comparison.ours:
         # Nothing is faster than the arithmetic, or the one or the other was measured wrongly.
         assert timing.timing.prior_milliseconds > comparison.floor_ms(timing) > 0

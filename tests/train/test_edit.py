@@ -137,6 +137,28 @@ def test_an_edit_goes_on_without_the_image_it_started_from(edit_of_image, image,
     assert (run_dir / "source.png").read_bytes() == shown
 
 
+def test_a_run_goes_on_from_its_own_source_alone(edit_of_image, image, tmp_path, console):
+    run_dir = session.run(edit_of_image(), console=console)
+    other = image.with_name("other.png")
+    imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
+    with pytest.raises(
+        InputError, match=r"source_image=.*other\.png: .* has started from .*wide\.png .*start a new run"
+    ):
+        check_fits(edit_of_image(source_image=str(other)), run_dir)
+    check_fits(edit_of_image(), run_dir)
+
+
+def test_what_a_failed_start_left_is_not_taken_for_the_source(edit_of_image, image, console):
+    other = image.with_name("other.png")
+    imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "distillation", None)  # it fails when the source is there
+        with pytest.raises(TypeError):
+            session.run(edit_of_image(source_image=str(other)), console=console)
+    run_dir = session.run(edit_of_image(), console=console)
+    assert imageio.imread(run_dir / "source.png").mean() == pytest.approx(128, abs=1)
+
+
 def test_any_method_may_start_from_another_run(configure, configure_2d, image, tmp_path, console):
     first = session.run(configure(**OFF, run_dir=tmp_path / "first"), console=console)
     config = configure(**OFF, source_run=str(first), seed=9, run_dir=tmp_path / "second")
