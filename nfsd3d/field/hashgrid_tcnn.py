@@ -1,6 +1,7 @@
 """The hash encoding of tiny-cuda-nn (the only file that imports tinycudann)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
@@ -39,4 +40,6 @@ class TcnnHashEncoding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """[N, levels * features] for positions [N,3] in [0,1] on a CUDA device."""
-        return self.grid(positions)
+        # For no positions tiny-cuda-nn leaves the gradient of its tables unwritten, whatever lies there in memory.
+        empty = len(positions) == 0
+        return self.grid(F.pad(positions, (0, 0, 0, int(empty))))[: len(positions)]

@@ -46,9 +46,12 @@ def march_nerfacc(
     check_nerfacc()
     from nerfacc import traverse_grids
 
+    if not len(lines.near):  # nerfacc divides by their number
+        nothing = lines.near.new_zeros(0)
+        return nothing.new_zeros(1, dtype=torch.int64), lambda total: (nothing.to(torch.int64), nothing)
     radius = occupancy.radius
     aabbs = torch.tensor([[-radius] * 3 + [radius] * 3], dtype=torch.float32, device=lines.near.device)
-    intervals, samples, _ = traverse_grids(
+    _, samples, _ = traverse_grids(
         lines.origins,
         lines.directions,
         occupancy.occupied[None],
@@ -58,7 +61,6 @@ def march_nerfacc(
         far_planes=lines.far,
         step_size=step,
     )
-    counts = torch.bincount(samples.ray_indices, minlength=lines.near.shape[0])
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    t_mids = (intervals.vals[intervals.is_left] + intervals.vals[intervals.is_right]) / 2
-    return offsets, lambda total: (samples.ray_indices, t_mids)
+    # Of each ray, packed_info [R,2] has its first sample and how many there are.
+    offsets = torch.nn.functional.pad(samples.packed_info[:, 1].cumsum(0), (1, 0))
+    return offsets, lambda total: (samples.ray_indices, samples.vals)

@@ -50,7 +50,7 @@ def console():
 
 
 def small(prompt, steps=50, *overrides):
-    fixed = [f"prompt={prompt}", "machine=cpu", "backend=torch", "prior=shapes", f"train.steps={steps}"]
+    fixed = [f"prompt={prompt}", "machine=cpu", "backend=numba", "prior=shapes", f"train.steps={steps}"]
     return compose("nfsd", [*fixed, *SMALL, *overrides])
 
 

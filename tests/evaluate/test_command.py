@@ -20,6 +20,7 @@ SMALL = {
     "train.preview_size": 16,
     "train.tensorboard": False,
     "export.mesh": False,
+    "export.resolution": 64,
     "export.turntable": False,
     "export.report": False,
 }
@@ -29,7 +30,7 @@ SMALL = {
 def run_dir(tmp_path_factory) -> Path:
     """A run of three steps with the embedded prior; do not change it."""
     directory = tmp_path_factory.mktemp("runs") / "snowman"
-    overrides = {"machine": "cpu", "backend": "torch", "prior": "shapes", "run_dir": directory}
+    overrides = {"machine": "cpu", "prior": "shapes", "run_dir": directory}
     nfsd3d.generate("a purple snowman", **overrides, **SMALL)
     return directory
 
@@ -42,6 +43,7 @@ def test_a_run_is_scored_with_its_costs(run_dir):
     assert 3 * 2 * 2 <= score.evaluations <= 3 * 2 * 3  # per view two, and the negative prompt where t >= 200
     assert score.seconds > 0 and score.memory_mb > 100
     assert score.margin < 0 or score.retrieved
+    assert score.mesh_iou == pytest.approx(score.iou, abs=0.1) and score.source_iou is None
     row = summarize([score, score])
     assert row.runs == 2 and row.iou == pytest.approx(score.iou) and row.done == 1
 
@@ -54,8 +56,8 @@ def test_a_run_that_started_from_another_is_compared_with_it(run_dir, tmp_path):
     for source, expected in ((run_dir, 1.0), (tmp_path / "gone", None)):
         config = (run_dir / "config.yaml").read_text().replace("source_run: null", f"source_run: {source}")
         (edited / "config.yaml").write_text(config)
-        assert score_run(load_run(edited), judge, mesh=False).source_iou == expected
-    assert score_run(load_run(run_dir), judge, mesh=False).source_iou is None
+        score = score_run(load_run(edited), judge, mesh=False)
+        assert score.source_iou == expected and score.mesh_iou is None
 
 
 def test_the_command_prints_tables_beside_the_calibration_and_writes_json(run_dir, tmp_path, capsys):

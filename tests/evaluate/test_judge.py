@@ -1,4 +1,4 @@
-"""Verdicts: what they say of compositions, pooled and alone; and the judge's own training in miniature."""
+"""Verdicts: what they say of compositions, pooled and alone."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.alignment import align, distractors, view_errors
 from nfsd3d.evaluate.judge import AZIMUTHS, Judge, Verdict
-from nfsd3d.evaluate.judge_training import Truth, plain_backgrounds, random_composition, render_truth, train_judge
 from nfsd3d.shapes.grammar import COLORS, PATTERNS, VIEWS, Composition, parse_prompt
 from nfsd3d.shapes.objects import OBJECTS
 
@@ -137,30 +136,3 @@ def test_judge_takes_any_size_and_refuses_other_shapes():
 def test_missing_weights_name_the_remedy(tmp_path):
     with pytest.raises(InputError, match="train_judge"):
         Judge.load(tmp_path / "judge.safetensors")
-
-
-@pytest.fixture(scope="module")
-def truth() -> Truth:
-    return render_truth(1, seed=1, workers=1)
-
-
-def test_true_renders_cover_all_objects_and_take_any_background(truth):
-    assert {composition.object for composition in truth.compositions} == set(OBJECTS)
-    white = truth.over(torch.ones(len(truth), 3))
-    corner = white[:, :, 0, 0]
-    assert (corner > 0.99).all(1).float().mean() > 0.9
-    assert white.min() >= 0 and white.max() <= 1 + 1e-6
-
-
-def test_backgrounds_differ_from_the_main_colour():
-    rng = torch.Generator().manual_seed(0)
-    compositions = [random_composition(rng, "cube") for _ in range(500)]
-    main = torch.tensor([COLORS[c.color] for c in compositions])
-    assert ((plain_backgrounds(rng, compositions) - main).norm(dim=1) >= 0.29).all()
-
-
-def test_training_lowers_the_loss(truth):
-    losses: list[float] = []
-    judge = train_judge(truth, steps=60, batch=64, learning_rate=1e-3, on_step=losses.append)
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    assert not judge.training

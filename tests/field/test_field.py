@@ -1,13 +1,16 @@
 """The field: its density, colours, normals and background."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from nfsd3d.errors import InputError
 from nfsd3d.field.background import Background, spherical_harmonics
 from nfsd3d.field.field import HashGridField, outward
-from nfsd3d.field.hashgrid import HashGridSpec
+from nfsd3d.field.hashgrid import HashGridSpec, hash_encoding
 
 SPEC = HashGridSpec(levels=4, features=2, log2_entries=10, base_resolution=4, growth=1.6)
 
@@ -124,26 +127,61 @@ def test_background_learns_a_colour_per_direction() -> None:
 
 
 @pytest.mark.gpu
-def test_tcnn_encodes_with_gradients() -> None:
+@pytest.mark.parametrize("count", [4099, 1, 0])
+def test_tcnn_encodes_with_gradients(count: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     pytest.importorskip("tinycudann")
-    from nfsd3d.field.hashgrid import hash_encoding
 
     encoding = hash_encoding(SPEC, "tcnn").cuda()
-    x = torch.rand(4099, 3, device="cuda").requires_grad_()
+    x = torch.rand(count, 3, device="cuda").requires_grad_()
     features = encoding(x)
-    assert features.shape == (4099, SPEC.width)
+    assert features.shape == (count, SPEC.width)
     assert features.dtype == torch.float32
     features.square().sum().backward()
-    assert x.grad is not None
-    assert all(parameter.grad is not None for parameter in encoding.parameters())
+    assert x.grad is not None and x.grad.shape == (count, 3)
+    (table,) = encoding.parameters()
+    assert table.grad is not None and table.grad.isfinite().all()
+    assert bool(table.grad.any()) == (count > 0)
+
+
+def test_tcnn_is_never_asked_to_encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing, it writes no gradient of its tables: what comes back is whatever lay there."""
+
+    class Unwritten(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x, table)
+            return x.sum(1, keepdim=True) * table
+
+        @staticmethod
+        def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x, table = ctx.saved_tensors
+            along = (gradient * table).sum(1, keepdim=True).expand_as(x)
+            written = len(x) > 0
+            return along, (gradient * x.sum(1, keepdim=True)).sum(0) if written else torch.full_like(table, torch.nan)
+
+    class Encoding(torch.nn.Module):
+        def __init__(self, n_input_dims: int, encoding_config: dict[str, object], dtype: torch.dtype) -> None:
+            super().__init__()
+            self.params = torch.nn.Parameter(torch.ones(SPEC.width, dtype=dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Unwritten.apply(x, self.params)
+
+    monkeypatch.setitem(sys.modules, "tinycudann", SimpleNamespace(Encoding=Encoding))
+    encoding = hash_encoding(SPEC, "tcnn")
+    for count in (0, 3):
+        encoding.zero_grad()
+        x = torch.rand(count, 3).requires_grad_()
+        features = encoding(x)
+        assert features.shape == (count, SPEC.width)
+        features.sum().backward()
+        assert x.grad is not None and x.grad.shape == (count, 3)
+        torch.testing.assert_close(encoding.grid.params.grad, x.detach().sum().expand(SPEC.width))
 
 
 def test_tcnn_absent_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    from nfsd3d.errors import InputError
-    from nfsd3d.field.hashgrid import hash_encoding
-
     monkeypatch.setitem(sys.modules, "tinycudann", None)
     with pytest.raises(InputError, match=r"backend\.field=tcnn.*backend\.field=torch"):
         hash_encoding(SPEC, "tcnn")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 
 from nfsd3d.cameras import Rays, orbit
 from nfsd3d.errors import InputError
@@ -200,6 +201,36 @@ def test_nerfacc_finds_the_same_matter() -> None:
     difference = (found.offsets.diff() - expected.offsets.diff()).abs()
     assert difference.max() <= 2
     assert found.t_mids.shape[0] == pytest.approx(expected.t_mids.shape[0], rel=0.01)
+
+
+def test_what_nerfacc_finds_becomes_packed_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples on the second of three rays; where there are no rays, it would end the process."""
+
+    def traverse_grids(origins: torch.Tensor, directions: torch.Tensor, binaries: torch.Tensor, aabbs: torch.Tensor,
+                       *, near_planes: torch.Tensor, far_planes: torch.Tensor, step_size: float):  # fmt: skip
+        count = len(origins)
+        assert count > 0 and near_planes.shape == far_planes.shape == (count,) and binaries.ndim == 4
+        assert aabbs.tolist() == [[-1, -1, -1, 1, 1, 1]]
+        # The first middle, half a step behind the near plane, lies ``shift`` steps behind the entry.
+        torch.testing.assert_close(near_planes.cpu() + step_size / 2, torch.tensor([2.0, 2.0, 2.0]) + 0.5 * step_size)
+        vals = near_planes[1] + step_size * torch.tensor([0.5, 1.5]).to(near_planes.device)
+        info = torch.tensor([[0, 0], [0, 2], [2, 0]]).to(vals.device)
+        return (
+            None,
+            SimpleNamespace(vals=vals, ray_indices=torch.tensor([1, 1]).to(vals.device), packed_info=info),
+            None,
+        )
+
+    monkeypatch.setitem(sys.modules, "nerfacc", SimpleNamespace(traverse_grids=traverse_grids))
+    monkeypatch.setattr("nfsd3d.render.samplers_nerfacc.check_nerfacc", lambda: None)
+    with pretended_gpu():
+        grid = make_grid().cuda()
+        rays = Rays(torch.tensor([[-3.0, 0, 0]] * 3).cuda(), torch.tensor([[1.0, 0, 0]] * 3).cuda())
+        found = sample_rays(rays, grid, step_size=0.1, max_samples=MANY, backend="nerfacc")
+        assert found.offsets.tolist() == [0, 0, 2, 2] and found.ray_indices.tolist() == [1, 1]
+        torch.testing.assert_close(found.t_mids.cpu(), torch.tensor([2.05, 2.15]))
+        none = Rays(torch.zeros(0, 3).cuda(), torch.zeros(0, 3).cuda())
+        assert sample_rays(none, grid, step_size=0.1, max_samples=MANY, backend="nerfacc").offsets.tolist() == [0]
 
 
 @pytest.mark.parametrize(

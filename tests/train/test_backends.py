@@ -65,11 +65,11 @@ def test_a_training_step_is_the_references(configure, twin):
 @pytest.mark.parametrize(("field", "sampler"), [("tcnn", "nerfacc"), ("tcnn", "triton"), ("triton", "nerfacc")])
 def test_a_training_step_with_other_libraries(field, sampler, configure):
     """Their numbers are their own; they have to train."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")  # without one, tinycudann cannot even be imported
     for name, package in (("tcnn", "tinycudann"), ("triton", "triton")):
         if name in (field, sampler):
             pytest.importorskip(package)
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     if sampler == "nerfacc" and nerfacc_obstacle() is not None:
         pytest.skip(f"nerfacc: {nerfacc_obstacle()}")
     first_step(configure, "cuda", field, sampler)
