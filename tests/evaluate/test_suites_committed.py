@@ -26,7 +26,7 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
     assert len(set(suite.prompts)) == len(suite.prompts)
     first = {job.row: job for job in reversed(jobs_of(suite, tmp_path))}
     for job in first.values():
-        compose(suite.config, [*job.arguments[2:], "prior=shapes", "machine=cpu"])
+        compose(suite.config, [*job.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
 
 
 def test_the_committed_results_are_those_of_todays_recipes_and_weights(monkeypatch):
