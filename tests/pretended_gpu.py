@@ -90,6 +90,9 @@ class Stream:
         for stream, count in (other.behind | {other: other.given}).items():
             self.behind[stream] = max(self.behind.get(stream, 0), count)
 
+    def is_capturing(self) -> bool:
+        return False
+
 
 class Event:
     """A moment; what is computed on a CPU is over when the next line begins."""
@@ -421,6 +424,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,
         }.items():  # fmt: skip
             replace(f"torch.cuda.{name}", value)
+        # What a torch for CUDA would ask its driver, and one for the CPU nobody.
+        replace("torch.accelerator.current_accelerator", lambda check_available=False: torch.device("cuda"))
+        replace("torch.accelerator.current_stream", lambda *_: gpu.stream)
         replace("torch.utils.checkpoint._allowed_determinism_checks_to_fns", {"default": lambda x: tuple(x.shape)})
         replace("torch.Tensor.record_stream", lambda x, stream: gpu.record(x, stream))
         replace("torch.Generator", Generator)
