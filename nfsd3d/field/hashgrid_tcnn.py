@@ -40,6 +40,7 @@ class TcnnHashEncoding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """[N, levels * features] for positions [N,3] in [0,1] on a CUDA device."""
-        # For no positions tiny-cuda-nn leaves the gradient of its tables unwritten, whatever lies there in memory.
-        empty = len(positions) == 0
-        return self.grid(F.pad(positions, (0, 0, 0, int(empty))))[: len(positions)]
+        if not len(positions):
+            # tiny-cuda-nn would leave the gradient of its tables unwritten, whatever lies there in memory.
+            return self.grid(F.pad(positions, (0, 0, 0, 1)))[:0]
+        return self.grid(positions)
