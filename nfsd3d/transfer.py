@@ -11,5 +11,6 @@ def move(tensor: Tensor, device: torch.device | str) -> Tensor:
     round the program does wait, because the numbers are there to be read.
     """
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        # Of an expanded tensor many elements are one in memory, which cannot be page-locked as it is.
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -314,6 +314,8 @@ class _Functions(TorchFunctionMode):
     def pin(self, x: Tensor, *args: Any) -> Tensor:
         if self.gpu.places.on_gpu(x):
             raise RuntimeError(f"cannot pin 'torch.cuda.{x.dtype}' only dense CPU tensors can be pinned")
+        if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+            raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
         result = x.clone()
         self.gpu.places.put(result, self.gpu.places.pinned)
         return result
@@ -420,7 +422,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
             "is_current_stream_capturing": lambda: False, "synchronize": lambda *_: None, "empty_cache": lambda: None,
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
-            "max_memory_reserved": lambda *_: 0,
+            "max_memory_reserved": lambda *_: 0, "memory_snapshot": lambda *_: [],
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,
         }.items():  # fmt: skip
             replace(f"torch.cuda.{name}", value)

@@ -36,6 +36,7 @@ def test_tensors_are_where_they_were_put(gpu):
         (lambda there, here: torch.nn.Linear(3, 3)(there), RuntimeError),
         (lambda there, here: there.numpy(), TypeError),
         (lambda there, here: there.pin_memory(), RuntimeError),
+        (lambda there, here: here[:1].expand(5, *here.shape[1:]).pin_memory(), RuntimeError),
         (lambda there, here: torch.randn(3, device="cuda", generator=torch.Generator()), RuntimeError),
         (lambda there, here: there.normal_(generator=torch.Generator()), RuntimeError),
     ],
