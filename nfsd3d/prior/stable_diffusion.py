@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.frozen_encoder import frozen_encoder
 from nfsd3d.prior.loading import load_parts
 from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.recorded import Recorded
 from nfsd3d.prior.resolve import ModelFiles
 from nfsd3d.transfer import move
 
@@ -23,6 +26,12 @@ _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = 
     "v_prediction": lambda schedule, z_t, output, t: schedule.eps_from_v(z_t, output, t),
     "sample": lambda schedule, z_t, output, t: schedule.eps_from_x0(z_t, output, t),
 }
+
+
+INDUCTOR_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 32, "realize_acc_reads_threshold": 64}
+"""For the encoder: what its backward pass needs of a normalisation is computed where it is read, and not written down
+before, in float32, and read again.
+"""
 
 
 class StableDiffusionPrior:
@@ -61,7 +70,7 @@ class StableDiffusionPrior:
         self._context_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self._schedule = schedule.to(unet.device)
         self._to_eps = _TO_EPS[prediction_type]
-        self._compiled_unet: Callable[..., Any] | None = None
+        self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
         self._row_unit = 1
         self.evaluations = 0
@@ -178,21 +187,31 @@ class StableDiffusionPrior:
         """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
         compiles when it first meets a shape.
 
-        The UNet's launches are recorded as CUDA graphs: its thousands of small kernels are over faster than a program
-        can start them. Graphs have fixed shapes, and NFSD's rows vary with the timesteps. So rows are filled up to a
-        multiple of ``row_unit``, the views of a step: NFSD has two graphs (with and without the negative prompt), not
-        one for every number of rows; nor one alone, because that would evaluate the negative prompt where nobody asks.
-        The encoder has few and large kernels, and a backward pass: compiled, but not recorded.
+        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.recorded.Recorded`), so that a latent
+        must be differentiated, if at all, before the next encoding of as many images. Graphs have fixed shapes, and
+        NFSD's rows vary with the timesteps. So rows are filled up to a multiple of ``row_unit``, the views of a step:
+        NFSD has two graphs (with and without the negative prompt), not one for every number of rows; nor one alone,
+        because that would evaluate the negative prompt where nobody asks.
 
         ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.particle`). ``backend`` is
         torch.compile's.
         """
         graphs = backend == "inductor" and self.device.type == "cuda"
-        mode = "reduce-overhead" if graphs else None
         if unet:
-            self._compiled_unet = torch.compile(self._unet, backend=backend, mode=mode, dynamic=False)
+            network = torch.compile(self._unet, backend=backend, dynamic=False)
+
+            def denoise(latents: Tensor, t: Tensor, context: Tensor) -> Tensor:
+                output: Tensor = network(latents, t, context, return_dict=False)[0]
+                return output
+
+            self._compiled_unet = Recorded(denoise, one_memory=True) if graphs else denoise
         if encoder:
-            self._compiled_encoder = torch.compile(self._encode_network, backend=backend, dynamic=False)
+            encode = partial(_encode, frozen_encoder(self._vae))
+            options = INDUCTOR_OPTIONS if backend == "inductor" else None
+            compiled: Callable[[Tensor], Tensor] = torch.compile(
+                encode, backend=backend, dynamic=False, options=options
+            )
+            self._compiled_encoder = Recorded(compiled) if graphs else compiled
         self._row_unit = row_unit
 
     def compile_nothing(self) -> None:
@@ -222,7 +241,7 @@ class StableDiffusionPrior:
         """What the autoencoder says of images in [-1, 1], in its own precision and scale."""
         tiny = not hasattr(self._vae, "quant_conv")
         if checkpoint and tiny:  # whose own checkpoints leave out its scaling of the image
-            return _checkpointed(self._encode_network, image)
+            return _checkpointed(partial(_encode, self._vae), image)
         if not tiny and checkpoint != self._vae.is_gradient_checkpointing:
             if checkpoint:
                 self._vae.enable_gradient_checkpointing(_checkpointed)
@@ -230,11 +249,7 @@ class StableDiffusionPrior:
                 self._vae.disable_gradient_checkpointing()
         if self._compiled_encoder is not None and not checkpoint:
             return self._compiled_encoder(image)
-        return self._encode_network(image)
-
-    def _encode_network(self, image: Tensor) -> Tensor:
-        encoded = self._vae.encode(image)
-        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        return _encode(self._vae, image)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -257,7 +272,7 @@ class StableDiffusionPrior:
         t = move(t, z_t.device)
         further = padded_rows(count, self._row_unit, at_most) - count
         latents, *conditions = (_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype)))
-        output = self._compiled_unet(_in_one_layout(latents), *conditions, return_dict=False)[0][:count]
+        output = self._compiled_unet(_in_one_layout(latents), *conditions)[:count]
         # A copy in any precision: what a graph has written it writes over when it next runs.
         return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
 
@@ -279,6 +294,12 @@ class StableDiffusionPrior:
     @property
     def _shift(self) -> float:
         return self._vae.config.shift_factor or 0.0
+
+
+def _encode(vae: Any, image: Tensor) -> Tensor:
+    encoded = vae.encode(image)
+    latent: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    return latent
 
 
 def _of_the_same_kind(network: Any) -> Any:

@@ -1,7 +1,7 @@
 """How much memory a run's steps will take at most, known before the first, and what is done about it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -15,8 +15,16 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.schedules import highest
 from nfsd3d.settings import Config
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_particle, camera_ranges, find_method
-from nfsd3d.train.compilation import wants_compilation
-from nfsd3d.train.footprint import SampleBytes, network_peak, rows_at_most, sample_bytes, samples_at_most, unet_peak
+from nfsd3d.train.compilation import compiles_encoder, compiles_unet, wants_compilation
+from nfsd3d.train.footprint import (
+    SampleBytes,
+    encoder_peak,
+    network_peak,
+    rows_at_most,
+    sample_bytes,
+    samples_at_most,
+    unet_peak,
+)
 from nfsd3d.train.pieces import Pieces, configured_pieces
 
 GIB = 2**30
@@ -30,7 +38,7 @@ class Budget:
 
     ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
     and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
-    moment has them; ``networks``: activations of encoder and UNet; ``graphs``: those of a UNet that is recorded as CUDA
+    moment has them; ``networks``: activations of encoder and UNet; ``graphs``: those of what is recorded as CUDA
     graphs, whose memory nothing else uses in between. ``resolution`` is that of the largest views.
     """
 
@@ -63,8 +71,8 @@ class Budget:
         parts = {"the prior's weights": self.weights, "scene and optimiser": self.scene}
         if self.sample_count:
             parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
-        parts["encoder" if self.graphs else "encoder and UNet"] = self.networks
-        parts["the UNet's recorded graphs"] = self.graphs
+        parts["encoder and UNet"] = self.networks
+        parts["recorded graphs of encoder and UNet"] = self.graphs
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
 
@@ -74,18 +82,17 @@ class Estimator:
     """Predicts the memory of a run's steps in any pieces.
 
     ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
-    the activations of encoder and UNet with so many rows at once and with a checkpointed encoder or not; ``graphs``
-    those of recorded graphs with so many rows at once.
+    the activations of encoder and UNet in such pieces; ``graphs`` those of recorded graphs.
     """
 
     weights: int
     scene: int
-    networks: Callable[[int | None, bool], int]
+    networks: Callable[[Pieces], int]
     views: int
     resolution: int
     sample_count: int
     sample_bytes: SampleBytes
-    graphs: Callable[[int | None], int] = lambda at_once: 0
+    graphs: Callable[[Pieces], int] = lambda pieces: 0
 
     def budget(self, pieces: Pieces) -> Budget:
         """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
@@ -95,9 +102,9 @@ class Estimator:
         size = self.sample_bytes
         kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
         peak = self.sample_count * (size.packed + size.peak * share)
-        networks = self.networks(pieces.rows_at_once, pieces.checkpoint_encoder)
+        networks = self.networks(pieces)
         samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
-        graphs = self.graphs(pieces.rows_at_once)
+        graphs = self.graphs(pieces)
         return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
 
     def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
@@ -168,18 +175,33 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
         count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
     rows = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
-    recorded = wants_compilation(config) and not method.needs_particle
-    eager = 0 if recorded else rows
+    compiled = wants_compilation(config)
+    unet = compiled and compiles_unet(method)
+
+    def activations(pieces: Pieces) -> int:
+        encodes = not (compiled and compiles_encoder(config, pieces))
+        split = pieces.rows_at_once, pieces.checkpoint_encoder
+        return network_peak(shapes, *split, views, 0 if unet else rows, particle, encodes=encodes)
+
+    def recorded(pieces: Pieces) -> int:
+        size = unet_peak(shapes, pieces.rows_at_once, rows) if unet else 0
+        if compiled and compiles_encoder(config, pieces):
+            uses = (False, True) if method.needs_source else (False,)  # a source is encoded without gradient
+            size += sum(encoder_peak(shapes, views, without_gradient=use) for use in uses)
+        return size
+
+    # Rendering in other pieces changes nothing of the networks'.
+    of_networks, of_graphs = cache(activations), cache(recorded)
     return Estimator(
         weights=_size_of(prior.tensors()),
         # Parameter, gradient and two moments.
         scene=4 * _size_of([*parameters, *further]),
-        networks=cache(lambda at_once, checkpoint: network_peak(shapes, at_once, checkpoint, views, eager, particle)),
+        networks=lambda pieces: of_networks(replace(pieces, pixels_at_once=None)),
         views=views,
         resolution=resolution,
         sample_count=count,
         sample_bytes=size,
-        graphs=cache(lambda at_once: unet_peak(shapes, at_once, rows) if recorded else 0),
+        graphs=lambda pieces: of_graphs(replace(pieces, pixels_at_once=None)),
     )
 
 

@@ -50,7 +50,7 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
 
     Code that was compiled before comes from the cache folder (see :func:`cache_folder`), in seconds. The UNet of VSD
     stays as it is: its adaptation is switched on and off many times a step, and every switch would compile anew. So
-    does an encoder that is checkpointed, or that latents do without.
+    does an encoder that is checkpointed, or sees a step's images in parts, or that latents do without.
 
     Raises:
         InputError: compiling fails, and ``machine.compile`` is true. With auto the run goes on without.
@@ -59,23 +59,21 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     if not wants_compilation(config) or not isinstance(prior, StableDiffusionPrior):
         return
     method, views = parts.distillation.method, config.train.batch_size
-    unet = not method.needs_particle
-    encoder = not isinstance(config.generator, LatentConfig) and not pieces.checkpoint_encoder
+    unet, encoder = compiles_unet(method), compiles_encoder(config, pieces)
     networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
     if not networks:
         return
     say(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
     rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, pieces.rows_at_once)
-    images = part_sizes(views, pieces.rows_at_once)
-    prior.compile(row_unit=views, unet=unet, encoder=encoder)
     # One shape more than the limit would run uncompiled, and nobody would be told.
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(rows) + len(images) + 2)
+    limits.recompile_limit = max(limits.recompile_limit, len(rows) + 3)
     failure = None
     try:
+        prior.compile(row_unit=views, unet=unet, encoder=encoder)
         if encoder:
-            warm_up_encoder(prior, sorted(images), without_gradient=method.needs_source)
+            warm_up_encoder(prior, views, without_gradient=method.needs_source)
         if unet:
             warm_up_unet(prior, rows, pieces.rows_at_once)
     except Exception as error:  # compilers raise all kinds; memory may run out, too
@@ -89,6 +87,18 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
         say(f"machine.compile=auto: not compiled ({failure}); steps are slower")
         return
     say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
+
+
+def compiles_unet(method: Method) -> bool:
+    """Whether a method's UNet is compiled, where anything is."""
+    return not method.needs_particle
+
+
+def compiles_encoder(config: Config, pieces: Pieces) -> bool:
+    """Whether the encoder is compiled, where anything is."""
+    at_once, views = pieces.rows_at_once, config.train.batch_size
+    whole = not pieces.checkpoint_encoder and (at_once is None or at_once >= views)
+    return whole and not isinstance(config.generator, LatentConfig)
 
 
 def release_compiled(prior: Prior) -> None:
@@ -123,27 +133,24 @@ def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> lis
     return sorted({padded_rows(size, views, at_once) for size in sizes})
 
 
-def warm_up_encoder(prior: StableDiffusionPrior, counts: Iterable[int], *, without_gradient: bool) -> None:
-    """Runs the encoder once on each number of images, forward and backward; ``without_gradient`` also without."""
+def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient: bool) -> None:
+    """Runs the encoder once on ``count`` images, forward and backward; ``without_gradient`` also without."""
     size = prior.image_size
-    for count in counts:
-        image = torch.full((count, 3, size, size), 0.5, device=prior.device, requires_grad=True)
-        prior.encode(image).sum().backward()
-        if without_gradient:
-            with torch.no_grad():
-                prior.encode(image.detach())
+    image = torch.full((count, 3, size, size), 0.5, device=prior.device, requires_grad=True)
+    prior.encode(image).sum().backward()
+    if without_gradient:
+        with torch.no_grad():
+            prior.encode(image.detach())
 
 
 def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
     """Runs the UNet on each number of rows, at most ``at_once``; they do not count as evaluations."""
     evaluations, device = prior.evaluations, prior.device
-    for count in rows:
-        # Twice: the first run after compiling is followed by the one that is recorded.
-        for _ in range(2):
-            prior.predict_eps(
-                torch.zeros(count, *prior.latent_shape, device=device),
-                torch.zeros(count, dtype=torch.int64),
-                torch.zeros(count, *prior.context_shape, device=device),
-                at_most=at_once,
-            )
+    for count in sorted(rows, reverse=True):  # the fewer find room in the memory of the most
+        prior.predict_eps(
+            torch.zeros(count, *prior.latent_shape, device=device),
+            torch.zeros(count, dtype=torch.int64),
+            torch.zeros(count, *prior.context_shape, device=device),
+            at_most=at_once,
+        )
     prior.evaluations = evaluations

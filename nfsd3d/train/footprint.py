@@ -99,23 +99,26 @@ def network_peak(
     views: int,
     rows: int,
     particle: Particle | None = None,
+    *,
+    encodes: bool = True,
 ) -> int:
     """Bytes of the activations of encoder and UNet at their largest, found out with a prior without weights.
 
     Of a step whose UNet sees ``rows`` (0: it is not counted), and whose second network (of the same prior), if any,
-    learns from ``views``.
+    learns from ``views``. The encoder counts if the step ``encodes`` by these means.
     """
     split = in_pieces(prior, rows_at_once, checkpoint)
     image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
     inputs = _unet_inputs(prior, max(rows, views))
     with LiveBytes([*prior.tensors(), image, *inputs]) as counter:
-        z = split.encode(image)
+        z = split.encode(image) if encodes else inputs[0][:views]
         if rows:
             split.predict_eps(*(value[:rows] for value in inputs))
         if particle is not None:
             cameras, rng = orbit(views, prior.image_size), torch.Generator()
             particle.learn(z, inputs[2][:views], cameras, rng, step=False, rows_at_once=rows_at_once)
-        z.sum().backward()
+        if encodes:
+            z.sum().backward()
     return counter.peak
 
 
@@ -124,6 +127,16 @@ def unet_peak(prior: StableDiffusionPrior, rows_at_once: int | None, rows: int) 
     inputs = _unet_inputs(prior, rows)
     with LiveBytes([*prior.tensors(), *inputs]) as counter:
         in_pieces(prior, rows_at_once, False).predict_eps(*inputs)
+    return counter.peak
+
+
+def encoder_peak(prior: StableDiffusionPrior, views: int, *, without_gradient: bool) -> int:
+    """Bytes of the activations of the encoder alone, forward and backward; ``without_gradient`` forward alone."""
+    image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
+    with LiveBytes([*prior.tensors(), image]) as counter, torch.set_grad_enabled(not without_gradient):
+        z = prior.encode(image)
+        if not without_gradient:
+            z.sum().backward()
     return counter.peak
 
 

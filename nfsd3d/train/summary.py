@@ -14,6 +14,7 @@ import torch
 import nfsd3d
 from nfsd3d.errors import InputError
 from nfsd3d.files import write_json
+from nfsd3d.prior.recorded import peak_bytes
 from nfsd3d.settings import Config
 
 PACKAGES = ("torch", "diffusers", "transformers", "numba", "nerfacc", "triton", "trimesh")
@@ -78,7 +79,7 @@ def peak_memory_mb(device: str) -> dict[str, float]:
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
     if device != "cpu" and torch.cuda.is_initialized():
-        peak["cuda"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+        peak["cuda"] = round(peak_bytes(device) / 2**20, 1)
     return peak
 
 

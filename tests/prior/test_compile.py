@@ -12,7 +12,10 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.prompts import PromptBank
 
 # The compiler looks at what it must not, and hides the warning, which pytest makes an error before.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +51,8 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
     expected, evaluations = results(), prior.evaluations
     prior.compile(row_unit=4, backend="aot_eager")
     shapes, compiled = [], prior._compiled_unet
-    monkeypatch.setattr(prior, "_compiled_unet", lambda z, *rest, **options: (
-        shapes.append(len(z)) or compiled(z, *rest, **options)
+    monkeypatch.setattr(prior, "_compiled_unet", lambda z, *rest: (
+        shapes.append(len(z)) or compiled(z, *rest)
     ))  # fmt: skip
     for result, value in zip(results(), expected, strict=True):
         torch.testing.assert_close(result, value, rtol=1e-3, atol=1e-4)

@@ -23,7 +23,15 @@ from nfsd3d.start import print_plan
 from nfsd3d.train import budget, session
 from nfsd3d.train.budget import GIB, Budget, estimator
 from nfsd3d.train.build import build_generator, build_parts
-from nfsd3d.train.footprint import SampleBytes, network_peak, rows_at_most, sample_bytes, samples_at_most
+from nfsd3d.train.footprint import (
+    SampleBytes,
+    encoder_peak,
+    network_peak,
+    rows_at_most,
+    sample_bytes,
+    samples_at_most,
+    unet_peak,
+)
 from nfsd3d.train.live_bytes import LiveBytes
 from nfsd3d.train.pieces import Pieces
 from nfsd3d.train.summary import read_summary
@@ -167,7 +175,7 @@ def test_a_full_cube_can_be_sampled_with_as_few_as_that():
         assert view.samples_per_ray <= preflight.SAMPLES_PER_RAY
 
 
-def made_up(networks=lambda rows, ckpt: int((0.5 if ckpt else 2) * GIB), count=10**6, **changes):
+def made_up(networks=lambda pieces: int((0.5 if pieces.checkpoint_encoder else 2) * GIB), count=10**6, **changes):
     values = dict(
         weights=GIB, scene=GIB // 4, networks=networks, views=1, resolution=512, sample_count=count,
         sample_bytes=SampleBytes(16, 3000, 6000),
@@ -192,7 +200,7 @@ def test_pieces_shrink_until_the_budget_fits():
 def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
     for count in (10**6, 10**5):
         eager = made_up(count=count).budget(Pieces())
-        recorded = made_up(count=count, graphs=lambda at_once: GIB // (at_once or 1)).budget(Pieces(rows_at_once=4))
+        recorded = made_up(count=count, graphs=lambda pieces: GIB // pieces.rows_at_once).budget(Pieces(rows_at_once=4))
         assert eager.graphs == 0 and recorded.graphs == GIB // 4
         assert recorded.total == eager.total + GIB // 4
     told = {
@@ -201,7 +209,7 @@ def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
         )
         for compiled in ("false", "true")
     }
-    assert "graphs" not in told["false"] and "the UNet's recorded graphs 0." in told["true"]
+    assert "graphs" not in told["false"] and "recorded graphs of encoder and UNet 1." in told["true"]
 
 
 def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure):
@@ -211,10 +219,26 @@ def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure)
         estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
         for name, choice in (("nfsd", False), ("nfsd", True), ("vsd", True))
     )
-    assert eager.graphs(None) == vsd.graphs(None) == 0  # the UNet of VSD is not compiled
-    assert recorded.graphs(1) < recorded.graphs(None)
-    assert recorded.networks(None, False) <= eager.networks(None, False)
-    assert eager.networks(None, False) <= recorded.networks(None, False) + recorded.graphs(None)
+    whole, rows = Pieces(), Pieces(rows_at_once=2)
+    assert eager.graphs(whole) == 0 and recorded.networks(whole) == 0
+    assert 0 < vsd.graphs(whole) < recorded.graphs(whole)  # the UNet of VSD is not compiled
+    assert vsd.networks(whole) > 0
+    assert recorded.graphs(rows) < recorded.graphs(whole)
+    assert eager.networks(whole) <= recorded.graphs(whole)
+    # An encoder that is checkpointed, or sees images in parts, is not recorded.
+    for pieces in (Pieces(checkpoint_encoder=True), Pieces(rows_at_once=1)):
+        assert 0 < recorded.graphs(pieces) < vsd.graphs(whole) and recorded.networks(pieces) > 0
+
+
+def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
+    prior, config = StableDiffusionPrior.load(EMBEDDED), configure(**{"machine.compile": True})
+    shapes, views = prior.without_weights(), config.train.batch_size
+    both, alone = (encoder_peak(shapes, views, without_gradient=without) for without in (False, True))
+    assert both > alone > 0
+    for name, encoders in (("dds", both + alone), ("bridge", both)):
+        unet = unet_peak(shapes, None, rows_at_most(METHODS[name], views, perp_neg=False))
+        found = estimator(prior, build_generator(config), METHODS[name], config)
+        assert found.graphs(Pieces()) == unet + encoders
 
 
 def test_the_budget_says_what_it_is_made_of():
@@ -233,8 +257,8 @@ def test_vsds_second_network_counts_with_what_it_keeps_to_learn(configure):
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
     # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
-    assert without.networks(None, False) < with_it.networks(None, False) == pytest.approx(kept, rel=0.4)
-    assert with_it.networks(1, False) < 0.7 * with_it.networks(None, False)
+    assert without.networks(Pieces()) < with_it.networks(Pieces()) == pytest.approx(kept, rel=0.4)
+    assert with_it.networks(Pieces(rows_at_once=1)) < 0.7 * with_it.networks(Pieces())
 
 
 def learning(particle):

@@ -84,6 +84,7 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
 def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, views):
     """The layouts in memory count too: a compiler takes another one for another shape."""
@@ -160,6 +161,13 @@ def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
     assert compiled_with(True, **everything)[2] == []
 
 
+def test_an_encoder_that_sees_images_in_parts_is_left_alone(compiled_with):
+    """What is recorded holds the activations of one call, and a step would make several before it goes back."""
+    for at_once, whole in ((1, False), (2, True), (3, True)):
+        asked = compiled_with(True, pieces=Pieces(rows_at_once=at_once))[1]
+        assert asked[-1] == (2, True, whole)
+
+
 def test_latents_need_no_encoder(compiled_with, configure_2d, kind):
     config = configure_2d(**{"machine.compile": True})
     assert compiled_with(True, config=config)[1] == [(3, True, kind == "image")]
@@ -171,8 +179,8 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
     monkeypatch.setattr(prior, "encode", lambda image: (
         seen.append((len(image), torch.is_grad_enabled())) or encode(image)
     ))  # fmt: skip
-    warm_up_encoder(prior, [2], without_gradient=False)
-    warm_up_encoder(prior, [1], without_gradient=True)
+    warm_up_encoder(prior, 2, without_gradient=False)
+    warm_up_encoder(prior, 1, without_gradient=True)
     assert seen == [(2, True), (1, True), (1, False)]
 
 
@@ -205,6 +213,9 @@ def test_where_compiling_fails_auto_goes_on_and_true_says_why(compiled_with, mon
     with pytest.raises(InputError, match=r"machine\.compile=true: no C compiler; set machine\.compile=false"):
         compiled_with(True, failing=RuntimeError("no C compiler\nand more"))
     monkeypatch.setattr("nfsd3d.train.compilation.wants_compilation", lambda config: True)
+    with monkeypatch.context() as patch:  # nor is a network whose layers cannot be taken apart an end
+        patch.setattr(StableDiffusionPrior, "compile", lambda *arguments, **options: 1 / 0)
+        assert "not compiled (division by zero)" in compiled_with("auto")[2][-1]
     # Triton's own errors are no RuntimeErrors, and some say nothing.
     for failing, told in ((RuntimeError("no C compiler\nand more"), "no C compiler"), (LookupError(), "LookupError")):
         prior, _, said = compiled_with("auto", failing=failing)
