@@ -163,7 +163,9 @@ class MachineConfig(Settings):
     device: Annotated[str, AfterValidator(_check_device)]
     """A torch device: ``cpu``, ``cuda`` or ``cuda:N``."""
     precision: Literal["float32", "bfloat16", "float16"]
-    """Number format of the prior's networks; gradients and the generator stay in float32."""
+    """Number format of the prior's networks; gradients and the generator stay in float32. With another than float32 and
+    ``backend.field=triton`` a GPU multiplies the small network of the field in tensor cores, whose factors are rounded
+    to TF32; sums and what is stored stay in float32."""
     pixels_at_once: Annotated[int, Field(ge=256)] | None = None
     """Pixels of a step's views that are rendered together; they are rendered again in the backward pass, which costs
     time and bounds the memory. null: all, and nothing twice."""
@@ -173,17 +175,17 @@ class MachineConfig(Settings):
     """Compute the encoder's activations again in the backward pass instead of keeping them: a third more encoder time
     for most of its memory."""
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile for the prior's networks, the UNet with CUDA graphs. auto: for Stable Diffusion on CUDA."""
+    """torch.compile for the prior's networks, recorded as CUDA graphs on a GPU. auto: for Stable Diffusion on CUDA."""
     memory_gb: PositiveFloat | None = None
     """On CUDA, what a run's steps may take by prediction, in units of 2^30 bytes: the pieces above are made smaller
     before the start until they fit into it. null: what is free."""
 
 
 class BackendConfig(Settings):
-    """Which implementation computes the hash encoding and the samples along rays."""
+    """Which implementation computes the field (hash encoding and network) and the samples along rays."""
 
     field: Literal["torch", "numba", "triton", "tcnn"]
-    """Hash encoding: torch (reference), numba (CPU), triton (CUDA), tcnn (CUDA, tiny-cuda-nn)."""
+    """Hash encoding: torch (reference), numba (CPU), triton (CUDA, the network too), tcnn (CUDA, tiny-cuda-nn)."""
     sampler: Literal["torch", "numba", "triton", "nerfacc"]
     """Ray sampler: torch (reference), numba (CPU), triton (CUDA; composites the samples too), nerfacc (CUDA)."""
 

@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import nfsd3d.field.hashgrid_triton as encoding  # noqa: F401 (before INTERPRETED, so that the tiles are a GPU's)
+import nfsd3d.field.mlp_triton as network
+import nfsd3d.field.space_order_triton as ordering
 import nfsd3d.render.compositing_triton as compositing
 import nfsd3d.render.samplers_triton as sampling
 from nfsd3d import kernels_triton
@@ -60,6 +62,21 @@ for width, dtype, levels, log2_entries, count in (
     features = module(torch.rand(count, 3, dtype=dtype).requires_grad_())
     features.backward(torch.zeros_like(features))
 
+# The size of the recipes, all gradients and those of analytic normals; odd sizes, and row by row in memory.
+for inputs, units, dtype, tensor_cores, trained, by_feature in (
+    (32, 64, torch.float32, True, True, True),
+    (32, 64, torch.float32, True, False, True),
+    (32, 64, torch.float32, False, True, True),
+    (15, 40, torch.float32, True, True, False),
+    (40, 15, torch.float32, False, True, False),
+    (40, 15, torch.float64, False, True, True),
+):
+    features = torch.zeros(inputs, 77, dtype=dtype).T if by_feature else torch.zeros(77, inputs, dtype=dtype)
+    hidden = torch.zeros(units, inputs, dtype=dtype, requires_grad=trained)
+    output = torch.zeros(4, units, dtype=dtype, requires_grad=trained)
+    raw = network.perceptron(features.requires_grad_(), hidden, output, tensor_cores=tensor_cores)
+    raw.backward(torch.zeros_like(raw))
+
 sampling.torch.empty = torch.zeros  # where nothing runs, nothing is counted
 for resolution, rays in ((17, 9), (1, 1)):
     grid = OccupancyGrid(resolution, 1.0, step_size=0.05, alpha_threshold=0.01, decay=0.95, warmup=10)
@@ -74,5 +91,7 @@ for channels, dtype in ((1, torch.float64), (7, torch.float32)):
     weights = compositing.render_weights(density, samples)
     (compositing.accumulate(values, samples, weights).sum() + compositing.accumulate(values, samples).sum()).backward()
     compositing.accumulate(values.detach(), samples, depth.clone().requires_grad_()).sum().backward()
+
+ordering.space_order(torch.rand(77, 3))
 
 print(json.dumps(found))

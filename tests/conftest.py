@@ -24,6 +24,10 @@ ON_CPU = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in ("torch", "n
 ON_CUDA = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("torch", "triton")]
 
 
+# A GPU's convolutions of float32 round their input to 10 bits, unless they are told not to: too far from a CPU's.
+torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and a GPU where there is one (skipped, and counted, where there is none)."""
@@ -71,6 +75,12 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
 def twin(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
     """Each implementation of the kernels that is compared with the torch reference, and its device."""
     return _present(request)
+
+
+@pytest.fixture(params=[*ON_CPU[2:], *ON_CUDA[1:]])
+def triton_device(request: pytest.FixtureRequest) -> torch.device:
+    """Where Triton's kernels run: on the CPU in its interpreter, and on a GPU."""
+    return _present(request)[1]
 
 
 @pytest.fixture

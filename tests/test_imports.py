@@ -55,11 +55,14 @@ ADAPTERS = {
     "triton": {
         "nfsd3d.kernels_triton",
         "nfsd3d.field.hashgrid_triton",
+        "nfsd3d.field.space_order_triton",
+        "nfsd3d.field.mlp_triton",
         "nfsd3d.render.samplers_triton",
         "nfsd3d.render.compositing_triton",
     },
     "diffusers": {
         "nfsd3d.prior.architectures",
+        "nfsd3d.prior.frozen_encoder",
         "nfsd3d.prior.loading",
         "nfsd3d.shapes.autoencoder",
         "nfsd3d.shapes.denoiser",

@@ -68,8 +68,18 @@ class NeRFSettings:
 class NeRF(nn.Module):
     """A generator (see ``nfsd3d.generator.Generator``) of views of one object."""
 
-    def __init__(self, settings: NeRFSettings, *, field_backend: str = "torch", sampler_backend: str = "torch") -> None:
-        """Raises InputError for a backend that is not there."""
+    def __init__(
+        self,
+        settings: NeRFSettings,
+        *,
+        field_backend: str = "torch",
+        sampler_backend: str = "torch",
+        tensor_cores: bool = False,
+    ) -> None:
+        """``tensor_cores``: the field's network may round its factors to TF32 (see ``HashGridField``).
+
+        Raises InputError for a backend that is not there.
+        """
         super().__init__()
         self.settings = settings
         self.sampler_backend = sampler_backend
@@ -82,6 +92,7 @@ class NeRF(nn.Module):
             hidden_layers=settings.hidden_layers,
             blob_scale=settings.density_blob_scale,
             blob_std=settings.density_blob_std,
+            tensor_cores=tensor_cores,
         )
         self.background = Background() if settings.background == "learned" else None
         self.occupancy = OccupancyGrid(

@@ -111,7 +111,12 @@ def build_generator(config: Config) -> NeRF:
     settings = NeRFSettings(encoding=HashGridSpec(**config.generator.encoding.model_dump()), **values)
     with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave the caller's alone
         torch.manual_seed(config.seed)
-        nerf = NeRF(settings, field_backend=config.backend.field, sampler_backend=config.backend.sampler)
+        nerf = NeRF(
+            settings,
+            field_backend=config.backend.field,
+            sampler_backend=config.backend.sampler,
+            tensor_cores=config.machine.precision != "float32",
+        )
     return nerf.to(config.machine.device)
 
 

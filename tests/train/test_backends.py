@@ -12,7 +12,7 @@ from nfsd3d.backend import check_machine
 from nfsd3d.config import compose
 from nfsd3d.render.samplers_nerfacc import nerfacc_obstacle
 from nfsd3d.train import session
-from nfsd3d.train.build import build_parts
+from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 
@@ -59,6 +59,14 @@ def test_a_training_step_is_the_references(configure, twin):
     assert metrics == pytest.approx(expected_metrics, rel=1e-3)
     for name, gradient in found.items():
         assert (gradient - expected[name]).norm() <= 1e-3 * expected[name].norm(), name
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+@pytest.mark.parametrize(("precision", "tensor_cores"), [("float32", False), ("bfloat16", True)])
+def test_the_fields_network_is_as_precise_as_the_machine(precision, tensor_cores, configure):
+    generator = build_generator(configure(**{"backend.field": "triton", "machine.precision": precision}))
+    assert generator.field._fused.keywords == {"tensor_cores": tensor_cores}
+    assert build_generator(configure(**{"machine.precision": precision})).field._fused is None
 
 
 @pytest.mark.gpu
