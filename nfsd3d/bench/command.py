@@ -32,7 +32,7 @@ PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
 GPU_PIXELS = 128
 """Side of the view whose samples a GPU's kernels get: 640,000, for which the encoding's reference takes 5 GB."""
-KERNELS = ("encoding", "marching", "compositing")
+KERNELS = ("encoding", "network", "marching", "compositing")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -144,13 +144,17 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
         pieces = fit_into_memory(config, parts, pieces, say)
     compile_prior(config, parts, pieces, say)
     warmup = min(WARMUP_STEPS, options.steps)
+    peer_steps = options.steps if options.peer_steps is None else options.peer_steps
     with counting_bar(console, transient=True) as progress:
-        task = progress.add_task("training steps", total=bench_prior.count_steps(config, options.steps, warmup))
+        task = progress.add_task(
+            "training steps", total=bench_prior.count_steps(config, options.steps, peer_steps, warmup)
+        )
         comparison = bench_prior.compare(
             parts,
             config,
             options.prior,
             steps=options.steps,
+            peer_steps=peer_steps,
             warmup=warmup,
             pieces=pieces,
             on_step=lambda: progress.advance(task),
@@ -247,6 +251,9 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
             console.print("no C++ compiler: torch.compile is not measured")
         implementations = kernels.encodings(generator.settings.encoding, device, compiled=compiled)
         measure("encoding", kernels.encoding_contenders(implementations, positions), "points", positions.shape[0])
+    if options.only in (None, "network"):
+        contenders = kernels.network_contenders(generator.field, scene.positions)
+        measure("network", contenders, "samples", scene.density.shape[0])
     if options.only in (None, "marching"):
         measure("marching", kernels.marching_contenders(scene), "rays", len(scene.rays))
     if options.only in (None, "compositing"):
@@ -265,7 +272,7 @@ def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
 
 
 # Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.
-WITH_PRIOR = {"weights": "model", "resolution": None, "method": "nfsd", "config": "nfsd", "set": ()}
+WITH_PRIOR = {"weights": "model", "resolution": None, "method": "nfsd", "config": "nfsd", "set": (), "peer_steps": None}
 WITHOUT_PRIOR = {"only": None, "rounds": 15, "points": None}
 
 
@@ -282,7 +289,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         if value is not None:
             shown, remedy = " ".join(value) if isinstance(value, list) else value, "add" if alone else "leave out"
             where = "without" if alone else "with"
-            raise InputError(f"--{name} {shown}: has no meaning {where} --prior; {remedy} --prior")
+            raise InputError(f"--{name.replace('_', '-')} {shown}: has no meaning {where} --prior; {remedy} --prior")
     for name, default in {**WITH_PRIOR, **WITHOUT_PRIOR}.items():
         if getattr(options, name) is None:
             setattr(options, name, default)
@@ -293,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d bench",
         description="Measure, in the demo's configuration (a GPU's kernels in Stable Diffusion's): every "
-        "implementation of the hash encoding, the marching "
+        "implementation of the hash encoding, the field's network, the marching "
         "along rays and the compositing that the machine has (CPU: torch, torch.compile, numba; CUDA: torch, Triton, "
         "and tiny-cuda-nn and nerfacc where installed; ratios are to numba or Triton), and the parts of a training "
         "step with the embedded model. With --prior instead, on a GPU where there is one: a step of Stable Diffusion, "
@@ -313,6 +320,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=(*KERNELS, "step"), help="measure only this")
     parser.add_argument("--rounds", type=whole_number(1), help="repetitions of each kernel (default: 15)")
     parser.add_argument("--steps", type=whole_number(1), default=30, help="training steps (default: 30)")
+    parser.add_argument("--peer-steps", type=whole_number(1), metavar="STEPS", help="with --prior: training steps with "
+                        "the other implementation's choices (default: as many)")  # fmt: skip
     parser.add_argument("--points", type=whole_number(1), help="random points to encode (default: a first step's)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to PATH too")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nfsd3d.backend import is_installed, triton_obstacle
 from nfsd3d.bench.clock import now
 from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
+from nfsd3d.field.field import FusedNetwork, HashGridField, fused_network
 from nfsd3d.field.hashgrid import HashEncoding, HashGridSpec, Layout, hash_encoding
 from nfsd3d.field.hashgrid_torch import corners, interpolate
 from nfsd3d.generator.nerf import NeRF
@@ -23,6 +24,8 @@ FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""
 TOLERANCE = 1e-4
 """How far, relative to the reference's norm, a benchmarked implementation may be from it."""
+KINKS = 5e-2
+"""The same for products in TF32: where a hidden unit's sign changes, so does all of its gradient."""
 SHIFTED = 1e-2
 """The same for the numbers of samples per ray: one sample across a cell's border changes its ray's by one."""
 CALLS = {"cpu": 1, "cuda": 20}
@@ -140,6 +143,38 @@ def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Ten
     return {name: contender(name, encoding) for name, encoding in implementations.items()}
 
 
+def network_contenders(field: HashGridField, positions: Tensor) -> dict[str, Contender]:
+    """The field's network at ``positions`` [N,3] in the unit cube, as torch's layers and (on CUDA) Triton compute it.
+
+    Triton's are with tensor cores, as a run has it unless its precision is float32, and without. Trained are the
+    weights and the features; compared are the gradients to all weights and to the first features.
+    """
+    with torch.no_grad():
+        features = field.encoding(positions)
+    weights = list(field.network.parameters())
+    gradient = torch.randn(positions.shape[0], 4, generator=torch.Generator().manual_seed(0)).to(positions.device)
+
+    def contender(compute: Callable[[Tensor], Tensor], tolerance: float) -> Contender:
+        def train() -> Tensor:
+            inputs = features.detach().requires_grad_()
+            to_features, *to_weights = torch.autograd.grad(compute(inputs), [inputs, *weights], gradient)
+            return torch.cat([to_features[:1000].flatten(), *[one.flatten() for one in to_weights]])
+
+        return Contender(lambda: compute(features), train, tolerance)
+
+    def fused(kernel: FusedNetwork) -> Callable[[Tensor], Tensor]:
+        return lambda inputs: kernel(inputs, weights[0], weights[1])
+
+    found = {"torch": contender(field.network, TOLERANCE)}
+    for backend in _network_backends(positions.device.type):
+        for name, tensor_cores in ((backend, True), (f"{backend}, float32", False)):
+            width, inputs = weights[0].shape
+            kernel = fused_network(backend, inputs, width, len(weights) - 1, tensor_cores=tensor_cores)
+            if kernel is not None:
+                found[name] = contender(fused(kernel), KINKS if tensor_cores else TOLERANCE)
+    return found
+
+
 def marching_contenders(scene: Scene) -> dict[str, Contender]:
     """The samplers that the scene's device has, from rays to packed samples; compared are the samples per ray."""
     device = scene.density.device.type
@@ -183,6 +218,11 @@ def compositing_contenders(scene: Scene) -> dict[str, Contender]:
         name: Contender(lambda name=name: composite(name, scene.density, values), lambda name=name: train(name))  # type: ignore[misc]
         for name in names
     }
+
+
+def _network_backends(device: str) -> list[str]:
+    """Those with a kernel for the network: on a GPU, its FAST one."""
+    return _fast(device) if device == "cuda" else []
 
 
 def _fast(device: str) -> list[str]:

@@ -3,7 +3,6 @@ method fares with the choices of a common implementation.
 """
 
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from nfsd3d.bench.step import StepTiming, bench_step
 from nfsd3d.errors import InputError
 from nfsd3d.generator.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
+from nfsd3d.prior.recorded import peak_bytes
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings import Config, TrainConfig
 from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
@@ -99,7 +99,7 @@ def bench_stages(
         tflop = counted.step(timing.evaluations, config.train.batch_size)
         memory: list[float | None] = [None, None]
         if device.type == "cuda":
-            peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+            peaks = peak_bytes(device), torch.cuda.max_memory_reserved(device)
             memory = [size / 2**30 for size in peaks]
         found.append(StageTiming(stage, timing, tflop, tflop * timing.steps_per_second, *memory))
     return found
@@ -165,14 +165,16 @@ def compare(
     name: str,
     *,
     steps: int,
+    peer_steps: int,
     warmup: int,
     pieces: Pieces | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Measures ``parts`` and then the same with a peer's choices (:func:`as_peer`, which leaves them changed).
 
-    The peer's networks are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into
-    ``pieces``. ``name`` is the prior's preset.
+    ``steps`` and ``peer_steps`` of each, at each stage, after ``warmup`` of them that do not count. The peer's networks
+    are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into ``pieces``. ``name``
+    is the prior's preset.
 
     Raises:
         InputError: the generator is no scene, or the prior's networks are not those of ``name``.
@@ -197,7 +199,7 @@ def compare(
     if on_gpu:
         torch.cuda.empty_cache()
     peak = device_tflops(device, PRECISIONS[config.machine.precision])
-    peer = bench_stages(peer_parts, config, counted, steps=steps, warmup=warmup, on_step=on_step)
+    peer = bench_stages(peer_parts, config, counted, steps=peer_steps, warmup=warmup, on_step=on_step)
     return Comparison(
         method=config.distill.method,
         device=device_name(str(device)),
@@ -221,6 +223,6 @@ def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
             )
 
 
-def count_steps(config: Config, steps: int, warmup: int) -> int:
+def count_steps(config: Config, steps: int, peer_steps: int, warmup: int) -> int:
     """How often :func:`compare` calls ``on_step``."""
-    return math.prod((2, len(stages(config.train)), steps + warmup))
+    return len(stages(config.train)) * (steps + peer_steps + 2 * warmup)

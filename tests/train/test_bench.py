@@ -9,6 +9,7 @@ from nfsd3d.bench import command as bench_command
 from nfsd3d.bench import kernels
 from nfsd3d.bench.step import PARTS, StepTiming, bench_step
 from nfsd3d.errors import InputError
+from nfsd3d.field.field import HashGridField
 from nfsd3d.field.hashgrid import HashGridSpec
 from nfsd3d.train.build import build_generator, build_parts, camera_ranges
 
@@ -55,7 +56,8 @@ def test_what_need_not_agree_is_timed_all_the_same():
 
 def test_a_scene_is_that_of_a_first_step(configure):
     config = configure()
-    scene = kernels.demo_scene(build_generator(config), camera_ranges(config.cameras), 2, 16)
+    generator = build_generator(config)
+    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
     assert scene.positions.shape[0] > 500
     assert (scene.positions - 0.5).abs().max() < 0.5
     assert scene.density.shape == scene.samples.t_mids.shape
@@ -64,6 +66,11 @@ def test_a_scene_is_that_of_a_first_step(configure):
     timings = kernels.bench_kernel(kernels.marching_contenders(scene), CPU, rounds=1)
     assert [timing.name for timing in timings] == ["torch", "numba"]
     assert all(timing.training is None for timing in timings)
+    (network,) = kernels.network_contenders(generator.field, scene.positions).values()
+    assert network.forward().shape == (scene.density.shape[0], 4)
+    hidden, output = generator.field.network.parameters()
+    compared = 1000 if scene.density.shape[0] > 1000 else scene.density.shape[0]
+    assert network.training().shape == (compared * hidden.shape[1] + hidden.numel() + output.numel(),)
     (compositing,) = kernels.compositing_contenders(scene).values()
     assert compositing.forward().shape == (512, kernels.CHANNELS)
     assert compositing.training().shape == (scene.density.shape[0] * (1 + kernels.CHANNELS),)
@@ -82,6 +89,7 @@ def test_every_kernel_is_timed_on_a_gpu(configure):
     encodings = kernels.encodings(SPEC, generator.device, compiled=True)
     for contenders in (
         kernels.encoding_contenders(encodings, scene.positions),
+        kernels.network_contenders(generator.field, scene.positions),
         kernels.marching_contenders(scene),
         kernels.compositing_contenders(scene),
     ):
@@ -128,6 +136,27 @@ def test_the_command_writes_numbers_and_prints_tables(kernel, unit, tmp_path, ca
     printed = capsys.readouterr().out
     assert f"{kernel}, {record[kernel][unit]:,} {unit}" in printed
     assert "numba" in printed
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_the_networks_of_a_gpu_agree(monkeypatch):
+    """Triton's kernel, with tensor cores and without, as its interpreter has it on a CPU."""
+    field = HashGridField(SPEC, "triton", radius=1.0, hidden_width=8, hidden_layers=1, blob_scale=1.0, blob_std=1.0)
+    monkeypatch.setattr(kernels, "_network_backends", lambda device: ["triton"])
+    contenders = kernels.network_contenders(field, torch.rand(300, 3))
+    timings = kernels.bench_kernel(contenders, CPU, rounds=1)
+    assert [timing.name for timing in timings] == ["torch", "triton", "triton, float32"]
+    assert all(timing.forward > 0 and timing.training > 0 for timing in timings)
+
+
+def test_a_cpu_has_one_network(capsys):
+    arguments = ["--machine", "cpu", "--only", "network", "--rounds", "1", "--threads", "1"]
+    threads = torch.get_num_threads()
+    try:
+        assert bench_command.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert "network: cpu has no other implementation than the reference" in capsys.readouterr().out
 
 
 def test_options_that_belong_to_a_prior_need_one():

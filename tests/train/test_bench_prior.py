@@ -46,8 +46,9 @@ def test_a_method_against_the_same_with_a_peers_choices(configure, narrow):
     prior = random_prior(narrow, dtype=torch.bfloat16, image_size=64)
     parts = build_parts(config, prior)
     called = []
-    comparison = bench_prior.compare(parts, config, narrow, steps=1, warmup=1, on_step=lambda: called.append(1))
-    assert len(called) == bench_prior.count_steps(config, 1, 1) == 8
+    steps = dict(steps=2, peer_steps=1, warmup=1)
+    comparison = bench_prior.compare(parts, config, narrow, **steps, on_step=lambda: called.append(1))
+    assert len(called) == bench_prior.count_steps(config, **steps) == 10
     assert [t.stage.resolution for t in comparison.ours] == [t.stage.resolution for t in comparison.peer] == [8, 16]
     assert comparison.ours[1].timing.evaluations == 2 and comparison.peer[1].timing.evaluations == 3
     assert all(t.timing.evaluations == 3 for t in comparison.peer)
@@ -105,7 +106,7 @@ def test_a_device_is_as_fast_as_it_multiplies():
 def test_a_model_of_other_networks_is_an_input_error(configure, narrow):
     parts = build_parts(configure(), StableDiffusionPrior.load(EMBEDDED))
     with pytest.raises(InputError, match=r"--prior sd21: its UNet2DConditionModel has [\d,]+ parameters"):
-        bench_prior.compare(parts, configure(), narrow, steps=1, warmup=0)
+        bench_prior.compare(parts, configure(), narrow, steps=1, peer_steps=1, warmup=0)
 
 
 def bench_prior_rays(config):
