@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from nfsd3d.train.build import Parts
 from nfsd3d.train.pieces import Pieces
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+OF_NO_CONCERN = ("Dynamo detected a call to a `functools.lru_cache`", "The AccumulateGrad node's stream does not match")
+"""Warnings of torch's while it compiles and records: of diffusers asking for torch's version, and of a gradient from
+the stream in which a recording is made.
+"""
 
 
 def cache_folder() -> Path:
@@ -71,11 +78,14 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     limits.recompile_limit = max(limits.recompile_limit, len(rows) + 3)
     failure = None
     try:
-        prior.compile(row_unit=views, unet=unet, encoder=encoder)
-        if encoder:
-            warm_up_encoder(prior, views, without_gradient=method.needs_source)
-        if unet:
-            warm_up_unet(prior, rows, pieces.rows_at_once)
+        with warnings.catch_warnings():
+            for message in OF_NO_CONCERN:
+                warnings.filterwarnings("ignore", message)
+            prior.compile(row_unit=views, unet=unet, encoder=encoder)
+            if encoder:
+                warm_up_encoder(prior, views, without_gradient=method.needs_source)
+            if unet:
+                warm_up_unet(prior, rows, pieces.rows_at_once)
     except Exception as error:  # compilers raise all kinds; memory may run out, too
         release_compiled(prior)
         failure = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -104,6 +104,7 @@ def test_memory_that_recordings_keep_counts_as_taken(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # of streams, torch's own
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("one_memory", [True, False])
 def test_recordings_give_the_functions_numbers(one_memory):

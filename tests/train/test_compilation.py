@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -188,6 +189,20 @@ def test_a_run_says_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
     assert asked == [(2, True, True)] and prior._compiled_unet is not None
     assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
+
+
+def test_warnings_that_concern_nobody_are_left_out(compiled_with, monkeypatch):
+    text = "Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'upsampling.py:156'."
+    compiling = StableDiffusionPrior.compile
+    for words, told in ((text, False), ("something else", True)):
+        monkeypatch.setattr(StableDiffusionPrior, "compile", lambda *arguments, words=words, **options: (
+            warnings.warn(words, stacklevel=1) or compiling(*arguments, **options)
+        ))  # fmt: skip
+        if told:
+            with pytest.raises(InputError, match="something else"):  # warnings are errors here
+                compiled_with(True)
+        else:
+            assert compiled_with(True)[0].is_compiled
 
 
 def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):
