@@ -22,8 +22,8 @@ FusedNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
 """[N,O] of features [N,I] and the weights [H,I] and [O,H] of a network of one hidden layer."""
 
 
-SpaceOrdering = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""The order [N] of positions [N,3] of the unit cube, and values [N,...] in an order as they were before."""
+InOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""What a function gives for each of positions [N,3] in the unit cube, computed in another order than they have."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HashGridField(nn.Module):
         self.encoding = hash_encoding(spec, backend)
         self.network = mlp(spec.width, hidden_width, hidden_layers, 4)
         self._fused = fused_network(backend, spec.width, hidden_width, hidden_layers, tensor_cores=tensor_cores)
-        self._order = space_ordering(backend)
+        self._in_order = ordering(backend)
 
     def forward(self, positions: Tensor) -> FieldSample:
         """Density and albedo at ``positions`` [N,3]."""
@@ -95,13 +95,12 @@ class HashGridField(nn.Module):
         # Neighbours in space share entries of the table: gradients to it queue for each other less, and are added up
         # before they are written. Gradients to positions do without.
         trained = torch.is_grad_enabled() and not inside.requires_grad
-        if self._order is None or not trained:
-            return self._features_to_raw(self.encoding(inside))
-        order, back_in_place = self._order
-        places = order(inside)
-        return back_in_place(self._features_to_raw(self.encoding(inside[places])), places)
+        if self._in_order is None or not trained:
+            return self._encoded(inside)
+        return self._in_order(self._encoded, inside)
 
-    def _features_to_raw(self, features: Tensor) -> Tensor:
+    def _encoded(self, inside: Tensor) -> Tensor:
+        features = self.encoding(inside)
         if self._fused is None:
             return self.network(features)
         hidden, output = self.network.parameters()
@@ -135,16 +134,16 @@ def fused_network(backend: str, inputs: int, width: int, layers: int, *, tensor_
     return partial(perceptron, tensor_cores=tensor_cores) if fits(inputs, width, tensor_cores=tensor_cores) else None
 
 
-def space_ordering(backend: str) -> SpaceOrdering | None:
-    """How the order of points in space is found, and results of them put back; None where it is not worth while.
+def ordering(backend: str) -> InOrder | None:
+    """How points are computed in the order of space; None where it is not worth while.
 
     It is for ``backend`` "triton", on a GPU: thousands of points add to the table at a time.
     """
     if backend != "triton":
         return None
-    from nfsd3d.field.space_order_triton import back_in_place, space_order
+    from nfsd3d.field.space_order_triton import in_space_order
 
-    return space_order, back_in_place
+    return in_space_order
 
 
 def outward(gradient: Tensor) -> Tensor:

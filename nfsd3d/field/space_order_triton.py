@@ -1,5 +1,6 @@
 """Points in the order of a space-filling curve, in Triton: neighbours in space become neighbours in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def space_order(positions: Tensor) -> Tensor:
     if count:
         launch(_codes, (triton.cdiv(count, BLOCK),), positions, codes, count, SIDE=2**BITS, BLOCK=BLOCK)
     return codes.argsort()
+
+
+def in_space_order(function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+    """[N,...] ``function`` of positions [N,3] in the unit cube, which it meets in their order in space.
+
+    Differentiable, but not to the positions.
+    """
+    order = space_order(positions)
+    return back_in_place(function(positions.detach()[order]), order)
 
 
 def back_in_place(values: Tensor, order: Tensor) -> Tensor:

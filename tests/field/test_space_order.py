@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from nfsd3d.field.space_order_triton import BITS, back_in_place, space_order
+from nfsd3d.field.space_order_triton import BITS, back_in_place, in_space_order, space_order
 
 
 def code(cell):
@@ -34,6 +34,16 @@ def test_what_is_outside_or_no_number_has_a_place_too(triton_device):
     positions = torch.tensor([[0.5, 0.5, 0.5], [-3.0, 9.0, 0.1], [float("nan"), 0.2, float("inf")]]).to(triton_device)
     assert sorted(space_order(positions).tolist()) == [0, 1, 2]
     assert space_order(positions[:0]).shape == (0,)
+
+
+def test_a_function_meets_positions_in_order_and_its_results_are_where_they_were(triton_device):
+    positions = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)).to(triton_device)
+    met = []
+    weight = torch.tensor([2.0, 3.0, 5.0], device=triton_device, requires_grad=True)
+    found = in_space_order(lambda x: met.append(x) or x * weight, positions)
+    assert torch.equal(met[0], positions[space_order(positions)]) and torch.equal(found, positions * weight)
+    found.sum().backward()
+    torch.testing.assert_close(weight.grad, positions.sum(0))
 
 
 def test_everything_comes_back_to_its_place():
