@@ -12,15 +12,16 @@ import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
-from nfsd3d import backend, preflight
-from nfsd3d.config import compose, load_run_config
+from nfsd3d.config import hardware
+from nfsd3d.config.compose import compose, load_run_config
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
-from nfsd3d.export.pictures import render_views, rgb_picture, to_uint8, write_turntable
 from nfsd3d.export.write import known_format, write_mesh
-from nfsd3d.generator.nerf import NeRF
-from nfsd3d.settings import Config
-from nfsd3d.train import state
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.runs import checkpoints, preflight
+from nfsd3d.runs.metrics import read_metrics
+from nfsd3d.runs.summary import read_summary
 from nfsd3d.train.build import (
     ELEVATION_DEG,
     SHEET_VIEWS,
@@ -31,10 +32,9 @@ from nfsd3d.train.build import (
     mesh_settings,
     viewing_cameras,
 )
-from nfsd3d.train.metrics import read_metrics
-from nfsd3d.train.session import run
-from nfsd3d.train.show import images_of
-from nfsd3d.train.summary import read_summary
+from nfsd3d.train.previews import images_of
+from nfsd3d.train.run import train_and_export
+from nfsd3d.visualize.images import render_views, rgb_picture, to_uint8, write_turntable
 
 
 class Run:
@@ -52,7 +52,7 @@ class Run:
     @property
     def step(self) -> int:
         """Finished training steps of the checkpoint that is shown."""
-        return state.step_of(self._checkpoint)
+        return checkpoints.step_of(self._checkpoint)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Run:
                 f"{self.directory}: made with generator={kind}, pictures without views or a mesh; they are in image.png"
             )
         generator = build_generator(self.config)
-        state.load_generator(self._checkpoint, generator)
+        checkpoints.load_generator(self._checkpoint, generator)
         return generator.requires_grad_(False)
 
     @cached_property
@@ -92,7 +92,7 @@ class Run:
             raise InputError(f"{self.directory}: made a scene, which has views() and a mesh, but no images")
         prior = build_prior(self.config)
         pictures = build_pictures(self.config, prior)
-        state.load_generator(self._checkpoint, pictures)
+        checkpoints.load_generator(self._checkpoint, pictures)
         return np.stack([to_uint8(image) for image in images_of(pictures, prior)])
 
     def views(self, n: int = 8, size: int = 256, elevation_deg: float = ELEVATION_DEG) -> NDArray[np.uint8]:
@@ -178,9 +178,9 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
     """
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:
-        raise InputError("dry_run=true has no result to return: use nfsd3d.config.compose to see a configuration")
+        raise InputError("dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration")
     preflight.check(composed)
-    return load_run(run(preflight.claim_run_dir(composed, Path(config).stem)))
+    return load_run(train_and_export(preflight.claim_run_dir(composed, Path(config).stem)))
 
 
 def load_run(directory: str | Path, step: int | None = None) -> Run:
@@ -195,14 +195,14 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
     config = load_run_config(directory)
     directory = Path(directory).expanduser()
     try:
-        config, note = backend.adapted(config)
+        config, note = hardware.adapted(config)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from error
-    checkpoint = state.latest(directory)
+    checkpoint = checkpoints.latest(directory)
     if step is not None:
         checkpoint = checkpoint.with_name(f"step-{step:06d}.json")
         if not checkpoint.exists():
-            there = ", ".join(str(state.step_of(path)) for path in state.list_checkpoints(checkpoint.parent))
+            there = ", ".join(str(checkpoints.step_of(path)) for path in checkpoints.list_checkpoints(checkpoint.parent))
             raise InputError(f"{directory} has no checkpoint after step {step}; there are: {there}")
     if note is not None:
         print(f"{directory}: {note}", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nfsd3d.transfer import move
+from nfsd3d.device import move
 
 
 @dataclass(frozen=True)

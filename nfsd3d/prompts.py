@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nfsd3d.cameras import Cameras
+from nfsd3d.device import move
 from nfsd3d.errors import InputError
-from nfsd3d.transfer import move
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 FRONT, SIDE, BACK, OVERHEAD = range(4)

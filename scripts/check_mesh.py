@@ -12,12 +12,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nfsd3d.api import load_run
-from nfsd3d.arguments import plain
+from nfsd3d.cli.options import plain
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate import mesh_checks
-from nfsd3d.export.pictures import write_png
-from nfsd3d.files import write_json
+from nfsd3d.evaluate import mesh_files
+from nfsd3d.runs.files import write_json
 from nfsd3d.train.build import viewing_cameras
+from nfsd3d.visualize.images import write_png
 
 TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
@@ -30,11 +30,11 @@ def main() -> int:
     if not options.run_dirs and not options.install:
         raise InputError("RUN_DIR: give one or several, or --install")
     if options.install:
-        mesh_checks.install_npm_packages(options.tools)
+        mesh_files.install_npm_packages(options.tools)
     elif (options.validator or options.browser) and not options.tools.is_dir():
         raise InputError(f"--tools {options.tools}: no such folder; add --install, which puts the npm packages there")
     options.output.mkdir(parents=True, exist_ok=True)
-    names = mesh_checks.picture_names(options.run_dirs)
+    names = mesh_files.picture_names(options.run_dirs)
     results = [check(run_dir, name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)]
     if options.json is not None:
         write_json(options.json, results)
@@ -48,28 +48,28 @@ def check(run_dir: Path, picture_name: str, options: argparse.Namespace) -> dict
         InputError: no run or no mesh, or a program that is not there.
     """
     run = load_run(run_dir)
-    glb = mesh_checks.find_glb(options.folder or run_dir / "mesh")
+    glb = mesh_files.find_glb(options.folder or run_dir / "mesh")
     name = options.output / picture_name
-    result = {"run": str(run_dir), "shape": mesh_checks.check_shape(glb)}
+    result = {"run": str(run_dir), "shape": mesh_files.check_shape(glb)}
     cameras = viewing_cameras(run.config, 8, 256)
-    agreement, picture = mesh_checks.compare_with_views(run.generator, mesh_checks.read_glb(glb), cameras)
+    agreement, picture = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
     write_png(name.with_name(f"{name.name}-views.png"), picture)
     result["views"] = {key: round(value, 4) for key, value in asdict(agreement).items()}
     ok = result["shape"]["watertight"] and result["shape"]["consistent"] and result["shape"]["volume"] > 0
     ok = ok and agreement.psnr >= LEAST_PSNR and agreement.silhouette_iou >= LEAST_SILHOUETTE_IOU
     if options.validator:
-        result["validator"] = mesh_checks.validate_glb(glb, options.tools)
+        result["validator"] = mesh_files.validate_glb(glb, options.tools)
         ok = ok and result["validator"]["errors"] == result["validator"]["warnings"] == 0
     if options.browser:
         picture_path = name.with_name(f"{name.name}-three.png")
-        psnr = mesh_checks.three_picture(glb, picture_path, options.tools, options.chromium)
+        psnr = mesh_files.three_picture(glb, picture_path, options.tools, options.chromium)
         result["three_psnr"] = round(psnr, 2)
     if options.browser and (run_dir / "report.html").exists():
         picture_path = name.with_name(f"{name.name}-report.png")
-        mesh_checks.page_picture(run_dir / "report.html", picture_path, options.chromium, (1100, 2600))
+        mesh_files.page_picture(run_dir / "report.html", picture_path, options.chromium, (1100, 2600))
     if options.blender is not None:
         picture_path = name.with_name(f"{name.name}-blender.png")
-        result["blender"] = mesh_checks.blender_picture(glb, picture_path, options.blender)
+        result["blender"] = mesh_files.blender_picture(glb, picture_path, options.blender)
     result["ok"] = ok
     result = plain(result)  # equal pictures have a PSNR of infinity, which JSON lacks
     print(json.dumps(result, allow_nan=False), flush=True)

@@ -2,7 +2,7 @@
 
     python scripts/train_judge.py
 
-Writes the weights and the calibration to nfsd3d/evaluate/judge_weights (another folder: --out).
+Writes the weights and the calibration to nfsd3d/evaluate/classifier/weights (another folder: --out).
 """
 
 import argparse
@@ -19,25 +19,26 @@ def main() -> None:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from nfsd3d.evaluate import calibration, judge_training, tables
-    from nfsd3d.evaluate.judge import WEIGHTS
-    from nfsd3d.prior.resolve import EMBEDDED
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.classifier import calibration, training
+    from nfsd3d.evaluate.classifier.model import WEIGHTS
+    from nfsd3d.prior.files.resolve import EMBEDDED
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
     weights = (arguments.out or WEIGHTS.parent) / WEIGHTS.name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
         task = progress.add_task("pictures", total=arguments.pictures + 2048, note="")
-        draw = [(arguments.pictures, judge_training.SEED), (2048, judge_training.SEED + 1)]
+        draw = [(arguments.pictures, training.SEED), (2048, training.SEED + 1)]
         truth, unseen = (
-            judge_training.render_truth(count, seed, on_pictures=lambda n: progress.advance(task, n))
+            training.render_truth(count, seed, on_pictures=lambda n: progress.advance(task, n))
             for count, seed in draw
         )
         task = progress.add_task("judge", total=arguments.steps, note="")
-        judge = judge_training.train_judge(
+        judge = training.train_judge(
             truth, arguments.steps, on_step=lambda loss: progress.update(task, advance=1, note=f"loss {loss:.3f}")
         )
-    judge_training.save_judge(judge, weights)
+    training.save_judge(judge, weights)
     rows = calibration.calibrate_all(judge, unseen, StableDiffusionPrior.load(EMBEDDED))
     calibration.save_calibration(rows, weights.with_name(calibration.STORED.name))
     print(tables.calibration_table(rows))

@@ -32,8 +32,8 @@ def main() -> None:
 
     import torch
 
-    from nfsd3d.shapes.teacher import train
-    from nfsd3d.shapes.training import TeacherSettings
+    from nfsd3d.shapes.training.common import TeacherSettings
+    from nfsd3d.shapes.training.pipeline import train
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     settings = TeacherSettings(

@@ -6,8 +6,8 @@ from importlib.metadata import version
 # A test never asks the network for a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from nfsd3d.backend import triton_interprets, visible_gpus
-from nfsd3d.evaluate.cores import threads
+from nfsd3d.compare.cores import threads
+from nfsd3d.config.hardware import triton_interprets, visible_gpus
 
 # Of several processes that share the tests, each keeps to one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -19,6 +19,8 @@ if visible_gpus() == 0:
 
 import pytest
 import torch
+
+pytest_plugins = ["tiny_models", "tiny_runs"]
 
 ON_CPU = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in ("torch", "numba", "triton")]
 ON_CUDA = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("torch", "triton")]

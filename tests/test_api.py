@@ -1,6 +1,5 @@
 """The Python interface and the commands on a run, with a small model in the layout of Stable Diffusion."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,13 +10,15 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import trimesh
+from tiny_models import build_model
 
 import nfsd3d
-from nfsd3d import backend
-from nfsd3d.cli import main
+from nfsd3d.cli.main import main
+from nfsd3d.config import hardware
 from nfsd3d.errors import InputError
-from nfsd3d.export import extract, unwrap
-from nfsd3d.generator.nerf import NeRF
+from nfsd3d.export import extract
+from nfsd3d.export.texture import unwrap
+from nfsd3d.generators.nerf.nerf import NeRF
 
 TINY = {
     "prompts.views": "coarse",  # the tiny model reads few tokens
@@ -43,11 +44,8 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A model folder; the builder is that of the prior's tests."""
-    spec = importlib.util.spec_from_file_location("tiny_model", Path(__file__).parent / "prior" / "conftest.py")
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    return builder.build_model(tmp_path_factory.mktemp("model"), "tiny", "epsilon")
+    """A model folder."""
+    return build_model(tmp_path_factory.mktemp("model"), "tiny", "epsilon")
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +250,7 @@ def trained_elsewhere(run, directory, field, sampler):
 
 @pytest.mark.parametrize("sampler", ["triton", "nerfacc"])
 def test_runs_of_a_machine_with_a_gpu_are_opened_without_one(run, tmp_path, monkeypatch, capsys, sampler):
-    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
     there = trained_elsewhere(run, tmp_path / "there", "triton", sampler)
     assert main(["export", str(there)]) == 0
     assert f"{there}: opened with machine=cpu and backend=" in capsys.readouterr().err
@@ -263,7 +261,7 @@ def test_runs_of_a_machine_with_a_gpu_are_opened_without_one(run, tmp_path, monk
 
 
 def test_runs_of_tiny_cuda_nn_need_it(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(backend, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
     there = trained_elsewhere(run, tmp_path / "there", "tcnn", "nerfacc")
     assert main(["export", str(there)]) == 2
     error = capsys.readouterr().err

@@ -15,24 +15,24 @@ from safetensors.torch import load_file
 
 import nfsd3d
 from nfsd3d.cameras import orbit
-from nfsd3d.config import compose
+from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.evaluate.alignment import align
-from nfsd3d.evaluate.judge import Judge
-from nfsd3d.evaluate.runs import composition_of, views_of
-from nfsd3d.generator.pictures import Pictures
+from nfsd3d.evaluate.classifier.alignment import align
+from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.score_scene import composition_of, views_of
+from nfsd3d.generators.images import Pictures
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.recorded import peak_bytes
-from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
+from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.train import session, state
-from nfsd3d.train.budget import GIB, estimator, fit_into_memory
+from nfsd3d.runs import checkpoints
 from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.loop import differentiate
-from nfsd3d.train.pieces import configured_pieces
+from nfsd3d.train.memory.budget import GIB, estimator, fit_into_memory
+from nfsd3d.train.memory.chunking import configured_pieces
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.session import distillation
+from nfsd3d.train.run import distillation, train_and_export
 from nfsd3d.train.step import step_loss
 
 pytestmark = [
@@ -218,13 +218,13 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     console = Console(file=io.StringIO())
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir()
-    session.run(compose("nfsd", [*choices, f"run_dir={straight}"]), console=console)
+    train_and_export(compose("nfsd", [*choices, f"run_dir={straight}"]), console=console)
     shutil.copytree(straight, stopped)
     for path in (stopped / "checkpoints").glob("step-000006.*"):
         path.unlink()
-    begun = load_file(state.latest(stopped).with_suffix(".safetensors"))
-    session.run(compose("nfsd", [*choices, f"run_dir={stopped}"]), resume=stopped, console=console)
-    expected, found = (load_file(state.latest(run).with_suffix(".safetensors")) for run in (straight, stopped))
+    begun = load_file(checkpoints.latest(stopped).with_suffix(".safetensors"))
+    train_and_export(compose("nfsd", [*choices, f"run_dir={stopped}"]), resume=stopped, console=console)
+    expected, found = (load_file(checkpoints.latest(run).with_suffix(".safetensors")) for run in (straight, stopped))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         moved = (value.double() - begun[name].double()).norm()

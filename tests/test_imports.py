@@ -17,58 +17,56 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 
-# room -> rooms and modules of the package that it may not import
+# package -> packages and modules below nfsd3d that it may not import
 FORBIDDEN = {
-    "nfsd3d.distill": ("field", "render", "generator", "prior", "shapes", "train", "export", "evaluate", "config"),
-    "nfsd3d.field": ("render", "generator", "prior", "distill", "shapes", "train", "export", "evaluate", "config"),
-    "nfsd3d.render": ("field", "generator", "prior", "distill", "shapes", "train", "export", "evaluate", "config"),
-    "nfsd3d.generator": ("prior", "distill", "shapes", "train", "export", "evaluate", "config", "settings"),
-    "nfsd3d.prior": ("field", "render", "generator", "shapes", "train", "export", "evaluate", "config"),
-    "nfsd3d.shapes": ("field", "generator", "distill", "train", "export", "evaluate", "config"),
-    "nfsd3d.train": ("shapes", "evaluate"),
-    "nfsd3d.settings": ("config", "cli", "train", "prior"),
+    "nfsd3d.distill": ("generators", "prior", "shapes", "train", "export", "evaluate", "config.compose"),
+    "nfsd3d.generators": ("prior", "distill", "shapes", "train", "export", "evaluate", "config"),
+    "nfsd3d.prior": ("generators", "shapes", "train", "export", "evaluate", "config.compose"),
+    "nfsd3d.shapes": ("generators", "distill", "train", "export", "evaluate", "config.compose"),
+    "nfsd3d.train": ("shapes", "evaluate", "compare", "decompose", "cli"),
+    "nfsd3d.config": ("cli", "train", "prior", "generators", "runs"),
 }
 # Everything may be used without train, except what is about whole runs.
 ABOUT_RUNS = {
     "nfsd3d.api",
-    "nfsd3d.decompose_command",
-    "nfsd3d.render_command",
-    "nfsd3d.start",
-    "nfsd3d.export.command",
-    *(name for name in MODULES if name.startswith(("nfsd3d.bench.", "nfsd3d.evaluate."))),
+    *(
+        name
+        for name in MODULES
+        if name.startswith(tuple(f"nfsd3d.{room}." for room in ("bench", "cli", "compare", "decompose", "evaluate")))
+    ),
 }
 # Packages that only these modules may import.
 ADAPTERS = {
-    "hydra": {"nfsd3d.config", "nfsd3d.overrides", "nfsd3d.sweep"},
-    "omegaconf": {"nfsd3d.config", "nfsd3d.sweep"},
-    "tinycudann": {"nfsd3d.field.hashgrid_tcnn"},
-    "nerfacc": {"nfsd3d.render.samplers_nerfacc"},
+    "hydra": {"nfsd3d.config.compose", "nfsd3d.config.overrides", "nfsd3d.cli.sweep"},
+    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.cli.sweep"},
+    "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
+    "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {
-        "nfsd3d.kernels",
-        "nfsd3d.export.raster_numba",
+        "nfsd3d.generators.nerf.launch_numba",
+        "nfsd3d.export.texture.rasterize_numba",
         "nfsd3d.export.visibility_numba",
-        "nfsd3d.field.hashgrid_numba",
-        "nfsd3d.render.samplers_numba",
+        "nfsd3d.generators.nerf.hashgrid.numba_kernels",
+        "nfsd3d.generators.nerf.sampling.numba_kernels",
     },
-    "xatlas": {"nfsd3d.export.unwrap_worker"},
+    "xatlas": {"nfsd3d.export.texture.unwrap_worker"},
     # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
     "triton": {
-        "nfsd3d.kernels_triton",
-        "nfsd3d.field.hashgrid_triton",
-        "nfsd3d.field.space_order_triton",
-        "nfsd3d.field.mlp_triton",
-        "nfsd3d.render.samplers_triton",
-        "nfsd3d.render.compositing_triton",
+        "nfsd3d.generators.nerf.launch_triton",
+        "nfsd3d.generators.nerf.hashgrid.triton_kernels",
+        "nfsd3d.generators.nerf.morton_triton",
+        "nfsd3d.generators.nerf.mlp_triton",
+        "nfsd3d.generators.nerf.sampling.triton_kernels",
+        "nfsd3d.generators.nerf.compositing.triton_kernels",
     },
     "diffusers": {
         "nfsd3d.prior.architectures",
-        "nfsd3d.prior.frozen_encoder",
-        "nfsd3d.prior.loading",
-        "nfsd3d.shapes.autoencoder",
-        "nfsd3d.shapes.denoiser",
-        "nfsd3d.shapes.teacher",
+        "nfsd3d.prior.compiled.encoder",
+        "nfsd3d.prior.files.loading",
+        "nfsd3d.shapes.training.autoencoder",
+        "nfsd3d.shapes.training.denoiser",
+        "nfsd3d.shapes.training.pipeline",
     },
-    "peft": {"nfsd3d.prior.particle"},
+    "peft": {"nfsd3d.prior.lora"},
     "torchvision": set(),
 }
 
@@ -167,10 +165,10 @@ def test_every_module_can_be_imported_without_cuda():
 
 
 def test_the_command_line_imports_nothing_slow():
-    code = "import json, sys, nfsd3d.cli, nfsd3d.doctor; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, nfsd3d.cli.main, nfsd3d.cli.doctor; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60
     )
     loaded = set(json.loads(result.stdout))
-    assert {"nfsd3d.config", "hydra"} <= loaded
+    assert {"nfsd3d.config.compose", "hydra"} <= loaded
     assert loaded & {"torch", "numpy", "diffusers", "transformers", "numba", "huggingface_hub"} == set()

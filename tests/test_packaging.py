@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfsd3d
-from nfsd3d.cli import COMMANDS
+from nfsd3d.cli.main import COMMANDS
 
 ROOT = Path(nfsd3d.__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def test_the_wheel_holds_nothing_else(wheel):
 
 def test_the_wheel_describes_itself(wheel):
     info = f"nfsd3d-{nfsd3d.__version__}.dist-info"
-    assert b"nfsd3d = nfsd3d.cli:main" in wheel[f"{info}/entry_points.txt"]
+    assert b"nfsd3d = nfsd3d.cli.main:main" in wheel[f"{info}/entry_points.txt"]
     metadata = wheel[f"{info}/METADATA"].decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: <3.14,>=3.11" in metadata
@@ -92,7 +92,7 @@ def test_no_dependency_needs_torchvision():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_subcommand_has_help(command):
-    code = f"import sys; from nfsd3d.cli import main; sys.exit(main([{command!r}, '--help']))"
+    code = f"import sys; from nfsd3d.cli.main import main; sys.exit(main([{command!r}, '--help']))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0
     assert f"nfsd3d {command}" in result.stdout

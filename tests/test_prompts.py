@@ -17,7 +17,7 @@ from nfsd3d.prompts import (
     perp_neg_mixture,
     perp_neg_weights,
 )
-from nfsd3d.shapes.grammar import view_phrases
+from nfsd3d.shapes.world.grammar import view_phrases
 
 
 class Recorder:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nfsd3d.bench.clock import Stopwatch, now
-from nfsd3d.settings import TrainConfig
+from nfsd3d.config.schema import TrainConfig
 from nfsd3d.train.build import Parts
 from nfsd3d.train.loop import drop_unless_finite
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.memory.chunking import Pieces
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 

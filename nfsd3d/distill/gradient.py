@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from nfsd3d.transfer import move
+from nfsd3d.device import move
 
 if TYPE_CHECKING:
     from nfsd3d.distill.methods import Method

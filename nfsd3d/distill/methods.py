@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from nfsd3d.config.errors import did_you_mean
 from nfsd3d.distill.gradient import Predictions, guided
 from nfsd3d.errors import InputError
-from nfsd3d.setting_errors import did_you_mean
 
 
 def sds(p: Predictions, s: float) -> Tensor:
@@ -72,7 +72,7 @@ class Method:
     ``branches`` names the predictions that ``function`` reads (fields of `Predictions`); ``active`` restricts a branch
     to some rows (a branch that is not listed there is needed in all); ``prompts`` names the prompt of a branch where
     that is not the branch's own name. ``noising`` says how the latents are noised, and what takes the place of the
-    noise: a key of `nfsd3d.prior.noise.NOISINGS`. ``then`` is the method of the second half of training, where that
+    noise: a key of `nfsd3d.prior.schedule.NOISINGS`. ``then`` is the method of the second half of training, where that
     is another one.
     """
 

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping
 
-from nfsd3d.evaluate.calibration import Calibration
+from nfsd3d.evaluate.classifier.calibration import Calibration
 from nfsd3d.evaluate.clip import ClipScore
-from nfsd3d.evaluate.images import ImageScore
-from nfsd3d.evaluate.prior_quality import SampleQuality
-from nfsd3d.evaluate.runs import Row, RunScore, mean_of
+from nfsd3d.evaluate.score_images import ImageScore
+from nfsd3d.evaluate.score_prior import SampleQuality
+from nfsd3d.evaluate.score_scene import Row, RunScore, mean_of
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

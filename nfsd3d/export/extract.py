@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nfsd3d.export.bake import Colored, bake, surface_colors
 from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
-from nfsd3d.export.level import DensityGrid, LevelSet, sample_density, visible_level_set
+from nfsd3d.export.level_set import DensityGrid, LevelSet, sample_density, visible_level_set
 from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
 from nfsd3d.export.simplify import simplify
-from nfsd3d.export.unwrap import UnwrapFailed, unwrap
+from nfsd3d.export.texture.bake import Colored, bake, surface_colors
+from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
 
 REACH = 0.03
 """Of the world's half-width: how far before and behind the surface its colour is looked for."""

@@ -15,8 +15,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.cubes import CORNERS, EDGES, triangle_table
-from nfsd3d.export.level import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range, spread_directions
+from nfsd3d.export.level_set import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range, spread_directions
+from nfsd3d.export.marching_cubes_table import CORNERS, EDGES, triangle_table
 from nfsd3d.export.mesh import FloatArray
 
 NEAR = 3.0

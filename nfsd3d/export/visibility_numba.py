@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
-from nfsd3d.kernels import kernel
+from nfsd3d.generators.nerf.launch_numba import kernel
 
 HALF = math.log(2.0)
 

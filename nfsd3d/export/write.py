@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import nfsd3d
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import SurfaceMesh, srgb_to_linear
-from nfsd3d.files import write_bytes
+from nfsd3d.runs.files import write_bytes
 
 Extras = Mapping[str, str | int | float]
 Files = dict[str, bytes]

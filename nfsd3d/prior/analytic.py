@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.schedule import NoiseSchedule
 
 
 class AnalyticPrior:
-    """Mixtures of isotropic Gaussians in latent space, one per prompt; implements :class:`nfsd3d.prior.Prior`.
+    """Mixtures of isotropic Gaussians in latent space, one per prompt; implements :class:`nfsd3d.prior.base.Prior`.
 
     The latent of an image is the image itself, scaled to [-1, 1]. A prompt's embedding [1,K] holds the weights of the
     K components. Works in the dtype of ``means``, so that identities can be checked in float64.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfsd3d.prior.noise import NoiseSchedule
+from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, placed
 
 

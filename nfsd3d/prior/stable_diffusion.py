@@ -12,13 +12,13 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
+from nfsd3d.device import move
 from nfsd3d.errors import InputError
-from nfsd3d.prior.frozen_encoder import frozen_encoder
-from nfsd3d.prior.loading import load_parts
-from nfsd3d.prior.noise import NoiseSchedule
-from nfsd3d.prior.recorded import Recorded
-from nfsd3d.prior.resolve import ModelFiles
-from nfsd3d.transfer import move
+from nfsd3d.prior.compiled.cuda_graphs import Recorded
+from nfsd3d.prior.compiled.encoder import frozen_encoder
+from nfsd3d.prior.files.loading import load_parts
+from nfsd3d.prior.files.resolve import ModelFiles
+from nfsd3d.prior.schedule import NoiseSchedule
 
 # What the denoiser's output means -> the noise it implies.
 _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
@@ -35,7 +35,7 @@ before, in float32, and read again.
 
 
 class StableDiffusionPrior:
-    """A latent diffusion model with a CLIP text encoder, frozen; implements :class:`nfsd3d.prior.Prior`.
+    """A latent diffusion model with a CLIP text encoder, frozen; implements :class:`nfsd3d.prior.base.Prior`.
 
     The networks run in the precision they were loaded in; latents, predictions and gradients are float32.
     """
@@ -79,7 +79,7 @@ class StableDiffusionPrior:
     def load(
         cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "StableDiffusionPrior":
-        """Reads a model (a folder, or what :mod:`nfsd3d.prior.resolve` found), whatever precision it was saved in.
+        """Reads a model (a folder, or what :mod:`nfsd3d.prior.files.resolve` found), whatever precision it was saved in.
 
         Raises:
             InputError: the files cannot be read as the model they claim to be; the message names the part.
@@ -187,13 +187,13 @@ class StableDiffusionPrior:
         """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
         compiles when it first meets a shape.
 
-        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.recorded.Recorded`), so that a latent
+        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.compiled.cuda_graphs.Recorded`), so that a latent
         must be differentiated, if at all, before the next encoding of as many images. Graphs have fixed shapes, and
         NFSD's rows vary with the timesteps. So rows are filled up to a multiple of ``row_unit``, the views of a step:
         NFSD has two graphs (with and without the negative prompt), not one for every number of rows; nor one alone,
         because that would evaluate the negative prompt where nobody asks.
 
-        ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.particle`). ``backend`` is
+        ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.lora`). ``backend`` is
         torch.compile's.
         """
         graphs = backend == "inductor" and self.device.type == "cuda"

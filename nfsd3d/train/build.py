@@ -8,24 +8,24 @@ from pathlib import Path
 import torch
 
 from nfsd3d.cameras import CameraRanges, Cameras, orbit
+from nfsd3d.config.schedules import milestone_at
+from nfsd3d.config.schema import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
-from nfsd3d.field.hashgrid import HashGridSpec
-from nfsd3d.generator import Generator
-from nfsd3d.generator.nerf import NeRF, NeRFSettings
-from nfsd3d.generator.pictures import Pictures
-from nfsd3d.preflight import find_model
-from nfsd3d.prior import Prior
-from nfsd3d.prior.particle import Particle
-from nfsd3d.prior.resolve import ModelFiles, fetch
+from nfsd3d.generators.base import Generator
+from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.prior.base import Prior
+from nfsd3d.prior.files.resolve import ModelFiles, fetch
+from nfsd3d.prior.lora import Particle
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.schedules import milestone_at
-from nfsd3d.settings import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
-from nfsd3d.train.edit import load_source
+from nfsd3d.runs.preflight import find_model
+from nfsd3d.train.initialize import load_source
 from nfsd3d.train.step import Distillation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ class Parts:
 def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
     """Everything a run needs, loaded and initialised with the run's seed; ``prior`` takes the place of the model's.
 
-    ``kept_source`` is the file of what the run started from, if it goes on (see `nfsd3d.train.state.save_source`).
+    ``kept_source`` is the file of what the run started from, if it goes on (see `nfsd3d.runs.checkpoints.save_source`).
 
     Raises:
         InputError: no such method, or the prior's model is not there, or does not know a word of the prompt, or what is

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
+from nfsd3d.config.schema import Config, LatentConfig
 from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
-from nfsd3d.prior import Prior
-from nfsd3d.prior.noise import NOISING_BRANCHES
-from nfsd3d.prior.pieces import parts as rows_in_parts
+from nfsd3d.prior.base import Prior
+from nfsd3d.prior.chunked import parts as rows_in_parts
+from nfsd3d.prior.schedule import NOISING_BRANCHES
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
-from nfsd3d.settings import Config, LatentConfig
 from nfsd3d.train.build import Parts
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.memory.chunking import Pieces
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 

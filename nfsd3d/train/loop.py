@@ -13,19 +13,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nfsd3d.export.pictures import Image, write_png
-from nfsd3d.generator import Generator
-from nfsd3d.generator.nerf import NeRF
-from nfsd3d.generator.pictures import Pictures
-from nfsd3d.settings import Config
-from nfsd3d.streams import fork
-from nfsd3d.train import state
-from nfsd3d.train.display import Display
+from nfsd3d.config.schema import Config
+from nfsd3d.generators.base import Generator
+from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.metrics import MetricsWriter
 from nfsd3d.train.interrupts import StopRequest
-from nfsd3d.train.metrics import MetricsWriter
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.memory.chunking import Pieces
 from nfsd3d.train.plan import StepPlan, plan_at
+from nfsd3d.train.progress_bar import Display
+from nfsd3d.train.rng import fork
 from nfsd3d.train.watchdog import Limits, Watchdog
+from nfsd3d.visualize.images import Image, write_png
 
 LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "unable to find an engine")
 """What libraries besides torch say when a GPU has no memory left for them: Triton (its kernels), cuBLAS, cuDNN."""
@@ -51,7 +51,7 @@ class Task:
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
     recount: Callable[[int], None] = lambda count: None
-    particle: state.Learner | None = None
+    particle: checkpoints.Learner | None = None
     pieces: Pieces = field(default_factory=Pieces)
     release: Callable[[], None] = lambda: None
 
@@ -83,7 +83,7 @@ class Progress:
         return {"seconds": self.seconds, "network_evaluations": evaluations, "metrics": self.metrics}
 
     @classmethod
-    def resumed(cls, restored: state.Restored) -> "Progress":
+    def resumed(cls, restored: checkpoints.Restored) -> "Progress":
         """The progress of a run that goes on from a checkpoint."""
         record = restored.record
         return cls(restored.steps, record["metrics"], record["seconds"], record["network_evaluations"])
@@ -111,7 +111,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     unread: Tensor | None = None
 
     def save() -> None:
-        state.save(
+        checkpoints.save(
             run_dir / "checkpoints",
             progress.steps,
             generator,

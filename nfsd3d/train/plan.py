@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nfsd3d.schedules import milestone_at, value_at
-from nfsd3d.settings import TrainConfig
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.config.schedules import milestone_at, value_at
+from nfsd3d.config.schema import TrainConfig
+from nfsd3d.train.memory.chunking import Pieces
 
 
 @dataclass(frozen=True)

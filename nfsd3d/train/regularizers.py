@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nfsd3d.generator import Rendering
+from nfsd3d.generators.base import Rendering
 
 
 def sparsity(opacity: Tensor) -> Tensor:

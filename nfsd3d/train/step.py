@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from nfsd3d.cameras import CameraRanges, sample_cameras
+from nfsd3d.config.schedules import Schedule, value_at
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
-from nfsd3d.generator import Generator, Images, Latents, Rendering
-from nfsd3d.prior import Prior
-from nfsd3d.prior.noise import NOISINGS
-from nfsd3d.prior.particle import Particle
-from nfsd3d.prior.pieces import in_pieces
+from nfsd3d.generators.base import Generator, Images, Latents, Rendering
+from nfsd3d.prior.base import Prior
+from nfsd3d.prior.chunked import in_pieces
+from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prompts import PromptBank
-from nfsd3d.schedules import Schedule, value_at
-from nfsd3d.streams import fork
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
 from nfsd3d.train.regularizers import penalty
+from nfsd3d.train.rng import fork
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, threshold_step, weight
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.analytic import AnalyticPrior
-from nfsd3d.prior.noise import NOISINGS, NoiseSchedule
+from nfsd3d.prior.schedule import NOISINGS, NoiseSchedule
 
 SIZE = 2
 TARGET, OTHER = 0.8, -0.8

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.geometry import ellipsoid_iou, fit
-from nfsd3d.evaluate.solids import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
-from nfsd3d.field.hashgrid import HashGridSpec
-from nfsd3d.generator.nerf import NeRF, NeRFSettings
-from nfsd3d.render.occupancy import OccupancyGrid
-from nfsd3d.shapes.objects import OBJECTS
+from nfsd3d.evaluate.geometry.iou import ellipsoid_iou, fit
+from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
+from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+from nfsd3d.shapes.world.objects import OBJECTS
 
 HARD = 300.0
 SOFT = 30.0  # what a short training run reaches

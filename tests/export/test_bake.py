@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nfsd3d.export import bake as bake_module
-from nfsd3d.export.bake import SUPERSAMPLING, bake, surface_colors
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.mesh import linear_to_srgb, reduced, srgb_to_linear
-from nfsd3d.export.unwrap import Charts
+from nfsd3d.export.texture import bake as bake_module
+from nfsd3d.export.texture.bake import SUPERSAMPLING, bake, surface_colors
+from nfsd3d.export.texture.unwrap import Charts
 
 FRONT = np.float32([1, 0, 0])
 

@@ -9,8 +9,8 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.export import extract as extract_module
 from nfsd3d.export.extract import MeshSettings, extract_mesh
-from nfsd3d.export.raster import colors_at
-from nfsd3d.export.unwrap import UnwrapFailed
+from nfsd3d.export.texture.rasterize import colors_at
+from nfsd3d.export.texture.unwrap import UnwrapFailed
 
 BALL_VOLUME = 4 / 3 * math.pi * 0.5**3
 PLAIN = MeshSettings(resolution=80, max_faces=10**6, texture_size=0)

@@ -9,7 +9,7 @@ import trimesh
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.isosurface import extract_surface, surface_normals
-from nfsd3d.export.level import LevelSet, sample_density
+from nfsd3d.export.level_set import LevelSet, sample_density
 
 BALL_VOLUME = 4 / 3 * math.pi * 0.5**3
 

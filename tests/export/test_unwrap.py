@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import trimesh
 
-from nfsd3d.export import unwrap as unwrap_module
 from nfsd3d.export.isosurface import Surface
-from nfsd3d.export.raster import rasterize
-from nfsd3d.export.unwrap import UnwrapFailed, unwrap
+from nfsd3d.export.texture import unwrap as unwrap_module
+from nfsd3d.export.texture.rasterize import rasterize
+from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
 
 
 @pytest.fixture(scope="module")

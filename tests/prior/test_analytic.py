@@ -3,7 +3,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from nfsd3d.prior.analytic import AnalyticPrior
-from nfsd3d.prior.noise import NoiseSchedule, ddim_sample
+from nfsd3d.prior.schedule import NoiseSchedule, ddim_sample
 
 WEIGHTS = {"": [0.3, 0.7], "mostly left": [0.95, 0.05], "left": [1.0, 0.0], "right": [0.0, 1.0]}
 

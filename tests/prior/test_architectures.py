@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nfsd3d.bench.arithmetic import arithmetic
+from nfsd3d.bench.flops import arithmetic
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture, random_networks, random_prior
-from nfsd3d.prior.resolve import ALIASES
+from nfsd3d.prior.files.resolve import ALIASES
 
 
 def small_architecture() -> Architecture:

@@ -6,8 +6,8 @@ import torch
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.noise import NOISINGS
-from nfsd3d.prior.particle import Particle
+from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.prompts import PromptBank
 

@@ -9,7 +9,7 @@ import torch
 from nfsd3d.distill.gradient import guided, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.analytic import AnalyticPrior
-from nfsd3d.prior.noise import NOISINGS, NoiseSchedule, ddim_invert, interval_noise, inverted_noise, random_noise
+from nfsd3d.prior.schedule import NOISINGS, NoiseSchedule, ddim_invert, interval_noise, inverted_noise, random_noise
 
 SIZE = 2
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

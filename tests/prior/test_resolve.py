@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior import resolve
-from nfsd3d.prior.resolve import (
+from nfsd3d.prior.files import resolve
+from nfsd3d.prior.files.resolve import (
     ALIASES,
     AUTOENCODER,
     LAYOUT,
@@ -87,7 +87,7 @@ def test_a_missing_path_fails_at_once_and_without_torch():
 import sys, time
 begin = time.perf_counter()
 from nfsd3d.errors import InputError
-from nfsd3d.prior.resolve import locate
+from nfsd3d.prior.files.resolve import locate
 try:
     locate("sd21", "/no/such/folder")
 except InputError as error:

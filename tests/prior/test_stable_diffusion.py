@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.noise import ddim_sample
-from nfsd3d.prior.resolve import ModelFiles, fetch, locate
+from nfsd3d.prior.files.resolve import ModelFiles, fetch, locate
+from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 LATENT, VAE_FACTOR, TOKENS = 8, 4, 14

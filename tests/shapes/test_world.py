@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit, sample_cameras
-from nfsd3d.shapes.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
-from nfsd3d.shapes.grammar import (
+from nfsd3d.shapes.world.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
+from nfsd3d.shapes.world.grammar import (
     COLORS,
     PATTERNS,
     QUALITY,
@@ -19,9 +19,9 @@ from nfsd3d.shapes.grammar import (
     sample_composition,
     view_name,
 )
-from nfsd3d.shapes.objects import BOUND, OBJECTS
-from nfsd3d.shapes.render import render_views
-from nfsd3d.shapes.scene import WORLD_CAMERAS, picture_caption, sample_pictures
+from nfsd3d.shapes.world.objects import BOUND, OBJECTS
+from nfsd3d.shapes.world.render import render_views
+from nfsd3d.shapes.world.scene import WORLD_CAMERAS, picture_caption, sample_pictures
 
 
 def test_size_of_the_world():

@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from nfsd3d.backend import check_machine
-from nfsd3d.config import compose
-from nfsd3d.render.samplers_nerfacc import nerfacc_obstacle
-from nfsd3d.train import session
+from nfsd3d.config.compose import compose
+from nfsd3d.config.hardware import check_machine
+from nfsd3d.generators.nerf.sampling.nerfacc import nerfacc_obstacle
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.plan import plan_at
+from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
 
 
@@ -102,7 +102,7 @@ def test_a_short_run_on_a_gpu(tmp_path: Path):
     ]
     config = compose("nfsd", overrides)
     check_machine(config)
-    run_dir = session.run(config, console=Console(file=io.StringIO()))
+    run_dir = train_and_export(config, console=Console(file=io.StringIO()))
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "done"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20

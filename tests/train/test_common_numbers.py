@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior import noise
-from nfsd3d.streams import fork
-from nfsd3d.train import session, step
+from nfsd3d.prior import schedule
+from nfsd3d.train import step
+from nfsd3d.train.rng import fork
+from nfsd3d.train.run import train_and_export
 
 STEPS = 7
 SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
@@ -45,8 +46,8 @@ def seen(config, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "sample_cameras", sample_cameras)
-        patch.setattr(step, "NOISINGS", {name: noising(name) for name in noise.NOISINGS})
-        session.run(config, console=Console(file=io.StringIO()))
+        patch.setattr(step, "NOISINGS", {name: noising(name) for name in schedule.NOISINGS})
+        train_and_export(config, console=Console(file=io.StringIO()))
     return cameras, times, noises, begun[0]
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from nfsd3d.cameras import CameraRanges
-from nfsd3d.config import compose
+from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
-from nfsd3d.generator.pictures import Pictures
-from nfsd3d.prior.resolve import EMBEDDED
+from nfsd3d.generators.images import Pictures
+from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_parts
@@ -30,9 +30,9 @@ from nfsd3d.train.compilation import (
     wants_compilation,
     warm_up_encoder,
 )
-from nfsd3d.train.pieces import Pieces
+from nfsd3d.train.memory.chunking import Pieces
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.session import distillation
+from nfsd3d.train.run import distillation
 from nfsd3d.train.step import Distillation, step_loss
 
 
@@ -117,7 +117,7 @@ def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
     """Torch's compiler, which loading a model imports, fills in the variable with a folder for what is temporary."""
     environment = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
     environment |= {"XDG_CACHE_HOME": str(tmp_path)} | ({} if chosen is None else {CACHE_VARIABLE: chosen})
-    code = f"import os, nfsd3d.train.session, torch._dynamo.package; print(os.environ['{CACHE_VARIABLE}'])"
+    code = f"import os, nfsd3d.train.run, torch._dynamo.package; print(os.environ['{CACHE_VARIABLE}'])"
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == (chosen or str(tmp_path / "nfsd3d" / "inductor"))
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nfsd3d.generator import Rendering
+from nfsd3d.generators.base import Rendering
 from nfsd3d.train.regularizers import opaque, orient, penalty, sparsity, z_variance
 
 OPACITY = torch.tensor([0.0, 0.3, 0.6, 1.0]).reshape(1, 1, 2, 2)

@@ -4,19 +4,20 @@ import io
 import json
 
 import pytest
-from pretended_gpu import pretended_gpu
+from fake_gpu import pretended_gpu
 from rich.console import Console
 from safetensors.torch import load_file
 
 import nfsd3d
-from nfsd3d.train import session, state
+from nfsd3d.runs import checkpoints
+from nfsd3d.train.run import train_and_export
 
 ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda"}
 OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
 
 def final_tensors(run_dir):
-    return load_file(state.latest(run_dir).with_suffix(".safetensors"))
+    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
 
 
 @pytest.fixture
@@ -28,12 +29,12 @@ def console():
 def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, method):
     """Begun anew from a checkpoint, exported; the same tensors as without a GPU, and opened without one."""
     choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
-    expected = session.run(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
+    expected = train_and_export(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
     with pretended_gpu() as gpu:
-        run_dir = session.run(configure(**choices, **ON_CUDA, **OFF, run_dir=tmp_path / "cuda"), console=console)
+        run_dir = train_and_export(configure(**choices, **ON_CUDA, **OFF, run_dir=tmp_path / "cuda"), console=console)
         for path in (run_dir / "checkpoints").glob("step-000006.*"):
             path.unlink()
-        session.run(configure(**choices, **ON_CUDA, run_dir=run_dir), resume=run_dir, console=console)
+        train_and_export(configure(**choices, **ON_CUDA, run_dir=run_dir), resume=run_dir, console=console)
     assert gpu.errors == []
     found = final_tensors(run_dir)
     for name, value in final_tensors(expected).items():
@@ -51,6 +52,6 @@ def test_half_precision_and_the_kernels_of_a_gpu_give_a_run_too(configure, conso
     kernels = {"backend.field": "triton", "backend.sampler": "triton", "machine.precision": "bfloat16"}
     small = {"train.steps": 2, "train.preview_every": 2, "train.checkpoint_every": 2}
     with pretended_gpu() as gpu:
-        run_dir = session.run(configure(**ON_CUDA, **OFF, **kernels, **small), console=console)
+        run_dir = train_and_export(configure(**ON_CUDA, **OFF, **kernels, **small), console=console)
     assert gpu.errors == []
     assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())

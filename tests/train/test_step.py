@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from nfsd3d.config import compose
+from nfsd3d.config.compose import compose
+from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import METHODS, Method
 from nfsd3d.errors import InputError
-from nfsd3d.settings import Config
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss

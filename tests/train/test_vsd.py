@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from nfsd3d.train import session, state
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.metrics import read_metrics
+from nfsd3d.train import run
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.interrupts import Interrupted
-from nfsd3d.train.metrics import read_metrics
 from nfsd3d.train.plan import plan_at
+from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
 
 VSD = {
@@ -36,7 +38,7 @@ def console() -> Console:
 
 
 def final_tensors(run_dir):
-    return load_file(state.latest(run_dir).with_suffix(".safetensors"))
+    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
 
 
 def without_times(run_dir):
@@ -45,9 +47,9 @@ def without_times(run_dir):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch):
-    straight = session.run(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
+    straight = train_and_export(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
     config = configure(**VSD, run_dir=tmp_path / "interrupted")
-    original, count = session.step_loss, iter(range(1, 100))
+    original, count = run.step_loss, iter(range(1, 100))
 
     def signalling(*arguments, **options):
         if next(count) == 2:
@@ -55,10 +57,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "step_loss", signalling)
+        patch.setattr(run, "step_loss", signalling)
         with pytest.raises(Interrupted):
-            session.run(config, console=console)
-    run_dir = session.run(config, resume=tmp_path / "interrupted", console=console)
+            train_and_export(config, console=console)
+    run_dir = train_and_export(config, resume=tmp_path / "interrupted", console=console)
     done, expected = final_tensors(run_dir), final_tensors(straight)
     assert done.keys() == expected.keys()
     assert all(torch.equal(done[name], expected[name]) for name in expected)

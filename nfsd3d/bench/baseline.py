@@ -1,0 +1,78 @@
+"""The same method with the choices of a common implementation, to be measured beside this program's."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nfsd3d.distill.methods import Method
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.train.build import Parts
+
+ALPHA = 0.01
+"""Opacity of a sample below which the peer does not evaluate its colour."""
+
+
+def as_peer(parts: Parts, precision: torch.dtype) -> Parts:
+    """The same method with a common implementation's choices; the networks themselves change to ``precision``.
+
+    No compilation; all branches in every row, in one call; each encoding followed by a decoding that nobody uses; and
+    samples pruned by their opacity, for which the density of all of them is evaluated once more. Nothing is split.
+    """
+    assert isinstance(parts.prior, StableDiffusionPrior)
+    assert isinstance(parts.generator, NeRF)
+    prior = _PeerPrior(parts.prior.in_precision(precision))
+    nerf = parts.generator
+    nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
+    method = _in_every_row(parts.distillation.method)
+    return replace(parts, prior=prior, distillation=replace(parts.distillation, method=method))
+
+
+def _in_every_row(method: Method) -> Method:
+    return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
+
+
+class _PeerPrior:
+    """A prior whose every encoding is followed by a decoding; final."""
+
+    def __init__(self, prior: StableDiffusionPrior) -> None:
+        self._prior = prior
+
+    @property
+    def evaluations(self) -> int:
+        return self._prior.evaluations
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self._prior.schedule
+
+    @property
+    def image_size(self) -> int:
+        return self._prior.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._prior.latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        return self._prior.device
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        return self._prior.embed(prompts)
+
+    def free_text_encoder(self) -> None:
+        self._prior.free_text_encoder()
+
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
+        z = self._prior.encode(image)
+        self._prior.decode(z.detach())
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._prior.decode(z)
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        return self._prior.predict_eps(z_t, t, context, at_most=at_most)

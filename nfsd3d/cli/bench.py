@@ -1,0 +1,328 @@
+"""``nfsd3d bench``: the measurements of ``nfsd3d.bench`` on the demo's configuration, as tables or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nfsd3d.cli.options import counting_bar, whole_number, write_numbers
+from nfsd3d.config import hardware
+from nfsd3d.config.compose import compose
+from nfsd3d.config.hardware import check_machine
+from nfsd3d.config.overrides import quote
+from nfsd3d.config.schedules import milestone_at
+from nfsd3d.config.schema import Config
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED
+
+if TYPE_CHECKING:
+    from nfsd3d.bench.diffusion_step import Comparison
+    from nfsd3d.bench.kernels import Contender, KernelTiming
+    from nfsd3d.bench.step import StepTiming
+
+PROMPT = "a red and white dotted mushroom"
+WARMUP_STEPS = 5
+GPU_PIXELS = 128
+"""Side of the view whose samples a GPU's kernels get: 640,000, for which the encoding's reference takes 5 GB."""
+KERNELS = ("encoding", "network", "marching", "compositing")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures what ``argv`` asks for, prints it, and returns 0.
+
+    Raises:
+        InputError: an option does not apply, the embedded model or the machine is not there, or ``--json`` names a
+            file that cannot be written.
+    """
+    options = _options(argv)
+    if options.prior is not None:
+        return _compare_with_peer(options)
+    if options.only == "step" and not EMBEDDED.is_dir():
+        raise InputError(
+            f"--only step: there is no embedded model at {EMBEDDED}; train one with scripts/train_prior.py"
+        )
+    config = compose("nfsd", [f"prompt={PROMPT}", "prior=shapes", f"machine={options.machine}"])
+    check_machine(config)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    console = Console()
+    on_cuda = config.machine.name == "cuda"
+    record: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(config.machine.device) if on_cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    if options.only in (None, *KERNELS):
+        kernels_of = compose("nfsd", [f"prompt={PROMPT}", "prior=sd21", "machine=cuda"]) if on_cuda else config
+        record |= _measure_kernels(kernels_of, options, console)
+    if options.only in (None, "step"):
+        if EMBEDDED.is_dir():
+            timing = _measure_step(config, options.steps, console)
+            console.print(step_table(timing))
+            record["step"] = asdict(timing)
+        else:
+            console.print(f"no embedded model at {EMBEDDED}: a training step is not measured", soft_wrap=True)
+    write_numbers(options.json, record)
+    return 0
+
+
+def kernel_table(title: str, timings: Sequence[KernelTiming]) -> Table:
+    """The timings of a kernel, one row for each implementation."""
+    table = Table(title=title)
+    for heading in ("", "forward, ms", "ratio", "forward + backward, ms", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for timing in timings:
+        row = [timing.name, f"{timing.forward:.2f}", f"{timing.forward_ratio:.1f}"]
+        if timing.training is not None:
+            row += [f"{timing.training:.2f}", f"{timing.training_ratio:.1f}"]
+        table.add_row(*row)
+    return table
+
+
+def step_table(timing: StepTiming) -> Table:
+    """The parts of a training step."""
+    table = Table(
+        title=f"training step: {timing.steps_per_second:.2f} steps/s, {timing.samples_per_ray:.1f} samples per ray, "
+        f"{timing.evaluations:.1f} UNet evaluations"
+    )
+    for heading in ("part", "ms", "share"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, milliseconds in timing.milliseconds.items():
+        table.add_row(name, f"{milliseconds:.1f}", f"{timing.shares[name]:.0%}")
+    return table
+
+
+def _compare_with_peer(options: argparse.Namespace) -> int:
+    """``--prior``: a step with Stable Diffusion, against the arithmetic and a peer's choices."""
+    keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}"]
+    keys += [f"machine={options.machine}"] if options.machine != "auto" else []
+    keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
+    if options.weights == "random":
+        keys.append("negative_prompt=dull")  # its tokenizer spells: the paper's would be too long, and none means more
+    config = compose(options.config, keys)
+    hardware.check_machine(config)
+
+    import torch
+
+    from nfsd3d.bench import diffusion_step as bench_prior
+    from nfsd3d.prior.architectures import FACTOR, random_prior
+    from nfsd3d.train.build import PRECISIONS, build_parts
+    from nfsd3d.train.compilation import compile_prior
+    from nfsd3d.train.memory.budget import fit_into_memory
+    from nfsd3d.train.memory.chunking import configured_pieces
+
+    if config.machine.device == "cpu":
+        torch.set_num_threads(options.threads)
+    console = Console()
+    prior = None
+    if options.weights == "random":
+        size = options.resolution
+        if size is not None and size % (8 * FACTOR):
+            raise InputError(f"--resolution {size}: must be a multiple of {8 * FACTOR}")
+        console.print(f"{options.prior} with random weights, {config.machine.precision}, on {config.machine.device}")
+        prior = random_prior(
+            options.prior, config.machine.device, PRECISIONS[config.machine.precision], image_size=size
+        )
+        config = bench_prior.at_most(config, prior.image_size)
+    elif options.resolution is not None:
+        raise InputError(f"--resolution {options.resolution}: a trained model has its own; add --weights random")
+    parts = build_parts(config, prior)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    pieces = configured_pieces(config.machine)
+    if config.machine.device != "cpu":
+        pieces = fit_into_memory(config, parts, pieces, say)
+    compile_prior(config, parts, pieces, say)
+    warmup = min(WARMUP_STEPS, options.steps)
+    peer_steps = options.steps if options.peer_steps is None else options.peer_steps
+    with counting_bar(console, transient=True) as progress:
+        task = progress.add_task(
+            "training steps", total=bench_prior.count_steps(config, options.steps, peer_steps, warmup)
+        )
+        comparison = bench_prior.compare(
+            parts,
+            config,
+            options.prior,
+            steps=options.steps,
+            peer_steps=peer_steps,
+            warmup=warmup,
+            pieces=pieces,
+            on_step=lambda: progress.advance(task),
+        )
+    for table in comparison_tables(comparison):
+        console.print(table)
+    console.print(comparison_text(comparison), soft_wrap=True, highlight=False)
+    write_numbers(options.json, comparison.to_dict())
+    return 0
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """For each stage of the recipe, the parts of a step with this program's and with a peer's choices."""
+    tables = []
+    for ours, peer, speedup in zip(comparison.ours, comparison.peer, comparison.speedups, strict=True):
+        stage = ours.stage
+        table = Table(
+            title=f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
+            f"training), {comparison.device}: {speedup:.2f} times the peer's speed"
+        )
+        for heading in ("", "ms", "peer's, ms"):
+            table.add_column(heading, justify="right" if heading else "left")
+        for name, milliseconds in ours.timing.milliseconds.items():
+            table.add_row(name, f"{milliseconds:.1f}", f"{peer.timing.milliseconds[name]:.1f}")
+        table.add_section()
+        rows = {
+            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, peer)],
+            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, peer)],
+            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, peer)],
+            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, peer)],
+            "times its arithmetic": [
+                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, peer)
+            ],
+            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, peer)],
+            "of them per second": [f"{t.tflops:.3f}" for t in (ours, peer)],
+            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, peer)],
+            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, peer)],
+        }
+        for name, (mine, theirs) in rows.items():
+            table.add_row(name, mine, theirs)
+        tables.append(table)
+    return tables
+
+
+def _or_empty(gigabytes: float | None) -> str:
+    return "" if gigabytes is None else f"{gigabytes:.2f}"
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """What the tables come to."""
+    counted, record = comparison.counted, comparison.to_dict()
+    lines = [
+        f"arithmetic of one image: UNet {counted.unet:.3f} TFLOP, encoder {counted.encode:.3f} and "
+        f"{counted.backward:.3f} back, decoder {counted.decode:.3f}",
+        f"this device multiplies matrices of {comparison.precision} at {comparison.device_tflops:.3g} TFLOP/s",
+        f"a run of {comparison.steps:,} steps, extrapolated from these: {record['hours']:.2f} hours, "
+        f"the peer's {record['peer_hours']:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+def _measure_kernels(config: Config, options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Prints the table of each kernel that ``options`` ask for; the same as plain values."""
+    import torch
+
+    from nfsd3d.bench import kernels
+    from nfsd3d.train.build import build_generator, camera_ranges
+
+    generator = build_generator(config)
+    device = generator.device
+    size = milestone_at(config.train.resolution, 0.0) if device.type == "cpu" else GPU_PIXELS
+    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), config.train.batch_size, size)
+    where = f"{options.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    record: dict[str, Any] = {}
+
+    def measure(kernel: str, contenders: dict[str, Contender], unit: str, count: int) -> None:
+        if len(contenders) == 1:
+            console.print(f"{kernel}: {device.type} has no other implementation than the reference")
+            return
+        with counting_bar(console, transient=True) as progress:
+            task = progress.add_task(kernel, total=options.rounds + 1)
+            timings = kernels.bench_kernel(
+                contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
+            )
+        console.print(kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
+        record[kernel] = {unit: count, "implementations": [asdict(timing) for timing in timings]}
+
+    if options.only in (None, "encoding"):
+        positions = scene.positions
+        if options.points is not None:
+            positions = torch.rand(options.points, 3, generator=torch.Generator().manual_seed(0)).to(device)
+        compiled = device.type == "cpu" and not options.no_compile and kernels.can_compile()
+        if device.type == "cpu" and not options.no_compile and not compiled:
+            console.print("no C++ compiler: torch.compile is not measured")
+        implementations = kernels.encodings(generator.settings.encoding, device, compiled=compiled)
+        measure("encoding", kernels.encoding_contenders(implementations, positions), "points", positions.shape[0])
+    if options.only in (None, "network"):
+        contenders = kernels.network_contenders(generator.field, scene.positions)
+        measure("network", contenders, "samples", scene.density.shape[0])
+    if options.only in (None, "marching"):
+        measure("marching", kernels.marching_contenders(scene), "rays", len(scene.rays))
+    if options.only in (None, "compositing"):
+        measure("compositing", kernels.compositing_contenders(scene), "samples", scene.density.shape[0])
+    return record
+
+
+def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
+    from nfsd3d.bench.step import bench_step
+    from nfsd3d.train.build import build_parts
+
+    parts = build_parts(config)
+    with counting_bar(console, transient=True) as progress:
+        task = progress.add_task("training steps", total=steps + WARMUP_STEPS)
+        return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task))
+
+
+# Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.
+WITH_PRIOR = {"weights": "model", "resolution": None, "method": "nfsd", "config": "nfsd", "set": (), "peer_steps": None}
+WITHOUT_PRIOR = {"only": None, "rounds": 15, "points": None}
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: an option has no meaning with, or without, ``--prior``.
+    """
+    options = _parser().parse_args(argv)
+    alone = options.prior is None
+    for name in WITH_PRIOR if alone else WITHOUT_PRIOR:
+        value = getattr(options, name)
+        if value is not None:
+            shown, remedy = " ".join(value) if isinstance(value, list) else value, "add" if alone else "leave out"
+            where = "without" if alone else "with"
+            raise InputError(f"--{name.replace('_', '-')} {shown}: has no meaning {where} --prior; {remedy} --prior")
+    for name, default in {**WITH_PRIOR, **WITHOUT_PRIOR}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d bench",
+        description="Measure, in the demo's configuration (a GPU's kernels in Stable Diffusion's): every "
+        "implementation of the hash encoding, the field's network, the marching "
+        "along rays and the compositing that the machine has (CPU: torch, torch.compile, numba; CUDA: torch, Triton, "
+        "and tiny-cuda-nn and nerfacc where installed; ratios are to numba or Triton), and the parts of a training "
+        "step with the embedded model. With --prior instead, on a GPU where there is one: a step of Stable Diffusion, "
+        "beside its arithmetic and the same method with a common implementation's choices (eager float16, all branches "
+        "always, a decoding that nobody uses, samples pruned as Stable Diffusion's recipe does).",
+    )
+    parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
+    parser.add_argument("--weights", choices=("model", "random"), help="with --prior: random ones "
+                        "need no download (default: the model's)")  # fmt: skip
+    parser.add_argument("--resolution", type=whole_number(64), metavar="PIXELS", help="with --weights random: side of "
+                        "the prior's images, and of the views at most (default: the model's)")  # fmt: skip
+    parser.add_argument("--method", choices=("nfsd", "sds"), help="with --prior (default: nfsd)")
+    parser.add_argument("--config", help="with --prior: another experiment, such as lowmem")
+    parser.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="with --prior: further settings")
+    parser.add_argument("--machine", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--threads", type=whole_number(1), default=2, help="of torch and numba (default: 2)")
+    parser.add_argument("--only", choices=(*KERNELS, "step"), help="measure only this")
+    parser.add_argument("--rounds", type=whole_number(1), help="repetitions of each kernel (default: 15)")
+    parser.add_argument("--steps", type=whole_number(1), default=30, help="training steps (default: 30)")
+    parser.add_argument("--peer-steps", type=whole_number(1), metavar="STEPS", help="with --prior: training steps with "
+                        "the other implementation's choices (default: as many)")  # fmt: skip
+    parser.add_argument("--points", type=whole_number(1), help="random points to encode (default: a first step's)")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to PATH too")
+    return parser

@@ -1,0 +1,269 @@
+"""``nfsd3d decompose``: the claims of NFSD's score decomposition, measured, as tables, verdicts, sheets and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfsd3d.cli.options import counting_bar, whole_number, write_numbers, writing_to
+from nfsd3d.config.compose import load_run_config
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED, fetch, locate
+from nfsd3d.prior.vocabulary import check_prompt
+from nfsd3d.runs.files import write_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from nfsd3d.decompose.figures import Figure
+    from nfsd3d.decompose.plots import Sheet
+    from nfsd3d.decompose.study import Study
+    from nfsd3d.evaluate.statistics import Estimate
+
+FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
+OF_PAIRS = {"domain", "negative", "vsd"}
+"""Figures that need pairs of an in-domain and an out-of-domain picture."""
+OF_RUNS = {*OF_PAIRS, "residual"}
+"""Figures that show half-trained scenes, where there are any."""
+
+TIMESTEPS = (50, 100, 200, 300, 500, 700, 900)
+IMAGES, FILE_IMAGES = 32, 8
+HALF_TRAINED_PROMPTS = (
+    "a red and white dotted mushroom",
+    "a purple house",
+    "a white chair",
+    "a yellow and green striped robot",
+)
+HALF_TRAINED_STEPS = 100
+HALF_TRAINED: dict[str, Any] = {
+    "machine": "cpu",
+    "prior": "shapes",
+    "train.steps": HALF_TRAINED_STEPS,
+    "train.preview_every": HALF_TRAINED_STEPS,
+    "train.tensorboard": False,
+    "export.mesh": False,
+    "export.turntable": False,
+    "export.report": False,
+}
+
+FIT_STEPS = 100
+"""Of the fits of the same scenes to true views."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures what ``argv`` asks for, prints tables and verdicts, writes sheets and JSON, and returns 0.
+
+    Raises:
+        InputError: a model, run, picture or prompt that cannot be used, or a folder that cannot be written.
+    """
+    options = _parser().parse_args(argv)
+    _check(options)
+    name, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
+    folder = fetch(locate(name, model)).folder
+    for setting in ("prompt", "edit"):
+        if getattr(options, setting) is not None:
+            check_prompt(folder, getattr(options, setting), f"--{setting}")
+    for run_dir in options.half_trained:
+        load_run_config(run_dir)
+
+    from rich.console import Console
+
+    from nfsd3d.visualize.images import write_png
+
+    console = Console(stderr=True)
+    wanted = FIGURES if options.figure == "all" else (options.figure,)
+    parts: list[str] = []
+    verdicts: list[str] = []
+
+    def tell(text: str) -> None:
+        print(text, end="\n\n", flush=True)
+        parts.append(text)
+
+    progress = counting_bar(console, transient=True)
+    study = _prepare(options, folder, bool(OF_RUNS & set(wanted)), progress)
+    numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
+    numbers |= {"noises": options.noises, "seed": options.seed}
+    with progress:
+        progress.add_task("")
+        for which in wanted:
+            if which == "dds" and study.edited_images is None:
+                console.print("dds: left out; it needs --edit TEXT beside --image")
+                continue
+            figure, sheet = getattr(study, which)()
+            with writing_to(options.out):
+                write_png(options.out / f"{which}.png", sheet.image())
+            tell(_markdown(which, figure, sheet))
+            numbers["figures"][which] = _plain(figure)
+            verdicts += _verdicts(which, figure)
+    tell("## Verdicts, from the intervals\n\n" + "\n".join(verdicts))
+    with writing_to(options.out):
+        write_text(options.out / "tables.md", "\n\n".join(parts) + "\n")
+    print(f"pictures and tables.md are in {options.out}")
+    write_numbers(options.json, numbers)
+    return 0
+
+
+def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progress: Progress) -> Study:
+    """Loads the prior, draws or reads the pictures, and makes half-trained runs where none were given."""
+    import torch
+
+    from nfsd3d.api import load_run
+    from nfsd3d.config.hardware import auto_machine
+    from nfsd3d.decompose.image_pairs import file_subjects, world_subjects
+    from nfsd3d.decompose.study import Study
+    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+
+    prior = StableDiffusionPrior.load(folder, auto_machine().value, torch.float32)
+    last = prior.schedule.training_steps - 1
+    if max(options.timesteps) > last:
+        raise InputError(f"--timesteps {max(options.timesteps)}: the model's last timestep is {last}")
+    directories: list[Path] = []
+    if options.image:
+        target = options.edit or options.prompt
+        count = options.images or max(FILE_IMAGES, len(options.image))
+        subjects = file_subjects(options.image, options.prompt, target, count, prior.image_size)
+    else:
+        if needs_runs:
+            directories = options.half_trained or _half_trained(options, folder)
+        subjects = world_subjects(options.images or IMAGES, torch.Generator().manual_seed(options.seed))
+    return Study(
+        prior,
+        subjects,
+        [load_run(directory) for directory in directories],
+        options.noises,
+        options.timesteps,
+        options.seed,
+        options.edit is not None,
+        progress,
+    )
+
+
+def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """Short runs of NFSD with the prior in ``folder``, and short fits of the same scenes, kept below ``--out``."""
+    from nfsd3d.api import generate
+    from nfsd3d.config.schema import Config
+    from nfsd3d.evaluate.oracle_fit import fit_ceiling
+    from nfsd3d.runs.preflight import slug
+    from nfsd3d.runs.summary import read_summary
+
+    directories = []
+    for prompt in HALF_TRAINED_PROMPTS:
+        trained = options.out / "half-trained" / f"{slug(prompt)}-{HALF_TRAINED_STEPS}"
+        fitted = options.out / "half-trained" / f"{slug(prompt)}-fit-{FIT_STEPS}"
+        directories += [trained, fitted]
+        if read_summary(trained).get("status") != "done":
+            shutil.rmtree(trained, ignore_errors=True)
+            model: dict[str, Any] = {} if folder == EMBEDDED else {"prior.model": str(folder)}
+            generate(prompt, seed=options.seed, run_dir=trained, **HALF_TRAINED, **model)
+        if read_summary(fitted).get("status") != "done":
+            shutil.rmtree(fitted, ignore_errors=True)
+            values = load_run_config(trained).to_dict()
+            fit_ceiling(Config.from_dict(values | {"train": values["train"] | {"steps": FIT_STEPS}}), fitted)
+    return directories
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.image and options.prompt is None:
+        raise InputError("--image: needs --prompt TEXT, which says what the pictures show")
+    if not options.image and (options.prompt is not None or options.edit is not None):
+        raise InputError("--prompt and --edit are about --image FILE; the world's own pictures have their prompts")
+    if options.image and options.half_trained:
+        raise InputError("--half-trained: its scenes are compared with the world of shapes; leave --image out")
+    if options.figure == "dds" and options.image and options.edit is None:
+        raise InputError("--figure dds: needs --edit TEXT beside --image, the prompt of the edit")
+    options.timesteps = tuple(sorted(set(options.timesteps)))
+    from nfsd3d.runs.source_image import open_picture
+
+    for path in options.image:
+        try:
+            open_picture(str(path))
+        except InputError as error:
+            raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
+
+
+def _markdown(name: str, figure: Figure, sheet: Sheet) -> str:
+    """The figure's tables, one column a timestep, and where its pictures are."""
+    from nfsd3d.evaluate.tables import table
+
+    def row(title: str, values: list[Estimate]) -> list[str]:
+        return [title, *map(str, values)]
+
+    head = [f"t = {t}" if i == 0 else str(t) for i, t in enumerate(figure.timesteps)]
+    parts = [f"## {name}", f"`{name}.png` shows t = {sheet.t}."]
+    for title, rows in figure.tables.items():
+        parts.append(table([title, *head], [row(label, values) for label, values in rows.items()]))
+    return "\n\n".join(parts)
+
+
+def _verdicts(name: str, figure: Figure) -> list[str]:
+    """A line for each statement: its verdicts, and of what."""
+    statements: dict[str, dict[str, list[str]]] = {}
+    for item in figure.claims:
+        statements.setdefault(item.statement, {}).setdefault(item.verdict, []).append(item.of)
+    lines = []
+    for statement, found in statements.items():
+        told = "; ".join(f"**{verdict}**: {', '.join(subjects)}" for verdict, subjects in found.items())
+        lines.append(f"- {name}: {statement}. {told}")
+    return lines
+
+
+def _plain(figure: Figure) -> dict[str, Any]:
+    """The figure as plain values, NaN as None."""
+    import math
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    def entry(t: int, value: Estimate) -> dict[str, Any]:
+        return {"t": t} | {name: number(item) for name, item in asdict(value).items()}
+
+    def entries(values: list[Estimate]) -> list[dict[str, Any]]:
+        return [entry(t, value) for t, value in zip(figure.timesteps, values, strict=True)]
+
+    return {
+        "tables": {
+            title: {label: entries(values) for label, values in rows.items()} for title, rows in figure.tables.items()
+        },
+        "claims": [
+            {
+                "statement": c.statement,
+                "of": c.of,
+                "verdict": c.verdict,
+                "at": {str(t): a for t, a in c.answers.items()},
+            }
+            for c in figure.claims
+        ],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d decompose",
+        description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "
+        "noise directions of exact pairs of a picture and its distortion; the negative prompt's stand-in for the "
+        "domain direction; the residual of SDS, what DDS leaves of it, and what VSD's second network learns. Writes a "
+        "sheet of pictures for each; prints, and writes to tables.md, means with 95 % intervals and verdicts.",
+    )
+    parser.add_argument("--figure", choices=(*FIGURES, "all"), default="all", help="which (default: all)")
+    parser.add_argument(
+        "--prior", default="shapes", metavar="MODEL", help="shapes, sd15, sd21, sd21-768, a folder or a hub id"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/decompose"), metavar="DIR", help="for the sheets")
+    parser.add_argument(
+        "--image", type=Path, nargs="+", default=[], metavar="FILE", help="pictures instead of the world"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what the pictures of --image show")
+    parser.add_argument("--edit", metavar="TEXT", help="another prompt for them: of δ_C, and of the edit by DDS")
+    parser.add_argument("--images", type=whole_number(1), metavar="N", help=f"pictures (default: {IMAGES})")
+    parser.add_argument("--noises", type=whole_number(2), default=2, metavar="N", help="noises a picture (default: 2)")
+    parser.add_argument("--timesteps", type=whole_number(0), nargs="+", default=TIMESTEPS, metavar="T")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument(
+        "--half-trained", type=Path, nargs="+", default=[], metavar="RUN_DIR", help="scenes (default: makes some)"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
+    return parser

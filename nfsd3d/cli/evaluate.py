@@ -1,0 +1,265 @@
+"""``nfsd3d evaluate``: runs, suites and priors against ground truth; errors are raised, the command line tells them."""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nfsd3d.cli.options import counting_bar, plain, whole_number, write_numbers
+from nfsd3d.config.compose import load_run_config
+from nfsd3d.errors import InputError
+
+if TYPE_CHECKING:
+    from nfsd3d.evaluate.score_scene import RunScore
+
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the tables that ``argv`` asks for and returns 0, or 1 if a job of a suite failed.
+
+    Raises:
+        InputError: nothing to evaluate, not a run, or a prompt without ground truth and no ``--clip``.
+    """
+    options = _parser().parse_args(argv)
+    if not (options.run_dirs or options.suite or options.prior):
+        raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
+    if options.clip and options.suite:
+        raise InputError("--clip: is for RUN_DIR..., and a suite is judged against ground truth; leave one out")
+    for directory in options.run_dirs:  # wrong paths fail before the slow imports
+        load_run_config(directory)
+    results: dict[str, Any] = {}
+    failed = 0
+    if options.prior:
+        results["prior"] = _evaluate_prior(options)
+    if options.clip and options.run_dirs:
+        results["clip"] = _evaluate_clip(options)
+    elif options.run_dirs:
+        groups = _by_method(options.run_dirs)
+        results |= _evaluate_runs(groups, options, ceiling=options.run_dirs if options.ceiling else [])
+    if options.suite:
+        failed, tables = _evaluate_suite(options)
+        results |= tables
+    write_numbers(options.json, plain(results))
+    return int(failed > 0)
+
+
+def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for directory in run_dirs:
+        groups.setdefault(load_run_config(directory).distill.method, []).append(directory)
+    return groups
+
+
+def _evaluate_runs(
+    groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
+) -> dict[str, Any]:
+    flat = {load_run_config(directory).makes_pictures for members in groups.values() for directory in members}
+    if len(flat) > 1:
+        raise InputError("evaluate: some of the runs made pictures, others a scene; evaluate them in two commands")
+    if flat == {True} and ceiling:
+        raise InputError("--ceiling: fits a NeRF to true views, and these runs made pictures; leave it out")
+    return _evaluate_images(groups, options) if flat == {True} else _evaluate_scenes(groups, options, ceiling)
+
+
+def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespace) -> dict[str, Any]:
+    from nfsd3d.api import load_run
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.classifier.calibration import load_calibration
+    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.score_images import score_images
+
+    judge, calibration = Judge.load(), load_calibration()
+    runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
+    with _bar("judging pictures", sum(map(len, runs.values()))) as advance:
+        scores = {
+            name: {str(run.directory): _advanced(advance, score_images(run, judge)) for run in members}
+            for name, members in runs.items()
+        }
+    print(tables.image_table(scores), tables.calibration_table(calibration), sep="\n\n")
+    if options.sheet is not None:
+        _write_sheet(options.sheet, [list(run.images) for members in runs.values() for run in members])
+    return {"images": scores, "calibration": calibration}
+
+
+def _evaluate_scenes(
+    groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
+) -> dict[str, Any]:
+    from nfsd3d.api import load_run
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.classifier.calibration import load_calibration
+    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.oracle_fit import fit_ceiling
+    from nfsd3d.evaluate.score_scene import composition_of, score_run, summarize
+
+    runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
+    for run in (run for members in runs.values() for run in members):
+        composition_of(run.config.prompt)
+    judge = Judge.load()
+    scores: dict[str, list[RunScore]] = {}
+    for name, members in runs.items():
+        with _bar(f"judging {name}", len(members)) as advance:
+            scores[name] = [_advanced(advance, score_run(run, judge)) for run in members]
+    if ceiling:
+        directories = [directory / "ceiling" for directory in ceiling]
+        with _bar("fitting and judging the ceiling", len(ceiling)) as advance:
+            for directory in directories:
+                if not (directory / "summary.json").exists():
+                    fit_ceiling(load_run_config(directory.parent), directory)
+                score = score_run(load_run(directory), judge)
+                scores.setdefault("ceiling", []).append(_advanced(advance, score))
+        runs["ceiling"] = [load_run(directory) for directory in directories]
+    named = {str(run.directory): score for name in runs for run, score in zip(runs[name], scores[name], strict=True)}
+    rows = {name: summarize(members) for name, members in scores.items()}
+    calibration = load_calibration()
+    print(tables.run_table(named), tables.summary_table(rows), tables.calibration_table(calibration), sep="\n\n")
+    if "ceiling" not in rows:
+        print("\n(no ceiling: --ceiling fits the same NeRF photometrically to true views)")
+    if options.sheet is not None:
+        _write_sheet(options.sheet, [list(run.views(8, 96)) for members in runs.values() for run in members])
+    return {"runs": named, "rows": rows, "calibration": calibration}
+
+
+def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
+    import numpy as np
+
+    from nfsd3d.visualize.images import write_png
+
+    strips = [np.concatenate(row, axis=1) for row in rows]
+    half = (len(strips) + 1) // 2 if len(strips) > 12 else len(strips)
+    blank = np.full_like(strips[0], 255)
+    columns = [strips[:half], strips[half:]] if half < len(strips) else [strips]
+    padded = [np.concatenate([*column, *[blank] * (half - len(column))], axis=0) for column in columns]
+    write_png(path, np.concatenate(padded, axis=1))
+    print(path)
+
+
+def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from nfsd3d.compare.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
+    from nfsd3d.evaluate.score_scene import composition_of
+
+    suite = load_suite(options.suite)
+    for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
+        composition_of(prompt)
+    folder = options.output or Path("outputs") / "suites" / options.suite.stem
+    failures = 0
+
+    def run(jobs: list[Job], description: str) -> list[Job]:
+        with _bar(description, len(jobs)) as advance:
+
+            def report(job: Job, code: int) -> None:
+                nonlocal failures
+                if code:
+                    failures += 1
+                    print(f"{job.run_dir}: exit code {code}; see {job.run_dir.with_suffix('.log')}")
+                advance()
+
+            run_jobs(jobs, report, side_by_side=options.jobs)
+        return jobs
+
+    if suite.edits:
+        run(source_jobs(suite, folder), f"the sources of {options.suite.stem}")
+    jobs = run(jobs_of(suite, folder), f"running {options.suite.stem}")
+    groups: dict[str, list[Path]] = {}
+    for job in jobs:
+        if any((job.run_dir / "checkpoints").glob("step-*.json")):
+            groups.setdefault(job.row, []).append(job.run_dir)
+    if not groups:
+        raise InputError(f"--suite {options.suite}: no run came to a checkpoint; see the logs in {folder}")
+    ceiling = next(iter(groups.values())) if suite.ceiling or options.ceiling else []
+    return failures, _evaluate_runs(groups, options, ceiling)
+
+
+def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.classifier.calibration import load_calibration
+    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.classifier.training import SEED, plain_backgrounds, render_truth
+    from nfsd3d.evaluate.score_prior import GUIDANCE_SCALES, held_out_requests, reconstruction_psnr, sample_quality
+    from nfsd3d.prior.files.resolve import fetch, locate
+    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+    from nfsd3d.shapes.world.grammar import held_out
+
+    model = None if options.prior == "shapes" else options.prior
+    prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
+    judge = Judge.load()
+    with _bar("true renders", 1024) as advance:
+        truth = render_truth(1024, SEED + 3, on_pictures=advance)
+    rng = torch.Generator().manual_seed(SEED + 4)
+    psnr = reconstruction_psnr(prior, truth.over(plain_backgrounds(rng, truth.compositions)))
+    rows, samples = [], []
+    with _bar("samples", len(GUIDANCE_SCALES) * len(held_out_requests())) as advance:
+        for scale in GUIDANCE_SCALES:
+            row, images = sample_quality(prior, judge, scale, on_images=advance)
+            rows.append(row)
+            samples.append(images)
+    print(f"reconstruction of {len(truth)} clean renders: {psnr:.2f} dB")
+    print(tables.sample_table(rows), tables.calibration_table(load_calibration()), sep="\n\n")
+    if options.sheet is not None:
+        from nfsd3d.shapes.training.dataset import write_grid
+
+        write_grid(options.sheet, samples[len(samples) // 2][: len(held_out())])
+        print(options.sheet)
+    return {"psnr_db": psnr, "samples": rows}
+
+
+def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from nfsd3d.api import load_run
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.clip import ClipScorer
+
+    scorer = ClipScorer.load(options.clip)
+    runs = [load_run(directory) for directory in options.run_dirs]
+    with _bar("views", len(runs)) as advance:
+        views = [
+            _advanced(advance, torch.from_numpy(_pictures_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
+        ]
+    scores = scorer.score(views, [run.config.prompt for run in runs])
+    named = {str(run.directory): score for run, score in zip(runs, scores, strict=True)}
+    print(tables.clip_table(named))
+    return named
+
+
+def _pictures_of(run: Any) -> Any:
+    return run.images if run.config.makes_pictures else run.views(8, 224)
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar; yields a function that advances it by a number (1 unless said otherwise)."""
+    with counting_bar() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count=1: progress.advance(task, count)
+
+
+def _advanced(advance: Callable[..., None], value: T) -> T:
+    advance()
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d evaluate",
+        description="Measure runs against the ground truth of the world of shapes: what the views or pictures show "
+        "(judged by a calibrated classifier); of a scene how true the shape is, Janus faces and sharpness; and cost. "
+        "For other prompts: --clip.",
+    )
+    parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
+    parser.add_argument("--suite", type=Path, metavar="FILE", help="run and measure every row and prompt of a suite")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the suite's runs (default: outputs/suites/NAME)")
+    parser.add_argument(
+        "--jobs", type=whole_number(1), default=1, help="runs of the suite at a time, on a share of the cores each"
+    )
+    parser.add_argument("--ceiling", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/ceiling")
+    parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
+    parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the views, pictures or samples on one sheet")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
+    return parser

@@ -1,0 +1,85 @@
+"""``nfsd3d export RUN_DIR``: meshes of a run that exists; errors are raised, for the command line to tell."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nfsd3d.cli.options import (
+    add_run_arguments,
+    density_or_auto,
+    open_run,
+    seconds,
+    texture_size,
+    whole_number,
+    write_numbers,
+    writing_to,
+)
+from nfsd3d.runs.files import check_writable
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the meshes that ``argv`` asks for, says where they are, and returns 0.
+
+    Raises:
+        InputError: not a run, no such checkpoint or format, a threshold at which there is no surface, or a file that
+            cannot be written.
+    """
+    options = _parser().parse_args(argv)
+    run = open_run(options)
+
+    from rich.console import Console
+
+    from nfsd3d.export.extract import MeshSettings
+    from nfsd3d.export.progress import mesh_progress
+    from nfsd3d.export.write import TEXTURED, known_format, write_meshes
+    from nfsd3d.train.build import mesh_extras
+
+    wanted = run.config.export
+    formats = wanted.formats if options.formats is None else options.formats.split(",")
+    formats = [known_format(name.strip()) for name in formats]
+    given = {
+        name: getattr(wanted, name) if getattr(options, name) is None else getattr(options, name)
+        for name in ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout")
+    }
+    if not TEXTURED & set(formats):
+        given["texture_size"] = 0
+    folder = options.output if options.output is not None else run.directory / "mesh"
+    with writing_to(folder):  # told before the work
+        check_writable(folder)
+    with mesh_progress(Console(stderr=True)) as on_progress:
+        extracted = run.extract(MeshSettings(**given), on_progress)
+    with writing_to(folder):
+        paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config))
+    files, facts = [str(path) for path in paths], extracted.facts
+    write_numbers(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})
+    low, high = facts["density_range"]
+    texture = "vertex colours" if facts["texture_size"] is None else f"a texture of {facts['texture_size']}^2"
+    print(f"{facts['faces']} triangles at density {facts['threshold']} (the field has {low} to {high}), {texture}")
+    if extracted.untextured is not None:
+        print(f"no texture: {extracted.untextured}")
+    print("\n".join(files))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d export",
+        description="Extract the mesh of a run. GLB and OBJ have a texture and are y-up (front +Z); PLY with vertex "
+        "colours and STL without any are z-up (front +X). A unit of the file is a unit of the world. What is not given "
+        "is as in the run's config.yaml.",
+    )
+    parser.add_argument("--formats", metavar="LIST", help="comma-separated: glb, obj, ply, stl")
+    parser.add_argument(
+        "--threshold",
+        type=density_or_auto,
+        help="density of the surface; or auto: where views show one, and what they do not see is filled",
+    )
+    parser.add_argument("--resolution", type=whole_number(16, 1024), help="cells per axis, at least")
+    parser.add_argument("--max-faces", type=whole_number(100), help="simplify to this many triangles")
+    parser.add_argument("--texture-size", type=texture_size, help="texels per side, 64 to 4096; 0: vertex colours")
+    parser.add_argument(
+        "--unwrap-timeout", type=seconds, metavar="SECONDS", help="for the texture's layout; then vertex colours"
+    )
+    add_run_arguments(parser, output="folder for model.* (default: RUN_DIR/mesh)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was made, with its numbers, as JSON")
+    return parser

@@ -1,0 +1,139 @@
+"""What the subcommands share: types of arguments, and how a run is opened and results are written."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfsd3d.config.schema import TEXTURE_SIZES
+from nfsd3d.errors import InputError
+from nfsd3d.runs.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from nfsd3d.api import Run
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command on a run takes: RUN_DIR, ``--step`` and ``--output``, whose help ``output`` is."""
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--step", type=whole_number(1), help="the checkpoint after this step (default: the newest)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=output)
+
+
+def open_run(options: argparse.Namespace) -> Run:
+    """The run that the arguments of `add_run_arguments` name.
+
+    Raises:
+        InputError: as `nfsd3d.api.load_run`; a folder that is no run is told before anything slow is imported.
+    """
+    from nfsd3d.config.compose import load_run_config
+
+    load_run_config(options.run_dir)
+    from nfsd3d.api import load_run
+
+    return load_run(options.run_dir, options.step)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Within the block, a file that cannot be written is an `InputError` that asks for another ``--output``."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
+
+
+def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
+    """What ``--json PATH`` asks for; nothing without it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        write_json(path, numbers)
+    except OSError as error:
+        raise InputError(f"--json {path}: cannot be written ({error.strerror}); choose another") from error
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, NaN as None, for JSON."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argparse type: whole numbers from ``smallest`` on, up to ``largest`` if given."""
+    expected = f"at least {smallest}" + ("" if largest is None else f" and at most {largest}")
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest or (largest is not None and value > largest):
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {expected}")
+        return value
+
+    return parse
+
+
+def texture_size(text: str) -> int:
+    """An argparse type: texels per side of a texture, or 0 for none."""
+    low, high = TEXTURE_SIZES
+    expected = f"must be 0 (vertex colours, no texture) or a whole number from {low} to {high}"
+    return int(_number(text, expected, lambda value: value == 0 or (value.is_integer() and low <= value <= high)))
+
+
+def seconds(text: str) -> float:
+    """An argparse type: seconds, above 0."""
+    return _number(text, "must be seconds, above 0", lambda value: value > 0)
+
+
+def elevation(text: str) -> float:
+    """An argparse type: degrees from -90 to 90."""
+    return _number(text, "must be degrees from -90 to 90", lambda value: -90 <= value <= 90)
+
+
+def density_or_auto(text: str) -> float | str:
+    """An argparse type: ``auto``, or a density above 0."""
+    return text if text == "auto" else _number(text, "must be auto or a density above 0", lambda value: value > 0)
+
+
+def _number(text: str, expected: str, is_allowed: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and is_allowed(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} {expected}")
+    return value
+
+
+def counting_bar(console: Console | None = None, *, transient: bool = False) -> Progress:
+    """A progress bar of things that are counted; a ``transient`` one is gone when they are done."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)

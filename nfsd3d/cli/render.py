@@ -1,0 +1,48 @@
+"""``nfsd3d render RUN_DIR``: pictures of a run that exists; errors are raised, for the command line to tell."""
+
+import argparse
+from collections.abc import Sequence
+
+from nfsd3d.cli.options import add_run_arguments, elevation, open_run, whole_number, writing_to
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the pictures that ``argv`` asks for, says where they are, and returns 0.
+
+    Raises:
+        InputError: not a run, no such checkpoint, or a folder that cannot be written.
+    """
+    options = _parser().parse_args(argv)
+    run = open_run(options)
+
+    from nfsd3d.visualize.images import write_png
+
+    size = options.size if options.size is not None else run.config.export.turntable_size
+    folder = options.output if options.output is not None else run.directory
+    files = []
+    with writing_to(folder):
+        if options.views is not None:
+            for index, image in enumerate(run.views(options.views, size, options.elevation)):
+                files.append(folder / "views" / f"{index:03d}.png")
+                write_png(files[-1], image)
+        if options.turntable or options.views is None:
+            frames = options.frames if options.frames is not None else run.config.export.turntable_frames
+            # Video frames have even sides.
+            files += run.turntable(folder, frames, size + size % 2, options.elevation)
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d render",
+        description="Render a run: its turntable (video and contact sheet), or single views with --views. What is not "
+        "given is as in the run's config.yaml.",
+    )
+    parser.add_argument("--views", type=whole_number(1), metavar="N", help="write N views as views/NNN.png")
+    parser.add_argument("--turntable", action="store_true", help="with --views: write the turntable too")
+    parser.add_argument("--frames", type=whole_number(8), help="frames of the turntable's video")
+    parser.add_argument("--size", type=whole_number(16), help="height and width of each view in pixels")
+    parser.add_argument("--elevation", type=elevation, default=15.0, help="degrees above the horizon (default: 15)")
+    add_run_arguments(parser, output="folder to write to (default: RUN_DIR)")
+    return parser

@@ -1,0 +1,121 @@
+"""A sweep: ``-m seed=0,1 distill=sds,nfsd``, by Hydra's multirun, so that every launcher works.
+
+A sweep's directory holds one for each job, ``<n>-<overrides>``, and ``sweep.csv`` with a row for each.
+"""
+
+import csv
+import json
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from nfsd3d.cli.launch import announce, print_plan, tell, train
+from nfsd3d.config.compose import Experiment, call_hydra, override_lines, resolve_auto, to_config
+from nfsd3d.config.overrides import parse_override, quote_sweep, quoted
+from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.runs import preflight
+from nfsd3d.runs.files import write_json
+
+_COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
+
+
+def _job_folder(number: int, overrides: str) -> str:
+    """``<n>-<overrides>`` as a file name, from what Hydra calls override_dirname."""
+    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"""["'\\]""", "", overrides))[:120].strip("-")
+    return f"{number}-{words}" if words else str(number)
+
+
+# At import, because launchers with other processes resolve the job's folder there.
+OmegaConf.register_new_resolver("nfsd3d_job_folder", _job_folder, replace=True)
+
+
+def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
+    """Runs every combination of ``arguments`` in a directory of its own; 0 if all are done, else 1.
+
+    Raises:
+        InputError: an argument that no job could use, or a directory that cannot be made.
+    """
+    parsed = [parse_override(quote_sweep(argument)) for argument in arguments]
+    choices = resolve_auto(experiment, parsed)
+    folder_given = [override for override in parsed if override.key_or_group == "run_dir"]
+    parsed = [override for override in parsed if override.key_or_group != "run_dir"]
+    if any(override.is_sweep_override() for override in folder_given):
+        raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
+    swept = [str(override.key_or_group) for override in parsed if override.is_sweep_override()]
+    fixed = [str(override.key_or_group) for override in parsed if not override.is_sweep_override()]
+    if folder_given:
+        folder = preflight.claim_folder(Path(str(folder_given[-1].value())))
+    else:
+        folder = preflight.new_folder(preflight.OUTPUTS / experiment.label, "sweep-")
+    announce(choices)
+    print(f"sweep in {folder}", file=sys.stderr)
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerow(["job", *swept, *_COLUMNS])
+    excluded = ",".join(quoted(key) for key in [*fixed, *choices])
+    settings = [
+        f"hydra.sweep.dir={quoted(str(folder.resolve()))}",
+        "hydra.sweep.subdir='${nfsd3d_job_folder:${hydra.job.num},${hydra.job.override_dirname}}'",
+        f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
+        "hydra.output_subdir=null",
+        "hydra.job.chdir=false",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+    call_hydra(experiment, ["-m", *override_lines(experiment, parsed, choices), *settings], run_job)
+    return _conclude(folder)
+
+
+def run_job(values: DictConfig) -> None:
+    """One job: a run in the job's folder, and its row in ``sweep.csv``. Only an interruption ends the sweep."""
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    print(f"\njob {job.job.num}: {job.job.override_dirname}", file=sys.stderr)
+    outcome: dict[str, object] = {"status": "done", "reason": ""}
+    try:
+        config = to_config(values).replace(run_dir=str(run_dir))
+        source = preflight.check(config)
+        if config.dry_run:
+            print_plan(config, source, str(run_dir))
+        else:
+            train(preflight.claim_run_dir(config, "sweep"), source)
+    except KeyboardInterrupt:
+        outcome = {"status": "interrupted", "reason": "interrupted"}
+        raise
+    except Exception as error:
+        # Whatever went wrong with this job, the others are to run.
+        if isinstance(error, InputError | RunFailed):
+            tell(error)
+        else:
+            traceback.print_exception(error)
+        outcome = {"status": "failed", "reason": " ".join(str(error).split()) or type(error).__name__}
+    finally:
+        _write_row(run_dir, list(job.overrides.task), int(job.job.num), outcome)
+
+
+def _write_row(run_dir: Path, overrides: Sequence[str], number: int, outcome: Mapping[str, object]) -> None:
+    """Appends a job's row to ``sweep.csv``; what the run itself says in its summary counts more than ``outcome``."""
+    summary = run_dir / "summary.json"
+    if not summary.exists() and outcome["status"] == "failed":
+        write_json(summary, outcome)
+    if summary.exists():
+        outcome = {**outcome, **json.loads(summary.read_text(encoding="utf-8"))}
+    chosen = {override.key_or_group: override.value() for override in map(parse_override, overrides)}
+    row = {"job": number, **chosen, **outcome, "run_dir": str(run_dir)}
+    table = run_dir.parent / "sweep.csv"
+    with table.open(newline="", encoding="utf-8") as stream:
+        columns = next(csv.reader(stream))
+    with table.open("a", newline="", encoding="utf-8") as stream:
+        csv.DictWriter(stream, columns, extrasaction="ignore").writerow(row)
+
+
+def _conclude(folder: Path) -> int:
+    with (folder / "sweep.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    done = sum(row["status"] == "done" for row in rows)
+    print(f"\n{done} of {len(rows)} jobs done; {folder / 'sweep.csv'}")
+    return 0 if done == len(rows) else 1

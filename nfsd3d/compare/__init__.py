@@ -1,0 +1,1 @@
+"""Many runs: suites, comparison jobs, their records and tables."""

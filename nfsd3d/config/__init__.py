@@ -1,0 +1,1 @@
+"""Configuration: YAML files and overrides become one validated `Config`, without importing torch."""

@@ -1,0 +1,1 @@
+"""The paper's score decomposition, measured on images."""

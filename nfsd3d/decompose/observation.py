@@ -1,0 +1,158 @@
+"""What a prior predicts for noised pictures, observed once: what the figures of the decomposition are computed from.
+
+Directions keep the sign of ε, which points away from the data: an improvement is a step along minus the direction, of
+size σ/α in the units of a latent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nfsd3d.cameras import Cameras
+from nfsd3d.evaluate.statistics import size
+from nfsd3d.prior.base import Prior
+from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.schedule import NoiseSchedule
+
+PIXELS_AT_ONCE = 2**14
+"""Latent pixels that the denoiser is given in one call."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a prior predicts for N latents ``z`` [N,C,h,w] with the K noises ``noise`` [K,N,C,h,w] at T timesteps.
+
+    ``eps`` holds by the name of the prompt the predictions [T,K',N,C,h,w], for the first K' <= K noises.
+    """
+
+    schedule: NoiseSchedule
+    timesteps: tuple[int, ...]
+    z: Tensor
+    noise: Tensor
+    eps: Mapping[str, Tensor]
+
+    @property
+    def delta_c(self) -> Tensor:
+        """[T,K',N,C,h,w] ε(y) - ε(∅), the condition direction."""
+        cond = self.eps["cond"]
+        return cond - self.eps["uncond"][:, : cond.shape[1]]
+
+    @property
+    def residual(self) -> Tensor:
+        """[T,K,N,C,h,w] ε(∅) - ε, what SDS adds to the condition direction."""
+        uncond = self.eps["uncond"]
+        return uncond - self.noise[: uncond.shape[1]]
+
+    @property
+    def step(self) -> Tensor:
+        """[T,1,1,1,1,1] σ/α, the length of a step along minus a direction."""
+        alpha_bar = self.schedule.alpha_bar(torch.tensor(self.timesteps)).cpu()
+        return ((1 - alpha_bar) / alpha_bar).sqrt().to(self.z.dtype)[:, None, None, None, None, None]
+
+
+@dataclass(frozen=True)
+class PairObservation:
+    """Pairs (see ``distortions.Pairs``) with the same noise: ``clean`` has ε(∅), ``distorted`` also other prompts.
+
+    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: the clean pictures are those that other
+    pairs have too, so that differences to them are paired.
+    """
+
+    clean: Observation
+    distorted: Observation
+    mask: Tensor
+    shared: bool
+
+    @property
+    def delta_n(self) -> Tensor:
+        """[T,K,N,C,h,w] the noise direction, ε(z_t(x_ID); ∅)."""
+        return self.clean.eps["uncond"]
+
+    @property
+    def delta_d(self) -> Tensor:
+        """[T,K,N,C,h,w] the domain direction of the pair, ε(z_t(x_OOD); ∅) - ε(z_t(x_ID); ∅)."""
+        return self.distorted.eps["uncond"] - self.delta_n
+
+    def distance_after(self, direction: Tensor) -> Tensor:
+        """[T,N] the distance of z_OOD - (σ/α) ``direction`` from z_ID, as a share of z_OOD's."""
+        apart = self.distorted.z - self.clean.z
+        return (size(apart - self.distorted.step * direction) / size(apart)).mean(1)
+
+
+Predict = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
+"""(z_t, timesteps, text embeddings, which of the N latents) -> predicted noise."""
+
+
+@torch.no_grad()
+def observe(
+    prior: Prior,
+    z: Tensor,
+    noise: Tensor,
+    timesteps: Sequence[int],
+    contexts: Mapping[str, Tensor],
+    *,
+    predict: Predict | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Observation:
+    """The predictions for latents ``z`` [N,C,h,w] with noise [K,N,C,h,w] at each timestep, one call a batch.
+
+    ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` takes the place of the prior's denoiser.
+    ``advance`` is called after each timestep. Results are on the CPU.
+    """
+    predict = predict or (lambda z_t, t, context, rows: prior.predict_eps(z_t, t, context))
+    z, noise = z.to(prior.device), noise.to(prior.device)
+    count = len(z)
+    given = {name: context.to(prior.device).expand(count, -1, -1) for name, context in contexts.items()}
+    at_once = max(1, PIXELS_AT_ONCE // z[0, 0].numel())
+    eps = {name: torch.empty(len(timesteps), *noise.shape, dtype=z.dtype) for name in contexts}
+    for i, t in enumerate(timesteps):
+        for k, draw in enumerate(noise):
+            for rows in _slices(count, at_once):
+                steps = torch.full((rows.stop - rows.start,), t, device=prior.device)
+                z_t = prior.schedule.add_noise(z[rows], draw[rows], steps)
+                for name, context in given.items():
+                    eps[name][i, k, rows] = predict(z_t, steps, context[rows], rows).cpu()
+        advance()
+    return Observation(prior.schedule, tuple(timesteps), z.cpu(), noise.cpu(), eps)
+
+
+def particle_stages(
+    prior: Prior,
+    particle: Particle,
+    seen: Observation,
+    context: Tensor,
+    cameras: Cameras,
+    stages: Sequence[int],
+    rng: torch.Generator,
+    *,
+    batch: int = 8,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[int, Tensor]:
+    """The second network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
+
+    It learns the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N]. ``advance`` is
+    called after every training step and every timestep observed.
+    """
+    z, cameras = seen.z.to(prior.device), cameras.to(prior.device)
+    stride = max(1, len(z) // batch)
+
+    def predict(z_t: Tensor, t: Tensor, context: Tensor, rows: slice) -> Tensor:
+        return particle.at(cameras[rows]).predict_eps(z_t, t, context)
+
+    predictions, done = {}, 0
+    for steps in sorted(stages):
+        for _ in range(done, steps):
+            some = slice(int(torch.randint(stride, (), generator=rng)), None, stride)
+            particle.learn(z[some], context[some], cameras[some], rng)
+            advance()
+        done = steps
+        contexts = {"particle": context}
+        observed = observe(prior, seen.z, seen.noise, seen.timesteps, contexts, predict=predict, advance=advance)
+        predictions[steps] = observed.eps["particle"]
+    return predictions
+
+
+def _slices(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))

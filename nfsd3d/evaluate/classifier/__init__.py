@@ -1,0 +1,1 @@
+"""The image classifier that scores results: its network, training, calibration and metrics."""

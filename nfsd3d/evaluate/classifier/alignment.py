@@ -1,0 +1,79 @@
+"""Does an image show what the prompt says: attributes, R-Precision against hard distractors, the margin, the view."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nfsd3d.evaluate.classifier.model import Verdict
+from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, Composition
+from nfsd3d.shapes.world.objects import OBJECTS
+
+FRONT_DEG = 22.5
+"""A view shows the front when the azimuth that the judge sees is nearer to 0 than this."""
+JANUS_DEG = 60.0
+"""Two views that show the front and stand further apart than this make a Janus face."""
+
+
+def distractors(truth: Composition) -> list[Composition]:
+    """Every composition that differs from ``truth`` in the object, the main colour or the pattern alone.
+
+    Where a pattern takes the place of "plain", all its second colours are distractors.
+    """
+    objects = [replace(truth, object=name) for name in OBJECTS if name != truth.object]
+    colors = [replace(truth, color=name) for name in COLORS if name not in (truth.color, truth.second)]
+    patterns = []
+    for pattern in PATTERNS:
+        if pattern == truth.pattern:
+            continue
+        if pattern == "plain":
+            patterns.append(replace(truth, pattern=pattern, second=""))
+            continue
+        seconds = [truth.second] if truth.second else [name for name in COLORS if name != truth.color]
+        patterns += [replace(truth, pattern=pattern, second=second) for second in seconds]
+    return [*objects, *colors, *patterns]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Of each of B images (all 1-D tensors [B]): whether ``object``, main ``color`` and ``pattern`` are right, whether
+    the truth beats every distractor (``retrieved``: the share of these is the R-Precision), and the ``margin`` of its
+    log-probability over the best distractor's, in nats.
+    """
+
+    object: Tensor
+    color: Tensor
+    pattern: Tensor
+    retrieved: Tensor
+    margin: Tensor
+
+
+def align(verdict: Verdict, truths: list[Composition]) -> Alignment:
+    """The alignment of each image with its own composition in ``truths`` [B].
+
+    Raises ValueError when the numbers of images and compositions differ.
+    """
+    if len(verdict) != len(truths):
+        raise ValueError(f"{len(verdict)} images for {len(truths)} compositions")
+    margins = [_margin(verdict[i : i + 1], truth) for i, truth in enumerate(truths)]
+    margin = verdict.object.new_tensor(margins)
+    return Alignment(**verdict.right(truths), retrieved=margin > 0, margin=margin)
+
+
+def _margin(verdict: Verdict, truth: Composition) -> float:
+    scores = verdict.log_likelihood([truth, *distractors(truth)])[0]
+    return float(scores[0] - scores[1:].max())
+
+
+def view_errors(verdict: Verdict, azimuth: Tensor) -> tuple[float, bool]:
+    """The median angle in degrees between where each view was taken and what it shows, and whether the front shows at
+    two azimuths more than ``JANUS_DEG`` apart; ``azimuth`` [B] in radians.
+    """
+    seen, taken = verdict.azimuths_deg(), torch.rad2deg(azimuth)
+    fronts = taken[seen.abs() < FRONT_DEG]
+    apart = _angle(fronts[:, None] - fronts[None, :])
+    return float(_angle(seen - taken).median()), bool((apart > JANUS_DEG).any())
+
+
+def _angle(degrees: Tensor) -> Tensor:
+    return ((degrees + 180) % 360 - 180).abs()

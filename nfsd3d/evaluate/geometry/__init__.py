@@ -1,0 +1,1 @@
+"""Geometric scores: voxels of the ground truth and intersection over union."""

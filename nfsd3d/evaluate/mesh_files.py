@@ -1,0 +1,297 @@
+"""Whether an exported mesh is what it should be: closed, true to its field's views, and shown by other programs.
+
+The other programs are no dependencies: Khronos' validator and three.js are npm packages, Blender is the Python package
+``bpy`` (in an environment of its own), the browser is Chromium. Each check takes where its program is.
+"""
+
+import base64
+import json
+import math
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+import trimesh
+from numpy.typing import NDArray
+
+from nfsd3d.cameras import Cameras, orbit
+from nfsd3d.errors import InputError
+from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
+from nfsd3d.export.texture.rasterize import draw
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.visualize.images import Image, square, to_uint8
+
+BACKGROUND = 0.5
+"""Gray, behind the mesh and behind the field."""
+
+PLACE = (1.2, 0.9, 2.2)
+"""Of the camera of other programs' pictures: world units to the left, up and to the front of the middle."""
+
+NPM_PACKAGES = ("gltf-validator@2.0.0-dev.3.10", "three@0.187.0")
+PROGRAM_SECONDS = 600
+
+# Chromium without a window or a GPU; pages are files, and three.js comes as modules from files too.
+_CHROMIUM = (
+    *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
+    *("--ignore-gpu-blocklist", "--allow-file-access-from-files", "--virtual-time-budget=20000"),
+)
+
+_VALIDATE = """
+const validator = require("gltf-validator");
+const bytes = new Uint8Array(require("fs").readFileSync(process.argv[1]));
+validator.validateBytes(bytes, { maxIssues: 20 }).then((report) => console.log(JSON.stringify(report)));
+"""
+
+_BLENDER = """
+import math, sys
+import bpy
+
+glb, picture, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+bpy.ops.wm.read_factory_settings(use_empty=True)
+bpy.ops.import_scene.gltf(filepath=glb)
+scene = bpy.context.scene
+pictures = [i for i in bpy.data.images if i.size[0]]
+meshes = [o for o in bpy.data.objects if o.type == "MESH"]
+world = bpy.data.worlds.new("white")
+world.use_nodes = True
+world.node_tree.nodes["Background"].inputs[0].default_value = (1, 1, 1, 1)
+scene.world = world
+camera = bpy.data.objects.new("camera", bpy.data.cameras.new("camera"))
+scene.collection.objects.link(camera)
+scene.camera = camera
+camera.data.angle = math.radians(45)
+left, up, front = map(float, sys.argv[4:7])
+camera.location = (left, -front, up)  # glTF's front (+Z) is Blender's -y
+camera.rotation_euler = (math.atan2(math.hypot(left, front), up), 0, math.atan2(left, front))
+scene.render.engine = "CYCLES"
+scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 8, False
+scene.view_settings.view_transform = "Standard"
+scene.render.resolution_x = scene.render.resolution_y = size
+scene.render.filepath = picture
+bpy.ops.render.render(write_still=True)
+print("RESULT", len(meshes), sum(len(m.data.polygons) for m in meshes), *[f"{i.size[0]}x{i.size[1]}" for i in pictures])
+"""
+
+_THREE_PAGE = """<!doctype html><meta charset="utf-8"><style>body { margin: 0 }</style>
+<script type="importmap">
+{ "imports": { "three": "MODULES/three/build/three.module.js", "three/addons/": "MODULES/three/examples/jsm/" } }
+</script>
+<script type="module">
+  import * as THREE from "three";
+  import { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";
+  const renderer = new THREE.WebGLRenderer({ antialias: true, preserveDrawingBuffer: true });
+  renderer.setSize(SIZE, SIZE);
+  document.body.appendChild(renderer.domElement);
+  const scene = new THREE.Scene();
+  scene.background = new THREE.Color(0x808080);
+  scene.add(new THREE.AmbientLight(0xffffff, Math.PI));
+  const camera = new THREE.PerspectiveCamera(45, 1, 0.1, 10);
+  camera.position.set(LEFT, UP, FRONT);
+  camera.lookAt(0, 0, 0);
+  new GLTFLoader().load("MODEL", (gltf) => {
+    scene.add(gltf.scene);
+    renderer.render(scene, camera);
+  });
+</script>
+"""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a mesh without light matches the albedo views of its field: means over views.
+
+    ``psnr`` in dB over whole pictures before the same gray; ``psnr_inside`` where both are; ``silhouette_iou`` of the
+    mesh with opacity > 0.5, of which ``worst_iou`` is the smallest.
+    """
+
+    psnr: float
+    psnr_inside: float
+    silhouette_iou: float
+    worst_iou: float
+
+
+def read_glb(path: Path) -> SurfaceMesh:
+    """The mesh of a GLB that ``nfsd3d`` wrote, in world axes; vertices along seams are doubled, as in the file."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    document, body = json.loads(content[20 : 20 + length]), content[20 + length + 8 :]
+    primitive = document["meshes"][0]["primitives"][0]
+
+    def array(index: int, kind: str, width: int) -> NDArray:
+        accessor = document["accessors"][index]
+        start = document["bufferViews"][accessor["bufferView"]]["byteOffset"]
+        return np.frombuffer(body, kind, accessor["count"] * width, start).reshape(-1, width)
+
+    world = [2, 0, 1]  # of glTF's axes
+    attributes = primitive["attributes"]
+    vertices, normals = (array(attributes[name], "<f4", 3)[:, world] for name in ("POSITION", "NORMAL"))
+    faces = array(primitive["indices"], "<u4", 1).reshape(-1, 3).astype(np.int32)
+    if "images" not in document:
+        light = array(attributes["COLOR_0"], "<u2", 4)[:, :3] / 65535
+        return SurfaceMesh(vertices, faces, normals, linear_to_srgb(light).astype(np.float32))
+    view = document["bufferViews"][document["images"][0]["bufferView"]]
+    picture = imageio.imread(body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]])
+    uv = array(attributes["TEXCOORD_0"], "<f4", 2)
+    texture = Texture(uv, np.arange(len(vertices), dtype=np.int32), faces, picture)
+    return SurfaceMesh(vertices, faces, normals, np.zeros_like(vertices), texture)
+
+
+def find_glb(folder: Path) -> Path:
+    """The ``model.glb`` in a run's folder of meshes.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = folder / "model.glb"
+    if not path.is_file():
+        raise InputError(f"{path}: no such mesh; write it with `nfsd3d export RUN_DIR --formats glb`, or give --folder")
+    return path
+
+
+def picture_names(run_dirs: Sequence[Path]) -> list[str]:
+    """A name for the pictures of each run: its folder's, with a number where another one has it already."""
+    names: list[str] = []
+    for run_dir in run_dirs:
+        name, count = run_dir.resolve().name, 1
+        while name in names:
+            count += 1
+            name = f"{run_dir.resolve().name}-{count}"
+        names.append(name)
+    return names
+
+
+def check_shape(path: Path) -> dict[str, Any]:
+    """What trimesh finds in a mesh file once vertices in one place are one: closed, outward, its volume."""
+    mesh = trimesh.load_scene(path).to_geometry()
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    return {
+        "faces": len(mesh.faces),
+        "watertight": bool(mesh.is_watertight),
+        "consistent": bool(mesh.is_winding_consistent),
+        "volume": float(mesh.volume),
+    }
+
+
+def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> tuple[Agreement, Image]:
+    """The agreement of ``mesh`` with what ``cameras`` see of ``generator``, and pictures: each mesh beside its view."""
+    psnr, inside, ious, pictures = [], [], [], []
+    for index in range(len(cameras)):
+        camera = cameras[index]
+        view = generator.render_in_chunks(camera, background=torch.full((1, 3), BACKGROUND))
+        expected = view.image[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        opaque = (view.opacity[0, 0] > 0.5).cpu().numpy()
+        image, shown = draw(mesh, camera)
+        image[~shown] = BACKGROUND
+        psnr.append(_psnr(image, expected))
+        inside.append(_psnr(image[shown & opaque], expected[shown & opaque]))
+        ious.append(float((shown & opaque).sum() / max((shown | opaque).sum(), 1)))
+        both = np.concatenate([image, expected], axis=1)
+        pictures.append(to_uint8(torch.from_numpy(both).permute(2, 0, 1)))
+    mean_psnr, mean_inside, mean_iou = (float(np.mean(values)) for values in (psnr, inside, ious))
+    return Agreement(mean_psnr, mean_inside, mean_iou, min(ious)), square(pictures)
+
+
+def _psnr(image: NDArray, expected: NDArray) -> float:
+    error = float(np.square(image - expected, dtype=np.float64).mean()) if image.size else math.nan
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+def install_npm_packages(tools: Path) -> None:
+    """Installs the validator and three.js into ``tools``, with npm.
+
+    Raises:
+        InputError: npm is not there, or fails.
+    """
+    tools.mkdir(parents=True, exist_ok=True)
+    _run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(tools), *NPM_PACKAGES])
+
+
+def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
+    """What Khronos' validator says of a GLB: numbers of "errors", "warnings", "infos", "hints", and the "messages".
+
+    Raises:
+        InputError: node or the package is not there.
+    """
+    output = _run(["node", "-e", _VALIDATE, str(path.resolve())], cwd=tools)
+    issues = json.loads(output)["issues"]
+    counts = {name: issues[f"num{name.capitalize()}"] for name in ("errors", "warnings", "infos", "hints")}
+    return {**counts, "messages": [f"{m['code']}: {m['message']}" for m in issues["messages"]]}
+
+
+def blender_picture(path: Path, picture: Path, python: Path, size: int = 384) -> dict[str, Any]:
+    """Opens a GLB in Blender, lit from all sides, and renders ``picture``; returns what Blender found in the file.
+
+    ``python`` is one that has the package ``bpy``.
+
+    Raises:
+        InputError: it does not, or Blender fails.
+    """
+    arguments = [str(path.resolve()), str(picture.resolve()), str(size), *map(str, PLACE)]
+    output = _run([str(python), "-c", _BLENDER, *arguments])
+    found = next(line for line in output.splitlines() if line.startswith("RESULT")).split()
+    return {"meshes": int(found[1]), "triangles": int(found[2]), "textures": found[3:]}
+
+
+def three_picture(path: Path, picture: Path, tools: Path, chromium: str, size: int = 512) -> float:
+    """Opens a GLB with three.js in Chromium, without light, and takes ``picture``.
+
+    Returns the PSNR (dB) of that to what ``nfsd3d`` draws of the file from the same place.
+
+    Raises:
+        InputError: the browser or the package is not there.
+    """
+    page = picture.resolve().with_suffix(".html")
+    page.write_text(_three_page(path, tools / "node_modules", size), encoding="utf-8")
+    page_picture(page, picture, chromium, (size, size))
+    page.unlink()
+    left, up, front = PLACE
+    away = math.hypot(left, up, front)
+    camera = orbit(1, size, math.degrees(math.asin(up / away)), away, 45.0, math.degrees(math.atan2(left, front)))
+    image, shown = draw(read_glb(path), camera)
+    image[~shown] = 128 / 255
+    return _psnr(imageio.imread(picture)[..., :3].astype(np.float32) / 255, image)
+
+
+def _three_page(path: Path, modules: Path, size: int) -> str:
+    left, up, front = PLACE
+    # Within the page: no browser's fetch() reads files without being asked to, and some never do.
+    model = f"data:model/gltf-binary;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    values = {"MODULES": modules.resolve().as_uri(), "MODEL": model, "SIZE": size}
+    values |= {"LEFT": left, "UP": up, "FRONT": front}
+    # In one go: a path may hold one of the words.
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: str(values[match[0]]), _THREE_PAGE)
+
+
+def page_picture(page: Path, picture: Path, chromium: str, size: tuple[int, int]) -> None:
+    """Takes ``picture`` of a page in Chromium, with no network, in a window of ``size`` (width, height) pixels.
+
+    Raises:
+        InputError: the browser is not there.
+    """
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    window = f"--window-size={size[0]},{size[1]}"
+    _run([chromium, *_CHROMIUM, offline, window, f"--screenshot={picture.resolve()}", page.resolve().as_uri()])
+
+
+def _run(command: list[str], cwd: Path | None = None) -> str:
+    """What a program prints.
+
+    Raises:
+        InputError: it is not there, fails or does not end.
+    """
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=True)
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); is it installed?") from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{command[0]}: not done after {PROGRAM_SECONDS} s") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"{command[0]}: failed ({last})") from error
+    return done.stdout

@@ -1,0 +1,216 @@
+"""One run against the ground truth of its prompt: appearance, geometry, views, and what it cost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nfsd3d.api import Run, load_run
+from nfsd3d.config.compose import Config
+from nfsd3d.errors import InputError
+from nfsd3d.evaluate.classifier.alignment import align, view_errors
+from nfsd3d.evaluate.classifier.model import SIZE, Judge
+from nfsd3d.evaluate.geometry.iou import fit
+from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
+from nfsd3d.evaluate.sharpness import compare_appearance
+from nfsd3d.runs import checkpoints
+from nfsd3d.shapes.world.grammar import Composition, parse_prompt
+from nfsd3d.shapes.world.objects import OBJECTS
+from nfsd3d.shapes.world.render import render_views
+from nfsd3d.train.build import viewing_cameras
+
+VIEWS = 24
+BACKGROUND = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class RunScore:
+    """What a run reached.
+
+    ``object``, ``color``, ``pattern``: whether the judge, over all views together, finds them right; ``retrieved`` and
+    ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is right.
+    ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what the best
+    ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from none or
+    that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
+    ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
+    ``memory_mb`` (peak) are the run's own records, None where it has none.
+    """
+
+    prompt: str
+    method: str
+    seed: int
+    steps: int
+    status: str
+    object: bool
+    color: bool
+    pattern: bool
+    retrieved: bool
+    margin: float
+    views_right: float
+    iou: float
+    mesh_iou: float | None
+    ellipsoid_iou: float
+    source_iou: float | None
+    view_error_deg: float | None
+    janus: bool | None
+    sharpness: float
+    contrast: float
+    seconds: float | None
+    evaluations: int | None
+    memory_mb: float | None
+
+
+def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
+    """The scores of ``run`` at its checkpoint; ``mesh=False`` leaves the mesh out, which takes some seconds.
+
+    Raises:
+        InputError: the prompt is not one of the world of shapes.
+    """
+    truth = composition_of(run.config.prompt)
+    images, opacity = views_of(run)
+    verdict = judge.judge(images)
+    together = align(verdict.pooled(), [truth])
+    apart = verdict.right([truth] * len(verdict))
+    cameras = viewing_cameras(run.config, VIEWS, SIZE)
+    background = torch.tensor(BACKGROUND)[None, :, None, None].expand(VIEWS, 3, SIZE, SIZE)
+    true = render_views([truth] * VIEWS, cameras, background, ambient=0.6)
+    appearance = compare_appearance(images, opacity, true.image, true.mask)
+    near, far = run.config.cameras.distance
+    radius = run.generator.settings.radius
+    solid = field_solid(run.generator, radius, distance=(near + far) / 2)
+    solid_fit = fit(solid, truth.object)
+    error, janus = view_errors(verdict, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
+    summary = run.summary
+    return RunScore(
+        prompt=run.config.prompt,
+        method=summary.get("method", run.config.distill.method),
+        seed=run.config.seed,
+        steps=run.step,
+        status=summary.get("status", "unfinished"),
+        object=bool(together.object),
+        color=bool(together.color),
+        pattern=bool(together.pattern),
+        retrieved=bool(together.retrieved),
+        margin=float(together.margin),
+        views_right=float(apart["object"].float().mean()),
+        iou=solid_fit.iou,
+        mesh_iou=_mesh_iou(run, truth, radius) if mesh else None,
+        ellipsoid_iou=solid_fit.ellipsoid,
+        source_iou=_source_iou(run.config, solid, (near + far) / 2),
+        view_error_deg=error,
+        janus=janus,
+        sharpness=appearance.sharpness,
+        contrast=appearance.contrast,
+        seconds=summary.get("seconds"),
+        evaluations=summary.get("network_evaluations"),
+        memory_mb=summary.get("peak_memory_mb", {}).get("host"),
+    )
+
+
+def composition_of(prompt: str) -> Composition:
+    """The composition that a prompt names.
+
+    Raises:
+        InputError: it is not written as the world of shapes writes it.
+    """
+    try:
+        return parse_prompt(prompt)
+    except ValueError as error:
+        remedy = 'ground truth needs one like "a red and white dotted mushroom"; runs of others: --clip ID|FOLDER'
+        raise InputError(f"prompt={prompt!r}: no composition of the world of shapes; {remedy}") from error
+
+
+def views_of(run: Run) -> tuple[Tensor, Tensor]:
+    """[24,3,64,64] views around the object before a plain gray background, and their opacity [24,1,64,64]."""
+    cameras = viewing_cameras(run.config, VIEWS, SIZE)
+    background = torch.tensor(BACKGROUND).expand(VIEWS, 3)
+    rendering = run.generator.render_in_chunks(cameras, background=background)
+    return rendering.image.clamp(0, 1).cpu(), rendering.opacity.cpu()
+
+
+def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
+    if config.source_run is None or not checkpoints.list_checkpoints(Path(config.source_run).expanduser() / "checkpoints"):
+        return None
+    source = load_run(Path(config.source_run).expanduser())
+    return overlap(solid, field_solid(source.generator, solid.radius, distance=distance))
+
+
+def _mesh_iou(run: Run, truth: Composition, radius: float) -> float | None:
+    try:
+        mesh = run.mesh
+    except InputError:  # no surface at the run's threshold
+        return None
+    return fit(mesh_solid(mesh, radius), truth.object).iou
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of several runs as one row of a table: shares and means, and how many runs they are over.
+
+    Shares and ``janus`` are in [0,1]; ``margin`` and ``view_error_deg`` are medians; ``iou_gain`` is the mean of
+    ``iou`` minus the ellipsoid's; ``done`` the share of runs that neither diverged nor failed.
+    """
+
+    runs: int
+    object: float
+    color: float
+    pattern: float
+    retrieved: float
+    margin: float
+    iou: float
+    mesh_iou: float
+    ellipsoid_iou: float
+    iou_gain: float
+    source_iou: float
+    view_error_deg: float
+    janus: float
+    sharpness: float
+    contrast: float
+    done: float
+    seconds: float
+    evaluations: float
+    memory_mb: float
+
+
+def mean_of(scores: Sequence[object], name: str) -> float:
+    """The mean of an attribute over the scores that have it; NaN where none has."""
+    values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def summarize(scores: list[RunScore]) -> Row:
+    """The row of one method; NaN where no run has a figure. Raises ValueError without runs."""
+    if not scores:
+        raise ValueError("no runs to summarize")
+
+    mean = partial(mean_of, scores)
+
+    def median(name: str) -> float:
+        values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
+        return float(torch.tensor(values).quantile(0.5)) if values else math.nan
+
+    return Row(
+        runs=len(scores),
+        object=mean("object"),
+        color=mean("color"),
+        pattern=mean("pattern"),
+        retrieved=mean("retrieved"),
+        margin=median("margin"),
+        iou=mean("iou"),
+        mesh_iou=mean("mesh_iou"),
+        ellipsoid_iou=mean("ellipsoid_iou"),
+        iou_gain=mean("iou") - mean("ellipsoid_iou"),
+        source_iou=mean("source_iou"),
+        view_error_deg=median("view_error_deg"),
+        janus=mean("janus"),
+        sharpness=mean("sharpness"),
+        contrast=mean("contrast"),
+        done=sum(score.status == "done" for score in scores) / len(scores),
+        seconds=mean("seconds"),
+        evaluations=mean("evaluations"),
+        memory_mb=mean("memory_mb"),
+    )

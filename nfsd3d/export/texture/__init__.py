@@ -1,0 +1,1 @@
+"""Textures: UV unwrapping, rasterisation and baking."""

@@ -1,0 +1,148 @@
+"""The colours of a surface: what rays along its normals show, at its vertices or at the texels of its charts."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import scipy.ndimage
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nfsd3d.export.isosurface import Surface
+from nfsd3d.export.mesh import FloatArray, Texture, linear_to_srgb, srgb_to_linear
+from nfsd3d.export.texture.rasterize import rasterize
+from nfsd3d.export.texture.unwrap import Charts
+
+SUPERSAMPLING = 2
+"""Looks per texel and axis."""
+
+COLOR_SAMPLES = 8
+"""Along the normal at each look."""
+
+SLANT = 2.0
+"""How much longer the way of a view into the surface is than its depth, on the mean over all views that see it."""
+
+FAINTEST = 0.01
+"""Of what a ray shows: a sample of a smaller share is left out."""
+
+POINTS_PER_BATCH = 2**15
+
+LOOKS_AT_ONCE = 2**19
+"""In a band of the texture."""
+
+
+class Colored(Protocol):
+    """What has densities and colours; neither function keeps a gradient."""
+
+    def density(self, positions: Tensor) -> Tensor:
+        """[N] densities at the world points ``positions`` [N,3]."""
+        ...
+
+    def albedo(self, positions: Tensor) -> Tensor:
+        """[N,3] sRGB colours in [0,1], as seen from everywhere, at the world points ``positions`` [N,3]."""
+        ...
+
+
+@torch.no_grad()
+def surface_colors(
+    solid: Colored,
+    points: FloatArray,
+    normals: FloatArray,
+    radius: float,
+    reach: float,
+    device: torch.device | str = "cpu",
+) -> FloatArray:
+    """[N,3] the colour that views show at each of the surface's ``points`` [N,3], with outward ``normals`` [N,3].
+
+    A ray into the surface is composited as in rendering, from ``reach`` world units before it to as much behind it, in
+    the cube of half-width ``radius``; what it has not absorbed by then is shared out among what it has met. One ray
+    against the normal stands for all views, so the field counts :data:`SLANT` times on it.
+    """
+    depths = torch.linspace(-reach, reach, COLOR_SAMPLES, device=device)
+    step = SLANT * (depths[1] - depths[0])
+    colors: list[NDArray] = []
+    for start in range(0, len(points), POINTS_PER_BATCH):
+        stop = start + POINTS_PER_BATCH
+        origin = torch.from_numpy(points[start:stop]).to(device)
+        inward = -torch.from_numpy(normals[start:stop]).to(device)
+        along = (origin[:, None] + depths[None, :, None] * inward[:, None]).clamp(-radius, radius)
+        optical = solid.density(along.reshape(-1, 3)).float().reshape(-1, COLOR_SAMPLES) * step
+        before = torch.nn.functional.pad(optical[:, :-1].cumsum(1), (1, 0))
+        # expm1: where there is almost nothing, what little there is decides.
+        weights = torch.exp(-before) * -torch.expm1(-optical) + torch.finfo(torch.float32).tiny
+        weights *= weights > FAINTEST * weights.sum(1, keepdim=True)
+        albedo = torch.zeros_like(along)
+        albedo[weights > 0] = solid.albedo(along[weights > 0]).float()
+        mean = (weights[..., None] * albedo).sum(1) / weights.sum(1, keepdim=True)
+        colors.append(mean.clamp(0, 1).cpu().numpy())
+    return np.concatenate(colors)
+
+
+def bake(
+    surface: Surface,
+    normals: FloatArray,
+    charts: Charts,
+    size: int,
+    color: Callable[[FloatArray, FloatArray], FloatArray],
+    on_band: Callable[[float], None] | None = None,
+) -> Texture:
+    """The texture of ``size``^2 texels; ``color`` gives the sRGB colours [N,3] at surface points with normals.
+
+    A texel is the mean, in linear light, of looks at the surface spread over it. Texels outside the charts take the
+    colour of the nearest one inside, so that no filter brings in a foreign colour at a seam. It is made in bands of
+    rows; ``on_band`` is told which share is done.
+    """
+    corners = np.zeros((len(charts.faces), 3, 3))
+    corners[..., :2] = charts.uv[charts.faces] * (size * SUPERSAMPLING)
+    image = np.zeros((size, size, 3), np.uint8)
+    known, drawn = np.zeros((size, size), dtype=bool), np.zeros(len(corners), dtype=bool)
+
+    def light_at(face: NDArray, weights: NDArray) -> NDArray:
+        points, directions = (
+            np.einsum("nk,nkc->nc", weights, values[surface.faces[face]]) for values in (surface.vertices, normals)
+        )
+        directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+        return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
+
+    rows = max(1, LOOKS_AT_ONCE // (size * SUPERSAMPLING**2))
+    for top in range(0, size, rows):
+        height = min(rows, size - top)
+        found = rasterize(corners - [0, top * SUPERSAMPLING, 0], height * SUPERSAMPLING, size * SUPERSAMPLING)
+        if found.covered.any():
+            face = found.face[found.covered]
+            drawn[face] = True
+            light, there = _texels(light_at(face, found.weights[found.covered]), found.covered)
+            image[top : top + height], known[top : top + height] = _encoded(light), there
+        if on_band is not None:
+            on_band((top + height) / size)
+    # Triangles too small to cover the middle of a look, in texels that are free.
+    slivers = np.flatnonzero(~drawn)
+    column, row = (corners[slivers, :, :2].mean(axis=1) / SUPERSAMPLING).astype(np.int64).clip(0, size - 1).T
+    free = ~known[row, column]
+    if free.any():
+        slivers, place = slivers[free], (row[free], column[free])
+        image[place], known[place] = _encoded(light_at(slivers, np.full((len(slivers), 3), 1 / 3))), True
+    return Texture(charts.uv, charts.source, charts.faces, _padded(image, known))
+
+
+def _texels(light: NDArray, covered: NDArray[np.bool_]) -> tuple[NDArray, NDArray[np.bool_]]:
+    """[H,W,3] the mean of the looks ``light`` [N,3] at the places ``covered`` in each texel, and [H,W] where any is."""
+    height, width = (side // SUPERSAMPLING for side in covered.shape)
+    row, column = (place // SUPERSAMPLING for place in np.nonzero(covered))
+    index = row * width + column
+    count = np.bincount(index, minlength=height * width)
+    sums = np.stack([np.bincount(index, channel, minlength=height * width) for channel in light.T], axis=-1)
+    mean = sums / np.maximum(count, 1)[:, None]
+    return mean.reshape(height, width, 3), (count > 0).reshape(height, width)
+
+
+def _encoded(light: NDArray) -> NDArray[np.uint8]:
+    """8-bit sRGB values of linear light."""
+    return np.round(linear_to_srgb(light) * 255).astype(np.uint8)
+
+
+def _padded(image: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The image with every unknown pixel like the nearest known one."""
+    nearest = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return image[tuple(nearest)]

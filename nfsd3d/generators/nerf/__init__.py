@@ -1,0 +1,1 @@
+"""The hash-grid NeRF: field, sampling along rays, volume rendering, and their kernels."""

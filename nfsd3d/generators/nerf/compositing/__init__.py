@@ -1,0 +1,1 @@
+"""Compositing of samples into pixels (volume rendering), one file per backend."""

@@ -1,0 +1,267 @@
+"""Volume rendering of packed samples in Triton, for CUDA: the twin of ``compositing``, forward and backward.
+
+float32 or float64. Each ray's sums are its own, so that they need no more digits than the values have; no two programs
+write to one place, so that the results are the same from run to run.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch, power_of_two
+from nfsd3d.generators.nerf.sampling.sampling import RaySamples
+
+# Samples of one ray that are looked at together: a ray through the shell of an object has some tens.
+STEPS = 32
+# Numbers of one program of 128 threads (Triton's default, 4 warps), 4 to 8 for each, by kind of tile: enough loads on
+# their way to hide the memory's latency, few enough registers for many programs at a time.
+# The interpreter's time goes with the number of operations, whatever their size.
+TILE = 2048 if INTERPRETED else 512
+WIDE_TILE = 4096 if INTERPRETED else 1024
+# Terms of the series of 1 - exp(-x) that are left out change nothing below SMALL.
+TERMS = {torch.float32: 5, torch.float64: 11}
+SMALL = tl.constexpr(0.1)
+
+
+def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
+    """[S] the weight of each sample in its ray's colour; see ``compositing.render_weights``.
+
+    Differentiable to ``density`` only. Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    """
+    check_device(density, "backend.sampler")
+    return _RenderWeights.apply(density, samples.t_starts, samples.t_ends, samples.offsets)
+
+
+def accumulate(values: Tensor, samples: RaySamples, weights: Tensor | None = None) -> Tensor:
+    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C]; see ``compositing.accumulate``.
+
+    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    """
+    check_device(values, "backend.sampler")
+    return _SumByRay.apply(values, weights, samples.offsets, samples.ray_indices)
+
+
+class _RenderWeights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, density: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
+        density, t_starts, t_ends = density.contiguous(), t_starts.contiguous(), t_ends.contiguous()
+        n_rays = offsets.shape[0] - 1
+        weights, behind = torch.empty_like(density), torch.empty_like(density)
+        rays = TILE // STEPS
+        launch(
+            _weights,
+            (triton.cdiv(n_rays, rays),),
+            density,
+            t_starts,
+            t_ends,
+            offsets,
+            weights,
+            behind,
+            n_rays,
+            RAYS=rays,
+            STEPS=STEPS,
+            TERMS=TERMS[density.dtype],
+        )
+        ctx.save_for_backward(t_starts, t_ends, offsets, weights, behind)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        t_starts, t_ends, offsets, weights, behind = ctx.saved_tensors
+        n_rays = offsets.shape[0] - 1
+        to_density = torch.empty_like(weights)
+        rays = TILE // STEPS
+        launch(
+            _weights_backward,
+            (triton.cdiv(n_rays, rays),),
+            gradient.contiguous(),
+            t_starts,
+            t_ends,
+            offsets,
+            weights,
+            behind,
+            to_density,
+            n_rays,
+            RAYS=rays,
+            STEPS=STEPS,
+        )
+        return to_density, None, None, None
+
+
+class _SumByRay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weights: Tensor | None, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+        values = values.contiguous()
+        weights = None if weights is None else weights.contiguous()
+        n_rays, channels = offsets.shape[0] - 1, values.shape[1]
+        padded = power_of_two(channels)
+        sums = values.new_empty(n_rays, channels)
+        rays = max(WIDE_TILE // (STEPS * padded), 1)
+        launch(
+            _sum_by_ray,
+            (triton.cdiv(n_rays, rays),),
+            values,
+            weights,
+            offsets,
+            sums,
+            n_rays,
+            CHANNELS=channels,
+            PADDED=padded,
+            RAYS=rays,
+            STEPS=STEPS,
+        )
+        ctx.save_for_backward(values, weights, ray_indices)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        values, weights, ray_indices = ctx.saved_tensors
+        count, channels = values.shape
+        padded = power_of_two(channels)
+        block = max(TILE // padded, 1)
+        to_values = torch.empty_like(values) if ctx.needs_input_grad[0] else None
+        to_weights = torch.empty_like(weights) if ctx.needs_input_grad[1] else None
+        launch(
+            _sum_by_ray_backward,
+            (triton.cdiv(count, block),),
+            gradient.contiguous(),
+            values,
+            weights,
+            ray_indices,
+            to_values,
+            to_weights,
+            count,
+            CHANNELS=channels,
+            PADDED=padded,
+            BLOCK=block,
+        )
+        return to_values, to_weights, None, None
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+# Numbers of rays and samples change from call to call: they are never compiled in ("do_not_specialize"). Samples are
+# counted in int64.
+
+
+@triton.jit
+def _bounds(offsets, ray, n_rays):  # type: ignore[no-untyped-def]
+    """[RAYS, 1] each ray's first sample and the one after its last, and how many the longest ray has."""
+    begin = tl.load(offsets + ray, mask=ray < n_rays, other=0)
+    end = tl.load(offsets + ray + 1, mask=ray < n_rays, other=0)
+    return begin[:, None], end[:, None], tl.max(end - begin, axis=0).to(tl.int32)
+
+
+@triton.jit
+def _optical_depth(density, t_starts, t_ends, at, inside):  # type: ignore[no-untyped-def]
+    """Density times length of the samples ``at``; zero outside."""
+    length = tl.load(t_ends + at, mask=inside, other=0.0) - tl.load(t_starts + at, mask=inside, other=0.0)
+    return tl.load(density + at, mask=inside, other=0.0) * length
+
+
+@triton.jit
+def _opacity(depth, TERMS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """1 - exp(-depth), by its series where the difference would cancel."""
+    is_small = tl.abs(depth) < SMALL
+    small = tl.where(is_small, depth, 0.0)
+    series = 1 - small * (1 / (TERMS + 1))
+    for term in tl.static_range(TERMS - 1):
+        series = 1 - small * series * (1 / (TERMS - term))
+    return tl.where(is_small, small * series, 1 - tl.exp(-depth))
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _weights(  # type: ignore[no-untyped-def]
+    density, t_starts, t_ends, offsets, weights, behind, n_rays,
+    RAYS: tl.constexpr, STEPS: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """The weights, and for the backward pass the transmittance ``behind`` each sample."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    begin, end, longest = _bounds(offsets, ray, n_rays)
+    passed = tl.zeros([RAYS], density.dtype.element_ty)
+    for first in range(0, longest, STEPS):
+        at = begin + first + tl.arange(0, STEPS)[None, :]
+        inside = at < end
+        depth = _optical_depth(density, t_starts, t_ends, at, inside)
+        # Summed up one sample late: an inclusive sum less the sample's own depth would cancel behind opaque ones.
+        late = _optical_depth(density, t_starts, t_ends, at - 1, inside & (at > begin))
+        before = passed[:, None] + tl.cumsum(late, axis=1)
+        passed += tl.sum(late, axis=1)
+        tl.store(weights + at, tl.exp(-before) * _opacity(depth, TERMS), mask=inside)
+        tl.store(behind + at, tl.exp(-(before + depth)), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _weights_backward(  # type: ignore[no-untyped-def]
+    gradient, t_starts, t_ends, offsets, weights, behind, to_density, n_rays,
+    RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """A sample's depth raises its own weight by its transmittance, and lowers all later ones by themselves."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    begin, end, longest = _bounds(offsets, ray, n_rays)
+    passed = tl.zeros([RAYS], to_density.dtype.element_ty)
+    for first in range(0, longest, STEPS):
+        # From the last tile back to the first; ascending within it, which lies side by side in memory.
+        at = end - first - STEPS + tl.arange(0, STEPS)[None, :]
+        inside = at >= begin
+        later = inside & (at + 1 < end)
+        lost = tl.load(gradient + at + 1, mask=later, other=0.0) * tl.load(weights + at + 1, mask=later, other=0.0)
+        after = passed[:, None] + tl.cumsum(lost, axis=1, reverse=True)
+        passed += tl.sum(lost, axis=1)
+        own = tl.load(gradient + at, mask=inside, other=0.0) * tl.load(behind + at, mask=inside, other=0.0)
+        length = tl.load(t_ends + at, mask=inside, other=0.0) - tl.load(t_starts + at, mask=inside, other=0.0)
+        tl.store(to_density + at, (own - after) * length, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _sum_by_ray(  # type: ignore[no-untyped-def]
+    values, weights, offsets, sums, n_rays,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The samples of RAYS rays are one axis, so that channels of samples that follow each other lie side by side: of
+    two axes, Triton's versions differ in which of them lies along the threads of a warp.
+    """
+    lane = tl.arange(0, RAYS * STEPS)
+    ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS
+    begin = tl.load(offsets + ray, mask=ray < n_rays, other=0)
+    end = tl.load(offsets + ray + 1, mask=ray < n_rays, other=0)
+    longest = tl.max(end - begin, axis=0).to(tl.int32)
+    channel = tl.arange(0, PADDED)[None, :]
+    total = tl.zeros([RAYS * STEPS, PADDED], sums.dtype.element_ty)
+    for first in range(0, longest, STEPS):
+        at = begin + first + lane % STEPS
+        inside = at < end
+        shown = inside[:, None] & (channel < CHANNELS)
+        value = tl.load(values + at[:, None] * CHANNELS + channel, mask=shown, other=0.0)
+        if weights is not None:
+            value *= tl.load(weights + at, mask=inside, other=0.0)[:, None]
+        total += value
+    own = (tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS))[:, None]
+    of_rays = tl.sum(tl.reshape(total, [RAYS, STEPS, PADDED]), axis=1)
+    tl.store(sums + own * CHANNELS + channel, of_rays, mask=(own < n_rays) & (channel < CHANNELS))
+
+
+@triton.jit(do_not_specialize=["count"])
+def _sum_by_ray_backward(  # type: ignore[no-untyped-def]
+    gradient, values, weights, ray_indices, to_values, to_weights, count,
+    CHANNELS: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    channel = tl.arange(0, PADDED)[None, :]
+    shown = inside[:, None] & (channel < CHANNELS)
+    ray = tl.load(ray_indices + at, mask=inside, other=0)
+    change = tl.load(gradient + ray[:, None] * CHANNELS + channel, mask=shown, other=0.0)
+    place = at[:, None] * CHANNELS + channel
+    if to_weights is not None:
+        value = tl.load(values + place, mask=shown, other=0.0)
+        tl.store(to_weights + at, tl.sum(value * change, axis=1), mask=inside)
+    if to_values is not None:
+        if weights is not None:
+            change *= tl.load(weights + at, mask=inside, other=0.0)[:, None]
+        tl.store(to_values + place, change, mask=shown)

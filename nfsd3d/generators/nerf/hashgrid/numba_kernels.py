@@ -1,0 +1,178 @@
+"""Hash encoding in numba, for the CPU: the same maths as ``hashgrid_torch``, forward and backward."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.hashgrid.encoding import PRIMES, Layout
+from nfsd3d.generators.nerf.launch_numba import kernel, launch
+
+UINT = np.uint32
+PRIME_Y, PRIME_Z = UINT(PRIMES[1]), UINT(PRIMES[2])
+# Points that one thread encodes at a time, level by level: their features stay in the fast cache.
+BLOCK = 1024
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+    """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``hashgrid_torch.interpolate``.
+
+    Raises InputError for tensors that are not on the CPU.
+    """
+    if positions.device.type != "cpu":
+        raise InputError("backend.field=numba works on the CPU only; choose backend.field=torch or machine=cpu")
+    return _Interpolate.apply(positions, table, layout)
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+        positions, table = positions.contiguous(), table.contiguous()
+        features = table.new_empty(positions.shape[0], layout.resolutions.shape[0] * table.shape[1])
+        launch(_kernels(table.shape[1]).forward, positions, table, *_arguments(layout), features)
+        ctx.save_for_backward(positions, table)
+        ctx.layout = layout
+        return features
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        positions, table = ctx.saved_tensors
+        kernels, levels = _kernels(table.shape[1]), _arguments(ctx.layout)
+        gradient = gradient.contiguous()
+        to_positions = to_table = None
+        if ctx.needs_input_grad[0]:
+            to_positions = torch.empty_like(positions)
+            launch(kernels.backward_positions, positions, table, *levels, gradient, to_positions)
+        if ctx.needs_input_grad[1]:
+            to_table = torch.zeros_like(table)
+            launch(kernels.backward_table, positions, *levels, torch.get_num_threads(), gradient, to_table)
+        return to_positions, to_table, None
+
+
+def _arguments(layout: Layout) -> tuple[Tensor, Tensor, Tensor, np.uint32]:
+    return layout.resolutions, layout.offsets, layout.hashed, UINT(layout.entry_mask)
+
+
+@njit(inline="always")
+def _cell(coordinate, resolution):  # type: ignore[no-untyped-def]
+    """The cell of a coordinate in [0,1] and the position within it; the last cell holds its far border too."""
+    # float32 holds these integers exactly, and does not widen float32 arithmetic as numba's int64 would.
+    scaled = coordinate * np.float32(resolution)
+    cell = min(max(np.int32(scaled), np.int32(0)), np.int32(resolution - 1))
+    return UINT(cell), scaled - np.float32(cell)
+
+
+@njit(inline="always")
+def _entries(i, j, k, resolution, offset, hashed, mask):  # type: ignore[no-untyped-def]
+    """The entries of a cell's 8 vertices: bit 0 of the corner's number is its x, bit 1 its y, bit 2 its z.
+
+    Unsigned, because numba tests every signed index for being negative, at half the speed.
+    """
+    if hashed:
+        y0, z0 = UINT(j * PRIME_Y), UINT(k * PRIME_Z)
+        y1, z1 = UINT(y0 + PRIME_Y), UINT(z0 + PRIME_Z)
+        a, b, c, d, i1 = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1, UINT(i + UINT(1))
+        return (
+            UINT(((i ^ a) & mask) + offset), UINT(((i1 ^ a) & mask) + offset),
+            UINT(((i ^ b) & mask) + offset), UINT(((i1 ^ b) & mask) + offset),
+            UINT(((i ^ c) & mask) + offset), UINT(((i1 ^ c) & mask) + offset),
+            UINT(((i ^ d) & mask) + offset), UINT(((i1 ^ d) & mask) + offset),
+        )  # fmt: skip
+    side = UINT(resolution + 1)
+    a = UINT(i + side * UINT(j + side * k) + offset)
+    b, c = UINT(a + side), UINT(a + side * side)
+    d = UINT(c + side)
+    return a, UINT(a + UINT(1)), b, UINT(b + UINT(1)), c, UINT(c + UINT(1)), d, UINT(d + UINT(1))
+
+
+@njit(inline="always")
+def _weights(x, y, z):  # type: ignore[no-untyped-def]
+    """The trilinear weights of the 8 vertices, in the order of ``_entries``."""
+    x0, y0, z0 = ONE - x, ONE - y, ONE - z
+    a, b, c, d = y0 * z0, y * z0, y0 * z, y * z
+    return x0 * a, x * a, x0 * b, x * b, x0 * c, x * c, x0 * d, x * d
+
+
+class _Kernels(NamedTuple):
+    forward: Callable[..., None]
+    backward_table: Callable[..., None]
+    backward_positions: Callable[..., None]
+
+
+@cache
+def _kernels(width: int) -> _Kernels:
+    """The kernels for entries of ``width`` features, a constant to the compiler so that it unrolls their loops."""
+
+    @kernel()
+    def forward(positions, table, resolutions, offsets, hashed, mask, features):  # type: ignore[no-untyped-def]
+        count = positions.shape[0]
+        for block in prange((count + BLOCK - 1) // BLOCK):
+            for level in range(resolutions.shape[0]):
+                resolution, offset, is_hashed = resolutions[level], offsets[level], hashed[level]
+                for n in range(block * BLOCK, min(count, (block + 1) * BLOCK)):
+                    i, x = _cell(positions[n, 0], resolution)
+                    j, y = _cell(positions[n, 1], resolution)
+                    k, z = _cell(positions[n, 2], resolution)
+                    entry = _entries(i, j, k, resolution, offset, is_hashed, mask)
+                    weight = _weights(x, y, z)
+                    for feature in range(width):
+                        total = weight[0] * table[entry[0], feature]
+                        for corner in range(1, 8):
+                            total += weight[corner] * table[entry[corner], feature]
+                        features[n, level * width + feature] = total
+
+    @kernel()
+    def backward_table(  # type: ignore[no-untyped-def]
+        positions, resolutions, offsets, hashed, mask, workers, gradient, to_table
+    ):
+        # One thread owns a level's entries, so that no two add to the same one, and sums come in a fixed order. Each
+        # takes every workers-th level: coarse levels, which stay in the cache, are faster than fine ones.
+        for worker in prange(workers):
+            for level in range(worker, resolutions.shape[0], workers):
+                resolution, offset, is_hashed = resolutions[level], offsets[level], hashed[level]
+                for n in range(positions.shape[0]):
+                    i, x = _cell(positions[n, 0], resolution)
+                    j, y = _cell(positions[n, 1], resolution)
+                    k, z = _cell(positions[n, 2], resolution)
+                    entry = _entries(i, j, k, resolution, offset, is_hashed, mask)
+                    weight = _weights(x, y, z)
+                    for feature in range(width):
+                        change = gradient[n, level * width + feature]
+                        for corner in range(8):
+                            to_table[entry[corner], feature] += weight[corner] * change
+
+    @kernel()
+    def backward_positions(  # type: ignore[no-untyped-def]
+        positions, table, resolutions, offsets, hashed, mask, gradient, to_positions
+    ):
+        for n in prange(positions.shape[0]):
+            to_x = to_y = to_z = positions[n, 0] * ZERO
+            for level in range(resolutions.shape[0]):
+                resolution = resolutions[level]
+                i, x = _cell(positions[n, 0], resolution)
+                j, y = _cell(positions[n, 1], resolution)
+                k, z = _cell(positions[n, 2], resolution)
+                x0, y0, z0 = ONE - x, ONE - y, ONE - z
+                entry = _entries(i, j, k, resolution, offsets[level], hashed[level], mask)
+                for feature in range(width):
+                    change = np.float32(resolution) * gradient[n, level * width + feature]
+                    a, b = table[entry[0], feature], table[entry[1], feature]
+                    c, d = table[entry[2], feature], table[entry[3], feature]
+                    e, f = table[entry[4], feature], table[entry[5], feature]
+                    g, h = table[entry[6], feature], table[entry[7], feature]
+                    to_x += change * (z0 * (y0 * (b - a) + y * (d - c)) + z * (y0 * (f - e) + y * (h - g)))
+                    to_y += change * (z0 * (x0 * (c - a) + x * (d - b)) + z * (x0 * (g - e) + x * (h - f)))
+                    to_z += change * (y0 * (x0 * (e - a) + x * (f - b)) + y * (x0 * (g - c) + x * (h - d)))
+            to_positions[n, 0] = to_x
+            to_positions[n, 1] = to_y
+            to_positions[n, 2] = to_z
+
+    return _Kernels(forward, backward_table, backward_positions)

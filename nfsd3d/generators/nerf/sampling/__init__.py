@@ -1,0 +1,1 @@
+"""Sampling along rays through the occupancy grid, one file per backend."""

@@ -1,0 +1,197 @@
+"""Where along each ray the field is evaluated: steps of equal length through the occupied cells.
+
+The torch functions here are the reference; ``samplers_numba`` and ``samplers_triton`` give the same bits faster, on a
+CPU and on a GPU.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nfsd3d.cameras import Rays
+from nfsd3d.device import move
+from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+
+# Candidates (rays x steps) that the torch reference looks at together, which bounds its memory.
+CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    """S intervals on ``n_rays`` rays, packed: sorted by ray, then by depth; a ray may have none.
+
+    ``ray_indices`` [S] int64; ``t_starts``, ``t_ends`` [S] distances from the rays' origins in world units;
+    ``offsets`` [n_rays + 1] int64: the samples of ray r are ``offsets[r]:offsets[r + 1]``.
+    """
+
+    ray_indices: Tensor
+    t_starts: Tensor
+    t_ends: Tensor
+    offsets: Tensor
+
+    @property
+    def n_rays(self) -> int:
+        """Number of rays, those without samples too."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def t_mids(self) -> Tensor:
+        """[S] middles of the intervals."""
+        return (self.t_starts + self.t_ends) / 2
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.ray_indices, self.t_starts, self.t_ends, self.offsets
+
+    def positions(self, rays: Rays) -> Tensor:
+        """[S,3] middles of the intervals in the world."""
+        origins, directions = rays.origins[self.ray_indices], rays.directions[self.ray_indices]
+        return origins + directions * self.t_mids[:, None]
+
+
+def step_length(radius: float, samples_per_ray: int) -> float:
+    """World units between samples: the cube's diagonal holds ``samples_per_ray`` of them."""
+    return 2 * math.sqrt(3) * radius / samples_per_ray
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Rays with the part of each that lies in the cube, and where on it the first sample falls.
+
+    ``near``, ``far`` [R] distances of entry (0 when the ray starts inside) and exit; a ray that misses has far <=
+    near. ``shift`` [R] in (0,1]: the first sample lies ``shift`` steps behind ``near``.
+    """
+
+    origins: Tensor
+    directions: Tensor
+    near: Tensor
+    far: Tensor
+    shift: Tensor
+
+
+# A sampler's two passes: the offsets [R + 1] of the packed samples, and a function that, given the last of them as a
+# number S (which is read from a GPU once, because reading waits), gives their ray indices [S] int64 and middles [S].
+# The first alone is enough to see that the step has to grow.
+March = Callable[[Lines, float, OccupancyGrid], tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]]
+
+
+def sample_rays(
+    rays: Rays,
+    occupancy: OccupancyGrid,
+    *,
+    step_size: float,
+    max_samples: int,
+    jitter: torch.Generator | None = None,
+    backend: str = "torch",
+) -> RaySamples:
+    """The intervals of ``step_size`` world units whose middles lie in occupied cells.
+
+    Each ray starts with half a step, or with a random part of one drawn from ``jitter`` (a generator on the CPU).
+    At most ``max_samples`` samples come back: for a view with more of them the step is made longer for all rays, so
+    that none is cut off.
+
+    Raises InputError for an unknown or absent ``backend`` (a key of SAMPLERS), and where ``max_samples`` leaves
+    fewer than two steps across the cube.
+    """
+    if backend not in SAMPLERS:
+        raise InputError(f"backend.sampler={backend}: unknown; choose one of {', '.join(SAMPLERS)}")
+    march = SAMPLERS[backend]()
+    near, far = intersect_cube(rays, occupancy.radius)
+    if jitter is None:
+        shift = torch.full_like(near, 0.5)
+    else:
+        shift = 1 - move(torch.rand(len(rays), generator=jitter), near.device).to(near.dtype)
+    lines = Lines(rays.origins, rays.directions, near, far, shift)
+    step = step_size
+    while True:
+        offsets, fill = march(lines, step, occupancy)
+        total = int(offsets[-1])
+        if total <= max_samples:
+            break
+        step *= max(1.02 * total / max_samples, 1.05)
+        if step > occupancy.radius:
+            raise InputError(
+                f"generator.max_samples={max_samples} is too small for {len(rays)} rays; "
+                "raise it, or lower train.batch_size or train.resolution"
+            )
+    ray_indices, t_mids = fill(total)
+    return RaySamples(ray_indices, t_mids - step / 2, t_mids + step / 2, offsets)
+
+
+def intersect_cube(rays: Rays, radius: float) -> tuple[Tensor, Tensor]:
+    """Distances [R] at which rays enter (at least 0) and leave the cube [-radius, radius]^3; far <= near: a miss."""
+    # A ray along a face crosses its planes far away rather than at 0/0.
+    directions = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
+    low, high = (-radius - rays.origins) / directions, (radius - rays.origins) / directions
+    near = torch.minimum(low, high).amax(-1).clamp(min=0)
+    return near, torch.maximum(low, high).amin(-1)
+
+
+def march_torch(
+    lines: Lines, step: float, occupancy: OccupancyGrid
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+    """The reference: every candidate of every ray, then those in occupied cells."""
+    n_rays = lines.near.shape[0]
+    span = float((lines.far - lines.near).max()) if n_rays else 0.0
+    candidates = torch.arange(max(math.ceil(span / step) + 1, 1), device=lines.near.device)
+    indices, middles = [], []
+    for first in range(0, n_rays, max(CHUNK // candidates.shape[0], 1)):
+        part = slice(first, first + max(CHUNK // candidates.shape[0], 1))
+        t = lines.near[part, None] + (candidates + lines.shift[part, None]) * step
+        points = lines.origins[part, None] + t[..., None] * lines.directions[part, None]
+        keep = (t < lines.far[part, None]) & is_occupied(points, occupancy)
+        ray, sample = keep.nonzero(as_tuple=True)
+        indices.append(ray + first)
+        middles.append(t[ray, sample])
+    ray_indices = torch.cat([*indices, candidates[:0]])
+    counts = torch.bincount(ray_indices, minlength=n_rays)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return offsets, lambda total: (ray_indices, torch.cat([*middles, lines.near[:0]]))
+
+
+def is_occupied(points: Tensor, occupancy: OccupancyGrid) -> Tensor:
+    """Bool [...] whether ``points`` [...,3] (world) lie in occupied cells; beyond the cube its border cells count."""
+    resolution = occupancy.resolution
+    cells = (points * (resolution / (2 * occupancy.radius)) + resolution / 2).floor().long().clamp(0, resolution - 1)
+    i, j, k = cells.unbind(-1)
+    return occupancy.occupied[i, j, k]
+
+
+def _torch() -> March:
+    return march_torch
+
+
+def _numba() -> March:
+    from nfsd3d.generators.nerf.sampling.numba_kernels import march_numba
+
+    return march_numba
+
+
+def _triton() -> March:
+    try:
+        from nfsd3d.generators.nerf.sampling.triton_kernels import march_triton
+    except ImportError as error:
+        raise InputError(
+            f"backend.sampler=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
+            "Linux; or choose backend.sampler=torch"
+        ) from error
+    return march_triton
+
+
+def _nerfacc() -> March:
+    from nfsd3d.generators.nerf.sampling.nerfacc import march_nerfacc
+
+    return march_nerfacc
+
+
+SAMPLERS: dict[str, Callable[[], March]] = {
+    "torch": _torch,
+    "numba": _numba,
+    "triton": _triton,
+    "nerfacc": _nerfacc,
+}

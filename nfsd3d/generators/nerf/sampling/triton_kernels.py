@@ -1,0 +1,145 @@
+"""Ray marching through the occupancy grid in Triton, for CUDA; the same bits as ``samplers.march_torch``.
+
+The bits can be promised because every product and sum is rounded as it is written (``kernels_triton.launch`` forbids
+fused multiply-adds), as torch's separate operations round them on the same device.
+"""
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch
+from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+from nfsd3d.generators.nerf.sampling.sampling import Lines
+
+# Rays of one program and candidates that it looks at together on each: a warp per 32 candidates of one ray, so that
+# what it writes lies side by side; neighbouring rays, which cross the cube about as long, so that few wait for others.
+# The interpreter's time goes with the number of operations, whatever their size.
+RAYS = 512 if INTERPRETED else 16
+STEPS = 32
+
+
+def march_triton(
+    lines: Lines, step: float, occupancy: OccupancyGrid
+) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+    """Counts the samples of every ray, then fills them in; see ``samplers.March``. Waits for nobody.
+
+    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    """
+    check_device(lines.near, "backend.sampler")
+    n_rays, resolution = lines.near.shape[0], occupancy.resolution
+    arguments = (
+        lines.origins.contiguous(),
+        lines.directions.contiguous(),
+        lines.near.contiguous(),
+        lines.far.contiguous(),
+        lines.shift.contiguous(),
+        float(step),
+        occupancy.occupied,
+        resolution / (2 * occupancy.radius),
+        resolution / 2,
+        resolution,
+        n_rays,
+    )
+    programs = (triton.cdiv(n_rays, RAYS),)
+    counts = torch.empty(n_rays, dtype=torch.int64, device=lines.near.device)
+    launch(_count, programs, *arguments, counts, RAYS=RAYS, STEPS=STEPS)
+    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def fill(total: int) -> tuple[Tensor, Tensor]:
+        ray_indices, t_mids = counts.new_empty(total), lines.near.new_empty(total)
+        launch(_fill, programs, *arguments, offsets, ray_indices, t_mids, RAYS=RAYS, STEPS=STEPS)
+        return ray_indices, t_mids
+
+    return offsets, fill
+
+
+# A tile of RAYS times STEPS candidates has one axis, with the steps of a ray side by side: of two axes, Triton's
+# versions differ in which of them lies along the threads of a warp.
+
+
+@triton.jit
+def _rays_of(lane, n_rays, RAYS: tl.constexpr, STEPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The ray of each candidate of this program, and whether there is one."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS
+    return ray, ray < n_rays
+
+
+@triton.jit
+def _axis(origins, directions, ray, inside, axis):  # type: ignore[no-untyped-def]
+    """Origin and direction of the rays along one axis."""
+    origin = tl.load(origins + 3 * ray + axis, mask=inside, other=0.0)
+    return origin, tl.load(directions + 3 * ray + axis, mask=inside, other=0.0)
+
+
+@triton.jit
+def _span(near, far, shift, step, ray, inside):  # type: ignore[no-untyped-def]
+    """Entry, exit and first step of the rays, and how many candidates the longest has, at least."""
+    begin = tl.load(near + ray, mask=inside, other=0.0)
+    end = tl.load(far + ray, mask=inside, other=0.0)
+    candidates = (end - begin) / step
+    most = tl.max(tl.where(candidates > 0, candidates, 0.0), axis=0).to(tl.int32) + 2
+    return begin, end, tl.load(shift + ray, mask=inside, other=0.0), most
+
+
+@triton.jit
+def _cell(origin, direction, t, scale, half, resolution):  # type: ignore[no-untyped-def]
+    """The cell along one axis of a point of the ray; beyond the cube the border's."""
+    cell = tl.floor((origin + t * direction) * scale + half)
+    # In this form a NaN, which no integer can hold, becomes cell 0.
+    cell = tl.where(cell > 0, cell, 0.0)
+    return tl.where(cell < resolution - 1, cell, resolution - 1.0).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _count(  # type: ignore[no-untyped-def]
+    origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, counts,
+    RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, RAYS * STEPS)
+    ray, inside = _rays_of(lane, n_rays, RAYS, STEPS)
+    x, to_x = _axis(origins, directions, ray, inside, 0)
+    y, to_y = _axis(origins, directions, ray, inside, 1)
+    z, to_z = _axis(origins, directions, ray, inside, 2)
+    begin, end, late, most = _span(near, far, shift, step, ray, inside)
+    found = tl.zeros([RAYS * STEPS], tl.int32)
+    for first in range(0, most, STEPS):
+        t = begin + ((first + lane % STEPS).to(tl.float32) + late) * step
+        i = _cell(x, to_x, t, scale, half, resolution)
+        j = _cell(y, to_y, t, scale, half, resolution)
+        k = _cell(z, to_z, t, scale, half, resolution)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        found += keep.to(tl.int32)
+    own = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    total = tl.sum(tl.reshape(found, [RAYS, STEPS]), axis=1)
+    tl.store(counts + own, total.to(tl.int64), mask=own < n_rays)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _fill(  # type: ignore[no-untyped-def]
+    origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, offsets, ray_indices,
+    t_mids, RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What ``_count`` does, but the samples are written, each ray's from its offset on."""
+    lane = tl.arange(0, RAYS * STEPS)
+    ray, inside = _rays_of(lane, n_rays, RAYS, STEPS)
+    x, to_x = _axis(origins, directions, ray, inside, 0)
+    y, to_y = _axis(origins, directions, ray, inside, 1)
+    z, to_z = _axis(origins, directions, ray, inside, 2)
+    begin, end, late, most = _span(near, far, shift, step, ray, inside)
+    own = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    place = tl.load(offsets + own, mask=own < n_rays, other=0)
+    for first in range(0, most, STEPS):
+        t = begin + ((first + lane % STEPS).to(tl.float32) + late) * step
+        i = _cell(x, to_x, t, scale, half, resolution)
+        j = _cell(y, to_y, t, scale, half, resolution)
+        k = _cell(z, to_z, t, scale, half, resolution)
+        keep = tl.load(occupied + (i * resolution + j) * resolution + k, mask=t < end, other=False)
+        kept = tl.reshape(keep.to(tl.int32), [RAYS, STEPS])
+        at = tl.reshape(place[:, None] + (tl.cumsum(kept, axis=1) - kept), [RAYS * STEPS])
+        tl.store(ray_indices + at, ray, mask=keep)
+        tl.store(t_mids + at, t, mask=keep)
+        place += tl.sum(kept, axis=1)

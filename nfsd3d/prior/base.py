@@ -1,0 +1,73 @@
+"""The prior: a pretrained latent diffusion model behind one protocol.
+
+Nothing outside this package knows which model it is. Importing it is cheap: torch and diffusers are imported by the
+modules that need them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nfsd3d.prior.schedule import NoiseSchedule
+
+
+class Prior(Protocol):
+    """A text-conditioned diffusion model on latents [N,C,h,w].
+
+    Latents are scaled as the denoiser expects them, and float32, whatever the precision of the networks.
+    """
+
+    @property
+    def evaluations(self) -> int:
+        """How many samples the denoiser has evaluated so far (a call on N rows counts N)."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule that the denoiser was trained with."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square images that the encoder reads and the decoder writes."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks and their results live."""
+        ...
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """[N,L,D] text embeddings of N prompts."""
+        ...
+
+    def free_text_encoder(self) -> None:
+        """Gives the text encoder's memory back, where there is one; no more prompts can be embedded then."""
+        ...
+
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
+        """[B,C,h,w] latents of images [B,3,H,W] in [0, 1], resized bilinearly first; differentiable, no sampling.
+
+        With ``checkpoint`` an encoder that has activations to keep for the backward pass computes them again there.
+        """
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B,3,image_size,image_size] images in [0, 1] of latents [B,C,h,w]; no gradient."""
+        ...
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise at timesteps ``t`` [N] (int64) given ``context`` [N,L,D]; no gradient.
+
+        A denoiser that fills rows up, to shapes that it is compiled for, has no more than ``at_most`` then.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Model files: locating, checking, converting and loading diffusers folders and single checkpoint files."""

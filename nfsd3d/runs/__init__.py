@@ -1,0 +1,1 @@
+"""Run directories: checks before a run, its files, checkpoints, metrics and summary."""

@@ -1,0 +1,268 @@
+"""Checkpoints: tensors in a safetensors file, plain values in a JSON file beside it, and nothing pickled.
+
+``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors, those of VSD's second network where there
+is one, and the state of the random generator;
+``step-XXXXXX.json`` the number of finished steps, the sizes of the optimiser's groups, and the checksum of the first.
+The JSON file is written last: a checkpoint exists when it does. ``source.*`` is one of the generator alone:
+what the run started from, so that it goes on where that is no more.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nfsd3d.errors import InputError
+from nfsd3d.runs.files import replacing, write_json
+
+FORMAT = "nfsd3d checkpoint 1"
+SOURCE = Path("checkpoints", "source.json")
+"""Within a run directory, where the run began with a source."""
+_GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
+_PARTICLE, _PARTICLE_OPTIMIZER = "particle.", "particle_optimizer."
+
+
+class Learner(Protocol):
+    """A network that trains beside the generator, with an optimiser of its own."""
+
+    optimizer: torch.optim.Optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Restores what ``state_dict`` gave."""
+        ...
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint says besides its tensors: finished ``steps``, and the ``record`` given to :func:`save`."""
+
+    steps: int
+    record: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    generator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    *,
+    record: Mapping[str, Any],
+    keep: int,
+    particle: Learner | None = None,
+) -> Path:
+    """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
+
+    ``record`` holds plain values that a resumed run goes on with; ``particle`` is VSD's second network. Removes all
+    but the newest ``keep`` checkpoints.
+    """
+    tensors = _of_generator(generator) | _moments(optimizer, _OPTIMIZER)
+    if particle is not None:
+        tensors |= {_PARTICLE + name: value for name, value in particle.state_dict().items()}
+        tensors |= _moments(particle.optimizer, _PARTICLE_OPTIMIZER)
+    tensors[_RNG] = rng.get_state()
+    path = folder / f"step-{step:06d}.json"
+    _write(path, tensors, step=step, group_sizes=_group_sizes(optimizer.state_dict()), record=dict(record))
+    for old in list_checkpoints(folder)[:-keep]:
+        # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def save_source(run_dir: Path, generator: nn.Module) -> None:
+    """Keeps what a run starts from with the run; :func:`load_generator` reads it."""
+    _write(run_dir / SOURCE, _of_generator(generator), step=0, group_sizes=[], record={})
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The JSON files of the checkpoints in ``folder``, oldest first; empty if there is no such folder."""
+    found = [path for path in folder.glob("step-*.json") if re.fullmatch(r"step-\d{6,}", path.stem)]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The number of finished steps, from a checkpoint's file name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def latest(run_dir: Path) -> Path:
+    """The JSON file of the newest checkpoint of a run.
+
+    Raises:
+        InputError: the run has none.
+    """
+    found = list_checkpoints(run_dir / "checkpoints")
+    if not found:
+        raise InputError(f"{run_dir} holds no checkpoint (no checkpoints/step-*.json): start the run anew")
+    return found[-1]
+
+
+def load_header(path: Path) -> Restored:
+    """What a checkpoint says besides its tensors, which are not read.
+
+    Raises:
+        InputError: the file is missing, damaged or not a checkpoint's.
+    """
+    header = _read_header(path)
+    return Restored(header["step"], header["record"])
+
+
+def load_generator(path: Path, generator: nn.Module) -> int:
+    """Loads a checkpoint's generator, for rendering and export; returns its number of finished steps.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    header, tensors = _read(path)
+    _load_generator(path, generator, tensors)
+    return header["step"]
+
+
+def load(
+    path: Path,
+    generator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng: torch.Generator,
+    particle: Learner | None = None,
+) -> Restored:
+    """Restores everything :func:`save` wrote, in place.
+
+    Learning rates and other settings of the optimisers' groups stay those of the optimisers given: they belong to the
+    configuration, which a resumed run may change.
+
+    Raises:
+        InputError: the files are missing, damaged, not a checkpoint, or of a generator or second network of another
+            shape.
+    """
+    header, tensors = _read(path)
+    _load_generator(path, generator, tensors)
+    if header["group_sizes"] != _group_sizes(optimizer.state_dict()):
+        raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
+    begun = header["step"] > 0
+    _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
+    if particle is not None:
+        saved = _under(tensors, _PARTICLE)
+        if {name: value.shape for name, value in saved.items()} != {
+            name: value.shape for name, value in particle.state_dict().items()
+        }:
+            raise InputError(
+                f"{path} is of another second network than distill.lora_rank describes: "
+                "use the run's own config.yaml and do not override distill.* when resuming"
+            )
+        particle.load_state_dict(saved)
+        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER, begun)
+    rng.set_state(tensors[_RNG])
+    return Restored(header["step"], header["record"])
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> None:
+    """The pair of files, of which ``path`` is the JSON one."""
+    with replacing(path.with_suffix(".safetensors")) as temporary:
+        # Copies, because safetensors refuses tensors that share memory.
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+        checksum = _checksum(temporary)
+    write_json(path, {"format": FORMAT, "sha256": checksum, **header})
+
+
+def _of_generator(generator: nn.Module) -> dict[str, Tensor]:
+    return {_GENERATOR + name: value for name, value in generator.state_dict().items()}
+
+
+def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The optimiser's state, each tensor named by the parameter's number and what it is."""
+    return {
+        f"{prefix}{index}.{name}": torch.as_tensor(value)
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def _load_moments(
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, begun: bool
+) -> None:
+    """Gives the optimiser its saved state, which it has from the first finished step on (``begun``)."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under(tensors, prefix).items():
+        index, moment = name.split(".", 1)
+        moments.setdefault(int(index), {})[moment] = value
+    if begun and not moments:
+        raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_generator(path: Path, generator: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    saved = _under(tensors, _GENERATOR)
+    expected = generator.state_dict()
+    wrong = sorted(saved.keys() ^ expected.keys()) or sorted(
+        name for name, value in expected.items() if saved[name].shape != value.shape
+    )
+    if wrong:
+        raise InputError(
+            f"{path} is of another generator than the configuration describes (first difference: {wrong[0]}): "
+            "use the run's own config.yaml and do not override generator.* when resuming"
+        )
+    generator.load_state_dict(saved)
+
+
+def _remedy(path: Path) -> str:
+    return f"delete {path.stem}.* to go on from the checkpoint before it"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON file holds, checked."""
+    remedy = _remedy(path)
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({_first_line(error)}): {remedy}") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this program ({FORMAT!r} expected): {remedy}")
+    expected = {"step": int, "group_sizes": list, "record": dict, "sha256": str}
+    if any(not isinstance(header.get(key), kind) for key, kind in expected.items()):
+        raise InputError(f"{path} is incomplete: {remedy}")
+    return header
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a checkpoint, checked."""
+    header = _read_header(path)
+    weights, remedy = path.with_suffix(".safetensors"), _remedy(path)
+    try:
+        if _checksum(weights) != header.get("sha256"):
+            raise InputError(f"{weights} is damaged (its checksum differs from the one in {path.name}): {remedy}")
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{weights} cannot be read ({_first_line(error)}): {remedy}") from error
+    return header, tensors
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
+    """How many parameters each of the optimiser's groups has."""
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

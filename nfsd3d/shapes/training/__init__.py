@@ -1,0 +1,1 @@
+"""Training of the embedded prior on the procedural world."""

@@ -1,0 +1,140 @@
+"""The embedded prior's autoencoder: its training, and the latents of all pictures."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nfsd3d.shapes.training.common import Clock, TeacherSettings, batches_of, one_cycle, progress_bar, save_state
+from nfsd3d.shapes.training.dataset import Pictures
+
+
+def build_autoencoder(settings: TeacherSettings) -> Any:
+    """An untrained ``AutoencoderTiny`` that makes one latent pixel of 4x4 image pixels."""
+    from diffusers import AutoencoderTiny
+
+    width = (settings.vae_width,) * 3
+    return AutoencoderTiny(
+        encoder_block_out_channels=width,
+        decoder_block_out_channels=width,
+        num_encoder_blocks=(0, 3, 3),
+        num_decoder_blocks=(3, 3, 0),
+        latent_channels=4,
+        scaling_factor=1.0,
+    )
+
+
+def autoencoder_optimizer(model: Any, settings: TeacherSettings) -> torch.optim.Optimizer:
+    """The optimizer of the autoencoder's training."""
+    return torch.optim.AdamW(model.parameters(), lr=settings.vae_learning_rate, betas=(0.9, 0.99))
+
+
+def to_images(batch: np.ndarray, device: torch.device) -> Tensor:
+    """[B,3,H,W] in [-1,1] of uint8 pictures [B,H,W,3]."""
+    images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
+    return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def _gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image[..., 1:, :] - image[..., :-1, :], image[..., :, 1:] - image[..., :, :-1]
+
+
+def autoencoder_loss(image: Tensor, decoded: Tensor, latent: Tensor) -> Tensor:
+    """Absolute and squared error, absolute error of the image gradients, and unit statistics of the latents."""
+    edges = sum((a - b).abs().mean() for a, b in zip(_gradients(image), _gradients(decoded), strict=True))
+    mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
+    statistics = (mean.square() + (std - 1).square()).mean()
+    return (image - decoded).abs().mean() + 2 * F.mse_loss(decoded, image) + 0.5 * edges + 0.02 * statistics
+
+
+def psnr(image: Tensor, decoded: Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB, of images in [-1,1]."""
+    error = (image - decoded.clamp(-1, 1)).square().mean((1, 2, 3)) / 4
+    return float((-10 * torch.log10(error)).mean())
+
+
+def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
+    """Trains the autoencoder within its budget, from its checkpoint in ``folder`` when there is one.
+
+    The latents of a distillation come from the encoder, the picture's sharpness from the decoder: while the encoder
+    rests at the end, the decoder gains for half the price of a step, and a UNet trained on the latents stays valid.
+    """
+    torch.manual_seed(settings.seed)
+    model = build_autoencoder(settings).to(device, memory_format=torch.channels_last)
+    optimizer = autoencoder_optimizer(model, settings)
+    clock, step, path = Clock(settings.vae_minutes), 0, folder / "autoencoder.pt"
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        clock.resume(state)
+    count = len(pictures.images)
+    held = np.arange(count)[-min(512, count // 8) :]
+    test = to_images(pictures.images[held[~pictures.degraded[held]]][:256], device)
+    batches = batches_of(np.arange(count - len(held)), settings.vae_batch, settings.seed + step)
+    saved = time.monotonic()
+    with progress_bar() as progress:
+
+        def save() -> None:
+            with torch.no_grad():
+                quality = psnr(test, model.decoder(model.encoder(test)))
+            progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean pictures")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(path, {**state, **clock.state(), "step": step})
+
+        task = progress.add_task("autoencoder", total=round(settings.vae_minutes * 60), note="")
+        before = step
+        while (fraction := clock.tick()) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.vae_learning_rate * one_cycle(clock.cycle())
+            image = to_images(pictures.images[next(batches)], device)
+            with torch.autocast(device.type, torch.bfloat16):
+                with torch.set_grad_enabled(fraction < 1 - settings.vae_decoder_share):
+                    latent = model.encoder(image)
+                noisy = latent + settings.vae_latent_noise * torch.randn_like(latent)
+                decoded = model.decoder(noisy)
+            loss = autoencoder_loss(image, decoded.float(), latent.float())
+            optimizer.zero_grad()  # the encoder's to None, so that the optimizer leaves a resting encoder alone
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            if step % 10 == 0:
+                progress.update(task, completed=round(clock.done), note=f"step {step} loss {loss.item():.4f}")
+            if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                saved = time.monotonic()
+                save()
+        if step > before:
+            save()
+    return model
+
+
+@torch.no_grad()
+def encode_pictures(model: Any, pictures: Pictures, folder: Path, device: torch.device) -> tuple[Tensor, float]:
+    """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so.
+
+    They are kept in ``folder`` for as long as the autoencoder there is not trained further.
+    """
+    path = folder / "latents.pt"
+    if path.exists() and path.stat().st_mtime > (folder / "autoencoder.pt").stat().st_mtime:
+        state = torch.load(path, weights_only=True)
+        return state["latents"], state["factor"]
+    chunks = []
+    with progress_bar() as progress:
+        starts = range(0, len(pictures.images), 256)
+        task = progress.add_task("latents", total=len(starts), note="")
+        for start in starts:
+            image = to_images(pictures.images[start : start + 256], device)
+            with torch.autocast(device.type, torch.bfloat16):
+                latent = model.encoder(image)
+            chunks.append(latent.float().cpu())
+            progress.advance(task)
+    latents = torch.cat(chunks)
+    factor = float(1 / latents.std())
+    save_state(path, {"latents": latents * factor, "factor": factor})
+    return latents * factor, factor

@@ -1,0 +1,83 @@
+"""The embedded prior's training pictures, rendered to shards of arrays and captions."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nfsd3d.shapes.training.common import TeacherSettings, progress_bar
+from nfsd3d.shapes.world.objects import OBJECTS
+from nfsd3d.shapes.world.scene import picture_caption, sample_pictures
+
+SHARD_PICTURES = 256
+CAPTIONS_PER_PICTURE = 6
+
+
+def _render_shard(task: tuple[Path, int, int, int]) -> None:
+    path, index, size, seed = task
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    images, captions, objects = [], [], []
+    names = list(OBJECTS)
+    per_object = SHARD_PICTURES // len(names)
+    for name in names:
+        for picture in sample_pictures(rng, name, per_object, size):
+            images.append((picture.image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+            draw = (picture.composition, picture.views, picture.background, picture.words)
+            captions.append([picture_caption(rng, *draw) for _ in range(CAPTIONS_PER_PICTURE)])
+            objects.append([name, bool(picture.words)])
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, images=np.stack(images), captions=np.array(json.dumps([captions, objects])))
+    os.replace(temporary, path)
+
+
+def render_pictures(folder: Path, settings: TeacherSettings, workers: int | None = None) -> None:
+    """Renders the training pictures to ``folder`` (shards that exist are kept), with a progress bar."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = math.ceil(settings.pictures / SHARD_PICTURES)
+    paths = [folder / f"shard-{index:05d}.npz" for index in range(count)]
+    missing = [(path, index, settings.size, settings.seed) for index, path in enumerate(paths) if not path.exists()]
+    if not missing:
+        return
+    with progress_bar() as progress, get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+        task = progress.add_task("pictures", total=count, completed=count - len(missing), note="")
+        for _ in pool.imap_unordered(_render_shard, missing):
+            progress.advance(task)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The rendered pictures: ``images`` uint8 [N,S,S,3], ``captions`` (several each), ``degraded`` bool [N]."""
+
+    images: np.ndarray
+    captions: list[list[str]]
+    degraded: np.ndarray
+
+
+def load_pictures(folder: Path, settings: TeacherSettings) -> Pictures:
+    """Reads the shards that ``render_pictures`` wrote."""
+    images: list[np.ndarray] = []
+    captions: list[list[str]] = []
+    degraded: list[bool] = []
+    for index in range(math.ceil(settings.pictures / SHARD_PICTURES)):
+        with np.load(folder / f"shard-{index:05d}.npz") as shard:
+            images.append(shard["images"])
+            texts, objects = json.loads(str(shard["captions"]))
+        captions.extend(texts)
+        degraded.extend(bad for _, bad in objects)
+    return Pictures(np.concatenate(images), captions, np.array(degraded))
+
+
+def write_grid(path: Path, images: Tensor, per_row: int = 8, scale: int = 2) -> None:
+    """A PNG of images [N,3,H,W] in [0,1], ``per_row`` side by side (a last, incomplete row is left out), enlarged."""
+    rows = [torch.cat(list(row), dim=-1) for row in images.split(per_row) if len(row) == per_row]
+    sheet = F.interpolate(torch.cat(rows, dim=-2)[None], scale_factor=scale, mode="nearest")[0]
+    iio.imwrite(path, (sheet.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())

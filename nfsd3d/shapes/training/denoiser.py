@@ -1,0 +1,241 @@
+"""The embedded prior's tokenizer, text encoder and UNet, and their training on latents."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nfsd3d.prior.vocabulary import words_of
+from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle, progress_bar, save_state
+from nfsd3d.shapes.training.dataset import Pictures
+from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
+from nfsd3d.shapes.world.grammar import COLORS, PATTERNS
+from nfsd3d.shapes.world.objects import OBJECTS
+
+MAX_TOKENS = 40
+CAPTION_DROPOUT = 0.12
+VIEW_SHARE = 0.7
+LARGEST_WEIGHT = 20.0
+
+
+def vocabulary_words(captions: list[list[str]]) -> dict[str, Any]:
+    """The words that captions use, as ``vocabulary.json`` lists them for the check of prompts."""
+    texts = {text for options in captions for text in options} | set(NEGATIVE_WORDS)
+    used = {word for text in texts for word in words_of(text)}
+    groups = {"objects": list(OBJECTS), "colors": list(COLORS), "patterns": list(PATTERNS)}
+    known = {word for words in groups.values() for word in words}
+    return {"words": sorted(used), "groups": {**groups, "other": sorted(used - known)}}
+
+
+def fit_tokenizer(captions: list[list[str]], folder: Path) -> None:
+    """Fits CLIP's byte-pair encoding to the captions (one token a word) and saves a ``CLIPTokenizer``."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+    )
+    texts = [text for options in captions[:4096] for text in options] + [", ".join(NEGATIVE_WORDS)] * 100
+    bpe.train_from_iterator(texts, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
+    tokenizer: Any = CLIPTokenizer(vocab=trained["vocab"], merges=merges, model_max_length=MAX_TOKENS)
+    longest = len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids)
+    if len(tokenizer) < 300 or longest > MAX_TOKENS:
+        raise RuntimeError(f"the tokenizer has {len(tokenizer)} tokens, the negative prompt takes {longest}")
+    tokenizer.save_pretrained(folder)
+
+
+def build_denoiser(settings: TeacherSettings, tokenizer: Any) -> nn.ModuleDict:
+    """The untrained UNet and text encoder."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel(
+        sample_size=settings.size // 4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=settings.unet_channels,
+        layers_per_block=settings.unet_layers,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=settings.text_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.text_width,
+            intermediate_size=4 * settings.text_width,
+            num_hidden_layers=settings.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return nn.ModuleDict({"unet": unet, "text": text})
+
+
+def denoiser_optimizer(model: nn.Module, settings: TeacherSettings) -> torch.optim.Optimizer:
+    """The optimizer of the training of UNet and text encoder."""
+    return torch.optim.AdamW(model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+
+
+def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
+    """[B] weights of the squared error of the noise: that of x0 counts min(SNR, ``gamma``) + ``floor``, capped.
+
+    Min-SNR weighting (arXiv 2303.09556) is ``floor`` = 0. It leaves next to nothing to the noisiest timesteps, where
+    object and view are decided, and where distillation spends most of its steps.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    return ((snr.clamp(max=gamma) + floor) / snr).clamp(max=LARGEST_WEIGHT)
+
+
+def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
+    """[N] how often each picture is drawn, summing to 1: more often what is learnt last, views and fine patterns."""
+    fronts = {name for name, shape in OBJECTS.items() if shape.has_front}
+    weights = []
+    for options in captions:
+        words = {word for caption in options for word in words_of(caption)}
+        fine = bool(words & {"dotted", "dots", "checkered", "checks"})
+        weights.append((2.0 if words & fronts else 1.0) * (2.0 if fine else 1.0))
+    return np.array(weights) / sum(weights)
+
+
+def draw_caption(options: list[str], random: np.random.Generator) -> str:
+    """One of a picture's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
+    if random.random() < CAPTION_DROPOUT:
+        return ""
+    with_view = [caption for caption in options if " view" in caption]
+    pool = with_view if with_view and random.random() < VIEW_SHARE else options
+    return pool[int(random.integers(len(pool)))]
+
+
+def _use_plain_attention(model: nn.ModuleDict) -> None:
+    """Attention as matrix products: on a CPU torch's fused one has a slow backward pass (a third of a step)."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet: Any = model["unet"]
+    text: Any = model["text"]
+    unet.set_attn_processor(AttnProcessor())
+    text.set_attn_implementation("eager")
+
+
+def build_scheduler() -> Any:
+    """Stable Diffusion's noise schedule, as a DDIM scheduler."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def train_denoiser(
+    pictures: Pictures,
+    latents: Tensor,
+    folder: Path,
+    settings: TeacherSettings,
+    device: torch.device,
+    publish: Callable[[nn.ModuleDict, int], None],
+) -> None:
+    """Trains UNet and text encoder on the pictures' ``latents`` [N,4,h,w] within their budget, resumed from ``folder``.
+
+    ``publish`` is called with the averaged model and the step every ``sample_minutes`` and at the end.
+    """
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(settings.seed)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    model = build_denoiser(settings, tokenizer).to(device)
+    if device.type == "cpu":
+        _use_plain_attention(model)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = denoiser_optimizer(model, settings)
+    alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
+    clock, step, path = Clock(settings.unet_minutes), 0, folder / "denoiser.pt"
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        clock.resume(state)
+    random = np.random.default_rng(settings.seed + step)
+    difficulty = caption_difficulty(pictures.captions)
+    saved = sampled = time.monotonic()
+    running = float("nan")
+    with progress_bar() as progress:
+
+        def save() -> None:
+            progress.console.print(f"denoiser step {step}: loss {running:.4f}")
+            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(path, {**state, **clock.state(), "step": step})
+
+        task = progress.add_task("denoiser", total=round(settings.unet_minutes * 60), note="")
+        while clock.tick() < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.unet_learning_rate * one_cycle(clock.cycle(), warmup=0.02)
+            chosen = random.choice(len(latents), settings.unet_batch, p=difficulty)
+            captions = [draw_caption(pictures.captions[i], random) for i in chosen]
+            tokens = tokenizer(
+                captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            ).input_ids.to(device)
+            z = latents[chosen].to(device)
+            noise = torch.randn_like(z)
+            t = torch.randint(1000, (len(z),), device=device)
+            alpha_bar = alphas_cumprod[t][:, None, None, None]
+            z_t = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
+            with torch.autocast(device.type, torch.bfloat16):
+                context = model["text"](tokens).last_hidden_state
+                predicted = model["unet"](z_t, t, context).sample
+            weight = loss_weight(alpha_bar.flatten(), settings.snr_gamma, settings.snr_floor)
+            errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+            loss = (weight * errors).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            decay = min(settings.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            if step % 10 == 0:
+                now = errors.mean().item()
+                running = now if math.isnan(running) else 0.95 * running + 0.05 * now
+                progress.update(task, completed=round(clock.done), note=f"step {step} loss {running:.4f}")
+            if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                saved = time.monotonic()
+                save()
+            if time.monotonic() - sampled > 60 * settings.sample_minutes:
+                sampled = time.monotonic()
+                publish(average, step)
+        save()
+        publish(average, step)

@@ -1,0 +1,131 @@
+"""Training of the embedded prior: a small latent diffusion model in the layout of Stable Diffusion, from nothing.
+
+Four stages, each resumable: pictures of the world are rendered to shards; a tokenizer is fitted to their captions; an
+autoencoder is trained on the pictures; a UNet and its text encoder are trained on the latents. ``export_model``
+writes the result in the diffusers layout, in half precision.
+"""
+
+import copy
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_pictures, train_autoencoder
+from nfsd3d.shapes.training.common import Clock, TeacherSettings, save_state
+from nfsd3d.shapes.training.dataset import load_pictures, render_pictures, write_grid
+from nfsd3d.shapes.training.denoiser import (
+    build_denoiser,
+    build_scheduler,
+    denoiser_optimizer,
+    fit_tokenizer,
+    train_denoiser,
+    vocabulary_words,
+)
+from nfsd3d.shapes.world.grammar import held_out
+
+
+def export_model(
+    folder: Path, autoencoder: Any, factor: float, denoiser: nn.ModuleDict, tokenizer: Path, words: dict[str, Any]
+) -> None:
+    """Writes the model in the diffusers layout, in half precision, with ``vocabulary.json``."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    vae = copy.deepcopy(autoencoder).cpu().half()
+    vae.register_to_config(scaling_factor=factor)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=copy.deepcopy(denoiser["text"]).cpu().half(),
+        tokenizer=CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
+        unet=copy.deepcopy(denoiser["unet"]).cpu().half(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    (temporary / "vocabulary.json").write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def write_sample_sheet(model: Path, path: Path, device: torch.device, guidance_scale: float = 5.0) -> None:
+    """A PNG of 30-step DDIM samples for every held-out prompt, four a row, one row an object."""
+    from nfsd3d.prior.schedule import ddim_sample
+    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+
+    prompts = [composition.prompt for composition in held_out()]
+    prior = StableDiffusionPrior.load(str(model), device=device, dtype=torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    context, empty = prior.embed(prompts), prior.embed([""])
+    z = ddim_sample(prior, context, empty.expand_as(context), guidance_scale=guidance_scale, steps=30, rng=rng)
+    write_grid(path, prior.decode(z).clamp(0, 1).cpu())
+
+
+def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
+    """Writes the first checkpoints in ``folder`` from an exported ``model``; those that are there already stay.
+
+    The tokenizer in ``folder`` may know other words than the model's: words that both know keep their embedding, and a
+    new one begins as the mean of all.
+    """
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    def read(network: Any, name: str) -> Any:
+        return network.from_pretrained(model / name, local_files_only=True).float()
+
+    if not (folder / "autoencoder.pt").exists():
+        autoencoder = read(AutoencoderTiny, "vae")
+        optimizer = autoencoder_optimizer(autoencoder, settings)
+        state = {"model": autoencoder.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(folder / "autoencoder.pt", {**state, **Clock(settings.vae_minutes).state(), "step": 0})
+    if not (folder / "denoiser.pt").exists():
+        known = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True).get_vocab()
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        denoiser = build_denoiser(settings, tokenizer)
+        denoiser["unet"].load_state_dict(read(UNet2DConditionModel, "unet").state_dict())
+        text = read(CLIPTextModel, "text_encoder")
+        old: Any = text.get_input_embeddings().weight.data
+        rows = [
+            old[known[token]] if token in known else old.mean(0)
+            for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        ]
+        text.resize_token_embeddings(len(rows), mean_resizing=False)
+        text.get_input_embeddings().weight.data.copy_(torch.stack(rows))
+        denoiser["text"].load_state_dict(text.state_dict())
+        weights = denoiser.state_dict()
+        state = {"model": weights, "average": weights, "optimizer": denoiser_optimizer(denoiser, settings).state_dict()}
+        save_state(folder / "denoiser.pt", {**state, **Clock(settings.unet_minutes).state(), "step": 0})
+
+
+def train(folder: Path, settings: TeacherSettings, device: torch.device, start: Path | None = None) -> Path:
+    """Trains the whole prior in ``folder``, resuming what is there; returns the exported model's folder.
+
+    ``start`` is the folder of an exported model whose weights to begin with instead of random ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+    render_pictures(folder / "pictures", settings)
+    pictures = load_pictures(folder / "pictures", settings)
+    if not (folder / "tokenizer").exists():
+        fit_tokenizer(pictures.captions, folder / "tokenizer")
+    if start is not None:
+        begin_from(start, folder, settings)
+    autoencoder = train_autoencoder(pictures, folder, settings, device)
+    latents, factor = encode_pictures(autoencoder, pictures, folder, device)
+    words = vocabulary_words(pictures.captions)
+
+    def publish(denoiser: nn.ModuleDict, step: int) -> None:
+        export_model(folder / "model", autoencoder, factor, denoiser, folder / "tokenizer", words)
+        write_sample_sheet(folder / "model", folder / f"samples-{step:06d}.png", device)
+
+    train_denoiser(pictures, latents, folder, settings, device, publish)
+    return folder / "model"

@@ -1,0 +1,1 @@
+"""The procedural world: objects, scenes, captions and their exact renders."""

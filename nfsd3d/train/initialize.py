@@ -1,0 +1,36 @@
+"""Where an edit starts, or any run that goes on from another: the generator takes the state of its source."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageOps
+
+from nfsd3d.config.schedules import milestone_at
+from nfsd3d.config.schema import Config
+from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.prior.base import Prior
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.source_image import open_picture
+
+
+@torch.no_grad()
+def load_source(config: Config, generator: NeRF | Pictures, prior: Prior, kept: Path | None = None) -> None:
+    """Gives ``generator`` the state of the run or the image that ``config`` names as its source, if any.
+
+    Or the one that a run has ``kept`` of it, whatever became of the source. An image is cut to a square around its
+    middle and resized to ``train.resolution``; every picture starts as it.
+
+    Raises:
+        InputError: the source cannot be read, or is of another generator.
+    """
+    if kept is not None:
+        checkpoints.load_generator(kept, generator)
+    elif config.source_run is not None:
+        checkpoints.load_generator(checkpoints.latest(Path(config.source_run).expanduser()), generator)
+    elif config.source_image is not None and isinstance(generator, Pictures):
+        size = milestone_at(config.train.resolution, 0.0)
+        pixels = np.asarray(ImageOps.fit(open_picture(config.source_image), (size, size)))
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().to(prior.device) / 255
+        generator.values.copy_(prior.encode(image) if generator.kind == "latent" else image)

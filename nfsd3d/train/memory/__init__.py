@@ -1,0 +1,1 @@
+"""GPU memory of a training step: its prediction, and the chunk sizes that keep it within a limit."""

@@ -1,0 +1,209 @@
+"""How much memory a run's steps will take at most, known before the first, and what is done about it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from nfsd3d.config.schedules import highest
+from nfsd3d.config.schema import Config
+from nfsd3d.distill.methods import Method
+from nfsd3d.generators.base import Generator
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_particle, camera_ranges, find_method
+from nfsd3d.train.compilation import compiles_encoder, compiles_unet, wants_compilation
+from nfsd3d.train.memory.chunking import Pieces, configured_pieces
+from nfsd3d.train.memory.footprint import (
+    SampleBytes,
+    encoder_peak,
+    network_peak,
+    rows_at_most,
+    sample_bytes,
+    samples_at_most,
+    unet_peak,
+)
+
+GIB = 2**30
+RESERVE = GIB // 2
+"""What is left to libraries (their workspaces and code), and to the gaps between tensors."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes at the largest moment of a run's steps.
+
+    ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
+    and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
+    moment has them; ``networks``: activations of encoder and UNet; ``graphs``: those of what is recorded as CUDA
+    graphs, whose memory nothing else uses in between. ``resolution`` is that of the largest views.
+    """
+
+    weights: int
+    scene: int
+    samples: int
+    networks: int
+    sample_count: int
+    resolution: int
+    graphs: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.scene + self.samples + self.networks + self.graphs
+
+    @property
+    def remedy(self) -> str:
+        """The settings to lower, those of the largest part."""
+        parts = {
+            "set machine.pixels_at_once=16384, or lower generator.max_samples or train.resolution": self.samples,
+            "set machine.rows_at_once=1 and machine.checkpoint_encoder=true, or lower train.batch_size": self.networks
+            + self.graphs,
+            "choose a smaller prior": self.weights,
+            "lower generator.encoding.log2_entries": self.scene,
+        }
+        return max(parts, key=lambda text: parts[text])
+
+    def __str__(self) -> str:
+        parts = {"the prior's weights": self.weights, "scene and optimiser": self.scene}
+        if self.sample_count:
+            parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
+        parts["encoder and UNet"] = self.networks
+        parts["recorded graphs of encoder and UNet"] = self.graphs
+        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+        return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Predicts the memory of a run's steps in any pieces.
+
+    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
+    the activations of encoder and UNet in such pieces; ``graphs`` those of recorded graphs.
+    """
+
+    weights: int
+    scene: int
+    networks: Callable[[Pieces], int]
+    views: int
+    resolution: int
+    sample_count: int
+    sample_bytes: SampleBytes
+    graphs: Callable[[Pieces], int] = lambda pieces: 0
+
+    def budget(self, pieces: Pieces) -> Budget:
+        """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
+        pixels = self.views * self.resolution**2
+        share = 1.0 if pieces.pixels_at_once is None else min(1.0, pieces.pixels_at_once / pixels)
+        whole = share == 1.0
+        size = self.sample_bytes
+        kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
+        peak = self.sample_count * (size.packed + size.peak * share)
+        networks = self.networks(pieces)
+        samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
+        graphs = self.graphs(pieces)
+        return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
+
+    def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
+        """The largest pieces, from ``pieces`` down, that take no more than ``limit`` bytes; else the smallest."""
+        budget = self.budget(pieces)
+        while budget.total > limit:
+            smaller = pieces.smaller(self.views, self.resolution)
+            if smaller is None:
+                break
+            pieces, budget = smaller, self.budget(smaller)
+        return pieces, budget
+
+
+def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[[str], None]) -> Pieces:
+    """``pieces``, or smaller ones whose predicted memory the run's GPU has and ``machine.memory_gb`` allows.
+
+    ``say`` is told the prediction, and which setting to lower where the smallest pieces do not fit. With another prior
+    than one in Stable Diffusion's layout nothing is known.
+    """
+    if not isinstance(parts.prior, StableDiffusionPrior):
+        return pieces
+    found = estimator(parts.prior, parts.generator, parts.distillation.method, config)
+    available = available_bytes(parts.generator.device)
+    allowed = config.machine.memory_gb
+    limit = available if allowed is None else min(available, int(allowed * GIB))
+    whose = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
+    fitting, budget = found.fitted(pieces, limit)
+    say(f"memory, predicted: {budget}")
+    if fitting != pieces:
+        say(f"memory: {fitting}, to fit into {whose}; the results are the same")
+    if budget.total > limit:
+        say(f"warning: the prediction is above {whose}: {budget.remedy}")
+    return fitting
+
+
+def available_bytes(device: torch.device) -> int:
+    """What tensors of this process may take on a GPU, those that are there included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - RESERVE
+
+
+def predicted(config: Config) -> str | None:
+    """The memory that a run of a preset would take, before anything of it is there; None where that is not known."""
+    named = config.prior.model is None and config.prior.vae is None and config.prior.name in ARCHITECTURES
+    if not named or config.makes_pictures:
+        return None
+    prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
+    prior.free_text_encoder()
+    found = estimator(prior, build_generator(config), find_method(config.distill.method), config)
+    pieces, allowed = configured_pieces(config.machine), config.machine.memory_gb
+    _, budget = (pieces, found.budget(pieces)) if allowed is None else found.fitted(pieces, int(allowed * GIB))
+    return str(budget)
+
+
+def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> Estimator:
+    """Of a run of ``config`` with these parts.
+
+    Draws nothing from the run's random numbers and leaves no gradient behind.
+    """
+    train, ranges = config.train, camera_ranges(config.cameras)
+    views, resolution = train.batch_size, int(highest(train.resolution))
+    parameters = [value for group in generator.parameter_groups().values() for value in group]
+    shapes = prior.without_weights()
+    particle = build_particle(config, shapes) if method.needs_particle else None
+    further = [] if particle is None else list(particle.state_dict().values())
+    count, size = 0, SampleBytes(0, 0, 0)
+    if isinstance(generator, NeRF):
+        normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
+        count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
+    rows = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
+    compiled = wants_compilation(config)
+    unet = compiled and compiles_unet(method)
+
+    def activations(pieces: Pieces) -> int:
+        encodes = not (compiled and compiles_encoder(config, pieces))
+        split = pieces.rows_at_once, pieces.checkpoint_encoder
+        return network_peak(shapes, *split, views, 0 if unet else rows, particle, encodes=encodes)
+
+    def recorded(pieces: Pieces) -> int:
+        size = unet_peak(shapes, pieces.rows_at_once, rows) if unet else 0
+        if compiled and compiles_encoder(config, pieces):
+            uses = (False, True) if method.needs_source else (False,)  # a source is encoded without gradient
+            size += sum(encoder_peak(shapes, views, without_gradient=use) for use in uses)
+        return size
+
+    # Rendering in other pieces changes nothing of the networks'.
+    of_networks, of_graphs = cache(activations), cache(recorded)
+    return Estimator(
+        weights=_size_of(prior.tensors()),
+        # Parameter, gradient and two moments.
+        scene=4 * _size_of([*parameters, *further]),
+        networks=lambda pieces: of_networks(replace(pieces, pixels_at_once=None)),
+        views=views,
+        resolution=resolution,
+        sample_count=count,
+        sample_bytes=size,
+        graphs=lambda pieces: of_graphs(replace(pieces, pixels_at_once=None)),
+    )
+
+
+def _size_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

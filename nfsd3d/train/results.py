@@ -1,0 +1,119 @@
+"""After training: turntable and mesh of a scene, or the images; and the report."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nfsd3d.config.schema import Config
+from nfsd3d.errors import InputError
+from nfsd3d.export.extract import extract_mesh
+from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.export.progress import mesh_progress
+from nfsd3d.export.write import write_meshes
+from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.train.build import SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
+from nfsd3d.train.previews import images_of, write_images
+from nfsd3d.visualize.images import to_uint8, write_png, write_turntable
+from nfsd3d.visualize.report import write_report
+
+REMEDIES = {
+    "turntable": "lower export.turntable_size",
+    "mesh": "lower export.resolution or export.texture_size",
+    "images": "lower train.batch_size",
+    "report": "set export.report=false",
+}
+"""What to change where a part's memory does not suffice."""
+
+
+@dataclass
+class Exported:
+    """The ``files`` written (relative to the run), facts about the ``mesh``, and what went wrong, if anything."""
+
+    files: list[str] = field(default_factory=list)
+    mesh: dict[str, Any] | None = None
+    failure: str | None = None
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Within the block, a part that cannot be made (no surface, no space, no memory) is told in ``failure``."""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            self._fail(f"{name}: {error}")
+        except torch.OutOfMemoryError:
+            self._fail(f"{name}: out of GPU memory; {REMEDIES[name]}")
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason if self.failure is None else f"{self.failure}; {reason}"
+
+
+def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]) -> Exported:
+    """Writes what ``config.export`` asks for into ``run_dir``; ``on_view`` is called between views, and in between.
+
+    Of a scene that is turntable and mesh; images are written as they are. When a part cannot be made, the others are
+    made nevertheless.
+    """
+    exported = Exported()
+    mesh = None
+    if isinstance(parts.generator, NeRF):
+        mesh = _finish_scene(config, run_dir, parts.generator, exported, console, on_view)
+    else:
+        with exported.part("images"):
+            written = write_images(parts.generator, parts.prior, run_dir)
+            if isinstance(parts.source, Pictures):
+                written.append(run_dir / "source.png")
+                write_png(written[-1], to_uint8(images_of(parts.source, parts.prior)[0]))
+            exported.files += [path.relative_to(run_dir).as_posix() for path in written]
+    on_view()
+    if config.export.report:
+        with exported.part("report"):
+            write_report(run_dir, config, mesh)
+            exported.files.append("report.html")
+    return exported
+
+
+def _finish_scene(
+    config: Config,
+    run_dir: Path,
+    generator: NeRF,
+    exported: Exported,
+    console: Console,
+    on_view: Callable[[], None],
+) -> SurfaceMesh | None:
+    """Turntable and mesh, noted in ``exported``; returns the mesh if there is one."""
+    settings, radius = config.export, generator.settings.radius
+    if settings.turntable:
+        with exported.part("turntable"):
+            frames, size = settings.turntable_frames, settings.turntable_size
+            written = write_turntable(
+                generator,
+                run_dir,
+                sheet=viewing_cameras(config, SHEET_VIEWS, size),
+                video=viewing_cameras(config, frames, size),
+                radius=radius,
+                on_view=on_view,
+            )
+            exported.files += [path.name for path in written]
+    on_view()
+    if settings.mesh:
+        with exported.part("mesh"):
+            with mesh_progress(console) as show:
+
+                def on_progress(stage: str, done: float) -> None:
+                    show(stage, done)
+                    on_view()
+
+                extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
+            if extracted.untextured is not None:
+                console.print(f"no texture: {extracted.untextured}", markup=False, highlight=False, soft_wrap=True)
+            written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
+            exported.files += [path.relative_to(run_dir).as_posix() for path in written]
+            exported.mesh = extracted.facts
+            return extracted.mesh
+    return None

@@ -1,0 +1,1 @@
+"""Images, turntables, charts and the HTML report."""

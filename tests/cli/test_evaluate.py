@@ -1,0 +1,98 @@
+"""``nfsd3d evaluate`` on small runs, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import nfsd3d
+from nfsd3d.api import load_run
+from nfsd3d.cli.main import main
+from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.score_scene import score_run, summarize
+
+SMALL = {
+    "generator.encoding.levels": 2,
+    "generator.encoding.log2_entries": 10,
+    "generator.hidden_width": 8,
+    "train.steps": 3,
+    "train.batch_size": 2,
+    "train.preview_size": 16,
+    "train.tensorboard": False,
+    "export.mesh": False,
+    "export.resolution": 64,
+    "export.turntable": False,
+    "export.report": False,
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A run of three steps with the embedded prior; do not change it."""
+    directory = tmp_path_factory.mktemp("runs") / "snowman"
+    overrides = {"machine": "cpu", "prior": "shapes", "run_dir": directory}
+    nfsd3d.generate("a purple snowman", **overrides, **SMALL)
+    return directory
+
+
+def test_a_run_is_scored_with_its_costs(run_dir):
+    score = score_run(load_run(run_dir), Judge.load())
+    assert score.prompt == "a purple snowman" and score.method == "nfsd" and score.steps == 3
+    assert 0 <= score.iou <= 1 and 0.2 < score.ellipsoid_iou < 0.9
+    assert score.view_error_deg is not None and 0 <= score.view_error_deg <= 180
+    assert 3 * 2 * 2 <= score.evaluations <= 3 * 2 * 3  # per view two, and the negative prompt where t >= 200
+    assert score.seconds > 0 and score.memory_mb > 100
+    assert score.margin < 0 or score.retrieved
+    assert score.mesh_iou == pytest.approx(score.iou, abs=0.1) and score.source_iou is None
+    row = summarize([score, score])
+    assert row.runs == 2 and row.iou == pytest.approx(score.iou) and row.done == 1
+
+
+def test_a_run_that_started_from_another_is_compared_with_it(run_dir, tmp_path):
+    import shutil
+
+    judge, edited = Judge.load(), tmp_path / "edited"
+    shutil.copytree(run_dir, edited)
+    for source, expected in ((run_dir, 1.0), (tmp_path / "gone", None)):
+        config = (run_dir / "config.yaml").read_text().replace("source_run: null", f"source_run: {source}")
+        (edited / "config.yaml").write_text(config)
+        score = score_run(load_run(edited), judge, mesh=False)
+        assert score.source_iou == expected and score.mesh_iou is None
+
+
+def test_the_command_prints_tables_beside_the_calibration_and_writes_json(run_dir, tmp_path, capsys):
+    assert main(["evaluate", str(run_dir), "--json", str(tmp_path / "s.json"), "--sheet", str(tmp_path / "s.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "| nfsd | 1 |" in printed and "unseen true renders" in printed and "--ceiling" in printed
+    content = json.loads((tmp_path / "s.json").read_text())
+    assert content["runs"][str(run_dir)]["prompt"] == "a purple snowman"
+    assert set(content) == {"runs", "rows", "calibration"}
+    assert (tmp_path / "s.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to do"),
+        (["no/such/run"], "no/such/run"),
+        (["--suite", "no-such.yaml"], "cannot be read"),
+        (["--prior", "/no/such/model"], "no such folder"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_line(arguments, message, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_prompts_without_ground_truth_name_the_remedy(run_dir, tmp_path, capsys):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(run_dir, other)
+    config = (other / "config.yaml").read_text().replace("prompt: a purple snowman", "prompt: a corgi", 1)
+    (other / "config.yaml").write_text(config)
+    assert main(["evaluate", str(other)]) == 2
+    assert "--clip" in capsys.readouterr().err
+    assert main(["evaluate", str(run_dir), "--clip", "no-such-model"]) == 2
+    assert "not a hub id" in capsys.readouterr().err

@@ -1,0 +1,383 @@
+import csv
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+import nfsd3d
+from nfsd3d.cli.main import main
+from nfsd3d.config import hardware
+from nfsd3d.config.compose import compose
+from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.prior.files import resolve
+from nfsd3d.runs import preflight
+from nfsd3d.train.interrupts import Interrupted
+
+ROOT = Path(nfsd3d.__file__).parent.parent
+SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A folder that looks like a model whose vocabulary is small; nobody loads it."""
+    folder = tmp_path_factory.mktemp("model")
+    files = {f"{name}/config.json": "{}" for name in ("unet", "vae", "text_encoder")}
+    files |= {"unet/diffusion_pytorch_model.safetensors": "", "vae/diffusion_pytorch_model.safetensors": ""}
+    files |= {"text_encoder/model.safetensors": "", "tokenizer/vocab.json": "{}", "tokenizer/merges.txt": ""}
+    files |= {"scheduler/scheduler_config.json": "{}"}
+    negative = compose("nfsd", ["prompt=x", *SETTLED]).negative_prompt
+    words = ["a", "red", "pink", "house", "mushroom", *preflight.slug(negative, 1000).split("-")]
+    files["vocabulary.json"] = json.dumps({"words": words, "groups": {"objects": ["house", "mushroom"]}})
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch, model) -> Path:
+    """Each test starts in an empty folder, without a GPU, with the small model as the embedded one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(resolve, "EMBEDDED", model)
+    monkeypatch.delenv("NFSD3D_DEBUG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list:
+    """Replaces the training by one that writes down what it was asked, and does what the seed says."""
+    asked: list = []
+
+    def run(config, *, resume=None):
+        asked.append((config, resume))
+        if config.seed == 1 and config.distill.method == "sds":
+            raise RunFailed("diverged: the scene is empty")
+        if config.seed == 13:
+            raise ZeroDivisionError("a bug")
+        if config.seed == 143:
+            raise Interrupted(15, "interrupted after step 3; go on with: launch.py --resume x")
+        run_dir = Path(config.run_dir)
+        (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        summary = {"status": "done", "reason": None, "steps": config.train.steps, "seconds": 1.5}
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+        return run_dir
+
+    session = types.ModuleType("nfsd3d.train.run")
+    session.run = run
+    monkeypatch.setitem(sys.modules, "nfsd3d.train.run", session)
+    return asked
+
+
+def error_line(capsys) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+BAD_COMMANDS = [
+    ([], "prompt is missing"),
+    (["--config", "configs/nfsdd.yaml", "prompt=a red house"], "did you mean nfsd.yaml"),
+    (["--config"], "--config: expected one argument"),
+    (["--confg", "x"], "unknown option --confg (did you mean --config"),
+    (["--resume", "nowhere"], "nowhere: no such run directory"),
+    (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
+    (["evaluate", "no-run"], "no-run"),
+    (["compare", "--tier", "no"], "no such tier; choose one of"),
+    (["decompose", "--image", "no.png"], "--image: needs --prompt TEXT"),
+    (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
+    (["prompt=a red house", "negative_prompt=qux"], "negative_prompt: the prior does not know"),
+    (["prompt=a red house", "train.steps=0"], "train.steps=0: must be greater than 0"),
+    (["prompt=a red house", "machine=cuda"], "machine.device=cuda: no NVIDIA GPU is visible; use machine=cpu"),
+    (["prompt=a red house", "backend=nvidia"], "computes on CUDA only"),
+    (["prompt=a red house", "prior.model=/no/where"], "prior.model=/no/where"),
+    (["prompt=a red house", "run_dir=used"], "run_dir=used: already used; choose another, or go on with --resume used"),
+    (["prompt=a red house", "run_dir=used/file"], "run_dir=used/file: is a file"),
+    (["prompt=a red house", "run_dir=used/file/x"], "run_dir=used/file/x: cannot be"),
+    (["prompt=a red house", "run_dir=" + "x" * 300], "cannot be"),
+    (["--config", "dds", "prompt=a red house", "source_run=x"], "needs source_prompt beside source_run=x"),
+    (["--config", "dds", "prompt=a red house", "source_prompt=a house", "source_run=no"], "no: no such run directory"),
+    (["--config", "dds_2d", "prompt=a red house", "source_prompt=a house", "source_image=no"], "no: no such file"),
+    (["-m", "prompt=a red house", "seed=0,1", "train.stepz=3"], "unknown setting train.stepz"),
+    (["-m", "prompt=a red house", "distill=sds,nfsdd"], "distill=nfsdd: no such choice (did you mean nfsd"),
+    (["-m", "prompt=a red house", "run_dir=a,b"], "run_dir: a sweep has one directory"),
+    (["-m", 'prompt="a red house', "seed=0,1"], "unbalanced quotes"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_COMMANDS)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, runs, elsewhere):
+    (elsewhere / "used").mkdir()
+    (elsewhere / "used" / "file").write_text("precious")
+    assert main(arguments) == 2
+    assert message in error_line(capsys)
+    assert runs == []
+    assert (elsewhere / "used" / "file").read_text() == "precious"
+    assert not (elsewhere / "outputs").exists()
+
+
+def test_an_unknown_method_is_told_before_a_run_directory_is_made(capsys, runs, elsewhere):
+    assert main(["prompt=a red house", "distill.method=nfsdd"]) == 2
+    assert "distill.method=nfsdd: no such method (did you mean nfsd" in error_line(capsys)
+    assert runs == [] and not (elsewhere / "outputs").exists()
+
+
+def test_bad_input_is_told_before_anything_slow_is_imported(elsewhere, model):
+    commands = [arguments for arguments, _ in BAD_COMMANDS if arguments and "run_dir" not in " ".join(arguments)]
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from nfsd3d.cli.main import main\n"
+        "from nfsd3d.prior import resolve\n"
+        f"resolve.EMBEDDED = Path({str(model)!r})\n"
+        f"codes = [main(arguments) for arguments in {commands!r}]\n"
+        "slow = {'torch', 'diffusers', 'transformers', 'numba', 'numpy'} & set(sys.modules)\n"
+        "print(json.dumps([codes, sorted(slow)]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=_environment(), capture_output=True, text=True, timeout=60
+    )
+    codes, slow = json.loads(result.stdout.splitlines()[-1])
+    assert set(codes) == {2}
+    assert slow == []
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == len(commands)
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("folder", ["the root", "an empty one", "one with configs of its own"])
+def test_launch_from_any_folder(elsewhere, folder):
+    if folder == "one with configs of its own":
+        (elsewhere / "configs").mkdir()
+        (elsewhere / "configs" / "mine.yaml").write_text("defaults: [nfsd, _self_]\n")
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", "configs/nfsd.yaml", "prompt=x", "train.steps=-1"]
+    cwd = ROOT if folder == "the root" else elsewhere
+    result = subprocess.run(command, cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "error: train.steps=-1: must be greater than 0\n"
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback(capsys, monkeypatch):
+    monkeypatch.setenv("NFSD3D_DEBUG", "1")
+    assert main(["prompt=x", "seed=-1"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "error: seed=-1" in shown.splitlines()[-1]
+
+
+def test_a_run(runs, capsys, elsewhere):
+    assert main(["--config", "configs/sds.yaml", "prompt=a pink, house"]) == 0
+    ((config, resume),) = runs
+    assert resume is None
+    assert (config.prompt, config.distill.method) == ("a pink, house", "sds")
+    run_dir = Path(config.run_dir)
+    assert run_dir.is_dir()
+    assert run_dir.parts[:-1] == ("outputs", "sds", "a-pink-house")
+    announced = capsys.readouterr().err
+    assert "machine=cpu (auto: no NVIDIA GPU is visible)" in announced
+    assert "prior=shapes (auto: machine=cpu)" in announced
+
+
+def test_a_run_in_a_chosen_directory(runs, elsewhere):
+    (elsewhere / "empty").mkdir()
+    for name in ("new/deep, er", "empty"):
+        assert main(["prompt=a red house", f"run_dir={name}", *SETTLED]) == 0
+        assert runs[-1][0].run_dir == name
+        assert (elsewhere / name).is_dir()
+
+
+def test_exit_codes(runs, capsys):
+    assert main(["prompt=a red house", "seed=1", "distill=sds", *SETTLED]) == 1
+    assert error_line(capsys) == "error: diverged: the scene is empty"
+    assert main(["prompt=a red house", "seed=143", *SETTLED]) == 143
+    assert "--resume x" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        main(["prompt=a red house", "seed=13", *SETTLED])
+
+
+def test_ctrl_c_before_the_training(monkeypatch, capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preflight, "check", interrupt)
+    assert main(["prompt=a red house", *SETTLED]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_configuration_and_starts_nothing(runs, capsys, elsewhere):
+    assert main(["prompt=a red house", "dry_run=true", "train.steps=7", *SETTLED]) == 0
+    shown = capsys.readouterr().out
+    printed = yaml.safe_load(shown)
+    assert printed["prompt"] == "a red house"
+    assert printed["train"]["steps"] == 7
+    assert "# run directory: outputs/nfsd/<prompt>/<time>" in shown
+    assert runs == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_cfg_prints_what_hydra_composed(runs, capsys):
+    assert main(["--config", "csd", "--cfg", "job", "prompt=it's, {a}", "prior=auto"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["prompt"], printed["distill"]["method"], printed["prior"]["name"]) == ("it's, {a}", "csd", "shapes")
+    assert runs == []
+
+
+def test_a_run_is_repeated_from_its_config(runs, elsewhere):
+    assert main(["prompt=a red house", "run_dir=first", "seed=3", *SETTLED]) == 0
+    assert main(["--config", "first/config.yaml", "run_dir=second"]) == 0
+    assert main(["--config", "first/config.yaml", "seed=4"]) == 0
+    (first, _), (second, _), (third, _) = runs
+    assert second == first.replace(run_dir="second")
+    assert third == first.replace(run_dir=third.run_dir, seed=4)
+    assert Path(third.run_dir).parts[:2] == ("outputs", "nfsd")
+
+
+def test_resume(runs, capsys, elsewhere):
+    assert main(["prompt=a red house", "run_dir=first", *SETTLED]) == 0
+    assert main(["--resume", "first", "train.steps=8"]) == 2
+    assert "first: holds no checkpoint" in error_line(capsys)
+    (elsewhere / "first" / "checkpoints").mkdir()
+    (elsewhere / "first" / "checkpoints" / "step-000005.json").write_text("{}")
+    assert main(["--resume", "first", "train.steps=8"]) == 0
+    config, resume = runs[-1]
+    assert (config.train.steps, config.prompt, Path(config.run_dir)) == (8, "a red house", elsewhere / "first")
+    assert resume == Path("first")
+    assert main(["--resume", "first", "distill=sds"]) == 2
+    assert "--config configs/nfsd.yaml" in error_line(capsys)
+
+
+def _table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_sweep_goes_on_when_a_job_fails(runs, capsys, elsewhere):
+    assert main(["--config", "configs/nfsd.yaml", "-m", "seed=0,1", "distill=sds,nfsd", "prompt=a red house"]) == 1
+    (folder,) = (elsewhere / "outputs" / "nfsd").iterdir()
+    assert folder.name.startswith("sweep-")
+    rows = _table(folder)
+    assert [(row["seed"], row["distill"], row["status"]) for row in rows] == [
+        ("0", "sds", "done"),
+        ("0", "nfsd", "done"),
+        ("1", "sds", "failed"),
+        ("1", "nfsd", "done"),
+    ]
+    assert rows[2]["reason"] == "diverged: the scene is empty"
+    assert rows[0]["seconds"] == "1.5"
+    names = [Path(row["run_dir"]).name for row in rows]
+    assert names == ["0-distill=sds,seed=0", "1-distill=nfsd,seed=0", "2-distill=sds,seed=1", "3-distill=nfsd,seed=1"]
+    assert [Path(config.run_dir).name for config, _ in runs] == names
+    assert json.loads((folder / names[2] / "summary.json").read_text())["status"] == "failed"
+    assert compose(folder / names[3] / "config.yaml").seed == 1
+    assert "3 of 4 jobs done" in capsys.readouterr().out
+
+
+def test_generators_in_a_sweep_and_a_dry_run(runs, capsys):
+    assert main(["-m", "generator=latent,image,nerf", "prompt=a red house", "run_dir=s", *SETTLED]) == 0
+    assert [config.generator.type for config, _ in runs] == ["latent", "image", "nerf"]
+    assert [config.train.learning_rate.given().keys() for config, _ in runs][:2] == [{"latent"}, {"image"}]
+    capsys.readouterr()
+    assert main(["--config", "configs/nfsd_2d.yaml", "prompt=a red house", "dry_run=true", *SETTLED]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["generator"] == {"type": "latent", "initial_std": 0.1}
+    assert "# run directory: outputs/nfsd_2d/<prompt>/<time>" in shown
+
+
+def test_a_sweep_survives_bugs_and_bad_values_of_a_job(runs, capsys):
+    assert main(["-m", "seed=13,-5,2", "prompt=a red house", "run_dir=all of them", *SETTLED]) == 1
+    rows = _table(Path("all of them"))
+    assert [(row["seed"], row["status"]) for row in rows] == [("13", "failed"), ("-5", "failed"), ("2", "done")]
+    assert "seed=-5" in rows[1]["reason"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_prompts_of_a_sweep(runs):
+    arguments = ["-m", "prompt=\"a red, house\",a 'pink' house", "machine=auto,cpu", "prior=auto", "run_dir=s"]
+    assert main(arguments) == 0
+    assert [config.prompt for config, _ in runs] == ["a red, house", "a 'pink' house"]
+    assert [row["prompt"] for row in _table(Path("s"))] == ["a red, house", "a 'pink' house"]
+
+
+def test_an_interrupted_sweep_stops(runs):
+    assert main(["-m", "seed=0,143,2", "prompt=a red house", "run_dir=s", *SETTLED]) == 143
+    assert [row["status"] for row in _table(Path("s"))] == ["done", "interrupted"]
+
+
+def test_a_sweep_from_a_folder_with_configs_of_its_own(runs, elsewhere):
+    (elsewhere / "configs").mkdir()
+    (elsewhere / "configs" / "mine.yaml").write_text("defaults: [nfsd, _self_]\ntrain: {steps: 9}\n")
+    for name, steps in (("configs/sds.yaml", 600), ("configs/mine.yaml", 9)):
+        assert main(["--config", name, "-m", "seed=3,4", "prompt=a red house", *SETTLED]) == 0
+        assert [(config.seed, config.train.steps) for config, _ in runs[-2:]] == [(3, steps), (4, steps)]
+
+
+def test_a_sweep_over_a_runs_configuration(runs):
+    assert main(["prompt=a red house", "run_dir=first", *SETTLED]) == 0
+    assert main(["--config", "first/config.yaml", "-m", "seed=5,6", "run_dir=s"]) == 0
+    assert [config.seed for config, _ in runs[1:]] == [5, 6]
+
+
+def test_help_names_the_keys_and_choices(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir"):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"nfsd3d {nfsd3d.__version__}\n"
+
+
+def test_doctor(capsys, elsewhere):
+    assert main(["doctor", "--json", "found.json"]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((elsewhere / "found.json").read_text())
+    assert found["packages"]["torch"] in shown
+    assert found["auto"]["prior"] == "shapes (machine=cpu)"
+
+
+def test_run_directories_of_one_second_differ(elsewhere):
+    config = compose("nfsd", ["prompt=a red house", *SETTLED])
+    directories = {preflight.claim_run_dir(config, "nfsd").run_dir for _ in range(5)}
+    assert len(directories) == 5
+    assert all(Path(directory).is_dir() for directory in directories)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A red & white, dotted mushroom!", "a-red-white-dotted-mushroom"),
+        ("Würfel/../x", "wurfel-x"),
+        ("x" * 60, "x" * 60),
+    ],
+)
+def test_slug(text, name):
+    assert preflight.slug(text) == name
+
+
+def test_slugs_that_leave_something_out_differ():
+    for one, other in (("蘑菇", "房子"), ("x" * 99, "x" * 98), ("a red 蘑菇", "a red 房子")):
+        first, second = preflight.slug(one), preflight.slug(other)
+        assert first != second and max(map(len, (first, second))) <= 60
+    assert preflight.slug("蘑菇").isalnum() and preflight.slug("a red 蘑菇").startswith("a-red-")
+
+
+def test_an_unwritable_run_directory(monkeypatch, elsewhere):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"run_dir=here: cannot be written \(Permission denied\)"):
+        preflight.claim_folder(Path("here"))

@@ -1,0 +1,52 @@
+"""The grammar of ``key=value``; that prompts survive it is shown with whole configurations in test_config.py."""
+
+import pytest
+
+from nfsd3d.config.overrides import first_values, group_values, parse_override, quote, quote_sweep, split_prompts
+from nfsd3d.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("value", "prompts"),
+    [
+        ("a, b", ["a", "b"]),
+        ('"a, b","c"', ["a, b", "c"]),
+        ("it's red, it's blue", ["it's red", "it's blue"]),
+        ("'x, y' , z", ["x, y", "z"]),
+        (r'"say \"hi\", you"', ['say "hi", you']),
+        ("one", ["one"]),
+        ("", [""]),
+    ],
+)
+def test_prompts_of_a_sweep(value, prompts):
+    assert split_prompts(value) == prompts
+
+
+@pytest.mark.parametrize("value", ['"open', '"a" b,c', "'a, b"])
+def test_unbalanced_quotes_in_a_sweep(value):
+    with pytest.raises(InputError, match="quotes"):
+        split_prompts(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("prompt=a, (b) and ${c}", "a, (b) and \\${c}"),
+        ("run_dir=a b, c", "a b, c"),
+        ("run_dir=null", None),
+        ("train.steps=5", 5),
+    ],
+)
+def test_prompts_and_paths_are_quoted_and_the_rest_is_not(override, value):
+    assert parse_override(quote(override)).value() == value
+
+
+def test_a_sweep_separates_paths_too():
+    assert quote_sweep("prior.model=a,b") == "prior.model=a,b"
+    assert parse_override(quote_sweep("prompt=a,b")).is_sweep_override()
+
+
+def test_the_values_of_a_group():
+    fixed, swept = parse_override("distill=sds"), parse_override("prior=auto,sd21")
+    assert (group_values(fixed), group_values(swept)) == (["sds"], ["auto", "sd21"])
+    assert first_values([fixed, swept]) == ["distill=sds", "prior=auto"]

@@ -1,0 +1,189 @@
+"""Checkpoints come back bit by bit, and whatever is wrong with one is a clear error."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from nfsd3d.errors import InputError
+from nfsd3d.runs import checkpoints
+
+
+def parts(width=4):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2), nn.Linear(2, 1))
+    network.register_buffer("mask", torch.tensor([True, False]))
+    groups = [{"params": network[0].parameters(), "lr": 0.1}, {"params": network[1].parameters(), "lr": 0.2}]
+    return network, torch.optim.AdamW(groups, lr=0.1), torch.Generator().manual_seed(3)
+
+
+def advance(network, optimizer, rng, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network(torch.randn(5, 3, generator=rng)).square().sum().backward()
+        optimizer.step()
+
+
+def save(folder, step=3, keep=2, trained=None):
+    network, optimizer, rng = trained or parts()
+    advance(network, optimizer, rng)
+    path = checkpoints.save(folder, step, network, optimizer, rng, record={"seconds": 1.5}, keep=keep)
+    return path, (network, optimizer, rng)
+
+
+def test_a_restored_run_goes_on_with_the_same_bits(tmp_path):
+    path, original = save(tmp_path)
+    original[0].mask[0] = False
+    path, original = save(tmp_path, trained=original)
+    restored = parts()
+    assert checkpoints.load(path, *restored) == checkpoints.Restored(3, {"seconds": 1.5})
+    assert not restored[0].mask.any()
+    advance(*original)
+    advance(*restored)
+    for one, other in zip(original[0].parameters(), restored[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(original[2].get_state(), restored[2].get_state())
+
+
+def test_learning_rates_stay_those_of_the_configuration(tmp_path):
+    path, _ = save(tmp_path)
+    network, optimizer, rng = parts()
+    optimizer.param_groups[1]["lr"] = 0.7
+    checkpoints.load(path, network, optimizer, rng)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.7]
+    assert all(float(moments["step"]) == 3 for moments in optimizer.state.values())
+
+
+def test_the_newest_are_kept_in_order_of_steps(tmp_path):
+    for step in (5, 100, 20, 1_000_000, 999_999):
+        save(tmp_path, step, keep=3)
+    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [100, 999_999, 1_000_000]
+    assert len(list(tmp_path.iterdir())) == 6
+    with pytest.raises(InputError, match="no checkpoint"):
+        checkpoints.latest(tmp_path)  # a run keeps them in checkpoints/
+
+
+def test_nothing_is_pickled(tmp_path):
+    path, _ = save(tmp_path)
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert json.loads(path.read_text())["step"] == 3
+
+
+def test_only_the_generator_may_be_loaded(tmp_path):
+    path, (network, _, _) = save(tmp_path)
+    other = parts()[0]
+    assert checkpoints.load_generator(path, other) == 3
+    assert torch.equal(other[0].weight, network[0].weight)
+
+
+def _truncate(path):
+    weights = path.with_suffix(".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-50])
+
+
+def _flip_one_bit(path):
+    weights = path.with_suffix(".safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 1
+    weights.write_bytes(content)
+
+
+def _edit(**changes):
+    def edit(path):
+        header = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({key: value for key, value in header.items() if value is not None}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, "damaged"),
+        (_flip_one_bit, "damaged"),
+        (lambda path: path.with_suffix(".safetensors").unlink(), "cannot be read"),
+        (lambda path: path.write_text("{"), "cannot be read"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+        (lambda path: path.write_text("[1]"), "not a checkpoint"),
+        (_edit(format="another program"), "not a checkpoint"),
+        (_edit(step="3"), "incomplete"),
+        (_edit(record=None), "incomplete"),
+    ],
+)
+def test_damage_is_an_error_with_a_remedy(tmp_path, damage, words):
+    path, _ = save(tmp_path)
+    damage(path)
+    with pytest.raises(InputError, match=rf"{words}.*delete step-000003"):
+        checkpoints.load(path, *parts())
+
+
+def test_a_generator_of_another_shape_is_an_error(tmp_path):
+    path, _ = save(tmp_path)
+    with pytest.raises(InputError, match=r"another generator.*0\.bias"):
+        checkpoints.load(path, *parts(width=5))
+
+
+def test_an_unfinished_save_is_no_checkpoint(tmp_path):
+    save(tmp_path, 2)
+    path, _ = save(tmp_path, 4)
+    path.unlink()  # as if the process had died between the two files
+    assert [checkpoints.step_of(found) for found in checkpoints.list_checkpoints(tmp_path)] == [2]
+
+
+class Learner:
+    """A network beside the generator."""
+
+    def __init__(self, width=4):
+        torch.manual_seed(1)
+        self.network = nn.Linear(3, width)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
+
+    def state_dict(self):
+        return self.network.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.network.load_state_dict(state_dict)
+
+    def learn(self):
+        self.optimizer.zero_grad()
+        self.network(torch.ones(2, 3)).square().sum().backward()
+        self.optimizer.step()
+
+
+def test_a_second_network_comes_back_with_its_optimiser(tmp_path):
+    network, optimizer, rng = parts()
+    advance(network, optimizer, rng)
+    original, restored = Learner(), Learner()
+    original.learn()
+    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record={}, keep=1, particle=original)
+    checkpoints.load(path, *parts(), restored)
+    original.learn()
+    restored.learn()
+    assert torch.equal(original.network.weight, restored.network.weight)
+
+
+def test_a_second_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path):
+    path, _ = save(tmp_path)
+    with pytest.raises(InputError, match=r"another second network.*do not override distill"):
+        checkpoints.load(path, *parts(), Learner())
+    network, optimizer, rng = parts()
+    advance(network, optimizer, rng)
+    learner = Learner()
+    learner.learn()
+    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, particle=learner)
+    with pytest.raises(InputError, match="another second network"):
+        checkpoints.load(path, *parts(), Learner(width=5))
+
+
+def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
+    network, optimizer, rng = parts()
+    path = checkpoints.save(tmp_path, 0, network, optimizer, rng, record={}, keep=1, particle=Learner())
+    restored = parts()
+    assert checkpoints.load(path, *restored, Learner()).steps == 0
+    advance(network, optimizer, rng)
+    advance(*restored)
+    assert torch.equal(network[0].weight, restored[0][0].weight)
+    late = checkpoints.save(tmp_path, 1, *parts(), record={}, keep=1)
+    with pytest.raises(InputError, match="optimiser's state does not fit"):
+        checkpoints.load(late, *parts())

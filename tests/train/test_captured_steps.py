@@ -1,0 +1,138 @@
+"""Steps with recorded networks are the steps without: no result is used once it is written over, no pass comes twice.
+
+The GPU is pretended, and so is recording: a call has its result in the memory of the one before, spoils what recordings
+that share its memory have given, and can be differentiated only until the next.
+"""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_gpu import pretended_gpu
+
+from nfsd3d.cameras import CameraRanges
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior.architectures import random_prior
+from nfsd3d.prior.compiled.cuda_graphs import Recorded
+from nfsd3d.prior.lora import Particle
+from nfsd3d.prompts import PromptBank
+from nfsd3d.train.build import build_generator
+from nfsd3d.train.compilation import compile_prior
+from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.step import Distillation, step_loss
+
+ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda", "machine.precision": "float32"}
+
+
+NEAR = 1e-3
+"""How far apart gradients may be, relative to their norm."""
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """The calls of recordings: which one's, and whether to be differentiated."""
+    calls, of_pool, handles, numbers = [], {}, iter(range(99)), iter(range(99))
+
+    def record(function, arguments, *, num_warmup_iters, pool):
+        last, number = SimpleNamespace(), next(numbers)
+        result = function(*arguments).detach().clone()
+        sharing = [] if pool is None else of_pool.setdefault(pool, [])
+        sharing.append(result)
+
+        class Replayed(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *given):
+                calls.append((number, any(ctx.needs_input_grad)))
+                for own, one in zip(arguments, given, strict=True):
+                    own.data.copy_(one)
+                for other in sharing:
+                    other.fill_(float("nan"))
+                last.inputs = [own.detach().clone().requires_grad_(own.requires_grad) for own in arguments]
+                with torch.enable_grad():
+                    last.output = function(*last.inputs)
+                ctx.of = last.output
+                result.copy_(last.output.detach())
+                return result.detach()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                assert ctx.of is last.output, "another forward pass has taken the place of this one's activations"
+                wanted = [one for one in last.inputs if one.requires_grad]
+                found = iter(torch.autograd.grad(last.output, wanted, gradient))
+                return tuple(next(found) if one.requires_grad else None for one in last.inputs)
+
+        return Replayed.apply
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    # Its sums come in another order, and inverting (ISM, SDI) amplifies how they are rounded.
+    monkeypatch.setattr("nfsd3d.prior.stable_diffusion.frozen_encoder", lambda vae: vae)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles), raising=False)
+    return calls
+
+
+def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, pieces):
+    """Of two steps of a method on a scene, at timesteps on both sides of NFSD's threshold."""
+    method = METHODS[name]
+    config = configure(**ON_CUDA, **{"machine.compile": compiled, "prompts.perp_neg": perp_neg,
+                                     "train.t_min": 0.05, "train.t_max": 0.4})  # fmt: skip
+    with pretended_gpu() as gpu:
+        prior = random_prior(narrow, "cuda", image_size=64)
+        bank = PromptBank.build(prior, "a red cube", "dull", needed=method.all_prompts, source_prompt="a blue cube",
+                                perp_neg=perp_neg)  # fmt: skip
+        particle = Particle(prior, rank=2, learning_rate=1e-3, camera_dropout=0.1, seed=0) if name == "vsd" else None
+        distillation = Distillation(method, 7.5, "sigma2", 200, particle)
+        generator = build_generator(config)
+        source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
+        compile_prior(config, SimpleNamespace(prior=prior, distillation=distillation), pieces, lambda text: None)
+        rng, found = torch.Generator().manual_seed(0), []
+        generator.update(0, rng)
+        plan = replace(plan_at(config.train, 0.7), pieces=pieces)
+        for _ in range(2):
+            loss, _ = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
+            parameters = list(generator.field.parameters())
+            found.append([gradient.clone() for gradient in torch.autograd.grad(loss, parameters)])
+        assert gpu.errors == []
+    return found, prior
+
+
+def assert_near(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.isfinite().all() and other.abs().max() > 0
+            assert (one - other).norm() <= NEAR * other.norm()
+
+
+@pytest.mark.parametrize(("name", "perp_neg"), [*((name, False) for name in sorted(METHODS)), ("nfsd", True)])
+def test_recorded_networks_give_the_steps_of_others(configure, narrow, recordings, name, perp_neg):
+    common = dict(perp_neg=perp_neg, pieces=Pieces())
+    expected, _ = gradients_of_steps(configure, narrow, name, compiled=False, **common)
+    assert recordings == []
+    found, prior = gradients_of_steps(configure, narrow, name, compiled=True, **common)
+    assert isinstance(prior._compiled_encoder, Recorded)
+    assert isinstance(prior._compiled_unet, Recorded) == (name != "vsd")  # whose network is switched in between
+    assert sum(differentiated for _, differentiated in recordings) == 3  # one to record, and one a step
+    # The encoder's, and that of a source; one for each number of the UNet's rows.
+    assert len({number for number, _ in recordings}) >= 1 + METHODS[name].needs_source + (name != "vsd")
+    assert_near(found, expected)
+
+
+def test_an_encoder_that_sees_images_one_by_one_is_not_recorded(configure, narrow, recordings):
+    common = dict(perp_neg=False, pieces=Pieces(rows_at_once=1))
+    expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
+    found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
+    assert prior._compiled_encoder is None and isinstance(prior._compiled_unet, Recorded)
+    assert_near(found, expected)
+
+
+def test_the_pretended_recording_finds_a_second_pass(recordings):
+    network = torch.nn.Linear(3, 3).requires_grad_(False)
+    recorded = Recorded(network.forward)
+    first, second = (torch.rand(2, 3, requires_grad=True) for _ in range(2))
+    kept = recorded(first) * 1
+    recorded(second).sum().backward()
+    with pytest.raises(AssertionError, match="another forward pass"):
+        kept.sum().backward()

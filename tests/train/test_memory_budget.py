@@ -1,0 +1,340 @@
+"""Memory that is predicted, against memory that small models really take."""
+
+import gc
+import io
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from nfsd3d.cameras import CameraRanges, orbit
+from nfsd3d.cli.launch import print_plan
+from nfsd3d.config.compose import compose
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.prior.architectures import random_prior
+from nfsd3d.prior.chunked import in_pieces
+from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.runs import preflight
+from nfsd3d.runs.summary import read_summary
+from nfsd3d.train import run
+from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.memory import budget
+from nfsd3d.train.memory.budget import GIB, Budget, estimator
+from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.footprint import (
+    SampleBytes,
+    encoder_peak,
+    network_peak,
+    rows_at_most,
+    sample_bytes,
+    samples_at_most,
+    unet_peak,
+)
+from nfsd3d.train.memory.tensor_memory import LiveBytes
+from nfsd3d.train.run import train_and_export
+
+
+def saved_bytes(function):
+    """A function's result, and the bytes that autograd really keeps for its backward pass."""
+    seen = {}
+
+    def keep(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    return result, sum(seen.values())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_live_bytes_are_those_of_the_tensors(device):
+    known = torch.empty(1000, device=device)
+    with LiveBytes([known]) as counter:
+        a = known.double()
+        b = known.view(10, 100)  # no memory of its own
+        assert counter.live == 8000
+        c = a + a
+        del a
+        assert (counter.live, counter.peak) == (8000, 16000)
+        c.add_(1)
+        d = c[:10].clone()
+        del c
+        assert counter.live == 80
+    assert b.shape == (10, 100) and d.shape == (10,)
+
+
+def test_attention_keeps_no_matrix_of_weights():
+    query = torch.empty(1, 4, 4096, 64, device="meta", requires_grad=True)
+    with LiveBytes([query]) as counter:
+        result = F.scaled_dot_product_attention(query, query, query)
+        result.sum().backward()
+    assert counter.peak < 10 * query.numel() * 4 < 4 * 4096**2 * 4
+    exact = torch.rand(1, 2, 5, 8)
+    with LiveBytes():
+        inside = F.scaled_dot_product_attention(exact, exact, exact)
+    assert torch.equal(inside, F.scaled_dot_product_attention(exact, exact, exact))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dtype):
+    prior = random_prior(narrow, dtype=dtype, image_size=64)
+    image = torch.rand(2, 3, prior.image_size, prior.image_size, requires_grad=True)
+    _, kept = saved_bytes(lambda: in_pieces(prior, None, checkpoint).encode(image))
+    with LiveBytes([*prior.tensors(), image]) as counter:
+        z = in_pieces(prior, None, checkpoint).encode(image)
+        gc.collect()
+        live = counter.live
+        z.sum().backward()
+    assert live == pytest.approx(kept, rel=0.2)  # what autograd keeps is what is left, and the result
+    predicted = network_peak(prior.without_weights(), None, checkpoint, views=2, rows=2)
+    # The CPU's attention and convolutions take a little besides.
+    assert predicted == pytest.approx(counter.peak, rel=0.25)
+
+
+def test_a_prior_without_weights_has_the_same_shapes():
+    prior = StableDiffusionPrior.load(EMBEDDED)
+    empty = prior.without_weights()
+    assert all(tensor.is_meta for tensor in empty.tensors()) and not any(t.is_meta for t in prior.tensors())
+    assert (empty.image_size, empty.latent_shape) == (prior.image_size, prior.latent_shape)
+    assert prior.embed(["a red cube"]).shape[1:] == prior.context_shape == empty.context_shape
+
+
+def test_full_size_predictions_follow_pieces():
+    prior = random_prior("sd21", "meta", torch.bfloat16).without_weights()
+    whole, low = (network_peak(prior, rows, ckpt, 1, 3) / GIB for rows, ckpt in ((None, False), (1, True)))
+    assert 1.2 < whole < 2.5 and low < 0.65 * whole
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("lit", [False, True])
+def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
+    config = configure(**{"generator.normals": "finite_difference", "generator.samples_per_ray": 48},
+                       **{f"backend.{name}": backend for name in ("field", "sampler")})  # fmt: skip
+    nerf, ranges = build_generator(config), CameraRanges()
+    size = sample_bytes(nerf, ranges, normals=lit)
+    assert all(parameter.grad is None for parameter in nerf.parameters())
+    cameras = orbit(2, 40)
+    view, kept = saved_bytes(lambda: nerf.render(cameras, shading="lambertian" if lit else "albedo"))
+    count = float(view.samples_per_ray) * 2 * 40 * 40
+    assert size.packed == pytest.approx(16, rel=0.05)  # a ray's index, start and end
+    assert size.kept * count == pytest.approx(kept, rel=0.15)
+    assert size.peak >= size.kept
+
+
+def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure):
+    nerf, ranges = build_generator(configure()), CameraRanges()
+    full = sample_bytes(nerf, ranges, normals=False)
+    nerf.occupancy.occupied.fill_(False)
+    nerf.occupancy.occupied[4, 4, 4] = True
+    assert sample_bytes(nerf, ranges, normals=False) == full
+    assert int(nerf.occupancy.occupied.sum()) == 1
+
+
+def test_live_bytes_without_what_turned_out_to_be_known():
+    with LiveBytes() as counter:
+        kept, other = torch.zeros(100), torch.zeros(100)
+        del other
+        last = torch.zeros(50)
+    assert counter.peak == 800 and counter.peak_without([kept]) == 400 and counter.peak_without([kept, last]) == 400
+
+
+def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
+    config = configure(**{"generator.max_samples": 3000})
+    nerf = build_generator(config)
+    for resolution in (12, 16, 20):
+        assert samples_at_most(nerf, 2, resolution) == 3000
+        view = nerf.render(orbit(2, resolution), torch.Generator().manual_seed(0))
+        assert view.samples_per_ray * 2 * resolution**2 <= 3000
+    assert samples_at_most(build_generator(configure()), 1, 2) == 4 * 24
+
+
+def test_too_few_samples_for_the_finest_views_are_told_before_the_start():
+    """Not at the step where the resolution rises."""
+    choices = ["prompt=a red cube", "prior=shapes", "machine=cpu", "train.resolution=[[0.0,64],[0.5,256]]"]
+    with pytest.raises(InputError, match=r"generator\.max_samples=262144: too few for 262144 rays.*1048576"):
+        preflight.check(compose("nfsd", choices))
+    preflight.check(compose("nfsd", [*choices, "generator.max_samples=1048576"]))
+
+
+@pytest.mark.parametrize("experiment", ["nfsd", "fast", "lowmem"])
+@pytest.mark.parametrize("prior", ["shapes", "sd15", "sd21", "sd21-768"])
+def test_every_recipe_has_samples_enough(experiment, prior):
+    preflight._check_samples(compose(experiment, ["prompt=x", f"prior={prior}", "machine=cpu"]))
+
+
+def test_a_full_cube_can_be_sampled_with_as_few_as_that():
+    settings = NeRFSettings(samples_per_ray=64, max_samples=preflight.SAMPLES_PER_RAY * 3 * 20**2)
+    nerf = NeRF(settings)  # every cell is occupied at the start
+    for distance in (0.1, 1.2, 2.0):
+        view = nerf.render(orbit(3, 20, distance=distance), torch.Generator().manual_seed(0))
+        assert view.samples_per_ray <= preflight.SAMPLES_PER_RAY
+
+
+def made_up(networks=lambda pieces: int((0.5 if pieces.checkpoint_encoder else 2) * GIB), count=10**6, **changes):
+    values = dict(
+        weights=GIB, scene=GIB // 4, networks=networks, views=1, resolution=512, sample_count=count,
+        sample_bytes=SampleBytes(16, 3000, 6000),
+    )  # fmt: skip
+    return budget.Estimator(**{**values, **changes})
+
+
+def test_pieces_shrink_until_the_budget_fits():
+    estimated = made_up()
+    whole = estimated.budget(Pieces())
+    assert whole.total == pytest.approx(1.25 * GIB + 6.016e9, rel=0.01)
+    assert estimated.fitted(Pieces(), 10**11) == (Pieces(), whole)
+    pieces, smaller = estimated.fitted(Pieces(), 4 * GIB)
+    assert smaller.total <= 4 * GIB and pieces.pixels_at_once < 512**2 and pieces.checkpoint_encoder
+    smallest, too_much = estimated.fitted(Pieces(), GIB)
+    assert too_much.total > GIB and smallest.smaller(1, 512) is None
+    assert "choose a smaller prior" in too_much.remedy
+    assert "generator.max_samples" in whole.remedy
+    assert "machine.checkpoint_encoder" in made_up(count=0).budget(Pieces()).remedy
+
+
+def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
+    for count in (10**6, 10**5):
+        eager = made_up(count=count).budget(Pieces())
+        recorded = made_up(count=count, graphs=lambda pieces: GIB // pieces.rows_at_once).budget(Pieces(rows_at_once=4))
+        assert eager.graphs == 0 and recorded.graphs == GIB // 4
+        assert recorded.total == eager.total + GIB // 4
+    told = {
+        compiled: budget.predicted(
+            compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba", f"machine.compile={compiled}"])
+        )
+        for compiled in ("false", "true")
+    }
+    assert "graphs" not in told["false"] and "recorded graphs of encoder and UNet 1." in told["true"]
+
+
+def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure):
+    prior = StableDiffusionPrior.load(EMBEDDED)
+    generator = build_generator(configure())
+    eager, recorded, vsd = (
+        estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
+        for name, choice in (("nfsd", False), ("nfsd", True), ("vsd", True))
+    )
+    whole, rows = Pieces(), Pieces(rows_at_once=2)
+    assert eager.graphs(whole) == 0 and recorded.networks(whole) == 0
+    assert 0 < vsd.graphs(whole) < recorded.graphs(whole)  # the UNet of VSD is not compiled
+    assert vsd.networks(whole) > 0
+    assert recorded.graphs(rows) < recorded.graphs(whole)
+    assert eager.networks(whole) <= recorded.graphs(whole)
+    # An encoder that is checkpointed, or sees images in parts, is not recorded.
+    for pieces in (Pieces(checkpoint_encoder=True), Pieces(rows_at_once=1)):
+        assert 0 < recorded.graphs(pieces) < vsd.graphs(whole) and recorded.networks(pieces) > 0
+
+
+def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
+    prior, config = StableDiffusionPrior.load(EMBEDDED), configure(**{"machine.compile": True})
+    shapes, views = prior.without_weights(), config.train.batch_size
+    both, alone = (encoder_peak(shapes, views, without_gradient=without) for without in (False, True))
+    assert both > alone > 0
+    for name, encoders in (("dds", both + alone), ("bridge", both)):
+        unet = unet_peak(shapes, None, rows_at_most(METHODS[name], views, perp_neg=False))
+        found = estimator(prior, build_generator(config), METHODS[name], config)
+        assert found.graphs(Pieces()) == unet + encoders
+
+
+def test_the_budget_says_what_it_is_made_of():
+    text = str(Budget(GIB, GIB // 2, 2 * GIB, 0, 4194304, 512))
+    assert text.startswith("3.50 GB at views of 512 pixels: the prior's weights 1.00, scene and optimiser 0.50")
+    assert "4,194,304 samples (generator.max_samples caps them) 2.00" in text and "UNet" not in text
+
+
+def test_vsds_second_network_counts_with_what_it_keeps_to_learn(configure):
+    prior = StableDiffusionPrior.load(EMBEDDED, "cpu", torch.bfloat16)
+    config = configure(**{"distill.method": "vsd"})
+    generator = build_generator(config)
+    with_it, without = (estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
+    real = build_parts(config, prior).distillation.particle
+    trained = sum(value.numel() * 4 for value in real.state_dict().values())
+    assert with_it.scene == without.scene + 4 * trained and trained > 1e5
+    _, kept = saved_bytes(lambda: learning(real))
+    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
+    assert without.networks(Pieces()) < with_it.networks(Pieces()) == pytest.approx(kept, rel=0.4)
+    assert with_it.networks(Pieces(rows_at_once=1)) < 0.7 * with_it.networks(Pieces())
+
+
+def learning(particle):
+    z, context = torch.zeros(2, *particle._prior.latent_shape), torch.zeros(2, *particle._prior.context_shape)
+    particle.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
+
+
+def test_rows_are_those_of_all_branches():
+    counts = {name: rows_at_most(method, 2, perp_neg=False) for name, method in METHODS.items()}
+    assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
+    assert rows_at_most(METHODS["nfsd"], 1, perp_neg=True) == 5
+
+
+@pytest.fixture
+def embedded(configure, monkeypatch):
+    """Parts of a tiny run with the embedded prior, on a pretended GPU with some memory free."""
+    config = configure(**{"train.steps": 2})
+    parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
+
+    def pretend(free, **machine):
+        monkeypatch.setattr(budget, "available_bytes", lambda device: free)
+        said = []
+        given = config.replace(machine={**config.machine.model_dump(), **machine})
+        return budget.fit_into_memory(given, parts, Pieces(), said.append), said
+
+    return pretend
+
+
+def test_the_gpus_memory_is_looked_at_before_the_start(embedded):
+    pieces, said = embedded(10 * GIB)
+    assert pieces == Pieces() and len(said) == 1 and said[0].startswith("memory, predicted: 0.")
+    pieces, said = embedded(10 * GIB, memory_gb=0.001)
+    assert pieces.rows_at_once == 1 and "to fit into machine.memory_gb=0.001" in said[1]
+    assert said[2].startswith("warning: the prediction is above machine.memory_gb=0.001: choose a smaller prior")
+    pieces, said = embedded(2**20)
+    assert "0.00 GB free" in said[1] and "warning" in said[2]
+
+
+def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
+    config = configure()
+    parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
+    size = sum(p.numel() * 4 for p in parts.generator.parameters())
+    found = estimator(parts.prior, parts.generator, METHODS["nfsd"], config)
+    assert found.scene == 4 * size and found.views == 2 and found.resolution == 16
+    assert found.weights > 20e6  # the embedded networks, text encoder gone
+
+
+def test_a_dry_run_says_what_the_samples_may_come_to(capsys, monkeypatch):
+    config = compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba"])
+    print_plan(config, _source(), "somewhere")
+    output = capsys.readouterr().out
+    assert "# samples of a step: 4,194,304 at most" in output and "# prior's prediction type: epsilon" in output
+    assert budget.predicted(compose("nfsd", ["prompt=x", "prior=shapes", "machine=cpu"])) is None
+    monkeypatch.setattr(budget, "predicted", lambda config: "5.50 GB of something")
+    print_plan(config.replace(machine={**config.machine.model_dump(), "device": "cuda"}), _source(), "somewhere")
+    assert "# memory of a step, predicted: 5.50 GB of something" in capsys.readouterr().out
+
+
+def _source():
+    from nfsd3d.prior.files.resolve import Location, ModelSource
+
+    return ModelSource(Location("prior=sd21", EMBEDDED))
+
+
+@pytest.mark.usefixtures("tiny_prior")
+def test_a_run_on_a_gpu_starts_with_pieces_that_fit(configure, monkeypatch):
+    off = {"export.mesh": False, "export.turntable": False, "export.report": False}
+    config = configure(**off, **{"train.steps": 1})
+    parts = build_parts(config)
+    # The device is pretended as far as the decision goes; the parts are on the CPU.
+    monkeypatch.setattr(run, "build_parts", lambda config, **kept: parts)
+    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, pieces, say: Pieces(256, 1, True))
+    seen, original = [], run.step_loss
+    monkeypatch.setattr(run, "step_loss", lambda *a: seen.append(a[5].pieces) or original(*a))
+    on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
+    train_and_export(on_gpu, console=Console(file=io.StringIO()))
+    assert seen == [Pieces(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

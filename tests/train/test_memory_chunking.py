@@ -1,0 +1,277 @@
+"""Steps in pieces: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
+
+import io
+import json
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from nfsd3d.errors import RunFailed
+from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.metrics import read_metrics
+from nfsd3d.runs.summary import read_summary
+from nfsd3d.train import run
+from nfsd3d.train.build import build_parts
+from nfsd3d.train.loop import Task, differentiate
+from nfsd3d.train.memory.chunking import SMALLEST_PIXELS, Pieces
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.run import train_and_export
+from nfsd3d.train.step import step_loss
+
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
+pytestmark = pytest.mark.usefixtures("tiny_prior")
+
+
+def gradient_of(config, pieces):
+    """The loss, the number of evaluations and every parameter's gradient of a step at the start."""
+    parts = build_parts(config)
+    plan = replace(plan_at(config.train, 0.6), pieces=pieces)
+    parts.generator.update(0, parts.rng)
+    loss, metrics = step_loss(
+        parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
+    )
+    loss.backward()
+    gradients = {name: value.grad for name, value in parts.generator.named_parameters()}
+    return loss.detach(), metrics, parts.prior.evaluations, gradients, parts.rng.get_state()
+
+
+@pytest.mark.parametrize("method", ["nfsd", "sdi"])
+def test_pieces_change_nothing(configure, method):
+    config = configure(
+        **{
+            "distill.method": method,
+            "train.batch_size": 3,
+            "train.regularizers.orient": 1.0,
+            "train.random_background": 0.5,
+            "train.shading.lambertian": 1.0,
+            "generator.normals": "finite_difference",
+        }
+    )
+    whole, metrics, evaluations, gradients, rng = gradient_of(config, Pieces())
+    divided = gradient_of(config, Pieces(pixels_at_once=300, rows_at_once=2, checkpoint_encoder=True))
+    torch.testing.assert_close(divided[0], whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(divided[1], metrics, rtol=1e-4, atol=1e-5)
+    assert divided[2] == evaluations
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(divided[3][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+    assert torch.equal(divided[4], rng)
+
+
+def test_pieces_shrink_to_an_end():
+    pieces, seen = Pieces(), []
+    while pieces is not None:
+        seen.append(pieces)
+        pieces = pieces.smaller(views=4, resolution=64)
+    assert seen[1] == Pieces(8192, 4, True)
+    assert seen[-1] == Pieces(SMALLEST_PIXELS, 1, True) and len(seen) == 4
+    assert str(seen[-1]) == "4,096 pixels at once, 1 rows of the prior at once, checkpointed encoder"
+    # Less than the whole is never a larger number than was asked for.
+    assert Pieces(pixels_at_once=300).smaller(4, 64) == Pieces(300, 4, True)
+    assert Pieces(pixels_at_once=10**9).smaller(1, 128).pixels_at_once == 128**2 // 2
+
+
+SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+
+def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
+    """From the given step on (counted from 1), a step whose pieces do not fit runs out of memory, once rendered."""
+    original, seen = run.step_loss, []
+
+    def step(*arguments):
+        result = original(*arguments)
+        plan = arguments[5]
+        seen.append(plan.pieces)
+        if plan.progress >= (at_step - 1) / 6 and not fits(plan.pieces):
+            raise error
+        return result
+
+    monkeypatch.setattr(run, "step_loss", step)
+    return seen
+
+
+def final_tensors(run_dir):
+    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+
+
+def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path, monkeypatch):
+    straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    console, released = Console(file=io.StringIO(), width=80), []
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "release_compiled", lambda prior: released.append(len(seen)))
+        seen = scarce_memory(patch, lambda pieces: pieces.rows_at_once == 1)
+        run_dir = train_and_export(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
+    # Step 1 fits, step 2 at the third attempt, and the smaller pieces stay.
+    assert [pieces.rows_at_once for pieces in seen] == [None, None, 2, 1, 1, 1, 1, 1]
+    printed = console.file.getvalue()
+    assert released == [2, 3, 8, 8]  # before each repetition; before the export, and whatever happens
+    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
+    summary = read_summary(run_dir)
+    assert (summary["status"], summary["steps"]) == ("done", 6)
+    assert summary["smaller_pieces"] == {
+        "from_step": 2, "pixels_at_once": None, "rows_at_once": 1, "checkpoint_encoder": True,
+    }  # fmt: skip
+    assert "smaller_pieces" not in read_summary(straight)
+    assert summary["network_evaluations"] == read_summary(straight)["network_evaluations"]
+    # The repeated step drew the same numbers: the run is the one that had memory enough.
+    done, expected = final_tensors(run_dir), final_tensors(straight)
+    assert torch.equal(done["rng"], expected["rng"])
+    for name, value in expected.items():
+        torch.testing.assert_close(done[name], value, rtol=1e-3, atol=1e-5)
+    assert read_metrics(run_dir / "metrics.jsonl")[-1]["opacity"] == pytest.approx(
+        read_metrics(straight / "metrics.jsonl")[-1]["opacity"], rel=1e-4
+    )
+
+
+def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkeypatch):
+    straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    config = configure(**OFF, run_dir=tmp_path / "scarce")
+    with monkeypatch.context() as patch:
+        scarce_memory(patch, lambda pieces: False, at_step=4)
+        with pytest.raises(RunFailed, match=r"out of GPU memory after step 3.*generator\.max_samples.*--resume"):
+            train_and_export(config, console=Console(file=io.StringIO()))
+    run_dir = tmp_path / "scarce"
+    assert read_summary(run_dir)["status"] == "failed" and "memory" in read_summary(run_dir)["reason"]
+    assert json.loads(checkpoints.latest(run_dir).read_text())["step"] == 3
+    train_and_export(config, resume=run_dir, console=Console(file=io.StringIO()))
+    # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
+    assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
+    assert read_summary(run_dir)["steps"] == 6
+    assert read_summary(run_dir)["network_evaluations"] == read_summary(straight)["network_evaluations"]
+
+
+@pytest.mark.parametrize("method", ["nfsd", "vsd"])
+def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path, monkeypatch, method):
+    if method == "vsd":
+        monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
+    config = configure(**OFF, **{"distill.method": method, "train.steps": 1}, run_dir=tmp_path / "scarce")
+    with monkeypatch.context() as patch:
+        scarce_memory(patch, lambda pieces: False, at_step=1)
+        with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
+            train_and_export(config, console=Console(file=io.StringIO()))
+    run_dir = tmp_path / "scarce"
+    assert checkpoints.step_of(checkpoints.latest(run_dir)) == 0
+    train_and_export(config, resume=run_dir, console=Console(file=io.StringIO()))
+    assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_pieces_too(configure, monkeypatch, words):
+    seen = scarce_memory(monkeypatch, lambda pieces: pieces.rows_at_once == 1, error=RuntimeError(words))
+    run_dir = train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
+    assert seen[-1].rows_at_once == 1 and read_summary(run_dir)["status"] == "done"
+
+
+def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configure, tmp_path, monkeypatch):
+    changes = {**OFF, "generator.occupancy_interval": 1, "generator.occupancy_warmup": 0, "train.steps": 4}
+    straight = train_and_export(configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    console, released, calls, original = Console(file=io.StringIO(), width=80), [], [], OccupancyGrid.update
+
+    def scarce(failing):
+        def update(grid, density_fn, step, rng):
+            def density(positions):
+                calls.append(step)
+                if failing(len(calls)):
+                    raise RuntimeError("Triton Error [CUDA]: out of memory")
+                return density_fn(positions)
+
+            original(grid, density, step, rng)
+
+        return update
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OccupancyGrid, "update", scarce(lambda call: call == 3))
+        patch.setattr(run, "release_compiled", lambda prior: released.append(len(calls)))
+        run_dir = train_and_export(configure(**changes, run_dir=tmp_path / "scarce"), console=console)
+    assert calls == [0, 1, 2, 2, 3] and released[0] == 3
+    assert "step 3: out of memory; from here on uncompiled" in console.file.getvalue()
+    for name, value in final_tensors(straight).items():
+        assert torch.equal(final_tensors(run_dir)[name], value), name
+    with monkeypatch.context() as patch:
+        calls.clear()
+        patch.setattr(OccupancyGrid, "update", scarce(lambda call: call >= 3))
+        with pytest.raises(RunFailed, match=r"out of GPU memory after step 2.*--resume"):
+            train_and_export(configure(**changes, run_dir=tmp_path / "none"), console=Console(file=io.StringIO()))
+    assert checkpoints.step_of(checkpoints.latest(tmp_path / "none")) == 2
+
+
+class Kept:
+    """What a step keeps for its backward pass."""
+
+
+class Scarce(torch.autograd.Function):
+    """A backward pass that runs out of memory if it is to."""
+
+    @staticmethod
+    def forward(ctx, value, kept, fails):
+        ctx.kept, ctx.fails = kept, fails
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")  # a new one, which no traceback outlives
+        return gradient, None, None
+
+
+def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
+    """Also of one that failed in its backward pass, when everything was there."""
+    parameter, alive, before = torch.nn.Parameter(torch.ones(3)), weakref.WeakSet(), []
+
+    def step(plan):
+        before.append(len(alive))
+        kept = Kept()
+        alive.add(kept)
+        return Scarce.apply(parameter.sum(), kept, plan.pieces.rows_at_once != 1), {}
+
+    plan = replace(plan_at(configure().train, 0.5), pieces=Pieces())
+    optimizer = torch.optim.SGD([parameter], 1.0)
+    task = Task(None, optimizer, torch.Generator(), step, preview=lambda: None)
+    _, fitting = differentiate(task, plan)
+    assert before == [0, 0, 0] and fitting.rows_at_once == 1 and parameter.grad.tolist() == [1, 1, 1]
+
+
+def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
+    scarce_memory(monkeypatch, lambda pieces: False, error=RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="multiplied"):
+        train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
+
+
+def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
+    seen = scarce_memory(monkeypatch, lambda pieces: True)
+    config = configure(**OFF, **{"machine.pixels_at_once": 256, "machine.rows_at_once": 1, "train.steps": 2})
+    train_and_export(config, console=Console(file=io.StringIO()))
+    assert seen == [Pieces(256, 1, False)] * 2
+
+
+def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch, tmp_path):
+    monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
+    changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
+    changes |= {"train.steps": 3, "train.log_every": 1}
+    names, ends = ("enough", "scarce"), []
+    for name, fits in zip(names, (lambda pieces: True, lambda pieces: pieces.rows_at_once == 1), strict=True):
+        with monkeypatch.context() as patch:
+            scarce_memory(patch, fits)
+            run_dir = train_and_export(configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO()))
+            ends.append(final_tensors(run_dir))
+    steps = [
+        {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}
+        for end in ends
+    ]
+    assert steps == [{3.0}, {3.0}]
+    losses = [[line["particle_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in names]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and len(set(losses[0])) > 1

@@ -1,0 +1,361 @@
+"""Whole runs, tiny: what they leave behind, and how they end when something goes wrong."""
+
+import io
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from rich.console import Console
+from safetensors.torch import load_file
+
+from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.metrics import read_metrics
+from nfsd3d.runs.summary import read_summary
+from nfsd3d.train import loop, run
+from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.interrupts import Interrupted, StopRequest
+from nfsd3d.train.run import train_and_export
+
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
+pytestmark = pytest.mark.usefixtures("tiny_prior")
+
+
+@pytest.fixture
+def console() -> Console:
+    """Keeps what is printed, without a terminal."""
+    return Console(file=io.StringIO(), width=80)
+
+
+def _path(config):
+    return Path(config.run_dir)
+
+
+def final_tensors(run_dir):
+    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+
+
+def metrics_without_times(run_dir):
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in ("seconds", "steps_per_second")} for line in lines]
+
+
+def stop_after(step, signum, monkeypatch):
+    """The process gets a signal during the given step (counted from 1)."""
+    original, count = run.step_loss, iter(range(1, 1000))
+
+    def signalling(*arguments):
+        if next(count) == step:
+            os.kill(os.getpid(), signum)
+        return original(*arguments)
+
+    monkeypatch.setattr(run, "step_loss", signalling)
+
+
+def test_a_run_leaves_everything_behind(configure, console):
+    config = configure(**{"export.formats": ["glb", "ply"], "train.tensorboard": True})
+    run_dir = train_and_export(config, console=console)
+    assert str(run_dir) == config.run_dir
+    files = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        "previews/step-000003.png",
+        "previews/step-000006.png",
+        "turntable.mp4",
+        "turntable.png",
+        "mesh/model.glb",
+        "mesh/model.ply",
+        "report.html",
+    }
+    assert {path for path in files if path.startswith("checkpoints/")} == {
+        f"checkpoints/step-00000{step}.{suffix}" for step in (4, 6) for suffix in ("json", "safetensors")
+    }
+    assert any(path.startswith("tensorboard/") for path in files)
+    assert not any("/." in f"/{path}" for path in files)  # no temporary files
+
+    summary = read_summary(run_dir)
+    assert (summary["status"], summary["reason"], summary["steps"]) == ("done", None, 6)
+    assert (summary["prompt"], summary["method"]) == ("a red cube", "nfsd")
+    assert (summary["prior"], summary["seed"]) == ("shapes", 0)
+    assert summary["seconds"] > 0 and summary["peak_memory_mb"]["host"] > 50
+    assert summary["exported"] == ["turntable.png", "turntable.mp4", "mesh/model.glb", "mesh/model.ply", "report.html"]
+    assert summary["versions"]["torch"] == torch.__version__ and summary["device"]
+
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[-1].keys() >= {
+        *("grad_norm", "grad_norm_delta_c", "grad_norm_rest", "grad_norm_parameters", "opacity", "samples_per_ray"),
+        *("t_min", "t_max", "resolution", "steps_per_second"),
+    }
+    assert summary["final_metrics"]["opacity"] == lines[-1]["opacity"]
+    mesh = trimesh.load_scene(run_dir / "mesh/model.glb").to_geometry()
+    assert mesh.visual.material.baseColorTexture.size == (64, 64)
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight
+
+    printed = console.file.getvalue()
+    assert re.search(r"step 2/6 .*steps/s.*left.*opacity", printed) and "step 6/6" in printed
+    assert str(run_dir / "mesh/model.glb") in printed
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure, tmp_path, console):
+    runs = [
+        train_and_export(configure(**OFF, seed=seed, run_dir=tmp_path / name), console=console)
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    a, b, c = map(final_tensors, runs)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["generator.field.network.0.weight"], c["generator.field.network.0.weight"])
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch, signum, code):
+    straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=console)
+    config = configure(**OFF, run_dir=tmp_path / "a run")
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        stop_after(3, signum, patch)
+        with pytest.raises(Interrupted) as stopped:
+            train_and_export(config, console=console)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(signum) is before
+    run_dir = tmp_path / "a run"
+    assert f"python launch.py --resume '{run_dir}'" in str(stopped.value)
+    summary = read_summary(run_dir)
+    assert (summary["status"], summary["steps"]) == ("interrupted", 3)  # the step was finished, and saved
+    assert checkpoints.step_of(checkpoints.latest(run_dir)) == 3
+
+    assert train_and_export(config, resume=run_dir, console=console) == run_dir
+    done, expected = final_tensors(run_dir), final_tensors(straight)
+    assert done.keys() == expected.keys()
+    assert all(torch.equal(done[name], expected[name]) for name in expected)
+    assert metrics_without_times(run_dir) == metrics_without_times(straight)
+    first, last = summary, read_summary(run_dir)
+    assert last["status"] == "done" and last["seconds"] > first["seconds"]
+    assert last["network_evaluations"] == read_summary(straight)["network_evaluations"] > first["network_evaluations"]
+
+
+def test_a_finished_run_may_be_made_longer(configure, console, monkeypatch):
+    config = configure(**OFF)
+    run_dir = train_and_export(config, console=console)
+    with pytest.raises(InputError, match=r"train.steps=5.*has 6 steps"), monkeypatch.context() as patch:
+        patch.setattr(run, "build_parts", None)  # nothing is loaded before
+        train_and_export(configure(**OFF, **{"train.steps": 5}), resume=run_dir, console=console)
+    longer = configure(**OFF, **{"train.steps": 8})
+    train_and_export(longer, resume=run_dir, console=console)
+    assert read_summary(run_dir)["steps"] == 8
+    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 6, 8]
+    assert "steps: 8" in (run_dir / "config.yaml").read_text()
+
+
+def test_an_interruption_of_the_export_is_resumed_there(configure, console, monkeypatch):
+    config = configure()
+    original = run.finish
+
+    def interrupted(*arguments, on_view):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, on_view=on_view)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", interrupted)
+        with pytest.raises(Interrupted, match="after step 6"):
+            train_and_export(config, console=console)
+    run_dir = train_and_export(config, resume=_path(config), console=console)
+    assert (run_dir / "mesh/model.glb").exists()
+    assert read_summary(run_dir)["final_metrics"]["opacity"] > 0
+
+
+def test_a_directory_with_a_run_is_not_used_again(configure, console):
+    config = configure(**OFF, **{"train.steps": 1})
+    train_and_export(config, console=console)
+    with pytest.raises(InputError, match=r"holds a run already.*--resume"):
+        train_and_export(config, console=console)
+
+
+def test_a_run_without_checkpoint_cannot_be_resumed(configure, console):
+    config = configure()
+    with pytest.raises(InputError, match="no checkpoint"):
+        train_and_export(config, resume=_path(config), console=console)
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(configure, console):
+    config = configure(**OFF)
+    run_dir = train_and_export(config, console=console)
+    weights = checkpoints.latest(run_dir).with_suffix(".safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    metrics = (run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(InputError, match="step-000006"):
+        train_and_export(config, resume=run_dir, console=console)
+    assert (run_dir / "metrics.jsonl").read_text() == metrics
+    assert read_summary(run_dir)["status"] == "done"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(configure, console, monkeypatch):
+    original, count = run.step_loss, iter(range(100))
+
+    def poisoned(*arguments):
+        loss, metrics = original(*arguments)
+        return loss * (float("nan") if next(count) == 4 else 1.0), metrics
+
+    monkeypatch.setattr(run, "step_loss", poisoned)
+    config = configure()
+    with pytest.raises(RunFailed, match=r"diverged.*gradient norm is nan at step 5"):
+        train_and_export(config, console=console)
+    run_dir = _path(config)
+    summary = read_summary(run_dir)
+    assert (summary["status"], summary["steps"]) == ("diverged", 4) and "gradient norm" in summary["reason"]
+    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [2, 4, 5]
+    assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())
+
+
+class SecondNetwork(torch.nn.Linear):
+    """Trains beside the generator, as VSD's does."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.optimizer = torch.optim.AdamW(self.parameters())
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path, second):
+    """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
+    original, count = run.step_loss, iter(range(100))
+
+    def poisoned(*arguments):
+        loss, metrics = original(*arguments)
+        bad = next(count) == 2
+        if second:
+            task.particle(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
+        return loss * (float("inf") if bad and not second else 1.0), metrics
+
+    monkeypatch.setattr(run, "step_loss", poisoned)
+    config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
+    task = run.distillation(config, build_parts(config))
+    task = replace(task, particle=SecondNetwork() if second else None)
+    elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
+    with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
+        loop.train(elsewhere, tmp_path, task, loop.Progress(), StopRequest(), console)
+    assert loop.all_finite(task.generator)
+    assert task.particle is None or all(value.isfinite().all() for value in task.particle.state_dict().values())
+    assert checkpoints.step_of(checkpoints.latest(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(("limits", "word"), [((0.99, 1.0), "empty"), ((0.0, 0.001), "full")])
+def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, word):
+    below, above = limits
+    diverged = {"after": 0.5, "window": 2, "opacity_below": below, "opacity_above": above}
+    config = configure(**{"train.steps": 20, "train.diverged": diverged})
+    with pytest.raises(RunFailed, match=f"diverged.*{word}"):
+        train_and_export(config, console=console)
+    summary = read_summary(_path(config))
+    assert (summary["status"], summary["steps"]) == ("diverged", 11) and word in summary["reason"]
+    assert checkpoints.step_of(checkpoints.latest(_path(config))) == 11
+
+
+def test_a_failed_export_does_not_lose_the_run(configure, console):
+    config = configure(**{"export.threshold": 1e6})
+    with pytest.raises(RunFailed, match=r"empty.*threshold.*scripts/export_mesh\.py"):
+        train_and_export(config, console=console)
+    summary = read_summary(_path(config))
+    assert summary["status"] == "done" and "threshold" in summary["reason"]
+    assert (_path(config) / "report.html").exists() and (_path(config) / "turntable.mp4").exists()
+
+
+def test_an_export_that_runs_out_of_memory_is_told_as_such(configure, console, monkeypatch):
+    def hungry(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    monkeypatch.setattr("nfsd3d.train.results.extract_mesh", hungry)
+    with pytest.raises(RunFailed, match=r"mesh: out of GPU memory; lower export\.resolution.*the training is done"):
+        train_and_export(configure(), console=console)
+    summary = read_summary(_path(configure()))
+    assert summary["status"] == "done" and "turntable.mp4" in summary["exported"]
+
+
+def test_out_of_memory_before_the_first_step_names_the_model(configure, console, monkeypatch):
+    def hungry(config, **kept):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    config = configure(**OFF)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_parts", hungry)
+        with pytest.raises(RunFailed, match=r"before the first step; .*smaller prior; start it anew"):
+            train_and_export(config, console=console)
+    assert read_summary(_path(config))["status"] == "failed"
+    train_and_export(config, console=console)  # in the same folder
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "build_parts", hungry)
+        with pytest.raises(RunFailed, match=r"go on with: python launch\.py --resume"):
+            train_and_export(config, resume=_path(config), console=console)
+    assert read_summary(_path(config))["steps"] == 6
+
+
+def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, console, monkeypatch):
+    def interrupted(config, **kept):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(run, "build_parts", interrupted)
+    with pytest.raises(Interrupted, match="after step 0; start it anew") as stopped:
+        train_and_export(configure(**OFF), console=console)
+    assert stopped.value.exit_code == 143 and read_summary(_path(configure()))["status"] == "interrupted"
+
+
+def test_an_unexpected_error_is_in_the_summary(configure, console, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(run, "step_loss", broken)
+    config = configure()
+    with pytest.raises(ZeroDivisionError):
+        train_and_export(config, console=console)
+    assert read_summary(_path(config))["status"] == "failed"
+    assert "oh" in read_summary(_path(config))["reason"]
+
+
+def test_a_terminal_gets_a_bar(configure):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    train_and_export(configure(**OFF), console=console)
+    printed = console.file.getvalue()
+    assert "6/6" in printed and "steps/s" in printed and "opacity" in printed
+
+
+def test_schedules_reach_optimiser_and_metrics(configure, console):
+    config = configure(
+        **OFF,
+        **{
+            "train.learning_rate_factor": [[0.0, 0.0], [0.5, 0.0], [0.5, 1.0]],
+            "train.resolution": [[0.0, 8], [0.5, 16]],
+            "train.log_every": 1,
+            "train.checkpoint_every": 3,
+            "train.weight_decay": 0.0,
+            "train.gradient_clip": 0.5,
+        },
+    )
+    run_dir = train_and_export(config, console=console)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    assert [line["resolution"] for line in lines] == [8, 8, 8, 16, 16, 16]
+    assert [line["learning_rate_factor"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    start = build_generator(config).state_dict()["field.network.0.weight"]
+    halfway = load_file(run_dir / "checkpoints/step-000003.safetensors")["generator.field.network.0.weight"]
+    end = final_tensors(run_dir)["generator.field.network.0.weight"]
+    assert torch.equal(start, halfway) and not torch.equal(start, end)
+
+
+def test_the_report_of_a_run_holds_its_pictures(configure, console):
+    run_dir = train_and_export(configure(), console=console)
+    text = (run_dir / "report.html").read_text()
+    assert "data:video/mp4" in text and "data:image/jpeg" in text and 'id="model"' in text and "<svg" in text
+    assert len(text) < 10 * 2**20
+    assert json.loads((run_dir / "summary.json").read_text())["mesh"]["faces"] > 100
+    assert np.isfinite([line["grad_norm"] for line in read_metrics(run_dir / "metrics.jsonl")]).all()

@@ -1,0 +1,147 @@
+"""The page: complete, self-contained, harmless."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import trimesh
+
+from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.export.write import glb_bytes
+from nfsd3d.visualize import report
+from nfsd3d.visualize.charts import line_chart
+from nfsd3d.visualize.report import render_report, write_report
+
+
+@pytest.fixture
+def mesh() -> SurfaceMesh:
+    sphere = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
+    vertices = sphere.vertices.astype(np.float32)
+    return SurfaceMesh(vertices, sphere.faces.astype(np.int32), vertices * 2, np.full_like(vertices, 0.5))
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    (tmp_path / "turntable.mp4").write_bytes(b"a video")
+    imageio.imwrite(tmp_path / "turntable.png", np.zeros((32, 64, 3), np.uint8))
+    lines = [{"step": step, "opacity": 0.5 + step / 100, "grad_norm": 10.0 / (step + 1)} for step in range(20)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"status": "done", "steps": 20, "steps_planned": 20, "seconds": 12.3})
+    )
+    return tmp_path
+
+
+class Tags(HTMLParser):
+    """Collects elements, and complains about those that are closed in the wrong order."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.seen, self.open = [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_holds_all_parts(configure, run_dir, mesh):
+    write_report(run_dir, configure(prompt='<b>"red" & round</b>', run_dir=run_dir), mesh)
+    text = (run_dir / "report.html").read_text()
+    tags = Tags(text).seen
+    names = [name for name, _ in tags]
+    for name in ("video", "img", "canvas", "svg", "details"):
+        assert name in names
+    assert "<h1>&lt;b&gt;&quot;red&quot; &amp; round&lt;/b&gt;</h1>" in text
+    assert "<b>" not in text
+    assert "guidance_scale: 7.5" in text and "20 of 20 steps in 12 s" in text
+    assert text.count("<svg") == 2  # of the metrics that were logged
+
+
+def test_the_page_needs_nothing_besides_itself(configure, run_dir, mesh):
+    text = render_report(run_dir, configure(), mesh)
+    for _, attributes in Tags(text).seen:
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|import\s*\(|fetch\(|XMLHttpRequest", text)
+
+
+def test_parts_that_a_run_has_not_made_are_left_out(configure, tmp_path):
+    names = [name for name, _ in Tags(render_report(tmp_path, configure(), None)).seen]
+    assert not {"video", "img", "canvas", "svg"} & set(names)
+
+
+def test_a_large_mesh_is_simplified_for_the_page(configure, run_dir, mesh, monkeypatch):
+    whole = render_report(run_dir, configure(), mesh)
+    monkeypatch.setattr(report, "MAX_FACES", 100)
+    assert render_report(run_dir, configure(), mesh) == whole  # its file is small
+    monkeypatch.setattr(report, "MAX_MESH_BYTES", 5000)
+    small = render_report(run_dir, configure(), mesh)
+    assert len(small) < len(whole) - 4000
+    assert "320 triangles, vertex colours (100 with vertex colours shown here)" in small
+
+
+def test_a_large_video_is_named_and_not_embedded(configure, run_dir, monkeypatch):
+    monkeypatch.setattr(report, "MAX_VIDEO_BYTES", 3)
+    text = render_report(run_dir, configure(), None)
+    assert "<video" not in text and "turntable.mp4" in text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_the_viewer_reads_what_the_exporter_writes(mesh, tmp_path):
+    """The page's own parser, run in node, finds the arrays of the page's own mesh."""
+    (tmp_path / "model.glb").write_bytes(glb_bytes(mesh, {"prompt": "a ☃"}))
+    script = (Path(report.__file__).parent / "assets" / "viewer.js").read_text()
+    check = f"""
+        global.document = {{ getElementById: () => null }};
+        {script}
+        const file = require("fs").readFileSync({json.dumps(str(tmp_path / "model.glb"))});
+        const model = parseGlb(new Uint8Array(file));
+        console.log(JSON.stringify({{
+          positions: Array.from(model.positions), indices: Array.from(model.indices), color: model.colors[0],
+        }}));"""
+    output = subprocess.run(["node", "-e", check], capture_output=True, text=True, check=True).stdout
+    model = json.loads(output)
+    np.testing.assert_allclose(np.reshape(model["positions"], (-1, 3)), mesh.vertices[:, [1, 2, 0]], atol=1e-6)
+    np.testing.assert_array_equal(np.reshape(model["indices"], (-1, 3)), mesh.faces)
+    assert model["color"] == round(0.2140411 * 65535)
+
+
+def points_of(svg):
+    return [
+        [tuple(map(float, pair.split(","))) for pair in line.split()] for line in re.findall(r'points="([^"]+)"', svg)
+    ]
+
+
+def test_a_chart_draws_its_points_in_proportion():
+    ((a, b, c),) = points_of(line_chart("growth", {"": [(0, 1.0), (10, 2.0), (20, 5.0)]}))
+    assert b[0] - a[0] == pytest.approx(c[0] - b[0], abs=0.2)
+    assert (a[1] - b[1]) * 3 == pytest.approx(b[1] - c[1], abs=0.5)  # up is towards smaller y
+
+
+def test_a_logarithmic_chart_shows_factors_and_leaves_out_zero():
+    ((a, b, c),) = points_of(line_chart("decay", {"": [(0, 0.0), (1, 100.0), (2, 10.0), (3, 1.0)]}, logarithmic=True))
+    assert b[1] - a[1] == pytest.approx(c[1] - b[1], abs=0.2)
+    assert line_chart("nothing", {"": [(0, 0.0)]}, logarithmic=True) == ""
+
+
+def test_a_constant_and_a_single_point_are_charts_too():
+    assert len(points_of(line_chart("flat", {"": [(0, 0.0), (1, 0.0)]}))[0]) == 2
+    assert len(points_of(line_chart("one", {"<&>": [(3, 2.0)], "b": [(3, 1.0)]}))) == 2
+    assert "&lt;&amp;&gt;" in line_chart("one", {"<&>": [(3, 2.0)], "b": [(3, 1.0)]})
