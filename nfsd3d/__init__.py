@@ -1,20 +1,22 @@
 """Text to 3D by noise-free score distillation (2310.17590).
 
-Importing the package is cheap: torch is imported when the first of the names below is used.
+Importing the package is cheap: torch is imported when one of the names of `nfsd3d.api` is first used.
 """
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run, generate, load_run
 
 __all__ = ["Run", "__version__", "generate", "load_run"]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
+
+_LAZY = {"Run": "nfsd3d.api", "generate": "nfsd3d.api", "load_run": "nfsd3d.api"}
+"""Names by the module that defines them."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in ("Run", "generate", "load_run"):
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
         raise AttributeError(f"module 'nfsd3d' has no attribute {name!r}")
-    from nfsd3d import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module(_LAZY[name]), name)

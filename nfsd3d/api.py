@@ -23,10 +23,10 @@ from nfsd3d.runs import checkpoints, preflight
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train.build import (
+    CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
-    SHEET_VIEWS,
     build_generator,
-    build_pictures,
+    build_images,
     build_prior,
     mesh_extras,
     mesh_settings,
@@ -34,7 +34,7 @@ from nfsd3d.train.build import (
 )
 from nfsd3d.train.previews import images_of
 from nfsd3d.train.run import train_and_export
-from nfsd3d.visualize.images import render_views, rgb_picture, to_uint8, write_turntable
+from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
 
 
 class Run:
@@ -72,7 +72,7 @@ class Run:
         Raises:
             InputError: the run made pictures, or the checkpoint is damaged.
         """
-        if self.config.makes_pictures:
+        if self.config.makes_images:
             kind = self.config.generator.type
             raise InputError(
                 f"{self.directory}: made with generator={kind}, pictures without views or a mesh; they are in image.png"
@@ -88,10 +88,10 @@ class Run:
         Raises:
             InputError: the run made a scene, the checkpoint is damaged, or the prior's model is not there.
         """
-        if not self.config.makes_pictures:
+        if not self.config.makes_images:
             raise InputError(f"{self.directory}: made a scene, which has views() and a mesh, but no images")
         prior = build_prior(self.config)
-        pictures = build_pictures(self.config, prior)
+        pictures = build_images(self.config, prior)
         checkpoints.load_generator(self._checkpoint, pictures)
         return np.stack([to_uint8(image) for image in images_of(pictures, prior)])
 
@@ -104,7 +104,7 @@ class Run:
         if n < 1 or size < 1 or not -90 <= elevation_deg <= 90:
             raise InputError(f"n={n}, size={size}, elevation_deg={elevation_deg}: need n, size >= 1, -90..90 degrees")
         cameras = viewing_cameras(self.config, n, size, elevation_deg)
-        return np.stack([rgb_picture(view) for view in render_views(self.generator, cameras)])
+        return np.stack([rgb_image(view) for view in render_views(self.generator, cameras)])
 
     def turntable(
         self, folder: str | Path, frames: int = 60, size: int = 256, elevation_deg: float = ELEVATION_DEG
@@ -123,7 +123,7 @@ class Run:
         return write_turntable(
             self.generator,
             Path(folder),
-            sheet=viewing_cameras(self.config, SHEET_VIEWS, size, elevation_deg),
+            sheet=viewing_cameras(self.config, CONTACT_SHEET_VIEWS, size, elevation_deg),
             video=viewing_cameras(self.config, frames, size, elevation_deg),
             radius=self.generator.settings.radius,
         )
@@ -178,7 +178,9 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
     """
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:
-        raise InputError("dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration")
+        raise InputError(
+            "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
+        )
     preflight.check(composed)
     return load_run(train_and_export(preflight.claim_run_dir(composed, Path(config).stem)))
 
@@ -202,7 +204,9 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
     if step is not None:
         checkpoint = checkpoint.with_name(f"step-{step:06d}.json")
         if not checkpoint.exists():
-            there = ", ".join(str(checkpoints.step_of(path)) for path in checkpoints.list_checkpoints(checkpoint.parent))
+            there = ", ".join(
+                str(checkpoints.step_of(path)) for path in checkpoints.list_checkpoints(checkpoint.parent)
+            )
             raise InputError(f"{directory} has no checkpoint after step {step}; there are: {there}")
     if note is not None:
         print(f"{directory}: {note}", file=sys.stderr)

@@ -74,7 +74,7 @@ def implementation(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
 
 
 @pytest.fixture(params=[*ON_CPU[1:], *ON_CUDA[1:]])
-def twin(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
+def fast_backend(request: pytest.FixtureRequest) -> tuple[str, torch.device]:
     """Each implementation of the kernels that is compared with the torch reference, and its device."""
     return _present(request)
 

@@ -11,7 +11,7 @@ register says which memory counts as the GPU's. So the numbers are right, and th
 and every point is noted where the program would wait for the GPU: numbers that are read, shapes that depend on values,
 copies that are not from page-locked memory. What it cannot show: speed, memory, types that CUDA's kernels lack.
 
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         ...                          # torch.cuda.is_available(), device="cuda"
         print(gpu.waits)
 """
@@ -137,7 +137,7 @@ class Uses:
                 errors.append("memory given back that another stream may still use; record_stream was not called")
 
 
-class PretendedGpu:
+class FakeGpu:
     """``waits``: where the program would have waited, a line of code each. ``forbid_waiting`` makes that an error.
 
     ``errors``: what nobody would have been told of.
@@ -248,7 +248,7 @@ class PretendedGpu:
 class _Functions(TorchFunctionMode):
     """Python's view of tensors: their device, and what moves or makes them."""
 
-    def __init__(self, gpu: PretendedGpu) -> None:
+    def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
         self.gpu = gpu
         own, places = Tensor, gpu.places
@@ -345,7 +345,7 @@ class _Functions(TorchFunctionMode):
 class _Operations(TorchDispatchMode):
     """torch's operations: on one device each, and their results are there too."""
 
-    def __init__(self, gpu: PretendedGpu) -> None:
+    def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
         self.gpu = gpu
 
@@ -401,9 +401,9 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def pretended_gpu() -> Iterator[PretendedGpu]:
+def fake_gpu() -> Iterator[FakeGpu]:
     """Within the block there is one CUDA device, of 80 GB; torch.compile is not for it."""
-    gpu = PretendedGpu()
+    gpu = FakeGpu()
     with contextlib.ExitStack() as stack:
 
         def replace(target: str, value: Any) -> None:
@@ -411,10 +411,10 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
 
         for name, value in {
             "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-            "current_device": lambda: 0, "get_device_name": lambda *_: "a pretended GPU",
+            "current_device": lambda: 0, "get_device_name": lambda *_: "a fake GPU",
             "get_device_capability": lambda *_: (9, 0), "mem_get_info": lambda *_: (80 * GIB, 80 * GIB),
             "get_device_properties": lambda *_: SimpleNamespace(
-                total_memory=80 * GIB, name="a pretended GPU", major=9, minor=0, multi_processor_count=132
+                total_memory=80 * GIB, name="a fake GPU", major=9, minor=0, multi_processor_count=132
             ),
             "is_bf16_supported": lambda *_, **__: True, "device_of": lambda *_: contextlib.nullcontext(),
             "device": lambda *_: contextlib.nullcontext(), "manual_seed_all": lambda *_: None,

@@ -1,15 +1,15 @@
-"""The pretended GPU finds what a real one would, and lets pass what that would."""
+"""The fake GPU finds what a real one would, and lets pass what that would."""
 
 import pytest
 import torch
-from fake_gpu import pretended_gpu
+from fake_gpu import fake_gpu
 
 from nfsd3d.device import move
 
 
 @pytest.fixture
 def gpu():
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         yield gpu
 
 

@@ -18,9 +18,9 @@ from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.evaluate.classifier.alignment import align
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_scene import composition_of, views_of
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
 from nfsd3d.prior.files.resolve import EMBEDDED
@@ -30,7 +30,7 @@ from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.loop import differentiate
 from nfsd3d.train.memory.budget import GIB, estimator, fit_into_memory
-from nfsd3d.train.memory.chunking import configured_pieces
+from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import distillation, train_and_export
 from nfsd3d.train.step import step_loss
@@ -54,47 +54,47 @@ def _fresh_memory():
 
 
 def full_size(experiment: str, *overrides: str):
-    """An experiment with Stable Diffusion 2.1's networks and random weights: its configuration, parts and pieces."""
+    """An experiment with Stable Diffusion 2.1's networks and random weights: its configuration, parts and chunks."""
     config = compose(experiment, [*CHOICES, *overrides])
     parts = build_parts(config, random_prior("sd21", "cuda", PRECISIONS[config.machine.precision]))
-    return config, parts, fit_into_memory(config, parts, configured_pieces(config.machine), lambda text: None)
+    return config, parts, fit_into_memory(config, parts, configured_chunks(config.machine), lambda text: None)
 
 
-def steps_of(config, parts, pieces, count=2, progress=0.6):
-    """Some steps as the loop takes them, from that fraction of training on; returns the pieces that fitted."""
+def steps_of(config, parts, chunks, count=2, progress=0.6):
+    """Some steps as the loop takes them, from that fraction of training on; returns the chunks that fitted."""
     task = distillation(config, parts)
     for step in range(count):
         parts.generator.update(step, parts.rng)
-        plan = replace(plan_at(config.train, progress), pieces=pieces)
-        metrics, pieces = differentiate(task, plan)
+        plan = replace(plan_at(config.train, progress), chunks=chunks)
+        metrics, chunks = differentiate(task, plan)
         assert all(value.isfinite() for value in metrics.values())
         parts.optimizer.step()
-    return pieces
+    return chunks
 
 
 @pytest.mark.parametrize(("experiment", "gigabytes"), [("nfsd", 12), ("lowmem", 8)])
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_a_step_at_512_pixels_stays_within_its_memory(experiment, gigabytes, compiled):
-    config, parts, pieces = full_size(experiment, f"machine.compile={compiled}")
-    compile_prior(config, parts, pieces, lambda text: None)
+    config, parts, chunks = full_size(experiment, f"machine.compile={compiled}")
+    compile_prior(config, parts, chunks, lambda text: None)
     torch.cuda.reset_peak_memory_stats()
-    assert steps_of(config, parts, pieces) == pieces  # nothing had to be made smaller
+    assert steps_of(config, parts, chunks) == chunks  # nothing had to be made smaller
     assert peak_bytes("cuda") <= gigabytes * GIB
 
 
 @pytest.mark.parametrize(("experiment", "compiled"), [("nfsd", "false"), ("nfsd", "true"), ("lowmem", "false")])
 def test_the_prediction_is_what_a_step_takes(experiment, compiled):
-    config, parts, pieces = full_size(experiment, f"machine.compile={compiled}")
-    predicted = estimator(parts.prior, parts.generator, parts.distillation.method, config).budget(pieces).total
-    compile_prior(config, parts, pieces, lambda text: None)
+    config, parts, chunks = full_size(experiment, f"machine.compile={compiled}")
+    predicted = estimator(parts.prior, parts.generator, parts.distillation.method, config).budget(chunks).total
+    compile_prior(config, parts, chunks, lambda text: None)
     torch.cuda.reset_peak_memory_stats()
-    steps_of(config, parts, pieces)
+    steps_of(config, parts, chunks)
     taken = peak_bytes("cuda")
     # An upper bound as far as the samples go: a scene seldom has as many as the cap allows.
     assert 0.4 * predicted < taken < 1.25 * predicted
 
 
-def test_a_real_lack_of_memory_leads_to_smaller_pieces():
+def test_a_real_lack_of_memory_leads_to_smaller_chunks():
     config, parts, _ = full_size("nfsd", "machine.compile=false", "machine.memory_gb=null")
     gc.collect()
     torch.cuda.empty_cache()  # the text encoder's place, which counts as free otherwise
@@ -102,22 +102,22 @@ def test_a_real_lack_of_memory_leads_to_smaller_pieces():
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (held + 2 * GIB) / total))
     try:
-        pieces = steps_of(config, parts, configured_pieces(config.machine), count=1)
+        chunks = steps_of(config, parts, configured_chunks(config.machine), count=1)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert pieces != configured_pieces(config.machine) and pieces.checkpoint_encoder
+    assert chunks != configured_chunks(config.machine) and chunks.checkpoint_encoder
 
 
 def test_a_step_of_vsd_with_full_size_networks():
     """Its second network is the first one's with an adaptation, and learns too."""
-    config, parts, pieces = full_size("vsd", "machine.compile=true")
-    compile_prior(config, parts, pieces, lambda text: None)
-    before = [tensor.clone() for tensor in parts.distillation.particle.optimizer.param_groups[0]["params"]]
+    config, parts, chunks = full_size("vsd", "machine.compile=true")
+    compile_prior(config, parts, chunks, lambda text: None)
+    before = [tensor.clone() for tensor in parts.distillation.lora.optimizer.param_groups[0]["params"]]
     torch.cuda.reset_peak_memory_stats()
-    steps_of(config, parts, pieces)
+    steps_of(config, parts, chunks)
     assert peak_bytes("cuda") <= 12 * GIB
-    parts.distillation.particle.optimizer.step()
-    after = parts.distillation.particle.optimizer.param_groups[0]["params"]
+    parts.distillation.lora.optimizer.step()
+    after = parts.distillation.lora.optimizer.param_groups[0]["params"]
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
@@ -130,7 +130,7 @@ def on_pixels(name: str, folder: Path, *overrides: str):
         choices += [f"source_image={folder / 'source.png'}", "source_prompt=a blue cube"]
     config = compose("nfsd", choices)
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED, "cuda", torch.bfloat16))
-    assert isinstance(parts.generator, Pictures)
+    assert isinstance(parts.generator, ImageBatch)
     return config, parts
 
 
@@ -180,11 +180,11 @@ def test_a_view_of_a_scene_waits_for_nothing_that_is_queued():
 )
 def test_compiled_steps_of_several_views_compile_nothing_more(name, perp_neg, tmp_path):
     config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}", "machine.compile=true")
-    pieces = configured_pieces(config.machine)
-    compile_prior(config, parts, pieces, lambda text: None)
+    chunks = configured_chunks(config.machine)
+    compile_prior(config, parts, chunks, lambda text: None)
     with torch.compiler.set_stance("fail_on_recompile"):
         for progress in (0.0, 0.3, 0.6, 0.9):
-            assert steps_of(config, parts, pieces, 1, progress) == pieces
+            assert steps_of(config, parts, chunks, 1, progress) == chunks
 
 
 def test_the_compiled_networks_agree_with_the_eager_ones():
@@ -237,5 +237,5 @@ def test_the_demo_gives_on_cuda_what_it_gives_on_the_cpu(tmp_path):
                  "export.turntable": False, "export.report": False}  # fmt: skip
     run = nfsd3d.generate(prompt, config="nfsd", seed=0, **overrides)
     images, _ = views_of(run)
-    verdict = align(Judge.load().judge(images).pooled(), [composition_of(prompt)])
-    assert bool(verdict.object) and bool(verdict.color)
+    prediction = align(Classifier.load().classify(images).pooled(), [composition_of(prompt)])
+    assert bool(prediction.object) and bool(prediction.color)

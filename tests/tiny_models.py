@@ -18,14 +18,14 @@ def _tokenizer():
     vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     merges = []
     for word in WORDS:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        for piece in pieces:
+        chunks = [*word[:-1], word[-1] + "</w>"]
+        for piece in chunks:
             vocab.setdefault(piece, len(vocab))
-        while len(pieces) > 1:
-            if tuple(pieces[:2]) not in merges:
-                merges.append(tuple(pieces[:2]))
-            pieces = ["".join(pieces[:2]), *pieces[2:]]
-            vocab.setdefault(pieces[0], len(vocab))
+        while len(chunks) > 1:
+            if tuple(chunks[:2]) not in merges:
+                merges.append(tuple(chunks[:2]))
+            chunks = ["".join(chunks[:2]), *chunks[2:]]
+            vocab.setdefault(chunks[0], len(vocab))
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
 

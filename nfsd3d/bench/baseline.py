@@ -12,10 +12,10 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import Parts
 
 ALPHA = 0.01
-"""Opacity of a sample below which the peer does not evaluate its colour."""
+"""Opacity of a sample below which the baseline does not evaluate its colour."""
 
 
-def as_peer(parts: Parts, precision: torch.dtype) -> Parts:
+def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     """The same method with a common implementation's choices; the networks themselves change to ``precision``.
 
     No compilation; all branches in every row, in one call; each encoding followed by a decoding that nobody uses; and
@@ -23,7 +23,7 @@ def as_peer(parts: Parts, precision: torch.dtype) -> Parts:
     """
     assert isinstance(parts.prior, StableDiffusionPrior)
     assert isinstance(parts.generator, NeRF)
-    prior = _PeerPrior(parts.prior.in_precision(precision))
+    prior = _BaselinePrior(parts.prior.in_precision(precision))
     nerf = parts.generator
     nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
     method = _in_every_row(parts.distillation.method)
@@ -34,7 +34,7 @@ def _in_every_row(method: Method) -> Method:
     return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
 
 
-class _PeerPrior:
+class _BaselinePrior:
     """A prior whose every encoding is followed by a decoding; final."""
 
     def __init__(self, prior: StableDiffusionPrior) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nfsd3d.bench.baseline import as_peer
+from nfsd3d.bench.baseline import as_baseline
 from nfsd3d.bench.flops import Arithmetic, arithmetic, device_tflops
 from nfsd3d.bench.step import StepTiming, bench_step
 from nfsd3d.config.schema import Config, TrainConfig
@@ -21,7 +21,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs.summary import device_name
 from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 
 
@@ -86,7 +86,7 @@ def bench_stages(
     steps: int,
     warmup: int,
     on_step: Callable[[], None] = lambda: None,
-    pieces: Pieces | None = None,
+    chunks: ChunkSizes | None = None,
 ) -> list[StageTiming]:
     """Every stage of the recipe, ``steps`` timed steps each, from the generator's present state."""
     device = parts.generator.device
@@ -95,7 +95,7 @@ def bench_stages(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         train = _frozen(config.train, stage)
-        timing = bench_step(parts, train, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
+        timing = bench_step(parts, train, steps=steps, warmup=warmup, on_step=on_step, chunks=chunks)
         tflop = counted.step(timing.evaluations, config.train.batch_size)
         memory: list[float | None] = [None, None]
         if device.type == "cuda":
@@ -121,10 +121,10 @@ def run_hours(timings: list[StageTiming], steps: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method with this program's choices and with a ``peer``'s, stage by stage of one recipe.
+    """A method with this program's choices and with a ``baseline``'s, stage by stage of one recipe.
 
-    ``speedups`` are the peer's milliseconds by ours, at each stage; ``hours`` and ``peer_hours`` a run's of ``steps``
-    steps, extrapolated. ``device_tflops``: how fast the device multiplies matrices, in our ``precision``.
+    ``speedups`` are the baseline's milliseconds by ours, at each stage; ``hours`` and ``baseline_hours`` a run's of
+    ``steps`` steps, extrapolated. ``device_tflops``: how fast the device multiplies matrices, in our ``precision``.
     """
 
     method: str
@@ -132,7 +132,7 @@ class Comparison:
     precision: str
     counted: Arithmetic
     ours: list[StageTiming]
-    peer: list[StageTiming]
+    baseline: list[StageTiming]
     steps: int
     device_tflops: float
 
@@ -143,8 +143,8 @@ class Comparison:
     @property
     def speedups(self) -> list[float]:
         """At each stage."""
-        pairs = zip(self.ours, self.peer, strict=True)
-        return [ours.timing.steps_per_second / peer.timing.steps_per_second for ours, peer in pairs]
+        pairs = zip(self.ours, self.baseline, strict=True)
+        return [ours.timing.steps_per_second / baseline.timing.steps_per_second for ours, baseline in pairs]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -153,9 +153,9 @@ class Comparison:
             "speedups": self.speedups,
             "floors_ms": [self.floor_ms(timing) for timing in self.ours],
             "prior_ms": [timing.timing.prior_milliseconds for timing in self.ours],
-            "peer_prior_ms": [timing.timing.prior_milliseconds for timing in self.peer],
+            "baseline_prior_ms": [timing.timing.prior_milliseconds for timing in self.baseline],
             "hours": run_hours(self.ours, self.steps),
-            "peer_hours": run_hours(self.peer, self.steps),
+            "baseline_hours": run_hours(self.baseline, self.steps),
         }
 
 
@@ -165,16 +165,16 @@ def compare(
     name: str,
     *,
     steps: int,
-    peer_steps: int,
+    baseline_steps: int,
     warmup: int,
-    pieces: Pieces | None = None,
+    chunks: ChunkSizes | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Measures ``parts`` and then the same with a peer's choices (:func:`as_peer`, which leaves them changed).
+    """Measures ``parts`` and then the same with a baseline's choices (:func:`as_baseline`, which leaves them changed).
 
-    ``steps`` and ``peer_steps`` of each, at each stage, after ``warmup`` of them that do not count. The peer's networks
-    are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into ``pieces``. ``name``
-    is the prior's preset.
+    ``steps`` and ``baseline_steps`` of each, at each stage, after ``warmup`` of them that do not count. The baseline's
+    networks are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into ``chunks``.
+    ``name`` is the prior's preset.
 
     Raises:
         InputError: the generator is no scene, or the prior's networks are not those of ``name``.
@@ -185,7 +185,7 @@ def compare(
     _check_networks(prior, name)
     counted = arithmetic(name, prior.image_size)
     state = {key: value.clone() for key, value in parts.generator.state_dict().items()}
-    ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, pieces=pieces)
+    ours = bench_stages(parts, config, counted, steps=steps, warmup=warmup, on_step=on_step, chunks=chunks)
     device = parts.generator.device
 
     # From the same scene and the same random numbers.
@@ -194,19 +194,19 @@ def compare(
     on_gpu = device.type == "cuda"
     release_compiled(prior)
     parts = replace(parts, optimizer=build_optimizer(parts.generator, config.train))
-    peer_parts = as_peer(parts, torch.float16 if on_gpu else torch.float32)
+    baseline_parts = as_baseline(parts, torch.float16 if on_gpu else torch.float32)
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
     peak = device_tflops(device, PRECISIONS[config.machine.precision])
-    peer = bench_stages(peer_parts, config, counted, steps=peer_steps, warmup=warmup, on_step=on_step)
+    baseline = bench_stages(baseline_parts, config, counted, steps=baseline_steps, warmup=warmup, on_step=on_step)
     return Comparison(
         method=config.distill.method,
         device=device_name(str(device)),
         precision=config.machine.precision,
         counted=counted,
         ours=ours,
-        peer=peer,
+        baseline=baseline,
         steps=config.train.steps,
         device_tflops=peak,
     )
@@ -223,6 +223,6 @@ def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
             )
 
 
-def count_steps(config: Config, steps: int, peer_steps: int, warmup: int) -> int:
+def count_steps(config: Config, steps: int, baseline_steps: int, warmup: int) -> int:
     """How often :func:`compare` calls ``on_step``."""
-    return len(stages(config.train)) * (steps + peer_steps + 2 * warmup)
+    return len(stages(config.train)) * (steps + baseline_steps + 2 * warmup)

@@ -13,7 +13,7 @@ from nfsd3d.bench.clock import Stopwatch, now
 from nfsd3d.config.schema import TrainConfig
 from nfsd3d.train.build import Parts
 from nfsd3d.train.loop import drop_unless_finite
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 
@@ -67,13 +67,13 @@ def bench_step(
     steps: int,
     warmup: int = 5,
     on_step: Callable[[], None] = lambda: None,
-    pieces: Pieces | None = None,
+    chunks: ChunkSizes | None = None,
 ) -> StepTiming:
     """Times ``steps`` training steps from the generator's present state, after ``warmup`` that do not count.
 
     Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "encode, backward" and "render,
     backward" (the gradient on its way through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the
-    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``pieces`` is what a
+    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``chunks`` is what a
     step computes at once (everything).
 
     The steps run as they do in training, one after the other and on a GPU without waiting.
@@ -102,7 +102,7 @@ def bench_step(
                 evaluations, samples = prior.evaluations, torch.zeros((), device=device)
                 started = now(device)
             progress = (step + warmup) / max(train.steps, steps + warmup)
-            plan = replace(plan_at(train, progress), pieces=pieces or Pieces())
+            plan = replace(plan_at(train, progress), chunks=chunks or ChunkSizes())
             generator.update(step + warmup, parts.rng)
             parts.optimizer.zero_grad(set_to_none=True)
             loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from nfsd3d.cli.options import counting_bar, whole_number, write_numbers
+from nfsd3d.cli.options import counting_bar, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _options(argv)
     if options.prior is not None:
-        return _compare_with_peer(options)
+        return _compare_with_baseline(options)
     if options.only == "step" and not EMBEDDED.is_dir():
         raise InputError(
             f"--only step: there is no embedded model at {EMBEDDED}; train one with scripts/train_prior.py"
@@ -103,8 +103,8 @@ def step_table(timing: StepTiming) -> Table:
     return table
 
 
-def _compare_with_peer(options: argparse.Namespace) -> int:
-    """``--prior``: a step with Stable Diffusion, against the arithmetic and a peer's choices."""
+def _compare_with_baseline(options: argparse.Namespace) -> int:
+    """``--prior``: a step with Stable Diffusion, against the arithmetic and a baseline's choices."""
     keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}"]
     keys += [f"machine={options.machine}"] if options.machine != "auto" else []
     keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
@@ -120,7 +120,7 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
     from nfsd3d.train.build import PRECISIONS, build_parts
     from nfsd3d.train.compilation import compile_prior
     from nfsd3d.train.memory.budget import fit_into_memory
-    from nfsd3d.train.memory.chunking import configured_pieces
+    from nfsd3d.train.memory.chunking import configured_chunks
 
     if config.machine.device == "cpu":
         torch.set_num_threads(options.threads)
@@ -139,24 +139,24 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
         raise InputError(f"--resolution {options.resolution}: a trained model has its own; add --weights random")
     parts = build_parts(config, prior)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    pieces = configured_pieces(config.machine)
+    chunks = configured_chunks(config.machine)
     if config.machine.device != "cpu":
-        pieces = fit_into_memory(config, parts, pieces, say)
-    compile_prior(config, parts, pieces, say)
+        chunks = fit_into_memory(config, parts, chunks, say)
+    compile_prior(config, parts, chunks, say)
     warmup = min(WARMUP_STEPS, options.steps)
-    peer_steps = options.steps if options.peer_steps is None else options.peer_steps
+    baseline_steps = options.steps if options.baseline_steps is None else options.baseline_steps
     with counting_bar(console, transient=True) as progress:
         task = progress.add_task(
-            "training steps", total=bench_prior.count_steps(config, options.steps, peer_steps, warmup)
+            "training steps", total=bench_prior.count_steps(config, options.steps, baseline_steps, warmup)
         )
         comparison = bench_prior.compare(
             parts,
             config,
             options.prior,
             steps=options.steps,
-            peer_steps=peer_steps,
+            baseline_steps=baseline_steps,
             warmup=warmup,
-            pieces=pieces,
+            chunks=chunks,
             on_step=lambda: progress.advance(task),
         )
     for table in comparison_tables(comparison):
@@ -167,31 +167,31 @@ def _compare_with_peer(options: argparse.Namespace) -> int:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """For each stage of the recipe, the parts of a step with this program's and with a peer's choices."""
+    """For each stage of the recipe, the parts of a step with this program's and with a baseline's choices."""
     tables = []
-    for ours, peer, speedup in zip(comparison.ours, comparison.peer, comparison.speedups, strict=True):
+    for ours, baseline, speedup in zip(comparison.ours, comparison.baseline, comparison.speedups, strict=True):
         stage = ours.stage
         table = Table(
             title=f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
-            f"training), {comparison.device}: {speedup:.2f} times the peer's speed"
+            f"training), {comparison.device}: {speedup:.2f} times the baseline's speed"
         )
-        for heading in ("", "ms", "peer's, ms"):
+        for heading in ("", "ms", "baseline's, ms"):
             table.add_column(heading, justify="right" if heading else "left")
         for name, milliseconds in ours.timing.milliseconds.items():
-            table.add_row(name, f"{milliseconds:.1f}", f"{peer.timing.milliseconds[name]:.1f}")
+            table.add_row(name, f"{milliseconds:.1f}", f"{baseline.timing.milliseconds[name]:.1f}")
         table.add_section()
         rows = {
-            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, peer)],
-            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, peer)],
-            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, peer)],
-            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, peer)],
+            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, baseline)],
+            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, baseline)],
+            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, baseline)],
+            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, baseline)],
             "times its arithmetic": [
-                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, peer)
+                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, baseline)
             ],
-            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, peer)],
-            "of them per second": [f"{t.tflops:.3f}" for t in (ours, peer)],
-            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, peer)],
-            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, peer)],
+            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, baseline)],
+            "of them per second": [f"{t.tflops:.3f}" for t in (ours, baseline)],
+            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, baseline)],
+            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, baseline)],
         }
         for name, (mine, theirs) in rows.items():
             table.add_row(name, mine, theirs)
@@ -211,7 +211,7 @@ def comparison_text(comparison: Comparison) -> str:
         f"{counted.backward:.3f} back, decoder {counted.decode:.3f}",
         f"this device multiplies matrices of {comparison.precision} at {comparison.device_tflops:.3g} TFLOP/s",
         f"a run of {comparison.steps:,} steps, extrapolated from these: {record['hours']:.2f} hours, "
-        f"the peer's {record['peer_hours']:.2f}",
+        f"the baseline's {record['baseline_hours']:.2f}",
     ]
     return "\n".join(lines)
 
@@ -272,7 +272,14 @@ def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
 
 
 # Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.
-WITH_PRIOR = {"weights": "model", "resolution": None, "method": "nfsd", "config": "nfsd", "set": (), "peer_steps": None}
+WITH_PRIOR = {
+    "weights": "model",
+    "resolution": None,
+    "method": "nfsd",
+    "config": "nfsd",
+    "set": (),
+    "baseline_steps": None,
+}
 WITHOUT_PRIOR = {"only": None, "rounds": 15, "points": None}
 
 
@@ -282,7 +289,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: an option has no meaning with, or without, ``--prior``.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(current_options(argv))
     alone = options.prior is None
     for name in WITH_PRIOR if alone else WITHOUT_PRIOR:
         value = getattr(options, name)
@@ -320,8 +327,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=(*KERNELS, "step"), help="measure only this")
     parser.add_argument("--rounds", type=whole_number(1), help="repetitions of each kernel (default: 15)")
     parser.add_argument("--steps", type=whole_number(1), default=30, help="training steps (default: 30)")
-    parser.add_argument("--peer-steps", type=whole_number(1), metavar="STEPS", help="with --prior: training steps with "
-                        "the other implementation's choices (default: as many)")  # fmt: skip
+    parser.add_argument(
+        "--baseline-steps",
+        type=whole_number(1),
+        metavar="STEPS",
+        help="with --prior: training steps with the other implementation's choices (default: as many)",
+    )
     parser.add_argument("--points", type=whole_number(1), help="random points to encode (default: a first step's)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers to PATH too")

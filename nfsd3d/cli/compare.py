@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfsd3d.cli.options import plain, whole_number, write_numbers
+from nfsd3d.cli.options import current_options, plain, whole_number, write_numbers
 from nfsd3d.compare import workers
 from nfsd3d.compare.cores import shares, usable_cores
 from nfsd3d.compare.suite import Suite, load_suite
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         InputError: no such tier, row or setting, or a file that cannot be written.
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the same command goes on.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(current_options(argv))
     shares(usable_cores(), options.jobs or 1)
     suite = _selected(load_suite(tier_file(options.tier), "--tier"), options)
     if suite.edits:
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> int:
     from nfsd3d.compare.records import append, read
 
     results = options.results or options.output / "results.jsonl"
-    trials = trials_of(suite, name, ceiling=options.ceiling or suite.ceiling)
+    trials = trials_of(suite, name, oracle_fit=options.oracle_fit or suite.oracle_fit)
     records, unreadable = read(results)
     state = _state(trials, records)
     print(f"{name}: {len(trials)} jobs, {len(trials) - len(state.missing)} done, {len(state.missing)} to do")
     other = _of_other_weights(trials, records)
     if other:
-        print(f"{other} results in {results} are of other weights of the prior or the judge, and do not count")
+        print(f"{other} results in {results} are of other weights of the prior or the classifier, and do not count")
     if unreadable:
         print(f"{unreadable} lines of {results} are no results of this version, and do not count")
     jobs = options.jobs or _default_jobs(trials)
@@ -143,7 +143,7 @@ def _report(suite: Suite, name: str, state: State, options: argparse.Namespace, 
     from nfsd3d.compare.report import differences_table, means_table, plain_rows
 
     groups = _groups(state)
-    flat = all(trial.config.makes_pictures for trial in state.trials)
+    flat = all(trial.config.makes_images for trial in state.trials)
     equal = suite.equal_evaluations
     if not state.done:
         print("nothing is done yet")
@@ -267,7 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=whole_number(1), metavar="N", help="at a time (default: cores; 1 on a GPU)")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row of the tier; may be repeated")
     parser.add_argument("--prompts", type=whole_number(1), metavar="N", help="only the first N prompts of the tier")
-    parser.add_argument("--ceiling", action="store_true", help="fit the same NeRF to true views too, of every prompt")
+    parser.add_argument(
+        "--oracle-fit", action="store_true", help="fit the same NeRF to true views too, of every prompt"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing; only the tables and the contact sheet")
     parser.add_argument("--dry-run", action="store_true", help="list what is done, and how long the rest takes")
     parser.add_argument("--keep-runs", action="store_true", help="keep the run directories in DIR/runs")

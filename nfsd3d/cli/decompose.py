@@ -146,7 +146,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     """Short runs of NFSD with the prior in ``folder``, and short fits of the same scenes, kept below ``--out``."""
     from nfsd3d.api import generate
     from nfsd3d.config.schema import Config
-    from nfsd3d.evaluate.oracle_fit import fit_ceiling
+    from nfsd3d.evaluate.oracle_fit import fit_oracle
     from nfsd3d.runs.preflight import slug
     from nfsd3d.runs.summary import read_summary
 
@@ -162,7 +162,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
         if read_summary(fitted).get("status") != "done":
             shutil.rmtree(fitted, ignore_errors=True)
             values = load_run_config(trained).to_dict()
-            fit_ceiling(Config.from_dict(values | {"train": values["train"] | {"steps": FIT_STEPS}}), fitted)
+            fit_oracle(Config.from_dict(values | {"train": values["train"] | {"steps": FIT_STEPS}}), fitted)
     return directories
 
 
@@ -176,11 +176,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.figure == "dds" and options.image and options.edit is None:
         raise InputError("--figure dds: needs --edit TEXT beside --image, the prompt of the edit")
     options.timesteps = tuple(sorted(set(options.timesteps)))
-    from nfsd3d.runs.source_image import open_picture
+    from nfsd3d.runs.source_image import open_image
 
     for path in options.image:
         try:
-            open_picture(str(path))
+            open_image(str(path))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfsd3d.cli.options import counting_bar, plain, whole_number, write_numbers
+from nfsd3d.cli.options import counting_bar, current_options, plain, whole_number, write_numbers
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: nothing to evaluate, not a run, or a prompt without ground truth and no ``--clip``.
     """
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(current_options(argv))
     if not (options.run_dirs or options.suite or options.prior):
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
     if options.clip and options.suite:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         results["clip"] = _evaluate_clip(options)
     elif options.run_dirs:
         groups = _by_method(options.run_dirs)
-        results |= _evaluate_runs(groups, options, ceiling=options.run_dirs if options.ceiling else [])
+        results |= _evaluate_runs(groups, options, oracle_fit=options.run_dirs if options.oracle_fit else [])
     if options.suite:
         failed, tables = _evaluate_suite(options)
         results |= tables
@@ -55,28 +55,28 @@ def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
 
 
 def _evaluate_runs(
-    groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
+    groups: Mapping[str, list[Path]], options: argparse.Namespace, oracle_fit: list[Path]
 ) -> dict[str, Any]:
-    flat = {load_run_config(directory).makes_pictures for members in groups.values() for directory in members}
+    flat = {load_run_config(directory).makes_images for members in groups.values() for directory in members}
     if len(flat) > 1:
         raise InputError("evaluate: some of the runs made pictures, others a scene; evaluate them in two commands")
-    if flat == {True} and ceiling:
-        raise InputError("--ceiling: fits a NeRF to true views, and these runs made pictures; leave it out")
-    return _evaluate_images(groups, options) if flat == {True} else _evaluate_scenes(groups, options, ceiling)
+    if flat == {True} and oracle_fit:
+        raise InputError("--oracle-fit: fits a NeRF to true views, and these runs made pictures; leave it out")
+    return _evaluate_images(groups, options) if flat == {True} else _evaluate_scenes(groups, options, oracle_fit)
 
 
 def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespace) -> dict[str, Any]:
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
-    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.classifier.model import Classifier
     from nfsd3d.evaluate.score_images import score_images
 
-    judge, calibration = Judge.load(), load_calibration()
+    classifier, calibration = Classifier.load(), load_calibration()
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
     with _bar("judging pictures", sum(map(len, runs.values()))) as advance:
         scores = {
-            name: {str(run.directory): _advanced(advance, score_images(run, judge)) for run in members}
+            name: {str(run.directory): _advanced(advance, score_images(run, classifier)) for run in members}
             for name, members in runs.items()
         }
     print(tables.image_table(scores), tables.calibration_table(calibration), sep="\n\n")
@@ -86,41 +86,47 @@ def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespa
 
 
 def _evaluate_scenes(
-    groups: Mapping[str, list[Path]], options: argparse.Namespace, ceiling: list[Path]
+    groups: Mapping[str, list[Path]], options: argparse.Namespace, oracle_fit: list[Path]
 ) -> dict[str, Any]:
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
-    from nfsd3d.evaluate.classifier.model import Judge
-    from nfsd3d.evaluate.oracle_fit import fit_ceiling
+    from nfsd3d.evaluate.classifier.model import Classifier
+    from nfsd3d.evaluate.oracle_fit import fit_oracle
     from nfsd3d.evaluate.score_scene import composition_of, score_run, summarize
 
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
     for run in (run for members in runs.values() for run in members):
         composition_of(run.config.prompt)
-    judge = Judge.load()
+    classifier = Classifier.load()
     scores: dict[str, list[RunScore]] = {}
     for name, members in runs.items():
         with _bar(f"judging {name}", len(members)) as advance:
-            scores[name] = [_advanced(advance, score_run(run, judge)) for run in members]
-    if ceiling:
-        directories = [directory / "ceiling" for directory in ceiling]
-        with _bar("fitting and judging the ceiling", len(ceiling)) as advance:
+            scores[name] = [_advanced(advance, score_run(run, classifier)) for run in members]
+    if oracle_fit:
+        directories = [_oracle_folder(directory) for directory in oracle_fit]
+        with _bar("fitting and judging the oracle fit", len(oracle_fit)) as advance:
             for directory in directories:
                 if not (directory / "summary.json").exists():
-                    fit_ceiling(load_run_config(directory.parent), directory)
-                score = score_run(load_run(directory), judge)
-                scores.setdefault("ceiling", []).append(_advanced(advance, score))
-        runs["ceiling"] = [load_run(directory) for directory in directories]
+                    fit_oracle(load_run_config(directory.parent), directory)
+                score = score_run(load_run(directory), classifier)
+                scores.setdefault("oracle_fit", []).append(_advanced(advance, score))
+        runs["oracle_fit"] = [load_run(directory) for directory in directories]
     named = {str(run.directory): score for name in runs for run, score in zip(runs[name], scores[name], strict=True)}
     rows = {name: summarize(members) for name, members in scores.items()}
     calibration = load_calibration()
     print(tables.run_table(named), tables.summary_table(rows), tables.calibration_table(calibration), sep="\n\n")
-    if "ceiling" not in rows:
-        print("\n(no ceiling: --ceiling fits the same NeRF photometrically to true views)")
+    if "oracle_fit" not in rows:
+        print("\n(no oracle_fit: --oracle-fit fits the same NeRF photometrically to true views)")
     if options.sheet is not None:
         _write_sheet(options.sheet, [list(run.views(8, 96)) for members in runs.values() for run in members])
     return {"runs": named, "rows": rows, "calibration": calibration}
+
+
+def _oracle_folder(run_dir: Path) -> Path:
+    """Where the oracle fit of a run lies; one that version 0.1 made stays where it is."""
+    made_before = run_dir / "ceiling"
+    return made_before if (made_before / "summary.json").exists() else run_dir / "oracle_fit"
 
 
 def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
@@ -169,8 +175,8 @@ def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             groups.setdefault(job.row, []).append(job.run_dir)
     if not groups:
         raise InputError(f"--suite {options.suite}: no run came to a checkpoint; see the logs in {folder}")
-    ceiling = next(iter(groups.values())) if suite.ceiling or options.ceiling else []
-    return failures, _evaluate_runs(groups, options, ceiling)
+    oracle_fit = next(iter(groups.values())) if suite.oracle_fit or options.oracle_fit else []
+    return failures, _evaluate_runs(groups, options, oracle_fit)
 
 
 def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
 
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
-    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.classifier.model import Classifier
     from nfsd3d.evaluate.classifier.training import SEED, plain_backgrounds, render_truth
     from nfsd3d.evaluate.score_prior import GUIDANCE_SCALES, held_out_requests, reconstruction_psnr, sample_quality
     from nfsd3d.prior.files.resolve import fetch, locate
@@ -187,7 +193,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
 
     model = None if options.prior == "shapes" else options.prior
     prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
-    judge = Judge.load()
+    classifier = Classifier.load()
     with _bar("true renders", 1024) as advance:
         truth = render_truth(1024, SEED + 3, on_pictures=advance)
     rng = torch.Generator().manual_seed(SEED + 4)
@@ -195,7 +201,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
     rows, samples = [], []
     with _bar("samples", len(GUIDANCE_SCALES) * len(held_out_requests())) as advance:
         for scale in GUIDANCE_SCALES:
-            row, images = sample_quality(prior, judge, scale, on_images=advance)
+            row, images = sample_quality(prior, classifier, scale, on_images=advance)
             rows.append(row)
             samples.append(images)
     print(f"reconstruction of {len(truth)} clean renders: {psnr:.2f} dB")
@@ -228,7 +234,7 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pictures_of(run: Any) -> Any:
-    return run.images if run.config.makes_pictures else run.views(8, 224)
+    return run.images if run.config.makes_images else run.views(8, 224)
 
 
 @contextmanager
@@ -257,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=whole_number(1), default=1, help="runs of the suite at a time, on a share of the cores each"
     )
-    parser.add_argument("--ceiling", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/ceiling")
+    parser.add_argument(
+        "--oracle-fit", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/oracle_fit"
+    )
     parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the views, pictures or samples on one sheet")

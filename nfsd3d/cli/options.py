@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfsd3d.config.renamed import notice
 from nfsd3d.config.schema import TEXTURE_SIZES
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_json
@@ -137,3 +138,19 @@ def counting_bar(console: Console | None = None, *, transient: bool = False) -> 
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
+
+
+RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-steps"}
+"""Options of the subcommands by the names of version 0.1, accepted for one minor version."""
+
+
+def current_options(argv: Sequence[str]) -> list[str]:
+    """``argv`` with old options replaced by their current names, each with a notice on stderr."""
+    renamed = []
+    for argument in argv:
+        option, separator, value = argument.partition("=")
+        if option in RENAMED_OPTIONS:
+            notice(option, RENAMED_OPTIONS[option])
+            argument = RENAMED_OPTIONS[option] + separator + value
+        renamed.append(argument)
+    return renamed

@@ -46,7 +46,7 @@ def _expected(config: Config, progress: float) -> float:
     cost = float(NOISING[method.noising](t).double().mean()) + _branches(method, t, config.distill.threshold)
     if config.prompts.perp_neg:
         cost += 2 * len(method.condition_pairs) * (1 - config.cameras.overhead_probability)
-    return cost + method.needs_particle
+    return cost + method.needs_lora
 
 
 def _branches(method: Method, t: Tensor, threshold: float) -> float:

@@ -23,8 +23,8 @@ from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.classifier.alignment import align, view_errors
-from nfsd3d.evaluate.classifier.model import SIZE, WEIGHTS, Judge
-from nfsd3d.evaluate.oracle_fit import fit_ceiling
+from nfsd3d.evaluate.classifier.model import SIZE, WEIGHTS, Classifier
+from nfsd3d.evaluate.oracle_fit import fit_oracle
 from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, composition_of, score_run
 from nfsd3d.prior.schedule import ddim_sample
@@ -37,7 +37,7 @@ from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
 from nfsd3d.train.run import train_and_export
 
-CEILING = "the ceiling"
+ORACLE_FIT = "the oracle fit"
 SAMPLE_SCALES = (7.5, 3.0)
 SAMPLE_STEPS = 30
 STRIP = 8
@@ -64,7 +64,7 @@ class Trial(Job):
         return f"{row}/{preflight.slug(self.prompt)}-{self.seed}"
 
 
-def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
+def trials_of(suite: Suite, tier: str, *, oracle_fit: bool) -> list[Trial]:
     """The jobs of a tier, prompt by prompt, so that what there is after an interruption can be compared.
 
     A row that spends more evaluations than SDS has a second job where the suite asks for equal evaluations, with as
@@ -73,7 +73,7 @@ def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
     Raises:
         InputError: a setting, a prompt or the prior cannot be used.
     """
-    judge, revision, priors = fingerprint([WEIGHTS]), git_revision(), dict[str, str]()
+    classifier, revision, priors = fingerprint([WEIGHTS]), git_revision(), dict[str, str]()
     templates: list[Trial] = []
     for row, settings in suite.rows.items():
         config = compose(suite.config, [f"prompt={suite.prompts[0]}", *overrides_of(settings)])
@@ -86,15 +86,17 @@ def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
             recipe = recipe_of(config, kind, **more)
             work = _work(config, kind)
             given = suite.rows.get(name, {}) | more
-            return Trial(tier, name, kind, "", 0, equal, recipe, prior, judge, given, config, work, revision, **more)
+            return Trial(
+                tier, name, kind, "", 0, equal, recipe, prior, classifier, given, config, work, revision, **more
+            )
 
         if not templates:
             templates += [
                 template("samples", config, f"the prior's samples, s = {scale:g}", guidance_scale=scale)
                 for scale in SAMPLE_SCALES
             ]
-            if ceiling and not config.makes_pictures:
-                templates.append(template("ceiling", config, CEILING, prior=""))
+            if oracle_fit and not config.makes_images:
+                templates.append(template("oracle_fit", config, ORACLE_FIT, prior=""))
         templates.append(template("run", config))
         steps = equal_steps(config)
         if suite.equal_evaluations and steps < config.train.steps:
@@ -104,7 +106,7 @@ def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
         for prompt in suite.prompts:
             composition_of(prompt)
             for trial in templates:
-                if trial.kind == "ceiling" and seed != suite.seeds[0]:
+                if trial.kind == "oracle_fit" and seed != suite.seeds[0]:
                     continue
                 config = trial.config.replace(prompt=prompt, seed=seed)
                 preflight.check(config)
@@ -112,7 +114,7 @@ def trials_of(suite: Suite, tier: str, *, ceiling: bool) -> list[Trial]:
     return trials
 
 
-def perform(trial: Trial, output: Path, pictures: Path, judge: Judge, *, keep: bool = False) -> Record:
+def perform(trial: Trial, output: Path, pictures: Path, classifier: Classifier, *, keep: bool = False) -> Record:
     """Does a job and scores it: the record, whose small picture lies in ``pictures``.
 
     A run that was interrupted goes on. Its directory, in ``output``/runs, is removed in the end unless ``keep``.
@@ -123,11 +125,11 @@ def perform(trial: Trial, output: Path, pictures: Path, judge: Judge, *, keep: b
     run_dir = output / "runs" / trial.name
     started, cpu = time.monotonic(), time.process_time()
     if trial.kind == "samples":
-        images, score, evaluations = _samples(trial, judge)
+        images, score, evaluations = _samples(trial, classifier)
         status, steps, seconds = "done", SAMPLE_STEPS, time.monotonic() - started
     else:
         _train(trial, run_dir)
-        images, score = _look(trial, run_dir, judge)
+        images, score = _look(trial, run_dir, classifier)
         summary = read_summary(run_dir)
         status, steps, seconds = summary["status"], summary["steps"], summary["seconds"]
         evaluations = summary["network_evaluations"]
@@ -173,11 +175,11 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def _work(config: Config, kind: str) -> float:
-    pictures = config.train.batch_size if config.makes_pictures else VIEWS
+    pictures = config.train.batch_size if config.makes_images else VIEWS
     if kind == "samples":
         return 2.0 * SAMPLE_STEPS * pictures
     # A NeRF's rendering and its gradient take about as long as two evaluations of the embedded prior.
-    rendering = 0.0 if config.makes_pictures else 2.0
+    rendering = 0.0 if config.makes_images else 2.0
     evaluations = evaluations_per_view(config) if kind == "run" else 0.0
     return (rendering + evaluations) * config.train.steps * config.train.batch_size
 
@@ -188,30 +190,32 @@ def _train(trial: Trial, run_dir: Path) -> None:
     if not resumable:
         shutil.rmtree(run_dir, ignore_errors=True)
     try:
-        if trial.kind == "ceiling":
-            fit_ceiling(trial.config, run_dir, console)
+        if trial.kind == "oracle_fit":
+            fit_oracle(trial.config, run_dir, console)
         elif resumable:
             train_and_export(load_run_config(run_dir), resume=run_dir, console=console)
         else:
-            train_and_export(preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console)
+            train_and_export(
+                preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console
+            )
     except RunFailed:
         if read_summary(run_dir).get("status") != "diverged":
             raise
 
 
-def _look(trial: Trial, run_dir: Path, judge: Judge) -> tuple[Any, dict[str, Any]]:
+def _look(trial: Trial, run_dir: Path, classifier: Classifier) -> tuple[Any, dict[str, Any]]:
     """Small pictures of a run [N,H,W,3], and its scores; None and no scores if it left no checkpoint."""
     if not checkpoints.list_checkpoints(run_dir / "checkpoints"):
         return None, {}
     run = load_run(run_dir)
     truth = composition_of(trial.prompt)
-    if trial.config.makes_pictures:
-        return run.images, _score_apart(image_tensor(run), truth, judge)
-    score = score_run(run, judge, mesh=False)
+    if trial.config.makes_images:
+        return run.images, _score_apart(image_tensor(run), truth, classifier)
+    score = score_run(run, classifier, mesh=False)
     return run.views(STRIP, SIZE), {name: _plain(getattr(score, name)) for name in _SCORES}
 
 
-def _samples(trial: Trial, judge: Judge) -> tuple[Any, dict[str, Any], int]:
+def _samples(trial: Trial, classifier: Classifier) -> tuple[Any, dict[str, Any], int]:
     """Pictures that the prior draws itself for the views that a run is judged by, their scores, and evaluations.
 
     Of a scene one for each of the 24 views, with the words of that view, judged together as a run's views are.
@@ -220,7 +224,7 @@ def _samples(trial: Trial, judge: Judge) -> tuple[Any, dict[str, Any], int]:
     rng = torch.Generator().manual_seed(trial.seed)
     cameras = (
         sample_cameras(rng, config.train.batch_size, SIZE, camera_ranges(config.cameras))
-        if config.makes_pictures
+        if config.makes_images
         else viewing_cameras(config, VIEWS, SIZE)
     )
     prior = build_prior(config)
@@ -238,26 +242,26 @@ def _samples(trial: Trial, judge: Judge) -> tuple[Any, dict[str, Any], int]:
     scale = float(trial.guidance_scale or 1.0)
     z = ddim_sample(prior, contexts["cond"], contexts["uncond"], guidance_scale=scale, steps=SAMPLE_STEPS, rng=rng)
     images = prior.decode(z).cpu()
-    apart = config.makes_pictures
-    score = _score_apart(images, truth, judge) if apart else _score_together(images, cameras, truth, judge)
+    apart = config.makes_images
+    score = _score_apart(images, truth, classifier) if apart else _score_together(images, cameras, truth, classifier)
     shown = images if apart else images[:: VIEWS // STRIP]
     return (shown.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(), score, prior.evaluations
 
 
-def _score_apart(images: Tensor, truth: Composition, judge: Judge) -> dict[str, Any]:
+def _score_apart(images: Tensor, truth: Composition, classifier: Classifier) -> dict[str, Any]:
     """The means over pictures that are judged one by one."""
-    alignment = align(judge.judge(images), [truth] * len(images))
+    alignment = align(classifier.classify(images), [truth] * len(images))
     means = {name: float(getattr(alignment, name).float().mean()) for name in _JUDGED}
     return means | {"margins": [round(value, 4) for value in alignment.margin.tolist()]}
 
 
-def _score_together(images: Tensor, cameras: Cameras, truth: Composition, judge: Judge) -> dict[str, Any]:
-    """The judge on all views of one thing."""
-    verdict = judge.judge(images)
-    together = align(verdict.pooled(), [truth])
+def _score_together(images: Tensor, cameras: Cameras, truth: Composition, classifier: Classifier) -> dict[str, Any]:
+    """The classifier on all views of one thing."""
+    prediction = classifier.classify(images)
+    together = align(prediction.pooled(), [truth])
     score: dict[str, Any] = {name: float(getattr(together, name).float()) for name in _JUDGED}
     if OBJECTS[truth.object].has_front:
-        score["view_error_deg"], score["janus"] = map(float, view_errors(verdict, cameras.azimuth))
+        score["view_error_deg"], score["janus"] = map(float, view_errors(prediction, cameras.azimuth))
     return score
 
 

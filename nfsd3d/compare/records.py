@@ -24,9 +24,9 @@ _NEWER: dict[str, dict[str, Any]] = {
 class Job:
     """One job of a comparison: what its records and its plan have in common.
 
-    ``kind`` is run, ceiling (the same NeRF fitted to true views) or samples (the prior's own). ``recipe`` is a hash of
-    the settings that decide the result, prompt and seed aside; ``prior`` and ``judge`` hashes of their weights ("" for
-    a ceiling's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them.
+    ``kind`` is run, oracle_fit (the same NeRF fitted to true views) or samples (the prior's own). ``recipe`` is a hash
+    of the settings that decide the result, prompt and seed aside; ``prior`` and ``classifier`` hashes of their weights
+    ("" for an oracle fit's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them.
     """
 
     tier: str
@@ -37,13 +37,13 @@ class Job:
     equal: bool
     recipe: str
     prior: str
-    judge: str
+    classifier: str
     settings: dict[str, Any]
 
     @property
     def key(self) -> tuple[str, str, str, str, str, int]:
         """What a job has to have in common with a record to be done."""
-        return self.kind, self.recipe, self.prior, self.judge, self.prompt, self.seed
+        return self.kind, self.recipe, self.prior, self.classifier, self.prompt, self.seed
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Record(Job):
     cpu_seconds: float
     image: str | None
     revision: str | None
+
+
+_RENAMED = {"judge": "classifier"}
+"""Fields of records by the names that version 0.1 gave them."""
+_KIND_IN_HASH = {"oracle_fit": "ceiling"}
+"""Kinds of jobs whose recipes are hashed under the name of version 0.1, so that its records stay valid."""
 
 
 def append(path: Path, record: Record) -> None:
@@ -103,8 +109,10 @@ def read(path: Path) -> tuple[list[Record], int]:
 
 def _parsed(line: str) -> Record | None:
     try:
-        return Record(**json.loads(line))
-    except (ValueError, TypeError):
+        values = {_RENAMED.get(name, name): value for name, value in json.loads(line).items()}
+        values["kind"] = next((new for new, old in _KIND_IN_HASH.items() if values["kind"] == old), values["kind"])
+        return Record(**values)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -118,11 +126,12 @@ def recipe_of(config: Config, kind: str, **more: Any) -> str:
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}
     for group, neutral in _NEWER.items():
         values[group] = {k: v for k, v in values[group].items() if k not in neutral or v != neutral[k]}
-    if kind == "ceiling":
+    if kind == "oracle_fit":
         values = {key: values[key] for key in ("generator", "cameras", "train")}
     elif kind == "samples":
         values = {"generator": config.generator.type, "prompts": values["prompts"], "cameras": values["cameras"]}
-        values["pictures"] = config.train.batch_size if config.makes_pictures else None
+        values["pictures"] = config.train.batch_size if config.makes_images else None
+    kind = _KIND_IN_HASH.get(kind, kind)
     return hashlib.sha256(json.dumps([kind, values, more], sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -15,16 +15,17 @@ from typing import Any
 import yaml
 
 from nfsd3d.compare.cores import shares, threads, usable_cores
+from nfsd3d.config.renamed import notice
 from nfsd3d.errors import InputError
 from nfsd3d.runs.preflight import slug
 
-_KEYS = {"config", "prompts", "seeds", "rows", "ceiling", "baseline", "equal_evaluations", "edits", "source_config"}
+_KEYS = {"config", "prompts", "seeds", "rows", "oracle_fit", "baseline", "equal_evaluations", "edits", "source_config"}
 
 
 @dataclass(frozen=True)
 class Suite:
     """A YAML file's content: the experiment ``config``, the ``prompts``, the ``seeds``, the settings of each row by
-    the row's name (dotted keys), and whether the photometric ``ceiling`` is fitted for the first row's runs.
+    the row's name (dotted keys), and whether the photometric ``oracle_fit`` is fitted for the first row's runs.
 
     In a file a row may have a ``grid``, values by setting: it stands for a row for each combination. A comparison
     (`nfsd3d.cli.compare`) reads also which row each row is compared with (``baseline``, by the row's name:
@@ -38,7 +39,7 @@ class Suite:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: dict[str, dict[str, Any]]
-    ceiling: bool
+    oracle_fit: bool
     baseline: dict[str, str]
     equal_evaluations: bool
     edits: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -66,6 +67,9 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
         raise InputError(f"{option} {path}: cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{option} {path}: no valid YAML ({error})") from error
+    if isinstance(content, dict) and "ceiling" in content:  # version 0.1's name
+        notice(f"{path}: ceiling", "oracle_fit")
+        content["oracle_fit"] = content.pop("ceiling")
     if not isinstance(content, dict) or set(content) - _KEYS:
         unknown = ", ".join(map(str, set(content) - _KEYS)) if isinstance(content, dict) else "no mapping"
         raise InputError(f"{option} {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
@@ -90,7 +94,7 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
         prompts=tuple(prompts),
         seeds=tuple(seeds),
         rows=rows,
-        ceiling=bool(content.get("ceiling", False)),
+        oracle_fit=bool(content.get("oracle_fit", False)),
         baseline=baseline,
         equal_evaluations=bool(content.get("equal_evaluations", False)),
         edits={str(source): tuple(targets) for source, targets in edits.items()},
@@ -190,7 +194,12 @@ def _run(job: Job, cores: list[int]) -> int:
     arguments = ("--resume", str(job.run_dir)) if resumable else job.arguments
     job.run_dir.parent.mkdir(parents=True, exist_ok=True)
     start = f"from nfsd3d.compare.cores import keep_to; keep_to({cores}); "
-    command = [sys.executable, "-c", f"{start}import sys; from nfsd3d.cli.main import main; sys.exit(main())", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        f"{start}import sys; from nfsd3d.cli.main import main; sys.exit(main())",
+        *arguments,
+    ]
     with job.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
         environment = {**os.environ, **threads(len(cores))}
         return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode

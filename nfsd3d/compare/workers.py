@@ -115,12 +115,12 @@ def _work(pipe: Connection, index: int, cores: list[int], output: Path, pictures
 
     torch.set_num_threads(len(cores))
     from nfsd3d.compare.jobs import perform
-    from nfsd3d.evaluate.classifier.model import Judge
+    from nfsd3d.evaluate.classifier.model import Classifier
 
-    judge = Judge.load()
+    classifier = Classifier.load()
     try:
         while (trial := pipe.recv()) is not None:
-            pipe.send(_result(trial.name, partial(perform, trial, output, pictures, judge, keep=keep)))
+            pipe.send(_result(trial.name, partial(perform, trial, output, pictures, classifier, keep=keep)))
     except EOFError:  # the parent is gone
         pass
     except Interrupted as interruption:

@@ -26,6 +26,7 @@ from nfsd3d.config import hardware
 from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_values, group_values, parse_override, quote
+from nfsd3d.config.renamed import RENAMED, with_current_names
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
 
@@ -181,7 +182,7 @@ def to_config(values: DictConfig) -> Config:
     if missing:
         raise InputError(f"{_listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
     assert isinstance(plain, dict)  # a DictConfig's container
-    return Config.from_dict({str(key): value for key, value in plain.items()})
+    return Config.from_dict(with_current_names({str(key): value for key, value in plain.items()}))
 
 
 def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[str, Choice]:
@@ -225,6 +226,12 @@ def override_lines(experiment: Experiment, overrides: Iterable[Override], choice
         elif present is not None and OmegaConf.select(present, override.key_or_group) is None:
             line = f"++{line.lstrip('+')}"
         lines.append(line)
+        if present is not None:  # a run's old spelling of the setting gives way to the new one
+            lines += [
+                f"~{old}"
+                for old, new in RENAMED.items()
+                if new == override.key_or_group and OmegaConf.select(present, old, default=present) is not present
+            ]
     return [*lines, *(f"{group}={choice.value}" for group, choice in pending.items())]
 
 

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from nfsd3d.config.renamed import current_override
 from nfsd3d.config.schema import escape_interpolations
 from nfsd3d.errors import InputError
 
@@ -75,6 +76,7 @@ def parse_override(text: str) -> Override:
     Raises:
         InputError: not of Hydra's grammar.
     """
+    text = current_override(text)
     if not re.match(r"^[~+]*[^=\s]+=|^~", text):
         raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
     try:

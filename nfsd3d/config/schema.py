@@ -1,10 +1,9 @@
 """Every setting of a run as one typed, documented, immutable tree.
 
-The values come from the YAML files in ``configs/`` (see `nfsd3d.config.compose`); nothing here has a second default, except
-the settings that are off unless asked for, and those that finished runs lack because they are newer. Validation is
-strict: no string becomes a number, no unknown key passes.
-Angles are degrees (``_deg``), lengths are world units (the object lives in the cube of half-width
-``generator.radius``), and fractions of training run from 0 to 1.
+The values come from the YAML files in ``configs/`` (see `nfsd3d.config.compose`); nothing here has a second default,
+except the settings that are off unless asked for, and those that finished runs lack because they are newer. Validation
+is strict: no string becomes a number, no unknown key passes. Angles are degrees (``_deg``), lengths are world units
+(the object lives in the cube of half-width ``generator.radius``), and fractions of training run from 0 to 1.
 """
 
 import json
@@ -166,10 +165,10 @@ class MachineConfig(Settings):
     """Number format of the prior's networks; gradients and the generator stay in float32. With another than float32 and
     ``backend.field=triton`` a GPU multiplies the small network of the field in tensor cores, whose factors are rounded
     to TF32; sums and what is stored stay in float32."""
-    pixels_at_once: Annotated[int, Field(ge=256)] | None = None
+    rays_per_chunk: Annotated[int, Field(ge=256)] | None = None
     """Pixels of a step's views that are rendered together; they are rendered again in the backward pass, which costs
     time and bounds the memory. null: all, and nothing twice."""
-    rows_at_once: PositiveInt | None = None
+    unet_batch_size: PositiveInt | None = None
     """Latents or images that the prior's networks see together; null: all of a step's."""
     checkpoint_encoder: bool = False
     """Compute the encoder's activations again in the backward pass instead of keeping them: a third more encoder time
@@ -177,7 +176,7 @@ class MachineConfig(Settings):
     compile: Literal["auto"] | bool = "auto"
     """torch.compile for the prior's networks, recorded as CUDA graphs on a GPU. auto: for Stable Diffusion on CUDA."""
     memory_gb: PositiveFloat | None = None
-    """On CUDA, what a run's steps may take by prediction, in units of 2^30 bytes: the pieces above are made smaller
+    """On CUDA, what a run's steps may take by prediction, in units of 2^30 bytes: the chunks above are made smaller
     before the start until they fit into it. null: what is free."""
 
 
@@ -562,7 +561,7 @@ class Config(Settings):
     """The results."""
 
     @property
-    def makes_pictures(self) -> bool:
+    def makes_images(self) -> bool:
         """Whether the generator is flat: pictures, not a scene that cameras see."""
         return self.generator.type != "nerf"
 
@@ -587,7 +586,7 @@ class Config(Settings):
             message = f"edits one source, not both {given[0]} and {given[1]}: leave one out"
         elif edits and not (self.source_prompt or "").strip():
             message = f'needs source_prompt beside {given[0]}: say what the source shows, source_prompt="a red cube"'
-        elif self.source_image is not None and not self.makes_pictures:
+        elif self.source_image is not None and not self.makes_images:
             message = f"cannot make a NeRF of {given[0]}: set generator=latent or generator=image, or give source_run"
         else:
             return self
@@ -607,7 +606,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _pictures_are_flat(self) -> Self:
-        if not self.makes_pictures:
+        if not self.makes_images:
             return self
         train, export = self.train, self.export
         regularizers = {f"train.regularizers.{name}": schedule for name, schedule in train.regularizers}
@@ -703,12 +702,12 @@ def escape_interpolations(value: Any) -> Any:
 
 
 def _escape_interpolation(text: str) -> str:
-    pieces = text.split("${")
-    if len(pieces) == 1:
+    chunks = text.split("${")
+    if len(chunks) == 1:
         return text
     # Backslashes count as escapes only right before ${: there each is doubled, and one more escapes the $.
-    escaped = [piece + "\\" * (len(piece) - len(piece.rstrip("\\"))) for piece in pieces[:-1]]
-    return "\\${".join([*escaped, pieces[-1]])
+    escaped = [piece + "\\" * (len(piece) - len(piece.rstrip("\\"))) for piece in chunks[:-1]]
+    return "\\${".join([*escaped, chunks[-1]])
 
 
 def known_keys() -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfsd3d.decompose.observation import Observation, PairObservation
 from nfsd3d.distill.gradient import threshold_step
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.statistics import (
     Claim,
     Estimate,
@@ -97,24 +97,24 @@ def condition_figure(seen: Observation, mask: Tensor | None, gains: Mapping[floa
         values = figure.row(title, "‖ε(y, on a ... background) − ε(y)‖ against the background", _auc(behind, ~mask))
         figure.state("and words about the background change the background", "background", values, above=CHANCE)
     for eta, gain in gains.items():
-        title = "nats that the judge's log p(prompt) − log p(what was shown) gains, x − η(σ/α)δ_C"
+        title = "nats that the classifier's log p(prompt) − log p(what was shown) gains, x − η(σ/α)δ_C"
         values = figure.row(title, f"η = {eta:g}", gain)
         figure.state("a step along −δ_C shows more of the prompt", f"η = {eta:g}", values, above=0.0)
     return figure
 
 
 def judged_gains(
-    prior: Prior, seen: Observation, judge: Judge, shown: Sequence[Composition], wanted: Sequence[Composition]
+    prior: Prior, seen: Observation, classifier: Classifier, shown: Sequence[Composition], wanted: Sequence[Composition]
 ) -> dict[float, Tensor]:
-    """By η of ``ETAS``, [T,N]: how much the judge's log-odds of ``wanted`` against ``shown`` [N] rise along −δ_C.
+    """By η of ``ETAS``, [T,N]: how much the classifier's log-odds of ``wanted`` against ``shown`` [N] rise along −δ_C.
 
     The first noise counts.
     """
 
     def odds(z: Tensor) -> Tensor:
-        verdict = judge.judge(prior.decode(z.to(prior.device)).clamp(0, 1).cpu())
+        prediction = classifier.classify(prior.decode(z.to(prior.device)).clamp(0, 1).cpu())
         pairs = enumerate(zip(shown, wanted, strict=True))
-        logs = [verdict[i : i + 1].log_likelihood([after, before])[0] for i, (before, after) in pairs]
+        logs = [prediction[i : i + 1].log_likelihood([after, before])[0] for i, (before, after) in pairs]
         return torch.stack([after - before for after, before in logs])
 
     start, steps = odds(seen.z), (seen.step * seen.delta_c)[:, 0]

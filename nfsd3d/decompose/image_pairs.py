@@ -17,7 +17,7 @@ from nfsd3d.api import Run
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.score_scene import composition_of
-from nfsd3d.runs.source_image import open_picture
+from nfsd3d.runs.source_image import open_image
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade
 from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -114,7 +114,7 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
     pictures = []
     for path in paths:
         try:
-            square = ImageOps.fit(open_picture(str(path)), (size, size))
+            square = ImageOps.fit(open_image(str(path)), (size, size))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
         pixels = frombuffer(bytearray(square.tobytes()), dtype=uint8).reshape(size, size, 3)

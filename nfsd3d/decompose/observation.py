@@ -13,10 +13,10 @@ from torch import Tensor
 from nfsd3d.cameras import Cameras
 from nfsd3d.evaluate.statistics import size
 from nfsd3d.prior.base import Prior
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NoiseSchedule
 
-PIXELS_AT_ONCE = 2**14
+RAYS_PER_CHUNK = 2**14
 """Latent pixels that the denoiser is given in one call."""
 
 
@@ -105,7 +105,7 @@ def observe(
     z, noise = z.to(prior.device), noise.to(prior.device)
     count = len(z)
     given = {name: context.to(prior.device).expand(count, -1, -1) for name, context in contexts.items()}
-    at_once = max(1, PIXELS_AT_ONCE // z[0, 0].numel())
+    at_once = max(1, RAYS_PER_CHUNK // z[0, 0].numel())
     eps = {name: torch.empty(len(timesteps), *noise.shape, dtype=z.dtype) for name in contexts}
     for i, t in enumerate(timesteps):
         for k, draw in enumerate(noise):
@@ -118,9 +118,9 @@ def observe(
     return Observation(prior.schedule, tuple(timesteps), z.cpu(), noise.cpu(), eps)
 
 
-def particle_stages(
+def lora_stages(
     prior: Prior,
-    particle: Particle,
+    lora: LoraNetwork,
     seen: Observation,
     context: Tensor,
     cameras: Cameras,
@@ -139,18 +139,18 @@ def particle_stages(
     stride = max(1, len(z) // batch)
 
     def predict(z_t: Tensor, t: Tensor, context: Tensor, rows: slice) -> Tensor:
-        return particle.at(cameras[rows]).predict_eps(z_t, t, context)
+        return lora.at(cameras[rows]).predict_eps(z_t, t, context)
 
     predictions, done = {}, 0
     for steps in sorted(stages):
         for _ in range(done, steps):
             some = slice(int(torch.randint(stride, (), generator=rng)), None, stride)
-            particle.learn(z[some], context[some], cameras[some], rng)
+            lora.learn(z[some], context[some], cameras[some], rng)
             advance()
         done = steps
-        contexts = {"particle": context}
+        contexts = {"lora": context}
         observed = observe(prior, seen.z, seen.noise, seen.timesteps, contexts, predict=predict, advance=advance)
-        predictions[steps] = observed.eps["particle"]
+        predictions[steps] = observed.eps["lora"]
     return predictions
 
 

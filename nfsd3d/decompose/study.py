@@ -29,7 +29,7 @@ from nfsd3d.decompose.image_pairs import (
     recoloured_pairs,
     saturated_pairs,
 )
-from nfsd3d.decompose.observation import Observation, PairObservation, observe, particle_stages
+from nfsd3d.decompose.observation import Observation, PairObservation, lora_stages, observe
 from nfsd3d.decompose.plots import (
     Sheet,
     condition_sheet,
@@ -39,9 +39,9 @@ from nfsd3d.decompose.plots import (
     residual_sheet,
     vsd_sheet,
 )
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.oracle_fit import METHOD
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, sample_caption, sample_composition
@@ -88,7 +88,7 @@ class Study:
         behind = [f"{prompt} on a {_other_than(prompt, rng)} background" for prompt in s.prompts]
         contexts |= {"shown": self.prior.embed(s.prompts), "behind": self.prior.embed(behind)}
         seen = self._observe("condition", s.images, contexts)
-        gains = judged_gains(self.prior, seen, Judge.load(), s.compositions, s.target_compositions)
+        gains = judged_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
         mask = on_latents(s.masks, *self.prior.latent_shape[1:], share=0.5)
         return condition_figure(seen, mask, gains), condition_sheet(self.prior, s, seen)
 
@@ -140,7 +140,7 @@ class Study:
         """
         name, pairs = self._hardest
         seen = self.families[name][1]
-        particle = Particle(
+        lora = LoraNetwork(
             self.prior,
             rank=LORA_RANK,
             learning_rate=LORA_LEARNING_RATE,
@@ -148,9 +148,9 @@ class Study:
             seed=self.seed,
         )
         total = max(LORA_STAGES) + len(LORA_STAGES) * len(self.timesteps)
-        stages = particle_stages(
+        stages = lora_stages(
             self.prior,
-            particle,
+            lora,
             seen.distorted,
             self.prior.embed(pairs.prompts),
             pairs.cameras,

@@ -29,7 +29,7 @@ class Predictions:
 
     ``noise`` is the noise that was added, or what a method takes in its place. ``cond``, ``uncond`` and ``neg`` are the
     predictions given the prompt, the empty prompt and the negative prompt; ``source_cond`` and ``source_uncond`` those
-    for the noised source given its own prompt and the empty one; ``particle`` that of VSD's second network. A branch
+    for the noised source given its own prompt and the empty one; ``lora`` that of VSD's second network. A branch
     is 0 in the rows where the method does not need it, and not a number where the method does not list it. ``t`` [B]
     are the timesteps, and ``threshold`` the timestep from which NFSD uses the negative prompt.
     """
@@ -40,12 +40,12 @@ class Predictions:
     neg: Tensor
     source_cond: Tensor
     source_uncond: Tensor
-    particle: Tensor
+    lora: Tensor
     t: Tensor
     threshold: int
 
 
-BRANCHES = ("cond", "uncond", "neg", "source_cond", "source_uncond", "particle")
+BRANCHES = ("cond", "uncond", "neg", "source_cond", "source_uncond", "lora")
 """The fields of :class:`Predictions` that a network fills."""
 
 
@@ -102,7 +102,7 @@ def predict_noise(
     noise: Tensor,
     threshold: int,
     source: Tensor | None = None,
-    particle: Denoiser | None = None,
+    lora: Denoiser | None = None,
     view_weights: Tensor | None = None,
 ) -> Predictions:
     """The predictions that ``method`` reads, from one call of each network on exactly the rows it needs.
@@ -117,7 +117,7 @@ def predict_noise(
         noise: [B,C,h,w] the noise in ``z_t``.
         threshold: NFSD's timestep, see :func:`threshold_step`.
         source: [B,C,h,w] the source's latents with the same noise at the same ``t``, for the branches ``source_...``.
-        particle: VSD's second network, for the branch ``particle``.
+        lora: VSD's second network, for the branch ``lora``.
         view_weights: [2,B] Perp-Neg's weights, on the CPU: each condition direction is replaced by :func:`perp_neg`
             against the prompts ``cond_against_0`` and ``cond_against_1`` (``source_cond_against_...``) in the rows
             where the weight is not 0. A method that gives its branch ``cond`` another prompt is left alone.
@@ -135,9 +135,9 @@ def predict_noise(
         branch: Batch(source if branch.startswith("source_") else z_t, contexts[method.prompt(branch)], index)
         for branch, index in rows.items()
     }
-    second = {"particle": batches.pop("particle")} if "particle" in batches else {}
+    second = {"lora": batches.pop("lora")} if "lora" in batches else {}
 
-    eps = _evaluate(denoiser, batches, t) | _evaluate(particle, second, t)
+    eps = _evaluate(denoiser, batches, t) | _evaluate(lora, second, t)
     if view_weights is not None:
         for cond, uncond in method.condition_pairs:
             against = [eps.pop(f"{cond}_against_{i}") - eps[uncond] for i in range(len(view_weights))]

@@ -45,7 +45,7 @@ def vsd(p: Predictions, s: float) -> Tensor:
 
     ε_LoRA is a second network, which learns the rendered images as the run goes on.
     """
-    return guided(p.uncond, p.cond, s) - p.particle
+    return guided(p.uncond, p.cond, s) - p.lora
 
 
 def dds(p: Predictions, s: float) -> Tensor:
@@ -109,9 +109,9 @@ class Method:
         return any(branch.startswith("source_") for branch in self.branches)
 
     @property
-    def needs_particle(self) -> bool:
+    def needs_lora(self) -> bool:
         """Whether it needs a second network that learns the rendered images."""
-        return "particle" in self.branches
+        return "lora" in self.branches
 
     @property
     def condition_pairs(self) -> tuple[tuple[str, str], ...]:
@@ -124,7 +124,7 @@ METHODS: dict[str, Method] = {
     "sds": Method(sds, branches=("cond", "uncond")),
     "nfsd": Method(nfsd, branches=("cond", "uncond", "neg"), active={"neg": from_threshold}),
     "csd": Method(csd, branches=("cond", "uncond")),
-    "vsd": Method(vsd, branches=("cond", "uncond", "particle"), prompts={"particle": "plain"}),
+    "vsd": Method(vsd, branches=("cond", "uncond", "lora"), prompts={"lora": "plain"}),
     "dds": Method(
         dds, branches=("cond", "uncond", "source_cond", "source_uncond"), prompts={"source_uncond": "uncond"}
     ),

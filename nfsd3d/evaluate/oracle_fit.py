@@ -1,7 +1,7 @@
-"""The ceiling of a run: the same NeRF, fitted to true views of what the prompt describes instead of being distilled.
+"""The oracle_fit of a run: the same NeRF, fitted to true views of what the prompt describes instead of being distilled.
 
 Cameras, optimiser, learning rates, regularisers, resolution and number of steps are those of the run, and the steps go
-through the same loop. What a ceiling gets wrong is the renderer's and the recipe's doing; what a distilled run gets
+through the same loop. What an oracle fit gets wrong is the renderer's and the recipe's doing; what a distilled run gets
 wrong beyond that, the prior's or the method's.
 """
 
@@ -27,13 +27,13 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import Diverged, Progress, Task, train
-from nfsd3d.train.memory.chunking import configured_pieces
+from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import PREVIEW_VIEWS
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.visualize.images import preview
 
-METHOD = "ceiling"
+METHOD = "oracle_fit"
 """What ``summary.json`` of a fit calls its method."""
 
 TRUE_VIEWS = 256
@@ -69,16 +69,16 @@ class TrueBatch:
         )
 
 
-def fit_ceiling(config: Config, run_dir: Path, console: Console | None = None) -> Path:
-    """Fits the ceiling of the run that ``config`` describes into ``run_dir``, a new directory, and returns that.
+def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) -> Path:
+    """Fits the oracle fit of the run that ``config`` describes into ``run_dir``, a new directory, and returns that.
 
-    The directory is a run's (`nfsd3d.api.load_run`), with ``method`` "ceiling" in its ``summary.json``, no prior, and
-    ``psnr`` (of the last step's views, in dB) among the final metrics; nothing is exported. A fit takes minutes and
+    The directory is a run's (`nfsd3d.api.load_run`), with ``method`` "oracle_fit" in its ``summary.json``, no prior,
+    and ``psnr`` (of the last step's views, in dB) among the final metrics; nothing is exported. A fit takes minutes and
     cannot be resumed: it becomes a run when it is done.
 
     The true views are unlit: a NeRF that is shaded as its bare albedo shows one colour at a point from everywhere, and
     the true colours under even light are the only ones that it can match exactly. A distilled run has learnt colours
-    with some of the prior's light in them, and is to be judged by what they show, not by this ceiling's brightness.
+    with some of the prior's light in them, and is to be judged by what they show, not by this oracle_fit's brightness.
 
     Raises:
         InputError: the prompt is no canonical one of the world of shapes, or ``run_dir`` is in use.
@@ -93,8 +93,8 @@ def fit_ceiling(config: Config, run_dir: Path, console: Console | None = None) -
     batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
     loss = partial(photometric_loss, generator, batches, rng)
     show = partial(preview, generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
-    pieces = configured_pieces(config.machine)
-    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show, pieces=pieces)
+    chunks = configured_chunks(config.machine)
+    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show, chunks=chunks)
     progress = Progress()
     try:
         with stop_requests() as stop:
@@ -155,7 +155,7 @@ def photometric_loss(
         rng,
         background=background,
         normals=plan.regularizers["orient"] > 0,
-        pixels_at_once=plan.pieces.pixels_at_once,
+        rays_per_chunk=plan.chunks.rays_per_chunk,
     )
     error = rendering.image - batch.before(background)
     loss = WEIGHT * error.square().sum() / plan.views + penalty(rendering, plan.regularizers)

@@ -1,4 +1,4 @@
-"""One run of pictures against its prompt: what the judge sees in each of them, and what they cost."""
+"""One run of pictures against its prompt: what the classifier sees in each of them, and what they cost."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nfsd3d.api import Run
 from nfsd3d.evaluate.classifier.alignment import align
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_scene import composition_of
 
 
@@ -33,7 +33,7 @@ class ImageScore:
     memory_mb: float | None
 
 
-def score_images(run: Run, judge: Judge) -> ImageScore:
+def score_images(run: Run, classifier: Classifier) -> ImageScore:
     """The scores of ``run`` at its checkpoint.
 
     Raises:
@@ -41,7 +41,7 @@ def score_images(run: Run, judge: Judge) -> ImageScore:
     """
     truth = composition_of(run.config.prompt)
     images = image_tensor(run)
-    alignment = align(judge.judge(images), [truth] * len(images))
+    alignment = align(classifier.classify(images), [truth] * len(images))
     summary = run.summary
     return ImageScore(
         prompt=run.config.prompt,

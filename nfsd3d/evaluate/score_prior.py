@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.evaluate.classifier.alignment import align
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.shapes.world.grammar import VIEWS, Composition, held_out
@@ -19,8 +19,9 @@ SAMPLING_STEPS = 30
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """Samples at one guidance scale: shares in [0,1] whose object, main colour and pattern the judge finds right, that
-    beat all distractors (``retrieved``), and that show the asked ``view`` (of objects with a front); ``images`` in all.
+    """Samples at one guidance scale: shares in [0,1] whose object, main colour and pattern the classifier finds right,
+    that beat all distractors (``retrieved``), and that show the asked ``view`` (of objects with a front); ``images`` in
+    all.
     """
 
     guidance_scale: float
@@ -53,13 +54,13 @@ def held_out_requests() -> list[tuple[Composition, str]]:
 
 def sample_quality(
     prior: Prior,
-    judge: Judge,
+    classifier: Classifier,
     guidance_scale: float,
     seed: int = 0,
     batch: int = 64,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> tuple[SampleQuality, Tensor]:
-    """The judge on one DDIM sample for each of ``held_out_requests``, and the samples [N,3,H,W] in [0,1].
+    """The classifier on one DDIM sample for each of ``held_out_requests``, and the samples [N,3,H,W] in [0,1].
 
     ``on_images`` is called with the size of each batch.
     """
@@ -73,10 +74,10 @@ def sample_quality(
         images.append(prior.decode(z).clamp(0, 1).cpu())
         on_images(len(part))
     samples = torch.cat(images)
-    verdict = judge.judge(samples)
-    alignment = align(verdict, [composition for composition, _ in requests])
+    prediction = classifier.classify(samples)
+    alignment = align(prediction, [composition for composition, _ in requests])
     asked = [i for i, (c, view) in enumerate(requests) if view and OBJECTS[c.object].has_front]
-    seen = verdict.views()
+    seen = prediction.views()
     quality = SampleQuality(
         guidance_scale=guidance_scale,
         images=len(samples),

@@ -13,7 +13,7 @@ from nfsd3d.api import Run, load_run
 from nfsd3d.config.compose import Config
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.alignment import align, view_errors
-from nfsd3d.evaluate.classifier.model import SIZE, Judge
+from nfsd3d.evaluate.classifier.model import SIZE, Classifier
 from nfsd3d.evaluate.geometry.iou import fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
 from nfsd3d.evaluate.sharpness import compare_appearance
@@ -31,11 +31,11 @@ BACKGROUND = (0.5, 0.5, 0.5)
 class RunScore:
     """What a run reached.
 
-    ``object``, ``color``, ``pattern``: whether the judge, over all views together, finds them right; ``retrieved`` and
-    ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is right.
-    ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what the best
-    ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from none or
-    that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
+    ``object``, ``color``, ``pattern``: whether the classifier, over all views together, finds them right; ``retrieved``
+    and ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is
+    right. ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what
+    the best ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from
+    none or that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
     ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
     ``memory_mb`` (peak) are the run's own records, None where it has none.
     """
@@ -64,7 +64,7 @@ class RunScore:
     memory_mb: float | None
 
 
-def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
+def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScore:
     """The scores of ``run`` at its checkpoint; ``mesh=False`` leaves the mesh out, which takes some seconds.
 
     Raises:
@@ -72,9 +72,9 @@ def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
     """
     truth = composition_of(run.config.prompt)
     images, opacity = views_of(run)
-    verdict = judge.judge(images)
-    together = align(verdict.pooled(), [truth])
-    apart = verdict.right([truth] * len(verdict))
+    prediction = classifier.classify(images)
+    together = align(prediction.pooled(), [truth])
+    apart = prediction.right([truth] * len(prediction))
     cameras = viewing_cameras(run.config, VIEWS, SIZE)
     background = torch.tensor(BACKGROUND)[None, :, None, None].expand(VIEWS, 3, SIZE, SIZE)
     true = render_views([truth] * VIEWS, cameras, background, ambient=0.6)
@@ -83,7 +83,7 @@ def score_run(run: Run, judge: Judge, *, mesh: bool = True) -> RunScore:
     radius = run.generator.settings.radius
     solid = field_solid(run.generator, radius, distance=(near + far) / 2)
     solid_fit = fit(solid, truth.object)
-    error, janus = view_errors(verdict, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
+    error, janus = view_errors(prediction, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
     summary = run.summary
     return RunScore(
         prompt=run.config.prompt,
@@ -133,7 +133,9 @@ def views_of(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
-    if config.source_run is None or not checkpoints.list_checkpoints(Path(config.source_run).expanduser() / "checkpoints"):
+    if config.source_run is None or not checkpoints.list_checkpoints(
+        Path(config.source_run).expanduser() / "checkpoints"
+    ):
         return None
     source = load_run(Path(config.source_run).expanduser())
     return overlap(solid, field_solid(source.generator, solid.radius, distance=distance))

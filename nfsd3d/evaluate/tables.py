@@ -37,8 +37,8 @@ def yes(value: bool | None) -> str:
 
 
 def calibration_table(rows: Mapping[str, Calibration]) -> str:
-    """The judge on known images, one row each."""
-    head = ["the judge on", "images", "object", "colour", "pattern", "R-Precision", "view word", "azimuth error"]
+    """The classifier on known images, one row each."""
+    head = ["the classifier on", "images", "object", "colour", "pattern", "R-Precision", "view word", "azimuth error"]
 
     def cells(name: str, c: Calibration) -> list[str]:
         shares = [percent(share, 1) for share in (c.object, c.color, c.pattern, c.retrieved, c.view)]
@@ -61,7 +61,7 @@ def run_table(scores: Mapping[str, RunScore]) -> str:
 
 
 def summary_table(rows: Mapping[str, Row]) -> str:
-    """One row a method (or ceiling), over its runs."""
+    """One row a method (or oracle_fit), over its runs."""
     head = ["", "runs", "object", "colour", "pattern", "R-Precision", "margin", "IoU", "mesh IoU", "over ellipsoid"]
     head += ["IoU with source", "view error", "Janus", "sharpness", "contrast", "done", "seconds", "evaluations", "MB"]
 

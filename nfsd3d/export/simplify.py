@@ -85,14 +85,14 @@ def apart(vertices: FloatArray, faces: NDArray) -> Surface:
             for face, side in sides[pair].tolist():
                 halved.setdefault(face, {})[side] = len(vertices) + len(added)
             added.append(middle + APART * away)
-    pieces = [piece for face, sides in halved.items() for piece in _pieces(faces[face].tolist(), sides)]
+    chunks = [piece for face, sides in halved.items() for piece in _chunks(faces[face].tolist(), sides)]
     whole = np.delete(faces, list(halved), axis=0)
-    used, renumbered = np.unique(np.concatenate([whole, np.reshape(pieces, (-1, 3))]).astype(int), return_inverse=True)
+    used, renumbered = np.unique(np.concatenate([whole, np.reshape(chunks, (-1, 3))]).astype(int), return_inverse=True)
     places = np.concatenate([vertices, np.reshape(added, (-1, 3))])[used].astype(np.float32)
     return Surface(places, renumbered.reshape(-1, 3).astype(np.int32))
 
 
-def _pieces(corners: list[int], middles: dict[int, int]) -> list[tuple[int, int, int]]:
+def _chunks(corners: list[int], middles: dict[int, int]) -> list[tuple[int, int, int]]:
     """The triangles of one whose sides have vertices in their middles; a side is numbered by where it starts."""
     around = [vertex for side in range(3) for vertex in (corners[side], middles.get(side)) if vertex is not None]
     first = around.index(next(iter(middles.values())))

@@ -1,4 +1,4 @@
-"""The generator g(theta): whatever renders an image, or a latent, that the prior can judge."""
+"""The generator g(theta): whatever renders an image, or a latent, that the prior can classifier."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,7 +67,7 @@ class Generator(Protocol):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
-        pixels_at_once: int | None = None,
+        rays_per_chunk: int | None = None,
     ) -> Images | Latents:
         """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``.
 

@@ -10,8 +10,9 @@ from nfsd3d.cameras import Cameras
 from nfsd3d.generators.base import Images, Latents
 
 
-class Pictures(nn.Module):
-    """B pictures, each on its own; a generator (see ``nfsd3d.generators.base.Generator``) that is the same from everywhere.
+class ImageBatch(nn.Module):
+    """B pictures, each on its own; a generator (see ``nfsd3d.generators.base.Generator``) that is the same from
+    everywhere.
 
     Of ``kind`` "latent", they are latent codes [B,C,h,w], scaled as the prior's denoiser expects, and need no encoder;
     of kind "image", pixels [B,3,H,W] in [0,1].
@@ -38,7 +39,7 @@ class Pictures(nn.Module):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
-        pixels_at_once: int | None = None,
+        rays_per_chunk: int | None = None,
     ) -> Images | Latents:
         """The pictures, one for each camera; what else belongs to a view means nothing here.
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PiecewisePrior:
-    """``prior``, whose networks see at most ``rows_at_once`` rows together (None: all of them); a Prior itself.
+class ChunkedPrior:
+    """``prior``, whose networks see at most ``unet_batch_size`` rows together (None: all of them); a Prior itself.
 
     With ``checkpoint_encoder`` every :meth:`encode` is checkpointed. Evaluations are counted by ``prior``.
     """
 
     prior: Prior
-    rows_at_once: int | None
+    unet_batch_size: int | None
     checkpoint_encoder: bool
 
     @property
@@ -69,12 +69,12 @@ class PiecewisePrior:
 
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; no gradient."""
-        most = min((limit for limit in (at_most, self.rows_at_once) if limit is not None), default=None)
+        most = min((limit for limit in (at_most, self.unet_batch_size) if limit is not None), default=None)
         predict, rows = self.prior.predict_eps, parts(len(z_t), most)
         return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in rows])
 
     def _parts(self, count: int) -> list[slice]:
-        return parts(count, self.rows_at_once)
+        return parts(count, self.unet_batch_size)
 
 
 def parts(count: int, at_once: int | None) -> list[slice]:
@@ -82,8 +82,8 @@ def parts(count: int, at_once: int | None) -> list[slice]:
     return [slice(first, last) for first, last in pairwise([*range(0, count, at_once or count), count])]
 
 
-def in_pieces(prior: Prior, rows_at_once: int | None, checkpoint_encoder: bool) -> Prior:
+def in_chunks(prior: Prior, unet_batch_size: int | None, checkpoint_encoder: bool) -> Prior:
     """``prior`` with its networks' work split up; itself where there is nothing to split."""
-    if rows_at_once is None and not checkpoint_encoder:
+    if unet_batch_size is None and not checkpoint_encoder:
         return prior
-    return PiecewisePrior(prior, rows_at_once, checkpoint_encoder)
+    return ChunkedPrior(prior, unet_batch_size, checkpoint_encoder)

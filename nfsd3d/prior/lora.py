@@ -21,24 +21,24 @@ POSE = 16
 
 
 @dataclass(frozen=True)
-class PosedParticle:
+class LoraForCameras:
     """The second network for one batch: ``poses`` [B,16] are those of the cameras that saw the latents.
 
-    It sees ``rows_at_once`` of them together, or all.
+    It sees ``unet_batch_size`` of them together, or all.
     """
 
-    particle: "Particle"
+    lora: "LoraNetwork"
     poses: Tensor
-    rows_at_once: int | None = None
+    unet_batch_size: int | None = None
 
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise of the whole batch, as the prior's; no gradient."""
-        rows = parts(len(z_t), self.rows_at_once)
-        return torch.cat([self.particle.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in rows])
+        rows = parts(len(z_t), self.unet_batch_size)
+        return torch.cat([self.lora.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in rows])
 
 
-class Particle:
+class LoraNetwork:
     """ε_LoRA of ProlificDreamer (2305.16213, algorithm 1): learns the images that the generator renders.
 
     Untrained it predicts what the prior predicts, exactly. Outside its own calls the prior is as it was, bit by bit:
@@ -51,7 +51,7 @@ class Particle:
         """Adapts the prior's UNet.
 
         Args:
-            prior: whose UNet is adapted; at most one particle for each prior.
+            prior: whose UNet is adapted; at most one lora for each prior.
             rank: of the adaptation of every attention projection.
             learning_rate: AdamW's, constant.
             camera_dropout: in training, the probability that a camera is hidden from the network.
@@ -86,9 +86,9 @@ class Particle:
         )
         self._switch(False)
 
-    def at(self, cameras: Cameras, rows_at_once: int | None = None) -> PosedParticle:
-        """The network for a batch that these cameras saw, of which it sees ``rows_at_once`` rows together, or all."""
-        return PosedParticle(self, move(_poses(cameras), self._prior.device), rows_at_once)
+    def at(self, cameras: Cameras, unet_batch_size: int | None = None) -> LoraForCameras:
+        """The network for the batch that ``cameras`` saw, in calls of at most ``unet_batch_size`` latents."""
+        return LoraForCameras(self, move(_poses(cameras), self._prior.device), unet_batch_size)
 
     def learn(
         self,
@@ -98,12 +98,12 @@ class Particle:
         rng: torch.Generator,
         *,
         step: bool = True,
-        rows_at_once: int | None = None,
+        unet_batch_size: int | None = None,
     ) -> Tensor:
         """One training step on the latents [B,C,h,w] that ``cameras`` saw; returns its loss, a scalar.
 
         Without ``step`` it ends with the gradient, and the caller's ``optimizer.step()`` is what is missing. The
-        gradient is summed up over ``rows_at_once`` rows at a time.
+        gradient is summed up over ``unet_batch_size`` rows at a time.
 
         The loss is the mean squared error of the noise at timesteps uniform over the whole range, given the prompt's
         ``context`` [B,L,D] without view words: the camera tells the view. Timesteps, noise and which cameras are hidden
@@ -119,7 +119,7 @@ class Particle:
             z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
             losses = []
-            for rows in parts(len(z), rows_at_once):
+            for rows in parts(len(z), unet_batch_size):
                 eps = self._prior.denoise(z_t[rows], t[rows], context[rows], poses[rows])
                 loss = (eps - noise[rows]).square().mean() * (len(eps) / len(z))
                 loss.backward()

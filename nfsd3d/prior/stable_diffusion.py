@@ -79,7 +79,8 @@ class StableDiffusionPrior:
     def load(
         cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "StableDiffusionPrior":
-        """Reads a model (a folder, or what :mod:`nfsd3d.prior.files.resolve` found), whatever precision it was saved in.
+        """Reads a model (a folder, or what :mod:`nfsd3d.prior.files.resolve` found), whatever precision it was saved
+        in.
 
         Raises:
             InputError: the files cannot be read as the model they claim to be; the message names the part.
@@ -187,11 +188,11 @@ class StableDiffusionPrior:
         """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
         compiles when it first meets a shape.
 
-        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.compiled.cuda_graphs.Recorded`), so that a latent
-        must be differentiated, if at all, before the next encoding of as many images. Graphs have fixed shapes, and
-        NFSD's rows vary with the timesteps. So rows are filled up to a multiple of ``row_unit``, the views of a step:
-        NFSD has two graphs (with and without the negative prompt), not one for every number of rows; nor one alone,
-        because that would evaluate the negative prompt where nobody asks.
+        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.compiled.cuda_graphs.Recorded`), so that a
+        latent must be differentiated, if at all, before the next encoding of as many images. Graphs have fixed shapes,
+        and NFSD's rows vary with the timesteps. So rows are filled up to a multiple of ``row_unit``, the views of a
+        step: NFSD has two graphs (with and without the negative prompt), not one for every number of rows; nor one
+        alone, because that would evaluate the negative prompt where nobody asks.
 
         ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.lora`). ``backend`` is
         torch.compile's.

@@ -27,7 +27,9 @@ FORMAT = "nfsd3d checkpoint 1"
 SOURCE = Path("checkpoints", "source.json")
 """Within a run directory, where the run began with a source."""
 _GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
-_PARTICLE, _PARTICLE_OPTIMIZER = "particle.", "particle_optimizer."
+_LORA, _LORA_OPTIMIZER = "lora.", "lora_optimizer."
+_OLD_PREFIXES = {"particle.": _LORA, "particle_optimizer.": _LORA_OPTIMIZER}
+"""Prefixes of version 0.1, read for one minor version."""
 
 
 class Learner(Protocol):
@@ -61,17 +63,17 @@ def save(
     *,
     record: Mapping[str, Any],
     keep: int,
-    particle: Learner | None = None,
+    lora: Learner | None = None,
 ) -> Path:
     """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
 
-    ``record`` holds plain values that a resumed run goes on with; ``particle`` is VSD's second network. Removes all
+    ``record`` holds plain values that a resumed run goes on with; ``lora`` is VSD's second network. Removes all
     but the newest ``keep`` checkpoints.
     """
     tensors = _of_generator(generator) | _moments(optimizer, _OPTIMIZER)
-    if particle is not None:
-        tensors |= {_PARTICLE + name: value for name, value in particle.state_dict().items()}
-        tensors |= _moments(particle.optimizer, _PARTICLE_OPTIMIZER)
+    if lora is not None:
+        tensors |= {_LORA + name: value for name, value in lora.state_dict().items()}
+        tensors |= _moments(lora.optimizer, _LORA_OPTIMIZER)
     tensors[_RNG] = rng.get_state()
     path = folder / f"step-{step:06d}.json"
     _write(path, tensors, step=step, group_sizes=_group_sizes(optimizer.state_dict()), record=dict(record))
@@ -136,7 +138,7 @@ def load(
     generator: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
-    particle: Learner | None = None,
+    lora: Learner | None = None,
 ) -> Restored:
     """Restores everything :func:`save` wrote, in place.
 
@@ -153,17 +155,17 @@ def load(
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     begun = header["step"] > 0
     _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
-    if particle is not None:
-        saved = _under(tensors, _PARTICLE)
+    if lora is not None:
+        saved = _under(tensors, _LORA)
         if {name: value.shape for name, value in saved.items()} != {
-            name: value.shape for name, value in particle.state_dict().items()
+            name: value.shape for name, value in lora.state_dict().items()
         }:
             raise InputError(
                 f"{path} is of another second network than distill.lora_rank describes: "
                 "use the run's own config.yaml and do not override distill.* when resuming"
             )
-        particle.load_state_dict(saved)
-        _load_moments(path, particle.optimizer, tensors, _PARTICLE_OPTIMIZER, begun)
+        lora.load_state_dict(saved)
+        _load_moments(path, lora.optimizer, tensors, _LORA_OPTIMIZER, begun)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
 
@@ -248,10 +250,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         if _checksum(weights) != header.get("sha256"):
             raise InputError(f"{weights} is damaged (its checksum differs from the one in {path.name}): {remedy}")
-        tensors = load_file(weights)
+        tensors = {_current_name(name): value for name, value in load_file(weights).items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{weights} cannot be read ({_first_line(error)}): {remedy}") from error
     return header, tensors
+
+
+def _current_name(name: str) -> str:
+    old = next((prefix for prefix in _OLD_PREFIXES if name.startswith(prefix)), "")
+    return _OLD_PREFIXES.get(old, "") + name.removeprefix(old)
 
 
 def _checksum(path: Path) -> str:

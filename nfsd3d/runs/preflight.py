@@ -17,11 +17,12 @@ from nfsd3d.config.schema import Config, NeRFConfig
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.runs.source_image import open_picture
+from nfsd3d.runs.source_image import open_image
 
 OUTPUTS = Path("outputs")
 SAMPLES_PER_RAY = 4
-"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.generators.nerf.sampling.sampling` takes at most."""
+"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.generators.nerf.sampling.sampling`
+takes at most."""
 
 
 def check(config: Config, resume: Path | None = None) -> ModelSource:
@@ -52,7 +53,7 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
         _check_same_source(config, resume)
         return source
     if config.source_image is not None:
-        open_picture(config.source_image)
+        open_image(config.source_image)
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
@@ -105,7 +106,7 @@ def _check_source_run(config: Config, run_dir: str) -> None:
         raise InputError(f"source_run: {error}") from error
     if not any((Path(run_dir).expanduser() / "checkpoints").glob("step-*.json")):
         raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
-    for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_pictures else ())):
+    for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_images else ())):
         theirs, ours = _flat(source, setting), _flat(config, setting)
         different = [key for key in theirs if theirs[key] != ours.get(key)]
         if different:

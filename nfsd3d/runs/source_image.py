@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_picture(path: str) -> "Image":
+def open_image(path: str) -> "Image":
     """The image in a file, upright, in RGB, over white where it is transparent.
 
     Raises:

@@ -15,12 +15,12 @@ from nfsd3d.distill.methods import find_method
 from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
 from nfsd3d.generators.base import Generator
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.files.resolve import ModelFiles, fetch
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
@@ -33,7 +33,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 ELEVATION_DEG = 15.0
 """From where a run is shown unless asked otherwise."""
 
-SHEET_VIEWS = 8
+CONTACT_SHEET_VIEWS = 8
 """Views on a contact sheet."""
 
 
@@ -46,7 +46,7 @@ class Parts:
 
     prior: Prior
     bank: PromptBank
-    generator: NeRF | Pictures
+    generator: NeRF | ImageBatch
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     distillation: Distillation
@@ -78,7 +78,7 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         fine=config.prompts.views == "fine",
     )
     prior.free_text_encoder()
-    generator = build_pictures(config, prior) if config.makes_pictures else build_generator(config)
+    generator = build_images(config, prior) if config.makes_images else build_generator(config)
     load_source(config, generator, prior, kept_source)
     source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
     return Parts(
@@ -92,7 +92,7 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
             config.distill.guidance_scale,
             config.distill.weighting,
             threshold_step(config.distill.threshold, prior.schedule.training_steps),
-            build_particle(config, prior) if method.needs_particle else None,
+            build_lora(config, prior) if method.needs_lora else None,
             config.distill.guidance_factor,
         ),
         ranges=camera_ranges(config.cameras),
@@ -120,10 +120,10 @@ def build_generator(config: Config) -> NeRF:
     return nerf.to(config.machine.device)
 
 
-def build_particle(config: Config, prior: Prior) -> Particle:
+def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     """VSD's second network, initialised with the run's seed: the prior's own UNet, adapted."""
     assert isinstance(prior, StableDiffusionPrior)
-    return Particle(
+    return LoraNetwork(
         prior,
         rank=config.distill.lora_rank,
         learning_rate=config.distill.lora_learning_rate,
@@ -132,7 +132,7 @@ def build_particle(config: Config, prior: Prior) -> Particle:
     )
 
 
-def build_pictures(config: Config, prior: Prior) -> Pictures:
+def build_images(config: Config, prior: Prior) -> ImageBatch:
     """Pictures of Gaussian noise, on the run's device: latents, or pixels around mid-gray."""
     assert isinstance(config.generator, LatentConfig | ImageConfig)
     kind, count = config.generator.type, config.train.batch_size
@@ -143,7 +143,7 @@ def build_pictures(config: Config, prior: Prior) -> Pictures:
     else:
         size = milestone_at(config.train.resolution, 0.0)
         initial = (0.5 + config.generator.initial_std * noise(count, 3, size, size)).clamp(0, 1)
-    return Pictures(kind, initial).to(config.machine.device)
+    return ImageBatch(kind, initial).to(config.machine.device)
 
 
 def model_files(config: Config) -> ModelFiles:

@@ -17,12 +17,15 @@ from nfsd3d.prior.chunked import parts as rows_in_parts
 from nfsd3d.prior.schedule import NOISING_BRANCHES
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.train.build import Parts
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
-OF_NO_CONCERN = ("Dynamo detected a call to a `functools.lru_cache`", "The AccumulateGrad node's stream does not match")
+IGNORED_WARNINGS = (
+    "Dynamo detected a call to a `functools.lru_cache`",
+    "The AccumulateGrad node's stream does not match",
+)
 """Warnings of torch's while it compiles and records: of diffusers asking for torch's version, and of a gradient from
 the stream in which a recording is made.
 """
@@ -52,7 +55,7 @@ def wants_compilation(config: Config) -> bool:
     return config.machine.device != "cpu" and not embedded
 
 
-def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[str], None]) -> None:
+def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, say: Callable[[str], None]) -> None:
     """Compiles what ``machine.compile`` asks for, at every shape that the steps have, and tells how long it took.
 
     Code that was compiled before comes from the cache folder (see :func:`cache_folder`), in seconds. The UNet of VSD
@@ -66,26 +69,26 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
     if not wants_compilation(config) or not isinstance(prior, StableDiffusionPrior):
         return
     method, views = parts.distillation.method, config.train.batch_size
-    unet, encoder = compiles_unet(method), compiles_encoder(config, pieces)
+    unet, encoder = compiles_unet(method), compiles_encoder(config, chunks)
     networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
     if not networks:
         return
     say(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
-    rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, pieces.rows_at_once)
+    rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, chunks.unet_batch_size)
     # One shape more than the limit would run uncompiled, and nobody would be told.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, len(rows) + 3)
     failure = None
     try:
         with warnings.catch_warnings():
-            for message in OF_NO_CONCERN:
+            for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             prior.compile(row_unit=views, unet=unet, encoder=encoder)
             if encoder:
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
-                warm_up_unet(prior, rows, pieces.rows_at_once)
+                warm_up_unet(prior, rows, chunks.unet_batch_size)
     except Exception as error:  # compilers raise all kinds; memory may run out, too
         release_compiled(prior)
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -101,13 +104,13 @@ def compile_prior(config: Config, parts: Parts, pieces: Pieces, say: Callable[[s
 
 def compiles_unet(method: Method) -> bool:
     """Whether a method's UNet is compiled, where anything is."""
-    return not method.needs_particle
+    return not method.needs_lora
 
 
-def compiles_encoder(config: Config, pieces: Pieces) -> bool:
+def compiles_encoder(config: Config, chunks: ChunkSizes) -> bool:
     """Whether the encoder is compiled, where anything is."""
-    at_once, views = pieces.rows_at_once, config.train.batch_size
-    whole = not pieces.checkpoint_encoder and (at_once is None or at_once >= views)
+    at_once, views = chunks.unet_batch_size, config.train.batch_size
+    whole = not chunks.checkpoint_encoder and (at_once is None or at_once >= views)
     return whole and not isinstance(config.generator, LatentConfig)
 
 
@@ -125,7 +128,7 @@ def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
     Perp-Neg's among them, any number of rows; and a noising moves all latents or fewer.
     """
     found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
-    branches = [branch for branch in method.branches if branch != "particle"]
+    branches = [branch for branch in method.branches if branch != "lora"]
     always = sum(branch not in method.active for branch in branches)
     most = len(branches) + (2 * len(method.condition_pairs) if perp_neg else 0)
     moved = {NOISING_BRANCHES[method.noising] * count for count in range(1, views + 1)}

@@ -8,15 +8,15 @@ from PIL import ImageOps
 
 from nfsd3d.config.schedules import milestone_at
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.runs import checkpoints
-from nfsd3d.runs.source_image import open_picture
+from nfsd3d.runs.source_image import open_image
 
 
 @torch.no_grad()
-def load_source(config: Config, generator: NeRF | Pictures, prior: Prior, kept: Path | None = None) -> None:
+def load_source(config: Config, generator: NeRF | ImageBatch, prior: Prior, kept: Path | None = None) -> None:
     """Gives ``generator`` the state of the run or the image that ``config`` names as its source, if any.
 
     Or the one that a run has ``kept`` of it, whatever became of the source. An image is cut to a square around its
@@ -29,8 +29,8 @@ def load_source(config: Config, generator: NeRF | Pictures, prior: Prior, kept: 
         checkpoints.load_generator(kept, generator)
     elif config.source_run is not None:
         checkpoints.load_generator(checkpoints.latest(Path(config.source_run).expanduser()), generator)
-    elif config.source_image is not None and isinstance(generator, Pictures):
+    elif config.source_image is not None and isinstance(generator, ImageBatch):
         size = milestone_at(config.train.resolution, 0.0)
-        pixels = np.asarray(ImageOps.fit(open_picture(config.source_image), (size, size)))
+        pixels = np.asarray(ImageOps.fit(open_image(config.source_image), (size, size)))
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().to(prior.device) / 255
         generator.values.copy_(prior.encode(image) if generator.kind == "latent" else image)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from nfsd3d.config.schema import Config
 from nfsd3d.generators.base import Generator
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import MetricsWriter
 from nfsd3d.train.interrupts import StopRequest
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.progress_bar import Display
 from nfsd3d.train.rng import fork
@@ -39,20 +39,20 @@ class Task:
     scalar to differentiate and metrics (scalars, ``grad_norm`` and a scene's ``opacity`` among them), drawing from
     ``rng`` and changing nothing that a repetition would not change in the same way. ``preview`` shows the generator as
     it is; ``evaluations`` tells how many samples a denoiser has evaluated so far, and ``recount`` sets that number back
-    where a step is repeated. ``particle`` is VSD's second network, which ``step_loss`` leaves with its gradient.
-    ``pieces`` are what a step computes at once, while memory suffices. ``release`` gives back what compiling took:
+    where a step is repeated. ``lora`` is VSD's second network, which ``step_loss`` leaves with its gradient.
+    ``chunks`` are what a step computes at once, while memory suffices. ``release`` gives back what compiling took:
     ``step_loss`` goes on without.
     """
 
-    generator: NeRF | Pictures
+    generator: NeRF | ImageBatch
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]
     preview: Callable[[], Image]
     evaluations: Callable[[], int] = lambda: 0
     recount: Callable[[int], None] = lambda count: None
-    particle: checkpoints.Learner | None = None
-    pieces: Pieces = field(default_factory=Pieces)
+    lora: checkpoints.Learner | None = None
+    chunks: ChunkSizes = field(default_factory=ChunkSizes)
     release: Callable[[], None] = lambda: None
 
 
@@ -61,7 +61,7 @@ class Progress:
     """How far a run is, over all its sessions.
 
     ``steps`` are finished; ``metrics`` the last logged ones; ``earlier_seconds`` and ``earlier_evaluations`` (of the
-    denoiser) what former sessions took. ``smaller_pieces`` (a :class:`Pieces` as a dictionary, with the step
+    denoiser) what former sessions took. ``smaller_chunks`` (a :class:`ChunkSizes` as a dictionary, with the step
     ``from_step``) tells that this session's memory did not suffice for the configured ones.
     """
 
@@ -69,7 +69,7 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     earlier_evaluations: int = 0
-    smaller_pieces: dict[str, Any] | None = None
+    smaller_chunks: dict[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -99,15 +99,15 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     Raises:
         Diverged: the run cannot recover; the last sound state is saved.
         Interrupted: a signal arrived; the state after the last finished step is saved.
-        torch.OutOfMemoryError: a step does not fit in the smallest pieces; the state after the last finished one is
+        torch.OutOfMemoryError: a step does not fit in the smallest chunks; the state after the last finished one is
             saved.
     """
     settings, generator, optimizer = config.train, task.generator, task.optimizer
     watchdog = Watchdog(_limits(config))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizers = [optimizer, *([] if task.particle is None else [task.particle.optimizer])]
+    optimizers = [optimizer, *([] if task.lora is None else [task.lora.optimizer])]
     on_cpu = config.machine.device == "cpu"
-    pieces = task.pieces
+    chunks = task.chunks
     unread: Tensor | None = None
 
     def save() -> None:
@@ -119,7 +119,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             task.rng,
             record=progress.record(task.evaluations()),
             keep=settings.keep_checkpoints,
-            particle=task.particle,
+            lora=task.lora,
         )
 
     with (
@@ -130,7 +130,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             if stop.signum is not None:
                 save()
                 stop.check()
-            plan = replace(plan_at(settings, step / settings.steps), pieces=pieces)
+            plan = replace(plan_at(settings, step / settings.steps), chunks=chunks)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * plan.learning_rate_factor
 
@@ -144,10 +144,10 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 task.recount(evaluations)
                 save()
                 raise
-            if fitting != pieces:
-                pieces, progress.smaller_pieces = fitting, {"from_step": step + 1, **asdict(fitting)}
+            if fitting != chunks:
+                chunks, progress.smaller_chunks = fitting, {"from_step": step + 1, **asdict(fitting)}
                 display.print(
-                    f"step {step + 1}: out of memory; from here on {pieces}, which gives the same results, uncompiled"
+                    f"step {step + 1}: out of memory; from here on {chunks}, which gives the same results, uncompiled"
                 )
             limit = math.inf if settings.gradient_clip is None else settings.gradient_clip
             norm = metrics["grad_norm_parameters"] = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -155,8 +155,8 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             # Reading a number makes a GPU wait, so that it is done only where it is logged; a CPU has it at hand. A bad
             # gradient never reaches the parameters: they stay sound until it is read.
             log = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
-            if task.particle is not None:
-                norm = torch.maximum(norm, torch.nn.utils.get_total_norm(gradients(task.particle.optimizer)))
+            if task.lora is not None:
+                norm = torch.maximum(norm, torch.nn.utils.get_total_norm(gradients(task.lora.optimizer)))
             unread = norm if unread is None else torch.maximum(unread, norm)
             if not on_cpu:
                 drop_unless_finite(optimizers, norm)
@@ -216,29 +216,29 @@ def renew(task: Task, step: int) -> bool:
     return True
 
 
-def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], Pieces]:
-    """Gives the parameters a step's gradient; returns its metrics, and the pieces that fitted into memory.
+def differentiate(task: Task, plan: StepPlan) -> tuple[dict[str, Tensor], ChunkSizes]:
+    """Gives the parameters a step's gradient; returns its metrics, and the chunks that fitted into memory.
 
-    Where memory runs out the step is begun anew in smaller pieces, with the same random numbers.
+    Where memory runs out the step is begun anew in smaller chunks, with the same random numbers.
 
     Raises:
-        torch.OutOfMemoryError: the smallest pieces do not fit either.
+        torch.OutOfMemoryError: the smallest chunks do not fit either.
     """
     before, evaluations = task.rng.get_state(), task.evaluations()
     while True:
         task.optimizer.zero_grad(set_to_none=True)
         try:
-            return _differentiated(task, plan), plan.pieces
+            return _differentiated(task, plan), plan.chunks
         except torch.OutOfMemoryError as error:
-            smaller = plan.pieces.smaller(plan.views, plan.resolution)
+            smaller = plan.chunks.smaller(plan.views, plan.resolution)
             if smaller is None:
-                error.add_note("in the smallest pieces too")
+                error.add_note("in the smallest chunks too")
                 raise
         # Behind the handler: its exception holds on to the tensors of the step that failed.
-        plan = replace(plan, pieces=smaller)
+        plan = replace(plan, chunks=smaller)
         task.rng.set_state(before)
         task.recount(evaluations)
-        _free(task)  # smaller pieces would have to be compiled anew
+        _free(task)  # smaller chunks would have to be compiled anew
 
 
 def _differentiated(task: Task, plan: StepPlan) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nfsd3d.config.schedules import milestone_at, value_at
 from nfsd3d.config.schema import TrainConfig
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class StepPlan:
     ``progress`` is the fraction of training, in [0, 1). ``views`` square images of ``resolution`` pixels; timesteps
     between the fractions ``t_min`` and ``t_max`` of the model's training steps; probabilities ``lambertian`` (of
     shading with a light), ``textureless`` (of a white surface, among those) and ``random_background`` (of a view before
-    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers. ``pieces`` says
+    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers. ``chunks`` says
     how much of it is computed at once.
     """
 
@@ -32,7 +32,7 @@ class StepPlan:
     random_background: float
     learning_rate_factor: float
     regularizers: dict[str, float]
-    pieces: Pieces = field(default_factory=Pieces)
+    chunks: ChunkSizes = field(default_factory=ChunkSizes)
 
 
 def plan_at(train: TrainConfig, progress: float) -> StepPlan:

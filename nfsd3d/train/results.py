@@ -15,9 +15,9 @@ from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.progress import mesh_progress
 from nfsd3d.export.write import write_meshes
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.train.build import SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
+from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.previews import images_of, write_images
 from nfsd3d.visualize.images import to_uint8, write_png, write_turntable
 from nfsd3d.visualize.report import write_report
@@ -66,7 +66,7 @@ def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_vie
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
-            if isinstance(parts.source, Pictures):
+            if isinstance(parts.source, ImageBatch):
                 written.append(run_dir / "source.png")
                 write_png(written[-1], to_uint8(images_of(parts.source, parts.prior)[0]))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
@@ -94,7 +94,7 @@ def _finish_scene(
             written = write_turntable(
                 generator,
                 run_dir,
-                sheet=viewing_cameras(config, SHEET_VIEWS, size),
+                sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
                 video=viewing_cameras(config, frames, size),
                 radius=radius,
                 on_view=on_view,

@@ -24,7 +24,7 @@ from nfsd3d.train.compilation import compile_prior, release_compiled
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 from nfsd3d.train.loop import Diverged, Progress, Task, train
 from nfsd3d.train.memory.budget import fit_into_memory
-from nfsd3d.train.memory.chunking import configured_pieces
+from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.previews import preview
 from nfsd3d.train.results import finish
@@ -52,8 +52,8 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
 
     def summarize(status: str, reason: str | None = None, **results: Any) -> None:
         record = progress.record(0 if task is None else task.evaluations())
-        if progress.smaller_pieces is not None:
-            results["smaller_pieces"] = progress.smaller_pieces
+        if progress.smaller_chunks is not None:
+            results["smaller_chunks"] = progress.smaller_chunks
         write_summary(
             run_dir,
             config,
@@ -76,10 +76,10 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
                     checkpoints.save_source(run_dir, parts.generator)
                 task = distillation(config, parts)
                 if checkpoint is not None:
-                    checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.particle)
+                    checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.lora)
                 if config.machine.device != "cpu":
-                    task = replace(task, pieces=fit_into_memory(config, parts, task.pieces, say))
-                compile_prior(config, parts, task.pieces, say)
+                    task = replace(task, chunks=fit_into_memory(config, parts, task.chunks, say))
+                compile_prior(config, parts, task.chunks, say)
             write_text(run_dir / "config.yaml", config.to_yaml())
             training, progress.started = True, time.monotonic()
             train(config, run_dir, task, progress, stop, console)
@@ -134,8 +134,8 @@ def distillation(config: Config, parts: Parts) -> Task:
         preview=partial(preview, config, parts.generator, parts.prior),
         evaluations=lambda: parts.prior.evaluations,
         recount=lambda count: setattr(parts.prior, "evaluations", count),
-        particle=parts.distillation.particle,
-        pieces=configured_pieces(config.machine),
+        lora=parts.distillation.lora,
+        chunks=configured_chunks(config.machine),
         release=partial(release_compiled, parts.prior),
     )
 

@@ -12,8 +12,8 @@ from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering
 from nfsd3d.prior.base import Prior
-from nfsd3d.prior.chunked import in_pieces
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.chunked import in_chunks
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
@@ -25,14 +25,14 @@ from nfsd3d.train.rng import fork
 class Distillation:
     """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
 
-    ``guidance_factor`` multiplies s over training; ``particle`` is VSD's second network.
+    ``guidance_factor`` multiplies s over training; ``lora`` is VSD's second network.
     """
 
     method: Method
     guidance_scale: Schedule
     weighting: str
     threshold: int
-    particle: Particle | None = None
+    lora: LoraNetwork | None = None
     guidance_factor: Schedule = 1.0
 
     def scale(self, progress: float) -> float:
@@ -49,7 +49,7 @@ def step_loss(
     plan: StepPlan,
     rng: torch.Generator,
     source: Generator | None = None,
-    step_particle: bool = True,
+    step_lora: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A scalar whose gradient is the step's, and metrics (scalars on the generator's device, no synchronisation).
 
@@ -57,28 +57,28 @@ def step_loss(
     averaged over the views, plus a scene's regularisers. A method that edits needs the ``source``, which is seen as
     ``generator`` is: by the same cameras, before the same background, in the same light, sampled at the same points;
     and the same noise is added. VSD's second network is trained one step on what was rendered; without
-    ``step_particle`` that leaves it with the gradient, and its optimiser's step is the caller's. Every method takes as
-    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise. ``plan.pieces``
+    ``step_lora`` that leaves it with the gradient, and its optimiser's step is the caller's. Every method takes as
+    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise. ``plan.chunks``
     bounds what is computed at once.
 
     Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
     delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
     (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); of a scene also ``opacity`` and ``samples_per_ray``; with
-    VSD ``particle_loss``, the second network's.
+    VSD ``lora_loss``, the second network's.
     """
-    prior = in_pieces(prior, plan.pieces.rows_at_once, plan.pieces.checkpoint_encoder)
+    prior = in_chunks(prior, plan.chunks.unet_batch_size, plan.chunks.checkpoint_encoder)
     # Cameras stay on the CPU, where what follows from them (view words, Perp-Neg's weights) waits for nobody.
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
     look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)
-    look["pixels_at_once"] = plan.pieces.pixels_at_once
+    look["rays_per_chunk"] = plan.chunks.rays_per_chunk
     same_points = rng.clone_state()
     view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
     z = _latent(prior, view)
 
     method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
-    particle = distillation.particle
+    lora = distillation.lora
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
     own = fork(rng)  # the noise, and what only some methods draw
@@ -97,7 +97,7 @@ def step_loss(
         noise=noise,
         threshold=distillation.threshold,
         source=source_z_t,
-        particle=None if particle is None else particle.at(cameras, plan.pieces.rows_at_once),
+        lora=None if lora is None else lora.at(cameras, plan.chunks.unet_batch_size),
         view_weights=bank.view_weights(cameras),
     )
 
@@ -112,9 +112,9 @@ def step_loss(
     if isinstance(view, Rendering):
         loss = loss + penalty(view, plan.regularizers)
         metrics |= {"opacity": view.opacity.detach().mean(), "samples_per_ray": view.samples_per_ray}
-    if particle is not None:
-        metrics["particle_loss"] = particle.learn(
-            z, contexts["plain"], cameras, own, step=step_particle, rows_at_once=plan.pieces.rows_at_once
+    if lora is not None:
+        metrics["lora_loss"] = lora.learn(
+            z, contexts["plain"], cameras, own, step=step_lora, unet_batch_size=plan.chunks.unet_batch_size
         )
     return loss, metrics
 

@@ -44,17 +44,17 @@ def to_uint8(image: Tensor) -> Image:
     return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
-def rgb_picture(rendering: Rendering) -> Image:
+def rgb_image(rendering: Rendering) -> Image:
     """The image of the first view."""
     return to_uint8(rendering.image[0])
 
 
-def opacity_picture(rendering: Rendering) -> Image:
+def opacity_image(rendering: Rendering) -> Image:
     """White where the first view is solid, black where it is empty."""
     return to_uint8(rendering.opacity[0].expand(3, -1, -1))
 
 
-def normal_picture(rendering: Rendering) -> Image:
+def normal_image(rendering: Rendering) -> Image:
     """World normals of the first view as colours (x, y, z of [-1,1] in red, green, blue), on white.
 
     Raises:
@@ -67,7 +67,7 @@ def normal_picture(rendering: Rendering) -> Image:
     return to_uint8((unit + 1) / 2 * opacity + (1 - opacity))
 
 
-def depth_picture(rendering: Rendering, near: float, far: float) -> Image:
+def depth_image(rendering: Rendering, near: float, far: float) -> Image:
     """Depth of the first view: ``near`` white, ``far`` dark grey, empty black."""
     opacity = rendering.opacity[0]
     nearness = ((far - rendering.depth[0]) / (far - near)).clamp(0, 1)
@@ -90,13 +90,13 @@ def square(images: list[Image]) -> Image:
 def preview(generator: Viewable, cameras: Cameras) -> Image:
     """Three rows over ``cameras``: image, opacity, normals."""
     views = list(render_views(generator, cameras, normals=True))
-    return grid([[picture(view) for view in views] for picture in (rgb_picture, opacity_picture, normal_picture)])
+    return grid([[picture(view) for view in views] for picture in (rgb_image, opacity_image, normal_image)])
 
 
 def contact_sheet(generator: Viewable, cameras: Cameras, on_view: Callable[[], None] | None = None) -> Image:
     """Two rows over ``cameras``: image, normals."""
     views = list(render_views(generator, cameras, normals=True, on_view=on_view))
-    return grid([[picture(view) for view in views] for picture in (rgb_picture, normal_picture)])
+    return grid([[picture(view) for view in views] for picture in (rgb_image, normal_image)])
 
 
 def turntable_frames(
@@ -105,8 +105,8 @@ def turntable_frames(
     """Image, depth and normals side by side, one frame per camera; depth is scaled to the sphere of ``radius``."""
     for index, view in enumerate(render_views(generator, cameras, normals=True, on_view=on_view)):
         distance = float(cameras.distance[index])
-        depth = depth_picture(view, max(distance - radius, 0.0), distance + radius)
-        yield grid([[rgb_picture(view), depth, normal_picture(view)]])
+        depth = depth_image(view, max(distance - radius, 0.0), distance + radius)
+        yield grid([[rgb_image(view), depth, normal_image(view)]])
 
 
 def write_turntable(

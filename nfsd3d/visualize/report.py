@@ -106,7 +106,7 @@ def _images(run_dir: Path) -> str:
         for name, path in named.items()
         if path.exists()
     ]
-    return "<h2>Pictures</h2>" + "".join(parts) if parts else ""
+    return "<h2>ImageBatch</h2>" + "".join(parts) if parts else ""
 
 
 def _viewer(mesh: SurfaceMesh | None) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nfsd3d.bench import diffusion_step as bench_prior
-from nfsd3d.bench.baseline import ALPHA, as_peer
+from nfsd3d.bench.baseline import ALPHA, as_baseline
 from nfsd3d.bench.flops import arithmetic, device_tflops
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
@@ -33,7 +33,7 @@ def test_stages_are_the_recipes_resolutions(configure):
     assert bench_prior.at_most(configure(), 12).train.resolution == 12
 
 
-def test_a_method_against_the_same_with_a_peers_choices(configure, narrow):
+def test_a_method_against_the_same_with_a_baseline_choices(configure, narrow):
     config = configure(
         **{
             "train.resolution": [[0.0, 8], [0.25, 16]],
@@ -46,17 +46,17 @@ def test_a_method_against_the_same_with_a_peers_choices(configure, narrow):
     prior = random_prior(narrow, dtype=torch.bfloat16, image_size=64)
     parts = build_parts(config, prior)
     called = []
-    steps = dict(steps=2, peer_steps=1, warmup=1)
+    steps = dict(steps=2, baseline_steps=1, warmup=1)
     comparison = bench_prior.compare(parts, config, narrow, **steps, on_step=lambda: called.append(1))
     assert len(called) == bench_prior.count_steps(config, **steps) == 10
-    assert [t.stage.resolution for t in comparison.ours] == [t.stage.resolution for t in comparison.peer] == [8, 16]
-    assert comparison.ours[1].timing.evaluations == 2 and comparison.peer[1].timing.evaluations == 3
-    assert all(t.timing.evaluations == 3 for t in comparison.peer)
-    for timing in (*comparison.ours, *comparison.peer):
+    assert [t.stage.resolution for t in comparison.ours] == [t.stage.resolution for t in comparison.baseline] == [8, 16]
+    assert comparison.ours[1].timing.evaluations == 2 and comparison.baseline[1].timing.evaluations == 3
+    assert all(t.timing.evaluations == 3 for t in comparison.baseline)
+    for timing in (*comparison.ours, *comparison.baseline):
         assert sum(timing.timing.milliseconds.values()) == pytest.approx(1e3 / timing.timing.steps_per_second)
         assert timing.tflops == pytest.approx(timing.tflop * timing.timing.steps_per_second)
         assert timing.tflop == comparison.counted.step(timing.timing.evaluations, 1)
-    assert {parameter.dtype for parameter in prior.unet.parameters()} == {torch.float32}  # the peer's, on a CPU
+    assert {parameter.dtype for parameter in prior.unet.parameters()} == {torch.float32}  # the baseline's, on a CPU
     assert comparison.device == device_name("cpu")
     for timing in comparison.ours:
         # Nothing is faster than the arithmetic, or the one or the other was measured wrongly.
@@ -76,25 +76,25 @@ def test_a_method_against_the_same_with_a_peers_choices(configure, narrow):
     assert "TFLOP" in bench_command.comparison_text(comparison)
 
 
-def test_the_peer_prunes_samples_that_nobody_sees_and_decodes_for_nothing(configure, narrow, monkeypatch):
+def test_the_baseline_prunes_samples_that_nobody_sees_and_decodes_for_nothing(configure, narrow, monkeypatch):
     config = configure(**{"generator.density_blob_scale": 30.0})
     parts = build_parts(config, random_prior(narrow, image_size=64))
     rays, nerf = bench_prior_rays(config), parts.generator
     nerf.update(0, torch.Generator())
     every = nerf.sample(rays, None)
-    peer = as_peer(parts, torch.float32)
+    baseline = as_baseline(parts, torch.float32)
     decoded, decode = [], parts.prior.__class__.decode
     monkeypatch.setattr(parts.prior.__class__, "decode", lambda self, z: decoded.append(1) or decode(self, z))
-    kept = peer.generator.sample(rays, None)
+    kept = baseline.generator.sample(rays, None)
     assert 0 < len(kept.ray_indices) < len(every.ray_indices)
     density = nerf.field.density(kept.positions(rays))
     assert nerf.occupancy.density.mean() > nerf.occupancy.density_threshold, "not foggy, where more would be kept"
     assert (1 - torch.exp(-density * (kept.t_ends - kept.t_starts)) >= ALPHA - 1e-6).all()
     assert torch.equal(torch.bincount(kept.ray_indices, minlength=kept.n_rays), kept.offsets.diff())
     image = torch.rand(1, 3, 64, 64, requires_grad=True)
-    torch.testing.assert_close(peer.prior.encode(image), parts.prior.encode(image))
+    torch.testing.assert_close(baseline.prior.encode(image), parts.prior.encode(image))
     assert decoded == [1]
-    method = peer.distillation.method
+    method = baseline.distillation.method
     assert method.rows("neg", torch.tensor([0]), 200).tolist() == [0]
 
 
@@ -106,7 +106,7 @@ def test_a_device_is_as_fast_as_it_multiplies():
 def test_a_model_of_other_networks_is_an_input_error(configure, narrow):
     parts = build_parts(configure(), StableDiffusionPrior.load(EMBEDDED))
     with pytest.raises(InputError, match=r"--prior sd21: its UNet2DConditionModel has [\d,]+ parameters"):
-        bench_prior.compare(parts, configure(), narrow, steps=1, peer_steps=1, warmup=0)
+        bench_prior.compare(parts, configure(), narrow, steps=1, baseline_steps=1, warmup=0)
 
 
 def bench_prior_rays(config):
@@ -123,7 +123,7 @@ def test_the_command_measures_random_weights(narrow, tmp_path, capsys):
         "generator.encoding.levels=2",
         "generator.occupancy_resolution=8",
         "train.resolution=[[0.0,16],[0.5,24]]",
-        "machine.pixels_at_once=256",
+        "machine.rays_per_chunk=256",
         "machine.precision=float32",
     ]
     arguments = ["--prior", "sd21", "--weights", "random", "--resolution", "64", "--steps", "1", "--method", "sds"]
@@ -139,9 +139,9 @@ def test_the_command_measures_random_weights(narrow, tmp_path, capsys):
     assert record["method"] == "sds" and len(record["ours"]) == 2
     assert record["speedups"] == [
         pytest.approx(a["timing"]["steps_per_second"] / b["timing"]["steps_per_second"])
-        for a, b in zip(record["ours"], record["peer"], strict=True)
+        for a, b in zip(record["ours"], record["baseline"], strict=True)
     ]
-    assert "the peer's" in capsys.readouterr().out
+    assert "the baseline's" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import nfsd3d
 from nfsd3d.api import load_run
 from nfsd3d.cli.main import main
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_scene import score_run, summarize
 
 SMALL = {
@@ -36,7 +36,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 def test_a_run_is_scored_with_its_costs(run_dir):
-    score = score_run(load_run(run_dir), Judge.load())
+    score = score_run(load_run(run_dir), Classifier.load())
     assert score.prompt == "a purple snowman" and score.method == "nfsd" and score.steps == 3
     assert 0 <= score.iou <= 1 and 0.2 < score.ellipsoid_iou < 0.9
     assert score.view_error_deg is not None and 0 <= score.view_error_deg <= 180
@@ -51,19 +51,19 @@ def test_a_run_is_scored_with_its_costs(run_dir):
 def test_a_run_that_started_from_another_is_compared_with_it(run_dir, tmp_path):
     import shutil
 
-    judge, edited = Judge.load(), tmp_path / "edited"
+    classifier, edited = Classifier.load(), tmp_path / "edited"
     shutil.copytree(run_dir, edited)
     for source, expected in ((run_dir, 1.0), (tmp_path / "gone", None)):
         config = (run_dir / "config.yaml").read_text().replace("source_run: null", f"source_run: {source}")
         (edited / "config.yaml").write_text(config)
-        score = score_run(load_run(edited), judge, mesh=False)
+        score = score_run(load_run(edited), classifier, mesh=False)
         assert score.source_iou == expected and score.mesh_iou is None
 
 
 def test_the_command_prints_tables_beside_the_calibration_and_writes_json(run_dir, tmp_path, capsys):
     assert main(["evaluate", str(run_dir), "--json", str(tmp_path / "s.json"), "--sheet", str(tmp_path / "s.png")]) == 0
     printed = capsys.readouterr().out
-    assert "| nfsd | 1 |" in printed and "unseen true renders" in printed and "--ceiling" in printed
+    assert "| nfsd | 1 |" in printed and "unseen true renders" in printed and "--oracle-fit" in printed
     content = json.loads((tmp_path / "s.json").read_text())
     assert content["runs"][str(run_dir)]["prompt"] == "a purple snowman"
     assert set(content) == {"runs", "rows", "calibration"}

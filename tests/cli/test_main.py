@@ -67,9 +67,9 @@ def runs(monkeypatch) -> list:
         (run_dir / "summary.json").write_text(json.dumps(summary))
         return run_dir
 
-    session = types.ModuleType("nfsd3d.train.run")
-    session.run = run
-    monkeypatch.setitem(sys.modules, "nfsd3d.train.run", session)
+    module = types.ModuleType("nfsd3d.train.run")
+    module.train_and_export = run
+    monkeypatch.setitem(sys.modules, "nfsd3d.train.run", module)
     return asked
 
 
@@ -134,7 +134,7 @@ def test_bad_input_is_told_before_anything_slow_is_imported(elsewhere, model):
         "import json, sys\n"
         "from pathlib import Path\n"
         "from nfsd3d.cli.main import main\n"
-        "from nfsd3d.prior import resolve\n"
+        "from nfsd3d.prior.files import resolve\n"
         f"resolve.EMBEDDED = Path({str(model)!r})\n"
         f"codes = [main(arguments) for arguments in {commands!r}]\n"
         "slow = {'torch', 'diffusers', 'transformers', 'numba', 'numpy'} & set(sys.modules)\n"

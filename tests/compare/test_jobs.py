@@ -19,7 +19,7 @@ from nfsd3d.compare.suite import load_suite, overrides_of
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.prior import schedule
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
@@ -50,7 +50,7 @@ def tier(tmp_path):
 
 
 def trials(path, **options):
-    return trials_of(load_suite(path), "small", ceiling=options.pop("ceiling", False))
+    return trials_of(load_suite(path), "small", oracle_fit=options.pop("oracle_fit", False))
 
 
 def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
@@ -71,11 +71,11 @@ def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
     assert first[4].config == compose("nfsd_2d", ["prompt=a purple snowman", "seed=0", *settings])
 
 
-def test_scenes_may_have_a_ceiling_that_does_not_depend_on_the_prior(tier):
+def test_scenes_may_have_a_oracle_fit_that_does_not_depend_on_the_prior(tier):
     path = tier(config="nfsd", rows={"NFSD": {}, "SDS": {"distill": "sds"}}, seeds=[0, 1])
-    found = trials(path, ceiling=True)
-    (ceiling,) = {(t.recipe, t.prior) for t in found if t.kind == "ceiling"}
-    assert ceiling[1] == "" and sum(t.kind == "ceiling" for t in found) == len(TIER["prompts"])
+    found = trials(path, oracle_fit=True)
+    (oracle_fit,) = {(t.recipe, t.prior) for t in found if t.kind == "oracle_fit"}
+    assert oracle_fit[1] == "" and sum(t.kind == "oracle_fit" for t in found) == len(TIER["prompts"])
     assert not any(t.config.export.mesh or t.config.export.turntable for t in found)
 
 
@@ -88,7 +88,7 @@ def test_only_what_decides_a_result_counts_in_its_recipe():
     assert records.recipe_of(config, "samples", s=3) == records.recipe_of(other, "samples", s=3)
     sds = compose("sds", ["prompt=a blue sphere"])
     assert records.recipe_of(config, "run") != records.recipe_of(sds, "run")
-    assert records.recipe_of(config, "ceiling") == records.recipe_of(sds, "ceiling")
+    assert records.recipe_of(config, "oracle_fit") == records.recipe_of(sds, "oracle_fit")
 
 
 def test_a_newer_setting_that_changes_nothing_leaves_a_recipe_as_it_was(monkeypatch):
@@ -143,7 +143,7 @@ def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, mon
 
     # A job done again in this process gives the same numbers.
     trial = next(trial for trial in trials(path) if trial.row == "NFSD" and not trial.equal)
-    again = perform(trial, tmp_path / "again", tmp_path / "again", Judge.load(), keep=True)
+    again = perform(trial, tmp_path / "again", tmp_path / "again", Classifier.load(), keep=True)
     assert again.score == nfsd.score and again.key == nfsd.key
     assert list((tmp_path / "again/runs").rglob("*.safetensors"))
 

@@ -18,7 +18,15 @@ from nfsd3d.compare.report import margin as margin_of
 
 def record(row, prompt, seed=0, margin=1.0, **more):
     score = {"margin": margin, "object": 1.0, "color": 1.0, "pattern": 0.0, "retrieved": 1.0}
-    values = {"tier": "t", "kind": "run", "equal": False, "recipe": "r", "prior": "p", "judge": "j", "settings": {}}
+    values = {
+        "tier": "t",
+        "kind": "run",
+        "equal": False,
+        "recipe": "r",
+        "prior": "p",
+        "classifier": "j",
+        "settings": {},
+    }
     values |= {"steps": 600, "status": "done", "score": score | more.pop("score", {}), "evaluations": 4800}
     values |= {"seconds": 100.0, "cpu_seconds": 99.0, "image": None, "revision": None}
     return Record(row=row, prompt=prompt, seed=seed, **{**values, **more})

@@ -18,7 +18,7 @@ seeds: [0, 1]
 rows:
   NFSD: {}
   SDS, s = 100: {distill: sds, distill.guidance_scale: 100, train.t_max: [[0.0, 0.9]]}
-ceiling: true
+oracle_fit: true
 """
 
 
@@ -26,7 +26,7 @@ def test_every_row_prompt_and_seed_is_one_run(tmp_path):
     path = tmp_path / "methods.yaml"
     path.write_text(TEXT)
     suite = load_suite(path)
-    assert suite.ceiling and suite.seeds == (0, 1)
+    assert suite.oracle_fit and suite.seeds == (0, 1)
     jobs = jobs_of(suite, tmp_path / "out")
     assert len(jobs) == len({job.run_dir for job in jobs}) == 8
     last = jobs[-1]

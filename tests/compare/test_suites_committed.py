@@ -39,5 +39,5 @@ def test_the_committed_results_are_those_of_todays_recipes_and_weights(monkeypat
     done = {record.key for record in records}
     for tier in ("core", "2d"):
         suite = load_suite(next(path for path in SUITES if path.stem == f"tier-{tier}"))
-        trials = trials_of(replace(suite, prompts=suite.prompts[:1], seeds=(0,)), tier, ceiling=False)
+        trials = trials_of(replace(suite, prompts=suite.prompts[:1], seeds=(0,)), tier, oracle_fit=False)
         assert [trial.row for trial in trials if trial.key not in done] == []

@@ -88,12 +88,12 @@ def test_the_lowmem_experiment_differs_in_the_machine_alone(prior, generator):
     choices = ["prompt=x", "machine=cpu", f"prior={prior}", f"generator={generator}"]
     full, low = compose("nfsd", choices), compose("lowmem", choices)
     machine = low.machine
-    assert machine.checkpoint_encoder and machine.rows_at_once == 1 and machine.pixels_at_once < 512**2
+    assert machine.checkpoint_encoder and machine.unet_batch_size == 1 and machine.rays_per_chunk < 512**2
     assert low.replace(machine=full.machine.model_dump()) == full
-    assert full.machine.pixels_at_once is full.machine.rows_at_once is None and not full.machine.checkpoint_encoder
+    assert full.machine.rays_per_chunk is full.machine.unet_batch_size is None and not full.machine.checkpoint_encoder
 
 
-def test_a_run_from_before_the_pieces_reads_as_undivided(config):
+def test_a_run_from_before_the_chunks_reads_as_undivided(config):
     values = config.to_dict()
     values["machine"] = {name: values["machine"][name] for name in ("name", "device", "precision")}
     assert Config.from_dict(values) == config
@@ -103,7 +103,7 @@ def test_a_run_from_before_the_pieces_reads_as_undivided(config):
 @pytest.mark.parametrize("generator", ["latent", "image"])
 def test_pictures_have_recipes_of_their_own(generator, prior):
     config = compose("sds", ["prompt=x", f"generator={generator}", f"prior={prior}"])
-    assert config.makes_pictures and config.generator.type == generator
+    assert config.makes_images and config.generator.type == generator
     assert config.train.learning_rate.given().keys() == {generator}
     assert config.train.resolution == {"shapes": 64, "sd21-768": 768}.get(prior, 512)
     assert not config.prompts.view_dependent and not config.export.mesh and not config.export.turntable
@@ -122,7 +122,7 @@ def test_runs_that_are_older_than_a_setting_load(config):
     values = config.to_dict()
     newer = {
         "prior": ("layout", "vae"),
-        "machine": ("pixels_at_once", "rows_at_once", "checkpoint_encoder", "memory_gb"),
+        "machine": ("rays_per_chunk", "unet_batch_size", "checkpoint_encoder", "memory_gb"),
         "distill": ("guidance_factor",),
     }
     for group, names in newer.items():
@@ -267,10 +267,10 @@ def test_the_whole_value_is_one_prompt_and_config_yaml_keeps_it(prompt, tmp_path
 
 
 def test_random_prompts_survive_quoting_and_yaml(config, tmp_path):
-    pieces = [*"\"'\\,=[]{}():; a~+$#%@\n\té雪🍄\x01\x85\u2028", "${", "null", "1e3", "???", "\\${", "\ufeff"]
+    chunks = [*"\"'\\,=[]{}():; a~+$#%@\n\té雪🍄\x01\x85\u2028", "${", "null", "1e3", "???", "\\${", "\ufeff"]
     choice = random.Random(0)
     for _ in range(60):
-        prompt = "".join(choice.choices(pieces, k=choice.randint(1, 9)))
+        prompt = "".join(choice.choices(chunks, k=choice.randint(1, 9)))
         if not prompt.strip() or prompt == "???":
             continue
         assert _resolved(parse_override(quote(f"prompt={prompt}")).value()) == prompt

@@ -279,10 +279,7 @@ def test_masks_of_composites_are_exact():
 def test_maps_show_where_and_which_way():
     direction = torch.zeros(4, 2, 2)
     direction[0, 0, 1] = -3.0
-    assert (
-        plots.heat(direction)[:, 0, 1].eq(1).all()
-        and plots.heat(direction).sum() == 3
-    )
+    assert plots.heat(direction)[:, 0, 1].eq(1).all() and plots.heat(direction).sum() == 3
     colours = plots.colours(direction, scale=1.0)
     assert colours[0, 0, 1] == 0 and colours[0, 1, 1] == 0.5
 
@@ -311,7 +308,7 @@ def test_the_command_measures_the_condition_direction_of_the_shipped_prior(tmp_p
 
 
 def test_every_figure_works_on_a_file_with_any_model(tmp_path, monkeypatch):
-    """Without ground truth there are no masks of objects, no judge and no half-trained scenes."""
+    """Without ground truth there are no masks of objects, no classifier and no half-trained scenes."""
     monkeypatch.setattr(study, "LORA_STAGES", (0, 15))
     picture = (np.random.default_rng(0).random((40, 50, 3)) * 255).astype(np.uint8)
     imageio.imwrite(tmp_path / "x.png", picture)

@@ -102,7 +102,7 @@ def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER, steps=4
             noise=noise,
             threshold=threshold,
             source=prior.schedule.add_noise(origin.expand(views, -1, -1, -1), noise, t),
-            particle=KnowsTheRenders(prior.schedule, z.detach()),
+            lora=KnowsTheRenders(prior.schedule, z.detach()),
         )
         w = weight("sigma2", prior.schedule.alpha_bar(t), batch)
         optimiser.zero_grad()
@@ -135,7 +135,7 @@ def test_vsd_is_at_rest_where_the_renders_are_what_the_prompt_means():
     prior, t = make_prior(), torch.tensor([50, 300, 800])
     z_t = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = contexts(prior, 3)
-    options = {"noise": z_t, "threshold": 200, "particle": prior}
+    options = {"noise": z_t, "threshold": 200, "lora": prior}
     at_rest = predict_noise(prior, z_t, t, given, METHODS["vsd"], **options)
     assert METHODS["vsd"].function(at_rest, 1.0).abs().max() < 1e-12
     given["plain"] = prior.embed(["mostly"]).expand(3, -1, -1)

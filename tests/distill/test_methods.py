@@ -54,7 +54,7 @@ def predictions(t, threshold=200, seed=0):
 
 def predicted(method, z_t, times, denoiser=None, noise=None, **options):
     """The predictions of a method that gets whatever it may need."""
-    options = {"source": z_t.flip(0), "particle": Denoiser(), **options}
+    options = {"source": z_t.flip(0), "lora": Denoiser(), **options}
     return predict_noise(
         denoiser or Denoiser(),
         z_t,
@@ -107,18 +107,18 @@ def test_nfsd_coefficients_sum_to_zero_above_the_threshold_and_to_one_below():
 
 def test_vsd_is_the_guided_prediction_minus_the_second_networks():
     p = predictions([10, 500])
-    torch.testing.assert_close(vsd(p, 7.5), 7.5 * p.cond - 6.5 * p.uncond - p.particle)
-    torch.testing.assert_close(vsd(p, 1.0), p.cond - p.particle)
+    torch.testing.assert_close(vsd(p, 7.5), 7.5 * p.cond - 6.5 * p.uncond - p.lora)
+    torch.testing.assert_close(vsd(p, 1.0), p.cond - p.lora)
 
 
 def test_vsd_with_an_untrained_network_on_the_same_prompt_is_the_condition_direction():
     p = predictions([10, 500])
-    torch.testing.assert_close(vsd(replace(p, particle=p.cond), 7.5), 6.5 * (p.cond - p.uncond))
+    torch.testing.assert_close(vsd(replace(p, lora=p.cond), 7.5), 6.5 * (p.cond - p.uncond))
 
 
 def test_vsd_with_a_network_that_knows_the_noise_is_sds():
     p = predictions([10, 500])
-    assert torch.equal(vsd(replace(p, particle=p.noise), 7.5), sds(p, 7.5))
+    assert torch.equal(vsd(replace(p, lora=p.noise), 7.5), sds(p, 7.5))
 
 
 def test_dds_is_the_difference_of_two_guided_predictions():
@@ -208,7 +208,7 @@ COSTS = {"sds": 8, "csd": 8, "nfsd": 10, "vsd": 12, "dds": 16, "ism": 8, "sdi": 
 def test_one_call_of_each_network_evaluates_exactly_the_rows_that_are_needed(name):
     teacher, second, times = Denoiser(), Denoiser(), [10, 199, 200, 900]
     z_t, noise = latents(4), latents(4, 1)
-    p = predicted(METHODS[name], z_t, times, teacher, noise=noise, particle=second)
+    p = predicted(METHODS[name], z_t, times, teacher, noise=noise, lora=second)
     assert len(teacher.calls) == 1 and len(second.calls) == (name == "vsd")
     assert sum(len(called) for called, _ in teacher.calls + second.calls) == COSTS[name]
     called_times, called_contexts = teacher.calls[0]
@@ -265,7 +265,7 @@ def test_a_missing_context_is_an_error():
         )
 
 
-@pytest.mark.parametrize(("name", "missing"), [("dds", "source"), ("vsd", "particle")])
+@pytest.mark.parametrize(("name", "missing"), [("dds", "source"), ("vsd", "lora")])
 def test_a_missing_source_or_second_network_is_an_error(name, missing):
     with pytest.raises(ValueError, match=f"needs a {missing}"):
         predicted(METHODS[name], latents(1), [500], **{missing: None})
@@ -273,7 +273,7 @@ def test_a_missing_source_or_second_network_is_an_error(name, missing):
 
 def test_what_methods_need_is_in_their_rows():
     assert {name for name, method in METHODS.items() if method.needs_source} == {"dds"}
-    assert {name for name, method in METHODS.items() if method.needs_particle} == {"vsd"}
+    assert {name for name, method in METHODS.items() if method.needs_lora} == {"vsd"}
     assert METHODS["dds"].all_prompts == {"cond", "uncond", "source_cond"}
     assert METHODS["bridge"].all_prompts == {"cond", "uncond", "better", "worse"}
 

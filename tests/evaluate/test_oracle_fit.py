@@ -1,4 +1,4 @@
-"""The ceiling: a NeRF fitted to true views becomes what they show, in a run directory like any other."""
+"""The oracle_fit: a NeRF fitted to true views becomes what they show, in a run directory like any other."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.evaluate import oracle_fit
-from nfsd3d.evaluate.oracle_fit import fit_ceiling, photometric_loss, render_batches
+from nfsd3d.evaluate.oracle_fit import fit_oracle, photometric_loss, render_batches
 from nfsd3d.runs.checkpoints import list_checkpoints
 from nfsd3d.shapes.world.grammar import parse_prompt
 from nfsd3d.shapes.world.render import render_views
@@ -59,8 +59,8 @@ def fits(tmp_path_factory, console):
     """Runs fitted to two compositions, by their prompts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle_fit, "TRUE_VIEWS", 32)
-        folder = tmp_path_factory.mktemp("ceilings")
-        return {p: load_run(fit_ceiling(small(p), folder / p.replace(" ", "-"), console)) for p in (CUBE, MUG)}
+        folder = tmp_path_factory.mktemp("oracle_fits")
+        return {p: load_run(fit_oracle(small(p), folder / p.replace(" ", "-"), console)) for p in (CUBE, MUG)}
 
 
 def psnr(generator, prompt):
@@ -86,7 +86,7 @@ def test_a_fit_is_a_run(fits, tmp_path):
     assert run.step == 50 and run.config.prompt == CUBE
     summary = run.summary
     assert (summary["status"], summary["steps"], summary["steps_planned"]) == ("done", 50, 50)
-    assert (summary["method"], summary["prior"], summary["guidance_scale"]) == ("ceiling", None, None)
+    assert (summary["method"], summary["prior"], summary["guidance_scale"]) == ("oracle_fit", None, None)
     assert summary["network_evaluations"] == 0 and summary["seconds"] > 0
     assert summary["final_metrics"]["psnr"] == run.metrics[-1]["psnr"] > run.metrics[0]["psnr"]
     assert run.views(n=2, size=16).shape == (2, 16, 16, 3)
@@ -96,14 +96,14 @@ def test_a_fit_is_a_run(fits, tmp_path):
 def test_distillation_does_not_go_on_from_a_fit(fits, console):
     run = fits[CUBE]
     before = json.dumps(run.summary)
-    with pytest.raises(InputError, match=r"method=ceiling.*cannot be resumed"):
+    with pytest.raises(InputError, match=r"method=oracle_fit.*cannot be resumed"):
         train_and_export(run.config, resume=run.directory, console=console)
     assert json.dumps(run.summary) == before
 
 
 def test_the_same_seed_gives_the_same_fit(tmp_path, console):
     states = [
-        load_run(fit_ceiling(small(CUBE, 3, f"seed={seed}"), tmp_path / name, console)).generator.state_dict()
+        load_run(fit_oracle(small(CUBE, 3, f"seed={seed}"), tmp_path / name, console)).generator.state_dict()
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert all(states[0][name].equal(states[1][name]) for name in states[0])
@@ -129,7 +129,7 @@ def test_true_views_are_unlit_and_stand_before_any_colour(console, rng):
 
 def test_the_views_follow_the_resolution_of_the_plan(tmp_path, console):
     config = small(CUBE, 4, "train.resolution=[[0.0, 16], [0.5, 24]]", "train.log_every=1")
-    run = load_run(fit_ceiling(config, tmp_path / "run", console))
+    run = load_run(fit_oracle(config, tmp_path / "run", console))
     assert [line["resolution"] for line in run.metrics] == [16, 16, 24, 24]
 
 
@@ -154,19 +154,19 @@ def test_the_loss_is_half_the_squared_error_and_the_regularisers(console, rng):
 @pytest.mark.parametrize("prompt", ["a corgi", "a mauve cube", "a red and red dotted cube"])
 def test_another_prompt_is_refused_before_anything_is_made(tmp_path, prompt, console):
     with pytest.raises(InputError, match=r'no canonical prompt.*"a purple house"'):
-        fit_ceiling(small(prompt), tmp_path / "run", console)
+        fit_oracle(small(prompt), tmp_path / "run", console)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_used_directory_is_refused(fits, console):
     with pytest.raises(InputError, match="already used"):
-        fit_ceiling(small(CUBE), fits[CUBE].directory, console)
+        fit_oracle(small(CUBE), fits[CUBE].directory, console)
 
 
 def test_a_fit_that_diverges_is_an_error_and_no_run(tmp_path, console):
     config = small(CUBE, 8, "train.diverged={after: 0.0, window: 2, opacity_below: 0.99, opacity_above: 1.0}")
     with pytest.raises(RunFailed, match=r"diverged: the scene is empty"):
-        fit_ceiling(config, tmp_path / "run", console)
+        fit_oracle(config, tmp_path / "run", console)
     with pytest.raises(InputError, match="not a run directory"):
         load_run(tmp_path / "run")
 
@@ -180,7 +180,7 @@ def test_an_interrupted_fit_is_no_run(tmp_path, console, monkeypatch):
 
     monkeypatch.setattr(oracle_fit, "photometric_loss", signalling)
     with pytest.raises(Interrupted):
-        fit_ceiling(small(CUBE, 5), tmp_path / "run", console)
+        fit_oracle(small(CUBE, 5), tmp_path / "run", console)
     assert list_checkpoints(tmp_path / "run" / "checkpoints")  # for a look, not for going on
     with pytest.raises(InputError, match="not a run directory"):
         load_run(tmp_path / "run")

@@ -7,7 +7,7 @@ import pytest
 
 import nfsd3d
 from nfsd3d.cli.main import main
-from nfsd3d.evaluate.classifier.model import Judge
+from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_images import score_images
 
 
@@ -21,7 +21,7 @@ def run_dir(tmp_path_factory) -> Path:
 
 
 def test_every_picture_is_judged(run_dir):
-    score = score_images(nfsd3d.load_run(run_dir), Judge.load())
+    score = score_images(nfsd3d.load_run(run_dir), Classifier.load())
     assert (score.prompt, score.method, score.images) == ("a purple snowman", "nfsd", 3)
     assert all(share * 3 in (0, 1, 2, 3) for share in (score.object, score.color, score.pattern, score.retrieved))
     assert score.evaluations == 18 and score.seconds > 0 and score.memory_mb > 100
@@ -38,8 +38,8 @@ def test_the_command_prints_shares_and_no_geometry(run_dir, tmp_path, capsys):
 
 
 def test_what_pictures_cannot_be_measured_by(run_dir, tmp_path, capsys):
-    assert main(["evaluate", str(run_dir), "--ceiling"]) == 2
-    assert "--ceiling: fits a NeRF" in capsys.readouterr().err
+    assert main(["evaluate", str(run_dir), "--oracle-fit"]) == 2
+    assert "--oracle-fit: fits a NeRF" in capsys.readouterr().err
     scene = nfsd3d.config.compose.compose("nfsd", ["prompt=a red cube", "machine=cpu", "prior=shapes"])
     (tmp_path / "config.yaml").write_text(scene.to_yaml())
     assert main(["evaluate", str(run_dir), str(tmp_path)]) == 2

@@ -5,13 +5,13 @@ import torch
 
 from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Images, Latents, Rendering
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("latent", (3, 4, 8, 8)), ("image", (3, 3, 16, 16))])
 def test_every_camera_sees_its_own_picture(kind, shape, rng):
     initial = torch.rand(shape, generator=rng)
-    pictures = Pictures(kind, initial)
+    pictures = ImageBatch(kind, initial)
     seen = pictures.render(orbit(3, 99), rng, background=torch.zeros(3, 3), shading="lambertian", normals=True)
     assert not isinstance(seen, Rendering)  # neither opacity nor depth
     values = seen.latent if isinstance(seen, Latents) else seen.image
@@ -26,13 +26,13 @@ def test_every_camera_sees_its_own_picture(kind, shape, rng):
 def test_pixels_are_brought_back_into_their_range_and_latents_are_not(rng):
     outside = torch.tensor([-0.5, 0.25, 1.5]).reshape(1, 3, 1, 1)
     for kind, expected in (("image", [0, 0.25, 1]), ("latent", [-0.5, 0.25, 1.5])):
-        pictures = Pictures(kind, outside)
+        pictures = ImageBatch(kind, outside)
         pictures.update(0, rng)
         assert pictures.values.flatten().tolist() == expected
 
 
 def test_the_state_is_the_pictures(rng):
-    source, copy = (Pictures("image", torch.rand(2, 3, 4, 4, generator=rng)) for _ in range(2))
+    source, copy = (ImageBatch("image", torch.rand(2, 3, 4, 4, generator=rng)) for _ in range(2))
     copy.load_state_dict(source.state_dict())
     shown = copy.show()
     assert isinstance(shown, Images) and torch.equal(shown.image, source.values) and copy.device.type == "cpu"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit
-from nfsd3d.prior.chunked import PiecewisePrior, in_pieces, parts
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, parts
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 
@@ -20,18 +20,18 @@ def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monke
     z, t = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device), torch.tensor([10, 500, 900])
     context = prior.embed(["a red cube", "dull", ""])
     expected = prior.encode(image), prior.decode(z), prior.predict_eps(z, t, context)
-    pieces = in_pieces(prior, 2, False)
+    chunks = in_chunks(prior, 2, False)
     counted, evaluate = [], prior.denoise
     monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: counted.append(len(z_t)) or evaluate(z_t, *rest))
-    results = pieces.encode(image), pieces.decode(z), pieces.predict_eps(z, t, context)
+    results = chunks.encode(image), chunks.decode(z), chunks.predict_eps(z, t, context)
     for result, value in zip(results, expected, strict=True):
         torch.testing.assert_close(result, value, rtol=1e-4, atol=1e-4)
-    assert counted == [2, 1] and pieces.evaluations == prior.evaluations == 6
+    assert counted == [2, 1] and chunks.evaluations == prior.evaluations == 6
 
 
 def test_nothing_to_split_is_the_prior_itself(prior):
-    assert in_pieces(prior, None, False) is prior
-    assert isinstance(in_pieces(prior, None, True), PiecewisePrior)
+    assert in_chunks(prior, None, False) is prior
+    assert isinstance(in_chunks(prior, None, True), ChunkedPrior)
     assert parts(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert parts(2, None) == parts(2, 7) == [slice(0, 2)]
 
@@ -55,7 +55,7 @@ def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
     for checkpoint in (False, True, False):
         image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(prior.device)
         image.requires_grad_()
-        z, kept = kept_for_backward(lambda image=image, c=checkpoint: in_pieces(prior, None, c).encode(image))
+        z, kept = kept_for_backward(lambda image=image, c=checkpoint: in_chunks(prior, None, c).encode(image))
         z.square().sum().backward()
         gradients.append(image.grad)
         sizes.append(kept)
@@ -68,15 +68,15 @@ def test_a_second_network_learns_the_same_in_parts(prior):
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device)
     context, cameras = prior.embed(["a red cube"] * 3), orbit(3, 8)
-    particle = Particle(prior, rank=2, learning_rate=1e-3, camera_dropout=0.0, seed=0)
+    lora = LoraNetwork(prior, rank=2, learning_rate=1e-3, camera_dropout=0.0, seed=0)
     losses, gradients = [], []
     for rows in (None, 2):
         again = torch.Generator().manual_seed(1)
-        losses.append(particle.learn(z, context, cameras, again, step=False, rows_at_once=rows))
-        gradients.append([p.grad.clone() for group in particle.optimizer.param_groups for p in group["params"]])
+        losses.append(lora.learn(z, context, cameras, again, step=False, unet_batch_size=rows))
+        gradients.append([p.grad.clone() for group in lora.optimizer.param_groups for p in group["params"]])
     torch.testing.assert_close(losses[1], losses[0])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-    assert all(float(value.abs().max()) == 0 for name, value in particle.state_dict().items() if "lora_B" in name)
-    eps = [particle.at(cameras, rows).predict_eps(z, torch.tensor([5, 50, 500]), context) for rows in (None, 1)]
+    assert all(float(value.abs().max()) == 0 for name, value in lora.state_dict().items() if "lora_B" in name)
+    eps = [lora.at(cameras, rows).predict_eps(z, torch.tensor([5, 50, 500]), context) for rows in (None, 1)]
     torch.testing.assert_close(eps[1], eps[0], rtol=1e-4, atol=1e-4)

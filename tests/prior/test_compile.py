@@ -6,7 +6,7 @@ import torch
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.prompts import PromptBank
@@ -81,11 +81,11 @@ def test_inversions_work_with_a_compiled_unet(model_folder, name):
 
 def test_vsds_second_network_works_beside_a_compiled_encoder(model_folder):
     prior = StableDiffusionPrior.load(model_folder("tiny"))
-    particle = Particle(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
+    lora = LoraNetwork(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
     z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])
     context, cameras = prior.embed(["a red cube"] * 2), orbit(2, 8)
     base = prior.predict_eps(z, t, context)
     prior.compile(row_unit=2, unet=False, backend="eager")
-    particle.learn(z, context, cameras, torch.Generator().manual_seed(2))
+    lora.learn(z, context, cameras, torch.Generator().manual_seed(2))
     assert torch.equal(prior.predict_eps(z, t, context), base)
-    assert not torch.equal(particle.at(cameras).predict_eps(z, t, context), base)
+    assert not torch.equal(lora.at(cameras).predict_eps(z, t, context), base)

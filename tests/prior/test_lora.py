@@ -8,7 +8,7 @@ import torch
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 
@@ -23,7 +23,7 @@ def prior(request, model_folder, device):
 
 def make(prior, **options):
     options = {"rank": 4, "learning_rate": 1e-2, "camera_dropout": 0.1, "seed": 0, **options}
-    return Particle(prior, **options)
+    return LoraNetwork(prior, **options)
 
 
 def batch(prior, seed=0):
@@ -32,20 +32,20 @@ def batch(prior, seed=0):
     return z, prior.embed(["a red cube"]).expand(3, -1, -1)
 
 
-def train(particle, z, context, steps, seed=0):
+def train(lora, z, context, steps, seed=0):
     rng = torch.Generator().manual_seed(seed)
-    return [float(particle.learn(z, context, CAMERAS, rng)) for _ in range(steps)]
+    return [float(lora.learn(z, context, CAMERAS, rng)) for _ in range(steps)]
 
 
 def test_the_teacher_stays_what_it_was_bit_by_bit(prior):
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
     weights = {name: value.clone() for name, value in prior.unet.state_dict().items()}
-    particle = make(prior)
+    lora = make(prior)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
-    train(particle, z, context, 10)
+    train(lora, z, context, 10)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
-    assert not torch.equal(particle.at(CAMERAS).predict_eps(z, TIMES, context), before)
+    assert not torch.equal(lora.at(CAMERAS).predict_eps(z, TIMES, context), before)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
     now = {name.replace(".base_layer", ""): value for name, value in prior.unet.state_dict().items()}
     assert all(torch.equal(now[name], value) for name, value in weights.items())
@@ -68,7 +68,7 @@ def test_vsd_with_an_untrained_network_is_the_condition_direction(prior):
         METHODS["vsd"],
         noise=z,
         threshold=200,
-        particle=make(prior).at(CAMERAS),
+        lora=make(prior).at(CAMERAS),
     )
     assert prior.evaluations == 9
     torch.testing.assert_close(METHODS["vsd"].function(p, 7.5), 6.5 * (p.cond - p.uncond), rtol=1e-3, atol=1e-4)
@@ -76,55 +76,55 @@ def test_vsd_with_an_untrained_network_is_the_condition_direction(prior):
 
 def test_it_learns_the_images_it_is_shown(prior):
     z, context = batch(prior)
-    particle = make(prior)
+    lora = make(prior)
     t = torch.tensor([200, 400, 600])
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(5)).to(z.device)
     z_t = prior.schedule.add_noise(z, noise, t)
 
     def error():
-        return float((particle.at(CAMERAS).predict_eps(z_t, t, context) - noise).square().mean())
+        return float((lora.at(CAMERAS).predict_eps(z_t, t, context) - noise).square().mean())
 
     before = error()
-    losses = train(particle, z, context, 60)
+    losses = train(lora, z, context, 60)
     assert min(losses) > 0 and error() < 0.9 * before
 
 
 def test_it_learns_what_the_camera_says(prior):
     z, context = batch(prior)
-    particle = make(prior, camera_dropout=0.0)
-    train(particle, z, context, 10)
-    here, there = (particle.at(orbit(3, 8, elevation)).predict_eps(z, TIMES, context) for elevation in (0.0, 80.0))
+    lora = make(prior, camera_dropout=0.0)
+    train(lora, z, context, 10)
+    here, there = (lora.at(orbit(3, 8, elevation)).predict_eps(z, TIMES, context) for elevation in (0.0, 80.0))
     assert not torch.equal(here, there)
 
 
 def test_a_hidden_camera_teaches_only_the_biases(prior):
     z, context = batch(prior)
-    particle = make(prior, camera_dropout=1.0)
-    before = {name: value.clone() for name, value in particle.state_dict().items()}
-    train(particle, z, context, 3)
-    after = particle.state_dict()
+    lora = make(prior, camera_dropout=1.0)
+    before = {name: value.clone() for name, value in lora.state_dict().items()}
+    train(lora, z, context, 3)
+    after = lora.state_dict()
     assert torch.equal(after["camera.0.weight"], before["camera.0.weight"])
     assert not torch.equal(after["camera.2.bias"], before["camera.2.bias"])
 
 
 def test_only_the_adaptation_is_new(prior):
     base = {name: value.data_ptr() for name, value in prior.unet.named_parameters()}
-    particle = make(prior, rank=2)
+    lora = make(prior, rank=2)
     now = {name.replace(".base_layer", ""): value for name, value in prior.unet.named_parameters()}
     assert all(now[name].data_ptr() == pointer for name, pointer in base.items())
     assert {name for name in now if name not in base} == {
-        name for name in particle.state_dict() if not name.startswith("camera.")
+        name for name in lora.state_dict() if not name.startswith("camera.")
     }
-    adapted = sum(value.numel() for name, value in particle.state_dict().items() if "lora" in name)
+    adapted = sum(value.numel() for name, value in lora.state_dict().items() if "lora" in name)
     assert 0 < adapted < 0.2 * sum(value.numel() for name, value in now.items() if name in base)
 
 
 def test_only_the_adaptation_trains(prior):
     z, context = batch(prior)
-    particle = make(prior)
-    train(particle, z, context, 2)
-    trained = {id(parameter) for group in particle.optimizer.param_groups for parameter in group["params"]}
-    assert len(trained) == len(particle.state_dict())
+    lora = make(prior)
+    train(lora, z, context, 2)
+    trained = {id(parameter) for group in lora.optimizer.param_groups for parameter in group["params"]}
+    assert len(trained) == len(lora.state_dict())
     for name, parameter in prior.unet.named_parameters():
         assert (id(parameter) in trained) == ("lora" in name)
         assert parameter.grad is None or id(parameter) in trained
@@ -167,10 +167,10 @@ def test_in_half_precision_the_adaptation_still_trains_in_full(model_folder):
     prior = StableDiffusionPrior.load(model_folder("tiny"), dtype=torch.bfloat16)
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
-    particle = make(prior, learning_rate=1e-5)
-    start = {name: value.clone() for name, value in particle.state_dict().items()}
-    train(particle, z, context, 2)
-    assert {value.dtype for value in particle.state_dict().values()} == {torch.float32}
-    moved = [name for name, value in particle.state_dict().items() if not torch.equal(value, start[name])]
+    lora = make(prior, learning_rate=1e-5)
+    start = {name: value.clone() for name, value in lora.state_dict().items()}
+    train(lora, z, context, 2)
+    assert {value.dtype for value in lora.state_dict().values()} == {torch.float32}
+    moved = [name for name, value in lora.state_dict().items() if not torch.equal(value, start[name])]
     assert any("lora_B" in name for name in moved)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import nfsd3d
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files import resolve
 from nfsd3d.prior.files.resolve import (
@@ -56,7 +57,7 @@ def test_a_complete_folder_is_taken(tmp_path):
 
 
 def test_the_embedded_model_is_in_the_package(tmp_path, monkeypatch):
-    assert resolve.EMBEDDED.parent == Path(resolve.__file__).parent
+    assert Path(nfsd3d.__file__).parent / "prior" / "shapes" == resolve.EMBEDDED
     monkeypatch.setattr(resolve, "EMBEDDED", write_files(tmp_path / "shapes"))
     assert locate("shapes").folder == tmp_path / "shapes"
 

@@ -156,7 +156,7 @@ def test_a_second_network_comes_back_with_its_optimiser(tmp_path):
     advance(network, optimizer, rng)
     original, restored = Learner(), Learner()
     original.learn()
-    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record={}, keep=1, particle=original)
+    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record={}, keep=1, lora=original)
     checkpoints.load(path, *parts(), restored)
     original.learn()
     restored.learn()
@@ -171,14 +171,14 @@ def test_a_second_network_that_is_missing_or_of_another_shape_is_an_error(tmp_pa
     advance(network, optimizer, rng)
     learner = Learner()
     learner.learn()
-    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, particle=learner)
+    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, lora=learner)
     with pytest.raises(InputError, match="another second network"):
         checkpoints.load(path, *parts(), Learner(width=5))
 
 
 def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
     network, optimizer, rng = parts()
-    path = checkpoints.save(tmp_path, 0, network, optimizer, rng, record={}, keep=1, particle=Learner())
+    path = checkpoints.save(tmp_path, 0, network, optimizer, rng, record={}, keep=1, lora=Learner())
     restored = parts()
     assert checkpoints.load(path, *restored, Learner()).steps == 0
     advance(network, optimizer, rng)

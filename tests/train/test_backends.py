@@ -52,8 +52,8 @@ def first_step(configure, device, field, sampler):
     return found[0]
 
 
-def test_a_training_step_is_the_references(configure, twin):
-    backend, device = twin
+def test_a_training_step_is_the_references(configure, fast_backend):
+    backend, device = fast_backend
     expected, expected_metrics = first_step(configure, device.type, "torch", "torch")
     found, metrics = first_step(configure, device.type, backend, backend)
     assert metrics == pytest.approx(expected_metrics, rel=1e-3)

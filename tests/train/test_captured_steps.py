@@ -1,6 +1,6 @@
 """Steps with recorded networks are the steps without: no result is used once it is written over, no pass comes twice.
 
-The GPU is pretended, and so is recording: a call has its result in the memory of the one before, spoils what recordings
+The GPU is fake, and so is recording: a call has its result in the memory of the one before, spoils what recordings
 that share its memory have given, and can be differentiated only until the next.
 """
 
@@ -10,17 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_gpu import pretended_gpu
+from fake_gpu import fake_gpu
 
 from nfsd3d.cameras import CameraRanges
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import Recorded
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_generator
 from nfsd3d.train.compilation import compile_prior
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
 
@@ -74,23 +74,23 @@ def recordings(monkeypatch):
     return calls
 
 
-def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, pieces):
+def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
     """Of two steps of a method on a scene, at timesteps on both sides of NFSD's threshold."""
     method = METHODS[name]
     config = configure(**ON_CUDA, **{"machine.compile": compiled, "prompts.perp_neg": perp_neg,
                                      "train.t_min": 0.05, "train.t_max": 0.4})  # fmt: skip
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         prior = random_prior(narrow, "cuda", image_size=64)
         bank = PromptBank.build(prior, "a red cube", "dull", needed=method.all_prompts, source_prompt="a blue cube",
                                 perp_neg=perp_neg)  # fmt: skip
-        particle = Particle(prior, rank=2, learning_rate=1e-3, camera_dropout=0.1, seed=0) if name == "vsd" else None
-        distillation = Distillation(method, 7.5, "sigma2", 200, particle)
+        lora = LoraNetwork(prior, rank=2, learning_rate=1e-3, camera_dropout=0.1, seed=0) if name == "vsd" else None
+        distillation = Distillation(method, 7.5, "sigma2", 200, lora)
         generator = build_generator(config)
         source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
-        compile_prior(config, SimpleNamespace(prior=prior, distillation=distillation), pieces, lambda text: None)
+        compile_prior(config, SimpleNamespace(prior=prior, distillation=distillation), chunks, lambda text: None)
         rng, found = torch.Generator().manual_seed(0), []
         generator.update(0, rng)
-        plan = replace(plan_at(config.train, 0.7), pieces=pieces)
+        plan = replace(plan_at(config.train, 0.7), chunks=chunks)
         for _ in range(2):
             loss, _ = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
             parameters = list(generator.field.parameters())
@@ -108,7 +108,7 @@ def assert_near(found, expected):
 
 @pytest.mark.parametrize(("name", "perp_neg"), [*((name, False) for name in sorted(METHODS)), ("nfsd", True)])
 def test_recorded_networks_give_the_steps_of_others(configure, narrow, recordings, name, perp_neg):
-    common = dict(perp_neg=perp_neg, pieces=Pieces())
+    common = dict(perp_neg=perp_neg, chunks=ChunkSizes())
     expected, _ = gradients_of_steps(configure, narrow, name, compiled=False, **common)
     assert recordings == []
     found, prior = gradients_of_steps(configure, narrow, name, compiled=True, **common)
@@ -121,14 +121,14 @@ def test_recorded_networks_give_the_steps_of_others(configure, narrow, recording
 
 
 def test_an_encoder_that_sees_images_one_by_one_is_not_recorded(configure, narrow, recordings):
-    common = dict(perp_neg=False, pieces=Pieces(rows_at_once=1))
+    common = dict(perp_neg=False, chunks=ChunkSizes(unet_batch_size=1))
     expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
     found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
     assert prior._compiled_encoder is None and isinstance(prior._compiled_unet, Recorded)
     assert_near(found, expected)
 
 
-def test_the_pretended_recording_finds_a_second_pass(recordings):
+def test_the_fake_recording_finds_a_second_pass(recordings):
     network = torch.nn.Linear(3, 3).requires_grad_(False)
     recorded = Recorded(network.forward)
     first, second = (torch.rand(2, 3, requires_grad=True) for _ in range(2))

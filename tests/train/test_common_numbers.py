@@ -18,10 +18,10 @@ GENERATIVE = sorted(name for name, method in METHODS.items() if not method.needs
 
 
 def test_a_fork_leaves_its_stream_alone(rng):
-    twin = rng.clone_state()
+    reference = rng.clone_state()
     torch.randn(1000, generator=fork(rng))
-    fork(twin)
-    assert torch.equal(torch.randn(9, generator=rng), torch.randn(9, generator=twin))
+    fork(reference)
+    assert torch.equal(torch.randn(9, generator=rng), torch.randn(9, generator=reference))
     assert not torch.equal(torch.randn(9, generator=fork(rng)), torch.randn(9, generator=fork(rng)))
 
 

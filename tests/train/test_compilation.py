@@ -15,7 +15,7 @@ from nfsd3d.cameras import CameraRanges
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
-from nfsd3d.generators.images import Pictures
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
@@ -30,7 +30,7 @@ from nfsd3d.train.compilation import (
     wants_compilation,
     warm_up_encoder,
 )
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import distillation
 from nfsd3d.train.step import Distillation, step_loss
@@ -73,7 +73,7 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
     bank = PromptBank.build(prior, "a red cube", "dull", needed=METHODS[name].all_prompts, source_prompt="a blue cube")
     seen = set()
     monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
-    pictures = [Pictures("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
+    pictures = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
     source = pictures[1] if METHODS[name].needs_source else None
     distillation = Distillation(METHODS[name], 7.5, "sigma2", 200)
     for progress in (0.0, 0.9):
@@ -94,7 +94,7 @@ def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, view
     monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
-    compile_prior(config, parts, Pieces(), lambda text: None)
+    compile_prior(config, parts, ChunkSizes(), lambda text: None)
     task = distillation(config, parts)
     try:
         with torch.compiler.set_stance("fail_on_recompile"):
@@ -136,7 +136,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
-    def result(choice, failing=None, pieces=None, config=None, **changes):
+    def result(choice, failing=None, chunks=None, config=None, **changes):
         config = config or configure(**{"machine.compile": choice, **changes})
         parts, said = build_parts(config, StableDiffusionPrior.load(EMBEDDED)), []
 
@@ -147,7 +147,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
 
         monkeypatch.setattr("nfsd3d.train.compilation.warm_up_encoder", run)
         monkeypatch.setattr("nfsd3d.train.compilation.warm_up_unet", run)
-        compile_prior(config, parts, pieces or Pieces(), said.append)
+        compile_prior(config, parts, chunks or ChunkSizes(), said.append)
         return parts.prior, asked, said
 
     result.warmed = warmed
@@ -155,17 +155,17 @@ def compiled_with(configure, monkeypatch, tmp_path):
 
 
 def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
-    prior, asked, said = compiled_with(True, pieces=Pieces(checkpoint_encoder=True))
+    prior, asked, said = compiled_with(True, chunks=ChunkSizes(checkpoint_encoder=True))
     assert asked == [(2, True, False)] and prior._compiled_encoder is None and "the UNet;" in said[0]
     assert compiled_with.warmed == [([4, 6], None)]
-    everything = {"distill.method": "vsd", "pieces": Pieces(checkpoint_encoder=True)}
+    everything = {"distill.method": "vsd", "chunks": ChunkSizes(checkpoint_encoder=True)}
     assert compiled_with(True, **everything)[2] == []
 
 
 def test_an_encoder_that_sees_images_in_parts_is_left_alone(compiled_with):
     """What is recorded holds the activations of one call, and a step would make several before it goes back."""
     for at_once, whole in ((1, False), (2, True), (3, True)):
-        asked = compiled_with(True, pieces=Pieces(rows_at_once=at_once))[1]
+        asked = compiled_with(True, chunks=ChunkSizes(unet_batch_size=at_once))[1]
         assert asked[-1] == (2, True, whole)
 
 

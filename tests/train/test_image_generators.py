@@ -70,7 +70,7 @@ def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_p
 def test_pictures_become_brighter_as_the_prompt_asks(configure_2d, console):
     config = configure_2d(**{"train.steps": 40, "train.learning_rate_factor": 1.0, "generator.initial_std": 0.1})
     prior = build.build_prior(config)
-    before = images_of(build.build_pictures(config, prior), prior).mean()
+    before = images_of(build.build_images(config, prior), prior).mean()
     train_and_export(config, console=console)
     after = imageio.imread(Path(config.run_dir) / "images" / "000.png").mean() / 255
     assert before == pytest.approx(0.5, abs=0.05) and after > 0.6

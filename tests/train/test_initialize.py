@@ -15,7 +15,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.checkpoints import SOURCE
 from nfsd3d.runs.preflight import check
-from nfsd3d.runs.source_image import open_picture
+from nfsd3d.runs.source_image import open_image
 from nfsd3d.train import build, run
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.previews import images_of
@@ -238,7 +238,7 @@ def test_pictures_are_read_upright_and_over_white(tmp_path):
     clear = np.zeros((2, 2, 4), np.uint8)
     clear[0, 0] = (255, 0, 0, 255)
     imageio.imwrite(tmp_path / "clear.png", clear)
-    assert np.asarray(open_picture(str(tmp_path / "clear.png"))).tolist() == [
+    assert np.asarray(open_image(str(tmp_path / "clear.png"))).tolist() == [
         [[255, 0, 0], [255, 255, 255]],
         [[255, 255, 255], [255, 255, 255]],
     ]

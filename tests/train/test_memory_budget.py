@@ -16,7 +16,7 @@ from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.chunked import in_pieces
+from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import preflight
@@ -25,7 +25,7 @@ from nfsd3d.train import run
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
-from nfsd3d.train.memory.chunking import Pieces
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import (
     SampleBytes,
     encoder_peak,
@@ -86,9 +86,9 @@ def test_attention_keeps_no_matrix_of_weights():
 def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dtype):
     prior = random_prior(narrow, dtype=dtype, image_size=64)
     image = torch.rand(2, 3, prior.image_size, prior.image_size, requires_grad=True)
-    _, kept = saved_bytes(lambda: in_pieces(prior, None, checkpoint).encode(image))
+    _, kept = saved_bytes(lambda: in_chunks(prior, None, checkpoint).encode(image))
     with LiveBytes([*prior.tensors(), image]) as counter:
-        z = in_pieces(prior, None, checkpoint).encode(image)
+        z = in_chunks(prior, None, checkpoint).encode(image)
         gc.collect()
         live = counter.live
         z.sum().backward()
@@ -106,7 +106,7 @@ def test_a_prior_without_weights_has_the_same_shapes():
     assert prior.embed(["a red cube"]).shape[1:] == prior.context_shape == empty.context_shape
 
 
-def test_full_size_predictions_follow_pieces():
+def test_full_size_predictions_follow_chunks():
     prior = random_prior("sd21", "meta", torch.bfloat16).without_weights()
     whole, low = (network_peak(prior, rows, ckpt, 1, 3) / GIB for rows, ckpt in ((None, False), (1, True)))
     assert 1.2 < whole < 2.5 and low < 0.65 * whole
@@ -177,7 +177,7 @@ def test_a_full_cube_can_be_sampled_with_as_few_as_that():
         assert view.samples_per_ray <= preflight.SAMPLES_PER_RAY
 
 
-def made_up(networks=lambda pieces: int((0.5 if pieces.checkpoint_encoder else 2) * GIB), count=10**6, **changes):
+def made_up(networks=lambda chunks: int((0.5 if chunks.checkpoint_encoder else 2) * GIB), count=10**6, **changes):
     values = dict(
         weights=GIB, scene=GIB // 4, networks=networks, views=1, resolution=512, sample_count=count,
         sample_bytes=SampleBytes(16, 3000, 6000),
@@ -185,24 +185,26 @@ def made_up(networks=lambda pieces: int((0.5 if pieces.checkpoint_encoder else 2
     return budget.Estimator(**{**values, **changes})
 
 
-def test_pieces_shrink_until_the_budget_fits():
+def test_chunks_shrink_until_the_budget_fits():
     estimated = made_up()
-    whole = estimated.budget(Pieces())
+    whole = estimated.budget(ChunkSizes())
     assert whole.total == pytest.approx(1.25 * GIB + 6.016e9, rel=0.01)
-    assert estimated.fitted(Pieces(), 10**11) == (Pieces(), whole)
-    pieces, smaller = estimated.fitted(Pieces(), 4 * GIB)
-    assert smaller.total <= 4 * GIB and pieces.pixels_at_once < 512**2 and pieces.checkpoint_encoder
-    smallest, too_much = estimated.fitted(Pieces(), GIB)
+    assert estimated.fitted(ChunkSizes(), 10**11) == (ChunkSizes(), whole)
+    chunks, smaller = estimated.fitted(ChunkSizes(), 4 * GIB)
+    assert smaller.total <= 4 * GIB and chunks.rays_per_chunk < 512**2 and chunks.checkpoint_encoder
+    smallest, too_much = estimated.fitted(ChunkSizes(), GIB)
     assert too_much.total > GIB and smallest.smaller(1, 512) is None
     assert "choose a smaller prior" in too_much.remedy
     assert "generator.max_samples" in whole.remedy
-    assert "machine.checkpoint_encoder" in made_up(count=0).budget(Pieces()).remedy
+    assert "machine.checkpoint_encoder" in made_up(count=0).budget(ChunkSizes()).remedy
 
 
 def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
     for count in (10**6, 10**5):
-        eager = made_up(count=count).budget(Pieces())
-        recorded = made_up(count=count, graphs=lambda pieces: GIB // pieces.rows_at_once).budget(Pieces(rows_at_once=4))
+        eager = made_up(count=count).budget(ChunkSizes())
+        recorded = made_up(count=count, graphs=lambda chunks: GIB // chunks.unet_batch_size).budget(
+            ChunkSizes(unet_batch_size=4)
+        )
         assert eager.graphs == 0 and recorded.graphs == GIB // 4
         assert recorded.total == eager.total + GIB // 4
     told = {
@@ -221,15 +223,15 @@ def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure)
         estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
         for name, choice in (("nfsd", False), ("nfsd", True), ("vsd", True))
     )
-    whole, rows = Pieces(), Pieces(rows_at_once=2)
+    whole, rows = ChunkSizes(), ChunkSizes(unet_batch_size=2)
     assert eager.graphs(whole) == 0 and recorded.networks(whole) == 0
     assert 0 < vsd.graphs(whole) < recorded.graphs(whole)  # the UNet of VSD is not compiled
     assert vsd.networks(whole) > 0
     assert recorded.graphs(rows) < recorded.graphs(whole)
     assert eager.networks(whole) <= recorded.graphs(whole)
     # An encoder that is checkpointed, or sees images in parts, is not recorded.
-    for pieces in (Pieces(checkpoint_encoder=True), Pieces(rows_at_once=1)):
-        assert 0 < recorded.graphs(pieces) < vsd.graphs(whole) and recorded.networks(pieces) > 0
+    for chunks in (ChunkSizes(checkpoint_encoder=True), ChunkSizes(unet_batch_size=1)):
+        assert 0 < recorded.graphs(chunks) < vsd.graphs(whole) and recorded.networks(chunks) > 0
 
 
 def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
@@ -240,7 +242,7 @@ def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
     for name, encoders in (("dds", both + alone), ("bridge", both)):
         unet = unet_peak(shapes, None, rows_at_most(METHODS[name], views, perp_neg=False))
         found = estimator(prior, build_generator(config), METHODS[name], config)
-        assert found.graphs(Pieces()) == unet + encoders
+        assert found.graphs(ChunkSizes()) == unet + encoders
 
 
 def test_the_budget_says_what_it_is_made_of():
@@ -254,18 +256,18 @@ def test_vsds_second_network_counts_with_what_it_keeps_to_learn(configure):
     config = configure(**{"distill.method": "vsd"})
     generator = build_generator(config)
     with_it, without = (estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
-    real = build_parts(config, prior).distillation.particle
+    real = build_parts(config, prior).distillation.lora
     trained = sum(value.numel() * 4 for value in real.state_dict().values())
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
     # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
-    assert without.networks(Pieces()) < with_it.networks(Pieces()) == pytest.approx(kept, rel=0.4)
-    assert with_it.networks(Pieces(rows_at_once=1)) < 0.7 * with_it.networks(Pieces())
+    assert without.networks(ChunkSizes()) < with_it.networks(ChunkSizes()) == pytest.approx(kept, rel=0.4)
+    assert with_it.networks(ChunkSizes(unet_batch_size=1)) < 0.7 * with_it.networks(ChunkSizes())
 
 
-def learning(particle):
-    z, context = torch.zeros(2, *particle._prior.latent_shape), torch.zeros(2, *particle._prior.context_shape)
-    particle.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
+def learning(lora):
+    z, context = torch.zeros(2, *lora._prior.latent_shape), torch.zeros(2, *lora._prior.context_shape)
+    lora.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
 
 
 def test_rows_are_those_of_all_branches():
@@ -276,7 +278,7 @@ def test_rows_are_those_of_all_branches():
 
 @pytest.fixture
 def embedded(configure, monkeypatch):
-    """Parts of a tiny run with the embedded prior, on a pretended GPU with some memory free."""
+    """Parts of a tiny run with the embedded prior, on a fake GPU with some memory free."""
     config = configure(**{"train.steps": 2})
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
 
@@ -284,18 +286,18 @@ def embedded(configure, monkeypatch):
         monkeypatch.setattr(budget, "available_bytes", lambda device: free)
         said = []
         given = config.replace(machine={**config.machine.model_dump(), **machine})
-        return budget.fit_into_memory(given, parts, Pieces(), said.append), said
+        return budget.fit_into_memory(given, parts, ChunkSizes(), said.append), said
 
     return pretend
 
 
 def test_the_gpus_memory_is_looked_at_before_the_start(embedded):
-    pieces, said = embedded(10 * GIB)
-    assert pieces == Pieces() and len(said) == 1 and said[0].startswith("memory, predicted: 0.")
-    pieces, said = embedded(10 * GIB, memory_gb=0.001)
-    assert pieces.rows_at_once == 1 and "to fit into machine.memory_gb=0.001" in said[1]
+    chunks, said = embedded(10 * GIB)
+    assert chunks == ChunkSizes() and len(said) == 1 and said[0].startswith("memory, predicted: 0.")
+    chunks, said = embedded(10 * GIB, memory_gb=0.001)
+    assert chunks.unet_batch_size == 1 and "to fit into machine.memory_gb=0.001" in said[1]
     assert said[2].startswith("warning: the prediction is above machine.memory_gb=0.001: choose a smaller prior")
-    pieces, said = embedded(2**20)
+    chunks, said = embedded(2**20)
     assert "0.00 GB free" in said[1] and "warning" in said[2]
 
 
@@ -326,15 +328,15 @@ def _source():
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_a_run_on_a_gpu_starts_with_pieces_that_fit(configure, monkeypatch):
+def test_a_run_on_a_gpu_starts_with_chunks_that_fit(configure, monkeypatch):
     off = {"export.mesh": False, "export.turntable": False, "export.report": False}
     config = configure(**off, **{"train.steps": 1})
     parts = build_parts(config)
-    # The device is pretended as far as the decision goes; the parts are on the CPU.
+    # The device is fake as far as the decision goes; the parts are on the CPU.
     monkeypatch.setattr(run, "build_parts", lambda config, **kept: parts)
-    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, pieces, say: Pieces(256, 1, True))
+    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, say: ChunkSizes(256, 1, True))
     seen, original = [], run.step_loss
-    monkeypatch.setattr(run, "step_loss", lambda *a: seen.append(a[5].pieces) or original(*a))
+    monkeypatch.setattr(run, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
     on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     train_and_export(on_gpu, console=Console(file=io.StringIO()))
-    assert seen == [Pieces(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"
+    assert seen == [ChunkSizes(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

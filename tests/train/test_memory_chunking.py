@@ -1,4 +1,4 @@
-"""Steps in pieces: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
+"""Steps in chunks: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.loop import Task, differentiate
-from nfsd3d.train.memory.chunking import SMALLEST_PIXELS, Pieces
+from nfsd3d.train.memory.chunking import SMALLEST_PIXELS, ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
@@ -30,10 +30,10 @@ OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 pytestmark = pytest.mark.usefixtures("tiny_prior")
 
 
-def gradient_of(config, pieces):
+def gradient_of(config, chunks):
     """The loss, the number of evaluations and every parameter's gradient of a step at the start."""
     parts = build_parts(config)
-    plan = replace(plan_at(config.train, 0.6), pieces=pieces)
+    plan = replace(plan_at(config.train, 0.6), chunks=chunks)
     parts.generator.update(0, parts.rng)
     loss, metrics = step_loss(
         parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
@@ -44,7 +44,7 @@ def gradient_of(config, pieces):
 
 
 @pytest.mark.parametrize("method", ["nfsd", "sdi"])
-def test_pieces_change_nothing(configure, method):
+def test_chunks_change_nothing(configure, method):
     config = configure(
         **{
             "distill.method": method,
@@ -55,8 +55,8 @@ def test_pieces_change_nothing(configure, method):
             "generator.normals": "finite_difference",
         }
     )
-    whole, metrics, evaluations, gradients, rng = gradient_of(config, Pieces())
-    divided = gradient_of(config, Pieces(pixels_at_once=300, rows_at_once=2, checkpoint_encoder=True))
+    whole, metrics, evaluations, gradients, rng = gradient_of(config, ChunkSizes())
+    divided = gradient_of(config, ChunkSizes(rays_per_chunk=300, unet_batch_size=2, checkpoint_encoder=True))
     torch.testing.assert_close(divided[0], whole, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(divided[1], metrics, rtol=1e-4, atol=1e-5)
     assert divided[2] == evaluations
@@ -65,31 +65,31 @@ def test_pieces_change_nothing(configure, method):
     assert torch.equal(divided[4], rng)
 
 
-def test_pieces_shrink_to_an_end():
-    pieces, seen = Pieces(), []
-    while pieces is not None:
-        seen.append(pieces)
-        pieces = pieces.smaller(views=4, resolution=64)
-    assert seen[1] == Pieces(8192, 4, True)
-    assert seen[-1] == Pieces(SMALLEST_PIXELS, 1, True) and len(seen) == 4
+def test_chunks_shrink_to_an_end():
+    chunks, seen = ChunkSizes(), []
+    while chunks is not None:
+        seen.append(chunks)
+        chunks = chunks.smaller(views=4, resolution=64)
+    assert seen[1] == ChunkSizes(8192, 4, True)
+    assert seen[-1] == ChunkSizes(SMALLEST_PIXELS, 1, True) and len(seen) == 4
     assert str(seen[-1]) == "4,096 pixels at once, 1 rows of the prior at once, checkpointed encoder"
     # Less than the whole is never a larger number than was asked for.
-    assert Pieces(pixels_at_once=300).smaller(4, 64) == Pieces(300, 4, True)
-    assert Pieces(pixels_at_once=10**9).smaller(1, 128).pixels_at_once == 128**2 // 2
+    assert ChunkSizes(rays_per_chunk=300).smaller(4, 64) == ChunkSizes(300, 4, True)
+    assert ChunkSizes(rays_per_chunk=10**9).smaller(1, 128).rays_per_chunk == 128**2 // 2
 
 
 SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
 
 def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
-    """From the given step on (counted from 1), a step whose pieces do not fit runs out of memory, once rendered."""
+    """From the given step on (counted from 1), a step whose chunks do not fit runs out of memory, once rendered."""
     original, seen = run.step_loss, []
 
     def step(*arguments):
         result = original(*arguments)
         plan = arguments[5]
-        seen.append(plan.pieces)
-        if plan.progress >= (at_step - 1) / 6 and not fits(plan.pieces):
+        seen.append(plan.chunks)
+        if plan.progress >= (at_step - 1) / 6 and not fits(plan.chunks):
             raise error
         return result
 
@@ -101,24 +101,24 @@ def final_tensors(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
 
 
-def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_is_done_in_smaller_chunks(configure, tmp_path, monkeypatch):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
         patch.setattr(run, "release_compiled", lambda prior: released.append(len(seen)))
-        seen = scarce_memory(patch, lambda pieces: pieces.rows_at_once == 1)
+        seen = scarce_memory(patch, lambda chunks: chunks.unet_batch_size == 1)
         run_dir = train_and_export(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
-    # Step 1 fits, step 2 at the third attempt, and the smaller pieces stay.
-    assert [pieces.rows_at_once for pieces in seen] == [None, None, 2, 1, 1, 1, 1, 1]
+    # Step 1 fits, step 2 at the third attempt, and the smaller chunks stay.
+    assert [chunks.unet_batch_size for chunks in seen] == [None, None, 2, 1, 1, 1, 1, 1]
     printed = console.file.getvalue()
     assert released == [2, 3, 8, 8]  # before each repetition; before the export, and whatever happens
     assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("done", 6)
-    assert summary["smaller_pieces"] == {
-        "from_step": 2, "pixels_at_once": None, "rows_at_once": 1, "checkpoint_encoder": True,
+    assert summary["smaller_chunks"] == {
+        "from_step": 2, "rays_per_chunk": None, "unet_batch_size": 1, "checkpoint_encoder": True,
     }  # fmt: skip
-    assert "smaller_pieces" not in read_summary(straight)
+    assert "smaller_chunks" not in read_summary(straight)
     assert summary["network_evaluations"] == read_summary(straight)["network_evaluations"]
     # The repeated step drew the same numbers: the run is the one that had memory enough.
     done, expected = final_tensors(run_dir), final_tensors(straight)
@@ -130,11 +130,11 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_pieces(configure, tmp_path,
     )
 
 
-def test_a_run_that_fits_in_no_pieces_can_be_resumed(configure, tmp_path, monkeypatch):
+def test_a_run_that_fits_in_no_chunks_can_be_resumed(configure, tmp_path, monkeypatch):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     config = configure(**OFF, run_dir=tmp_path / "scarce")
     with monkeypatch.context() as patch:
-        scarce_memory(patch, lambda pieces: False, at_step=4)
+        scarce_memory(patch, lambda chunks: False, at_step=4)
         with pytest.raises(RunFailed, match=r"out of GPU memory after step 3.*generator\.max_samples.*--resume"):
             train_and_export(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
@@ -153,7 +153,7 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
         monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
     config = configure(**OFF, **{"distill.method": method, "train.steps": 1}, run_dir=tmp_path / "scarce")
     with monkeypatch.context() as patch:
-        scarce_memory(patch, lambda pieces: False, at_step=1)
+        scarce_memory(patch, lambda chunks: False, at_step=1)
         with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
             train_and_export(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
@@ -170,15 +170,17 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
         "GET was unable to find an engine to execute this computation",
     ],
 )
-def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_pieces_too(configure, monkeypatch, words):
-    seen = scarce_memory(monkeypatch, lambda pieces: pieces.rows_at_once == 1, error=RuntimeError(words))
+def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_chunks_too(configure, monkeypatch, words):
+    seen = scarce_memory(monkeypatch, lambda chunks: chunks.unet_batch_size == 1, error=RuntimeError(words))
     run_dir = train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
-    assert seen[-1].rows_at_once == 1 and read_summary(run_dir)["status"] == "done"
+    assert seen[-1].unet_batch_size == 1 and read_summary(run_dir)["status"] == "done"
 
 
 def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configure, tmp_path, monkeypatch):
     changes = {**OFF, "generator.occupancy_interval": 1, "generator.occupancy_warmup": 0, "train.steps": 4}
-    straight = train_and_export(configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
+    straight = train_and_export(
+        configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO())
+    )
     console, released, calls, original = Console(file=io.StringIO(), width=80), [], [], OccupancyGrid.update
 
     def scarce(failing):
@@ -236,26 +238,26 @@ def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
         before.append(len(alive))
         kept = Kept()
         alive.add(kept)
-        return Scarce.apply(parameter.sum(), kept, plan.pieces.rows_at_once != 1), {}
+        return Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1), {}
 
-    plan = replace(plan_at(configure().train, 0.5), pieces=Pieces())
+    plan = replace(plan_at(configure().train, 0.5), chunks=ChunkSizes())
     optimizer = torch.optim.SGD([parameter], 1.0)
     task = Task(None, optimizer, torch.Generator(), step, preview=lambda: None)
     _, fitting = differentiate(task, plan)
-    assert before == [0, 0, 0] and fitting.rows_at_once == 1 and parameter.grad.tolist() == [1, 1, 1]
+    assert before == [0, 0, 0] and fitting.unet_batch_size == 1 and parameter.grad.tolist() == [1, 1, 1]
 
 
 def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
-    scarce_memory(monkeypatch, lambda pieces: False, error=RuntimeError("shapes cannot be multiplied"))
+    scarce_memory(monkeypatch, lambda chunks: False, error=RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="multiplied"):
         train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
 
 
-def test_configured_pieces_are_used_from_the_start(configure, monkeypatch):
-    seen = scarce_memory(monkeypatch, lambda pieces: True)
-    config = configure(**OFF, **{"machine.pixels_at_once": 256, "machine.rows_at_once": 1, "train.steps": 2})
+def test_configured_chunks_are_used_from_the_start(configure, monkeypatch):
+    seen = scarce_memory(monkeypatch, lambda chunks: True)
+    config = configure(**OFF, **{"machine.rays_per_chunk": 256, "machine.unet_batch_size": 1, "train.steps": 2})
     train_and_export(config, console=Console(file=io.StringIO()))
-    assert seen == [Pieces(256, 1, False)] * 2
+    assert seen == [ChunkSizes(256, 1, False)] * 2
 
 
 def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch, tmp_path):
@@ -263,15 +265,17 @@ def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch,
     changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
     changes |= {"train.steps": 3, "train.log_every": 1}
     names, ends = ("enough", "scarce"), []
-    for name, fits in zip(names, (lambda pieces: True, lambda pieces: pieces.rows_at_once == 1), strict=True):
+    for name, fits in zip(names, (lambda chunks: True, lambda chunks: chunks.unet_batch_size == 1), strict=True):
         with monkeypatch.context() as patch:
             scarce_memory(patch, fits)
-            run_dir = train_and_export(configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO()))
+            run_dir = train_and_export(
+                configure(**changes, run_dir=tmp_path / name), console=Console(file=io.StringIO())
+            )
             ends.append(final_tensors(run_dir))
     steps = [
         {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}
         for end in ends
     ]
     assert steps == [{3.0}, {3.0}]
-    losses = [[line["particle_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in names]
+    losses = [[line["lora_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in names]
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and len(set(losses[0])) > 1

@@ -235,18 +235,18 @@ def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, cons
         loss, metrics = original(*arguments)
         bad = next(count) == 2
         if second:
-            task.particle(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
+            task.lora(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
         return loss * (float("inf") if bad and not second else 1.0), metrics
 
     monkeypatch.setattr(run, "step_loss", poisoned)
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
     task = run.distillation(config, build_parts(config))
-    task = replace(task, particle=SecondNetwork() if second else None)
+    task = replace(task, lora=SecondNetwork() if second else None)
     elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
         loop.train(elsewhere, tmp_path, task, loop.Progress(), StopRequest(), console)
     assert loop.all_finite(task.generator)
-    assert task.particle is None or all(value.isfinite().all() for value in task.particle.state_dict().values())
+    assert task.lora is None or all(value.isfinite().all() for value in task.lora.state_dict().values())
     assert checkpoints.step_of(checkpoints.latest(tmp_path)) == 4
 
 

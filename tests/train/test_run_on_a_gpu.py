@@ -1,10 +1,10 @@
-"""Whole runs on a GPU, which here is pretended: they are the CPU's, and every part of them finds its tensors there."""
+"""Whole runs on a GPU, which here is fake: they are the CPU's, and every part of them finds its tensors there."""
 
 import io
 import json
 
 import pytest
-from fake_gpu import pretended_gpu
+from fake_gpu import fake_gpu
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -30,7 +30,7 @@ def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, metho
     """Begun anew from a checkpoint, exported; the same tensors as without a GPU, and opened without one."""
     choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
     expected = train_and_export(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         run_dir = train_and_export(configure(**choices, **ON_CUDA, **OFF, run_dir=tmp_path / "cuda"), console=console)
         for path in (run_dir / "checkpoints").glob("step-000006.*"):
             path.unlink()
@@ -41,7 +41,7 @@ def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, metho
         # The networks' weights lie in another order there, and are added in another.
         assert (found[name].double() - value.double()).norm() <= 1e-3 * value.double().norm(), name
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["device"]) == ("done", 6, "a pretended GPU")
+    assert (summary["status"], summary["steps"], summary["device"]) == ("done", 6, "a fake GPU")
     assert all((run_dir / name).is_file() for name in ("mesh/model.glb", "turntable.mp4", "report.html"))
     assert nfsd3d.load_run(run_dir).views(n=2, size=16).shape == (2, 16, 16, 3)
 
@@ -51,7 +51,7 @@ def test_half_precision_and_the_kernels_of_a_gpu_give_a_run_too(configure, conso
     """What ``machine=cuda`` chooses."""
     kernels = {"backend.field": "triton", "backend.sampler": "triton", "machine.precision": "bfloat16"}
     small = {"train.steps": 2, "train.preview_every": 2, "train.checkpoint_every": 2}
-    with pretended_gpu() as gpu:
+    with fake_gpu() as gpu:
         run_dir = train_and_export(configure(**ON_CUDA, **OFF, **kernels, **small), console=console)
     assert gpu.errors == []
     assert all(tensor.isfinite().all() for tensor in final_tensors(run_dir).values())

@@ -47,7 +47,7 @@ def test_a_step_costs_no_more_evaluations_than_its_method_needs(configure):
 
 
 SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
-GENERATIVE = sorted(name for name, method in METHODS.items() if not (method.needs_source or method.needs_particle))
+GENERATIVE = sorted(name for name, method in METHODS.items() if not (method.needs_source or method.needs_lora))
 
 
 def step_of(config, progress=0.0, **options):

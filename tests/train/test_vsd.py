@@ -65,8 +65,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
     assert done.keys() == expected.keys()
     assert all(torch.equal(done[name], expected[name]) for name in expected)
     assert without_times(run_dir) == without_times(straight)
-    assert any(name.startswith("particle.") and "lora_B" in name for name in done)
-    assert all(line["particle_loss"] > 0 for line in without_times(run_dir))
+    assert any(name.startswith("lora.") and "lora_B" in name for name in done)
+    assert all(line["lora_loss"] > 0 for line in without_times(run_dir))
     files = {path.suffix for path in (run_dir / "checkpoints").iterdir()}
     assert files == {".json", ".safetensors"}  # nothing pickled
 
@@ -74,19 +74,19 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
 def test_a_step_costs_three_evaluations_and_one_trained(configure):
     config = configure(**VSD)
     parts = build_parts(config)
-    particle = parts.distillation.particle
-    before = {name: value.clone() for name, value in particle.state_dict().items()}
+    lora = parts.distillation.lora
+    before = {name: value.clone() for name, value in lora.state_dict().items()}
     plan = plan_at(config.train, 0.0)
     _, metrics = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
     assert parts.prior.evaluations == config.train.batch_size * (3 + 1)
-    assert any(not torch.equal(value, before[name]) for name, value in particle.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in lora.state_dict().items())
     assert not any(value.requires_grad for value in metrics.values())
 
 
-def test_several_particles_teach_one_second_network(configure_2d):
+def test_several_lora_teach_one_second_network(configure_2d):
     config = configure_2d(**{"distill.method": "vsd", "distill.lora_learning_rate": 1e-2, "train.batch_size": 3})
     parts = build_parts(config)
-    particle = parts.distillation.particle
+    lora = parts.distillation.lora
     plan = plan_at(config.train, 0.0)
     values = next(iter(parts.generator.parameters()))
     step = (parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan)
@@ -94,13 +94,13 @@ def test_several_particles_teach_one_second_network(configure_2d):
     loss.backward()
     assert parts.prior.evaluations == 3 * (3 + 1)
     assert values.grad.flatten(1).norm(dim=1).gt(0).all()
-    assert not values.grad[0].allclose(values.grad[1])  # each particle has a gradient of its own
-    learnt = {name: value.clone() for name, value in particle.state_dict().items()}
+    assert not values.grad[0].allclose(values.grad[1])  # each lora has a gradient of its own
+    learnt = {name: value.clone() for name, value in lora.state_dict().items()}
 
     # The network that learnt from other pictures beside the first is another one.
     others = build_parts(config)
     pictures = next(iter(others.generator.parameters()))
     pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
     step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
-    state_dict = others.distillation.particle.state_dict()
+    state_dict = others.distillation.lora.state_dict()
     assert any(not torch.equal(value, learnt[name]) for name, value in state_dict.items())

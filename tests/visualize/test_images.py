@@ -1,4 +1,4 @@
-"""Pictures and videos of renderings."""
+"""ImageBatch and videos of renderings."""
 
 import imageio.v3 as imageio
 import numpy as np
@@ -9,8 +9,8 @@ from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Rendering
 from nfsd3d.visualize.images import (
     contact_sheet,
-    depth_picture,
-    normal_picture,
+    depth_image,
+    normal_image,
     preview,
     turntable_frames,
     write_png,
@@ -42,15 +42,15 @@ class Disc:
 
 
 def test_depth_is_white_near_and_dark_far_and_black_where_empty():
-    assert depth_picture(rendering(depth=1.5), 1.5, 3.5).min() == 255
-    assert depth_picture(rendering(depth=3.5), 1.5, 3.5).max() == round(0.15 * 255)
-    assert depth_picture(rendering(solid=False), 1.5, 3.5).max() == 0
+    assert depth_image(rendering(depth=1.5), 1.5, 3.5).min() == 255
+    assert depth_image(rendering(depth=3.5), 1.5, 3.5).max() == round(0.15 * 255)
+    assert depth_image(rendering(solid=False), 1.5, 3.5).max() == 0
 
 
 def test_normals_are_colours_on_white():
-    np.testing.assert_array_equal(normal_picture(rendering(normal=(0.0, 0.0, 1.0)))[0, 0], [128, 128, 255])
-    np.testing.assert_array_equal(normal_picture(rendering(normal=(-0.4, 0.0, 0.0)))[0, 0], [0, 128, 128])  # any length
-    assert (normal_picture(rendering(solid=False)) == 255).all()
+    np.testing.assert_array_equal(normal_image(rendering(normal=(0.0, 0.0, 1.0)))[0, 0], [128, 128, 255])
+    np.testing.assert_array_equal(normal_image(rendering(normal=(-0.4, 0.0, 0.0)))[0, 0], [0, 128, 128])  # any length
+    assert (normal_image(rendering(solid=False)) == 255).all()
 
 
 def test_sheets_have_a_column_for_each_camera():

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nfsd3d.evaluate.classifier.model import Verdict
+from nfsd3d.evaluate.classifier.model import Prediction
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 
 FRONT_DEG = 22.5
-"""A view shows the front when the azimuth that the judge sees is nearer to 0 than this."""
+"""A view shows the front when the azimuth that the classifier sees is nearer to 0 than this."""
 JANUS_DEG = 60.0
 """Two views that show the front and stand further apart than this make a Janus face."""
 
@@ -48,28 +48,28 @@ class Alignment:
     margin: Tensor
 
 
-def align(verdict: Verdict, truths: list[Composition]) -> Alignment:
+def align(prediction: Prediction, truths: list[Composition]) -> Alignment:
     """The alignment of each image with its own composition in ``truths`` [B].
 
     Raises ValueError when the numbers of images and compositions differ.
     """
-    if len(verdict) != len(truths):
-        raise ValueError(f"{len(verdict)} images for {len(truths)} compositions")
-    margins = [_margin(verdict[i : i + 1], truth) for i, truth in enumerate(truths)]
-    margin = verdict.object.new_tensor(margins)
-    return Alignment(**verdict.right(truths), retrieved=margin > 0, margin=margin)
+    if len(prediction) != len(truths):
+        raise ValueError(f"{len(prediction)} images for {len(truths)} compositions")
+    margins = [_margin(prediction[i : i + 1], truth) for i, truth in enumerate(truths)]
+    margin = prediction.object.new_tensor(margins)
+    return Alignment(**prediction.right(truths), retrieved=margin > 0, margin=margin)
 
 
-def _margin(verdict: Verdict, truth: Composition) -> float:
-    scores = verdict.log_likelihood([truth, *distractors(truth)])[0]
+def _margin(prediction: Prediction, truth: Composition) -> float:
+    scores = prediction.log_likelihood([truth, *distractors(truth)])[0]
     return float(scores[0] - scores[1:].max())
 
 
-def view_errors(verdict: Verdict, azimuth: Tensor) -> tuple[float, bool]:
+def view_errors(prediction: Prediction, azimuth: Tensor) -> tuple[float, bool]:
     """The median angle in degrees between where each view was taken and what it shows, and whether the front shows at
     two azimuths more than ``JANUS_DEG`` apart; ``azimuth`` [B] in radians.
     """
-    seen, taken = verdict.azimuths_deg(), torch.rad2deg(azimuth)
+    seen, taken = prediction.azimuths_deg(), torch.rad2deg(azimuth)
     fronts = taken[seen.abs() < FRONT_DEG]
     apart = _angle(fronts[:, None] - fronts[None, :])
     return float(_angle(seen - taken).median()), bool((apart > JANUS_DEG).any())

@@ -1,4 +1,4 @@
-"""How far the judge can be trusted: on true renders, through the prior's autoencoder, and with wrong prompts."""
+"""How far the classifier can be trusted: on true renders, through the prior's autoencoder, and with wrong prompts."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.evaluate.classifier.alignment import align, view_errors
-from nfsd3d.evaluate.classifier.model import WEIGHTS, Judge
+from nfsd3d.evaluate.classifier.model import WEIGHTS, Classifier
 from nfsd3d.evaluate.classifier.training import SEED, Truth, plain_backgrounds, random_composition
 from nfsd3d.prior.base import Prior
 from nfsd3d.runs.files import write_json
@@ -21,9 +21,9 @@ STORED = WEIGHTS.with_name("calibration.json")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Shares in [0,1] that the judge finds right: ``object``, main ``color``, ``pattern``, the word of the ``view``
-    (where it means something), ``retrieved`` among all distractors; and the median error of the azimuth in degrees,
-    over ``images``.
+    """Shares in [0,1] that the classifier finds right: ``object``, main ``color``, ``pattern``, the word of the
+    ``view`` (where it means something), ``retrieved`` among all distractors; and the median error of the azimuth in
+    degrees, over ``images``.
     """
 
     images: int
@@ -35,24 +35,26 @@ class Calibration:
     azimuth_error_deg: float
 
 
-def calibrate(judge: Judge, truth: Truth, change: Callable[[Tensor], Tensor] = lambda images: images) -> Calibration:
-    """The judge on unseen true renders before plain backgrounds, after ``change`` ([N,3,64,64] to the same)."""
+def calibrate(
+    classifier: Classifier, truth: Truth, change: Callable[[Tensor], Tensor] = lambda images: images
+) -> Calibration:
+    """The classifier on unseen true renders before plain backgrounds, after ``change`` ([N,3,64,64] to the same)."""
     rng = torch.Generator().manual_seed(SEED + 1)
     images = change(truth.over(plain_backgrounds(rng, truth.compositions)))
-    return _calibration(judge, truth, images, truth.compositions)
+    return _calibration(classifier, truth, images, truth.compositions)
 
 
-def calibrate_mismatched(judge: Judge, truth: Truth) -> Calibration:
-    """The same images judged against random other compositions: what a judge without knowledge reaches."""
+def calibrate_mismatched(classifier: Classifier, truth: Truth) -> Calibration:
+    """The same images judged against random other compositions: what a classifier without knowledge reaches."""
     rng = torch.Generator().manual_seed(SEED + 2)
     names = list(OBJECTS)
     draws = torch.randint(len(names), (len(truth),), generator=rng).tolist()
     others: list[Composition] = [random_composition(rng, names[i]) for i in draws]
     images = truth.over(plain_backgrounds(rng, truth.compositions))
-    return _calibration(judge, truth, images, others)
+    return _calibration(classifier, truth, images, others)
 
 
-def calibrate_all(judge: Judge, truth: Truth, prior: Prior) -> dict[str, Calibration]:
+def calibrate_all(classifier: Classifier, truth: Truth, prior: Prior) -> dict[str, Calibration]:
     """The rows that stand beside every table, by name; ``prior`` lends its autoencoder."""
 
     def reconstructed(images: Tensor) -> Tensor:
@@ -61,34 +63,34 @@ def calibrate_all(judge: Judge, truth: Truth, prior: Prior) -> dict[str, Calibra
         return torch.cat(parts).clamp(0, 1)
 
     return {
-        "unseen true renders": calibrate(judge, truth),
-        "the same through the prior's autoencoder": calibrate(judge, truth, reconstructed),
-        "the same with wrong prompts (chance)": calibrate_mismatched(judge, truth),
+        "unseen true renders": calibrate(classifier, truth),
+        "the same through the prior's autoencoder": calibrate(classifier, truth, reconstructed),
+        "the same with wrong prompts (chance)": calibrate_mismatched(classifier, truth),
     }
 
 
-def _calibration(judge: Judge, truth: Truth, images: Tensor, compositions: list[Composition]) -> Calibration:
-    verdict = judge.judge(images)
-    alignment = align(verdict, compositions)
+def _calibration(classifier: Classifier, truth: Truth, images: Tensor, compositions: list[Composition]) -> Calibration:
+    prediction = classifier.classify(images)
+    alignment = align(prediction, compositions)
     front = torch.tensor([OBJECTS[composition.object].has_front for composition in truth.compositions])
     named = front | (truth.view == VIEWS.index("overhead"))
-    error, _ = view_errors(verdict[front], truth.azimuth[front])
+    error, _ = view_errors(prediction[front], truth.azimuth[front])
     return Calibration(
         images=len(images),
         object=float(alignment.object.float().mean()),
         color=float(alignment.color.float().mean()),
         pattern=float(alignment.pattern.float().mean()),
-        view=float((verdict.view.argmax(-1) == truth.view)[named].float().mean()),
+        view=float((prediction.view.argmax(-1) == truth.view)[named].float().mean()),
         retrieved=float(alignment.retrieved.float().mean()),
         azimuth_error_deg=error,
     )
 
 
 def save_calibration(rows: Mapping[str, Calibration], path: Path = STORED) -> None:
-    """Keeps calibrations, by name, beside the judge's weights."""
+    """Keeps calibrations, by name, beside the classifier's weights."""
     write_json(path, {name: asdict(row) for name, row in rows.items()})
 
 
 def load_calibration(path: Path = STORED) -> dict[str, Calibration]:
-    """The calibrations that were measured when the judge was trained, by name."""
+    """The calibrations that were measured when the classifier was trained, by name."""
     return {name: Calibration(**row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}

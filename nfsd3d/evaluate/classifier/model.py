@@ -1,7 +1,7 @@
-"""The judge: a small classifier that says what an image of the world of shapes shows.
+"""The classifier: a small classifier that says what an image of the world of shapes shows.
 
 It is trained on clean true renders alone, with pictures, seed and architecture of its own, and shares nothing with the
-embedded prior (``python scripts/train_judge.py``). How far it can be trusted is measured in ``calibration``.
+embedded prior (``python scripts/train_classifier.py``). How far it can be trusted is measured in ``calibration``.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ AZIMUTHS = 24
 SYMMETRIC_PATTERNS = ("striped", "checkered")
 """Patterns whose two colours cover the same area: "red and white" and "white and red" are the same to an observer."""
 
-WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 _WIDTHS = (24, 48, 96, 160)
 _HEADS = {
     "object": len(OBJECTS),
@@ -35,7 +35,7 @@ _OBJECT, _COLOR, _PATTERN = ({name: index for index, name in enumerate(names)} f
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """What B images show, as log-probabilities: ``object`` [B,16], the main and the ``second`` colour [B,10] (which
     means something for patterned objects only), ``pattern`` [B,4], the word of the ``view`` [B,4] and the camera's
     ``azimuth`` [B,24] in bins around 0, 15, 30 ... degrees (which mean something for objects with a front only).
@@ -51,17 +51,17 @@ class Verdict:
     def __len__(self) -> int:
         return self.object.shape[0]
 
-    def __getitem__(self, index: slice | Tensor) -> "Verdict":
-        """The verdict on some of the images."""
-        return Verdict(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+    def __getitem__(self, index: slice | Tensor) -> "Prediction":
+        """The prediction on some of the images."""
+        return Prediction(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
-    def pooled(self) -> "Verdict":
-        """One verdict [1,...] on all the images together, as views of one thing: the mean of the log-probabilities.
+    def pooled(self) -> "Prediction":
+        """One prediction [1,...] on all the images together, as views of one thing: the mean of the log-probabilities.
 
         View and azimuth differ from image to image; their pooled values mean nothing.
         """
         means = {field.name: getattr(self, field.name).mean(0, keepdim=True) for field in fields(self)}
-        return Verdict(**{name: F.log_softmax(mean, dim=-1) for name, mean in means.items()})
+        return Prediction(**{name: F.log_softmax(mean, dim=-1) for name, mean in means.items()})
 
     def objects(self) -> list[str]:
         """[B] the likeliest object."""
@@ -133,11 +133,11 @@ class _Residual(nn.Module):
         return F.relu(x + self.layers(x))
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """A residual network over 64x64 images with one linear head an attribute."""
 
     def __init__(self) -> None:
-        """Untrained; ``Judge.load`` gives the trained one."""
+        """Untrained; ``Classifier.load`` gives the trained one."""
         super().__init__()
         layers: list[nn.Module] = []
         for before, width in zip((3, *_WIDTHS), _WIDTHS, strict=False):
@@ -148,8 +148,8 @@ class Judge(nn.Module):
         self.neck = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(_WIDTHS[-1] * 16, 192), nn.ReLU())
         self.heads = nn.ModuleDict({name: nn.Linear(192, count) for name, count in _HEADS.items()})
 
-    def forward(self, images: Tensor) -> Verdict:
-        """The verdict on images [B,3,H,W] in [0,1]; other sizes than 64x64 are resized.
+    def forward(self, images: Tensor) -> Prediction:
+        """The prediction on images [B,3,H,W] in [0,1]; other sizes than 64x64 are resized.
 
         Raises ValueError for another shape.
         """
@@ -158,17 +158,17 @@ class Judge(nn.Module):
         if images.shape[2:] != (SIZE, SIZE):
             images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         features = self.neck(self.trunk((images * 2 - 1).contiguous(memory_format=torch.channels_last)))
-        return Verdict(**{name: F.log_softmax(head(features).float(), dim=-1) for name, head in self.heads.items()})
+        return Prediction(**{name: F.log_softmax(head(features).float(), dim=-1) for name, head in self.heads.items()})
 
     @torch.no_grad()
-    def judge(self, images: Tensor, batch: int = 256) -> Verdict:
+    def classify(self, images: Tensor, batch: int = 256) -> Prediction:
         """``forward`` of any number of images, without gradient."""
         parts = [self(part) for part in images.split(batch)]
-        return Verdict(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Verdict)})
+        return Prediction(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Prediction)})
 
     @classmethod
-    def load(cls, path: Path = WEIGHTS) -> "Judge":
-        """The trained judge, on the CPU.
+    def load(cls, path: Path = WEIGHTS) -> "Classifier":
+        """The trained classifier, on the CPU.
 
         Raises:
             InputError: no weights at ``path``.
@@ -176,7 +176,9 @@ class Judge(nn.Module):
         from safetensors.torch import load_file
 
         if not path.exists():
-            raise InputError(f"{path}: the judge's weights are not there; make them with scripts/train_judge.py")
-        judge = cls()
-        judge.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
-        return judge.eval().requires_grad_(False)
+            raise InputError(
+                f"{path}: the classifier's weights are not there; make them with scripts/train_classifier.py"
+            )
+        classifier = cls()
+        classifier.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+        return classifier.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Training of the judge: true renders with loose backgrounds, a small classifier, one pass of a one-cycle schedule."""
+"""Training of the classifier on true renders with varied backgrounds, in one pass of a one-cycle schedule."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nfsd3d.cameras import sample_cameras
-from nfsd3d.evaluate.classifier.model import AZIMUTHS, SIZE, Judge, Verdict
+from nfsd3d.evaluate.classifier.model import AZIMUTHS, SIZE, Classifier, Prediction
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, VIEWS, Composition, view_name
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
@@ -46,7 +46,7 @@ class Truth:
 
 
 def random_composition(rng: torch.Generator, name: str) -> Composition:
-    """Any composition of an object: the judge, unlike the prior, knows those that are held out."""
+    """Any composition of an object: the classifier, unlike the prior, knows those that are held out."""
     pattern = PATTERNS[int(torch.randint(len(PATTERNS), (1,), generator=rng))]
     first, second = torch.randperm(len(COLORS), generator=rng)[:2].tolist()
     names = list(COLORS)
@@ -100,24 +100,24 @@ def plain_backgrounds(rng: torch.Generator, compositions: list[Composition]) -> 
     return torch.where(close, (main + 0.5) % 1.0, colors)
 
 
-def loss(verdict: Verdict, compositions: list[Composition], view: Tensor, azimuth: Tensor) -> Tensor:
+def loss(prediction: Prediction, compositions: list[Composition], view: Tensor, azimuth: Tensor) -> Tensor:
     """Cross entropy of every head; the second colour, view and azimuth where they mean something."""
     names, colors = list(OBJECTS), list(COLORS)
     target = torch.tensor([names.index(c.object) for c in compositions])
     color = torch.tensor([colors.index(c.color) for c in compositions])
     pattern = torch.tensor([PATTERNS.index(c.pattern) for c in compositions])
-    total = F.nll_loss(verdict.object, target) + F.nll_loss(verdict.color, color)
-    total = total + F.nll_loss(verdict.pattern, pattern)
+    total = F.nll_loss(prediction.object, target) + F.nll_loss(prediction.color, color)
+    total = total + F.nll_loss(prediction.pattern, pattern)
     patterned = [i for i, c in enumerate(compositions) if c.second]
     second = torch.tensor([colors.index(compositions[i].second) for i in patterned])
-    total = total + F.nll_loss(verdict.second[patterned], second)
+    total = total + F.nll_loss(prediction.second[patterned], second)
     front = torch.tensor([OBJECTS[c.object].has_front for c in compositions])
     known = front | (view == VIEWS.index("overhead"))
-    total = total + 0.5 * F.nll_loss(verdict.view[known], view[known])
+    total = total + 0.5 * F.nll_loss(prediction.view[known], view[known])
     exact = azimuth[front] / (2 * math.pi) * AZIMUTHS
     lower = exact.floor().long()
     share = exact - lower
-    bins = verdict.azimuth[front]
+    bins = prediction.azimuth[front]
     below, above = (bins.gather(1, (lower + i)[:, None] % AZIMUTHS)[:, 0] for i in (0, 1))
     return total - 0.5 * ((1 - share) * below + share * above).mean()
 
@@ -149,14 +149,14 @@ def _part(truth: Truth, index: Tensor) -> Truth:
     return Truth(truth.color[index], truth.mask[index], compositions, truth.view[index], truth.azimuth[index])
 
 
-def train_judge(
+def train_classifier(
     truth: Truth, steps: int, batch: int = 64, learning_rate: float = 3e-3, on_step: Callable[[float], None] = print
-) -> Judge:
-    """A judge trained on ``truth``; ``on_step`` is called with the loss after every step."""
+) -> Classifier:
+    """A classifier trained on ``truth``; ``on_step`` is called with the loss after every step."""
     torch.manual_seed(SEED)
     rng = torch.Generator().manual_seed(SEED)
-    judge = Judge()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.02)
+    classifier = Classifier()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -165,19 +165,19 @@ def train_judge(
         part, order = _part(truth, order[:batch]), order[batch:]
         images = augment(rng, part)
         with torch.autocast("cpu", torch.bfloat16):
-            verdict = judge(images)
-        value = loss(verdict, part.compositions, part.view, part.azimuth)
+            prediction = classifier(images)
+        value = loss(prediction, part.compositions, part.view, part.azimuth)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
         schedule.step()
         on_step(value.item())
-    return judge.eval().requires_grad_(False)
+    return classifier.eval().requires_grad_(False)
 
 
-def save_judge(judge: Judge, path: Path) -> None:
+def save_classifier(classifier: Classifier, path: Path) -> None:
     """Writes the weights in half precision."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in judge.state_dict().items()}, path)
+    save_file({name: value.half().contiguous() for name, value in classifier.state_dict().items()}, path)

@@ -22,7 +22,7 @@ _ONE_AT_A_TIME = threading.Lock()
 def kernel(*, exact: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that compiles a parallel kernel at its first call and keeps the machine code on disk.
 
-    ``exact`` keeps IEEE arithmetic as written, so that a torch twin gives the same bits. The cache lies beside the
+    ``exact`` keeps IEEE arithmetic as written, so that a torch reference gives the same bits. The cache lies beside the
     source, else in the user's cache folder, or where ``NUMBA_CACHE_DIR`` says; where none of them can be written,
     each process compiles anew (about a second).
     """

@@ -29,8 +29,8 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: Tensor | float | 
     """Runs a kernel as a grid of ``programs`` on the device of its first argument, a tensor.
 
     Products and sums are rounded one by one, as torch's own operations round them: a fused multiply-add would move a
-    position within a fine cell by more than the kernels may differ from their twins, and a sample across the border
-    of a cell. The kernels wait for memory, not for arithmetic. (Products of matrices are fused all the same.)
+    position within a fine cell by more than the kernels may differ from their references, and a sample across the
+    border of a cell. The kernels wait for memory, not for arithmetic. (Products of matrices are fused all the same.)
     """
     first = arguments[0]
     assert isinstance(first, Tensor)

@@ -24,7 +24,7 @@ from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, st
 from nfsd3d.generators.nerf.shading import needs_normals, shade
 
 # Points that export functions evaluate together.
-POINTS_AT_ONCE = 2**18
+POINTS_PER_CHUNK = 2**18
 # Normals cost several evaluations of the field; samples of a smaller weight do without.
 SMALLEST_VISIBLE_WEIGHT = 1e-3
 # Opacity below which a pixel has no depth.
@@ -132,7 +132,7 @@ class NeRF(nn.Module):
         shading: str = "albedo",
         ambient: float = 0.1,
         normals: bool = False,
-        pixels_at_once: int | None = None,
+        rays_per_chunk: int | None = None,
     ) -> Rendering:
         """The view of each of the B cameras.
 
@@ -142,7 +142,7 @@ class NeRF(nn.Module):
         of ``shading.SHADINGS``, with ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals
         where shading needs none.
 
-        ``pixels_at_once`` bounds the memory: so many pixels of all views are coloured together, and coloured again in
+        ``rays_per_chunk`` bounds the memory: so many pixels of all views are coloured together, and coloured again in
         the backward pass, where each part's memory is free before the next part needs it. All rays are sampled first
         and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
         undivided view, but for the order of additions.
@@ -153,7 +153,7 @@ class NeRF(nn.Module):
             samples = self._march(bundle.rays, rng)
             outlive([*bundle.tensors, *samples.tensors])
         samples = self._pruned(samples, bundle.rays)
-        parts = list(_parts(bundle, samples, pixels_at_once))
+        parts = list(_parts(bundle, samples, rays_per_chunk))
         if len(parts) == 1:
             return _images(self._render_samples(*parts[0], shading, ambient, normals), cameras)
         seen = [
@@ -200,7 +200,7 @@ class NeRF(nn.Module):
         return self._in_parts(self.field.analytic_normals, positions)
 
     def _in_parts(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
-        return torch.cat([function(part) for part in positions.to(self.device).split(POINTS_AT_ONCE)])
+        return torch.cat([function(part) for part in positions.to(self.device).split(POINTS_PER_CHUNK)])
 
     def _bundle(self, cameras: Cameras, background: Tensor | None, replaced: Tensor | None = None) -> "_Bundle":
         cameras = cameras.to(self.device)

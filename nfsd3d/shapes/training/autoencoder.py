@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, batches_of, one_cycle, progress_bar, save_state
-from nfsd3d.shapes.training.dataset import Pictures
+from nfsd3d.shapes.training.dataset import ImageDataset
 
 
 def build_autoencoder(settings: TeacherSettings) -> Any:
@@ -57,7 +57,7 @@ def psnr(image: Tensor, decoded: Tensor) -> float:
     return float((-10 * torch.log10(error)).mean())
 
 
-def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
+def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
     """Trains the autoencoder within its budget, from its checkpoint in ``folder`` when there is one.
 
     The latents of a distillation come from the encoder, the picture's sharpness from the decoder: while the encoder
@@ -115,7 +115,7 @@ def train_autoencoder(pictures: Pictures, folder: Path, settings: TeacherSetting
 
 
 @torch.no_grad()
-def encode_pictures(model: Any, pictures: Pictures, folder: Path, device: torch.device) -> tuple[Tensor, float]:
+def encode_pictures(model: Any, pictures: ImageDataset, folder: Path, device: torch.device) -> tuple[Tensor, float]:
     """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so.
 
     They are kept in ``folder`` for as long as the autoencoder there is not trained further.

@@ -54,7 +54,7 @@ def render_pictures(folder: Path, settings: TeacherSettings, workers: int | None
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageDataset:
     """The rendered pictures: ``images`` uint8 [N,S,S,3], ``captions`` (several each), ``degraded`` bool [N]."""
 
     images: np.ndarray
@@ -62,7 +62,7 @@ class Pictures:
     degraded: np.ndarray
 
 
-def load_pictures(folder: Path, settings: TeacherSettings) -> Pictures:
+def load_pictures(folder: Path, settings: TeacherSettings) -> ImageDataset:
     """Reads the shards that ``render_pictures`` wrote."""
     images: list[np.ndarray] = []
     captions: list[list[str]] = []
@@ -73,7 +73,7 @@ def load_pictures(folder: Path, settings: TeacherSettings) -> Pictures:
             texts, objects = json.loads(str(shard["captions"]))
         captions.extend(texts)
         degraded.extend(bad for _, bad in objects)
-    return Pictures(np.concatenate(images), captions, np.array(degraded))
+    return ImageDataset(np.concatenate(images), captions, np.array(degraded))
 
 
 def write_grid(path: Path, images: Tensor, per_row: int = 8, scale: int = 2) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nfsd3d.prior.vocabulary import words_of
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle, progress_bar, save_state
-from nfsd3d.shapes.training.dataset import Pictures
+from nfsd3d.shapes.training.dataset import ImageDataset
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -159,7 +159,7 @@ def build_scheduler() -> Any:
 
 
 def train_denoiser(
-    pictures: Pictures,
+    pictures: ImageDataset,
     latents: Tensor,
     folder: Path,
     settings: TeacherSettings,

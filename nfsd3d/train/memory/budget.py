@@ -14,9 +14,9 @@ from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_particle, camera_ranges, find_method
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, camera_ranges, find_method
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet, wants_compilation
-from nfsd3d.train.memory.chunking import Pieces, configured_pieces
+from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import (
     SampleBytes,
     encoder_peak,
@@ -59,8 +59,8 @@ class Budget:
     def remedy(self) -> str:
         """The settings to lower, those of the largest part."""
         parts = {
-            "set machine.pixels_at_once=16384, or lower generator.max_samples or train.resolution": self.samples,
-            "set machine.rows_at_once=1 and machine.checkpoint_encoder=true, or lower train.batch_size": self.networks
+            "set machine.rays_per_chunk=16384, or lower generator.max_samples or train.resolution": self.samples,
+            "set machine.unet_batch_size=1, machine.checkpoint_encoder=true, or a lower train.batch_size": self.networks
             + self.graphs,
             "choose a smaller prior": self.weights,
             "lower generator.encoding.log2_entries": self.scene,
@@ -79,61 +79,61 @@ class Budget:
 
 @dataclass(frozen=True)
 class Estimator:
-    """Predicts the memory of a run's steps in any pieces.
+    """Predicts the memory of a run's steps in any chunks.
 
     ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
-    the activations of encoder and UNet in such pieces; ``graphs`` those of recorded graphs.
+    the activations of encoder and UNet in such chunks; ``graphs`` those of recorded graphs.
     """
 
     weights: int
     scene: int
-    networks: Callable[[Pieces], int]
+    networks: Callable[[ChunkSizes], int]
     views: int
     resolution: int
     sample_count: int
     sample_bytes: SampleBytes
-    graphs: Callable[[Pieces], int] = lambda pieces: 0
+    graphs: Callable[[ChunkSizes], int] = lambda chunks: 0
 
-    def budget(self, pieces: Pieces) -> Budget:
+    def budget(self, chunks: ChunkSizes) -> Budget:
         """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
         pixels = self.views * self.resolution**2
-        share = 1.0 if pieces.pixels_at_once is None else min(1.0, pieces.pixels_at_once / pixels)
+        share = 1.0 if chunks.rays_per_chunk is None else min(1.0, chunks.rays_per_chunk / pixels)
         whole = share == 1.0
         size = self.sample_bytes
         kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
         peak = self.sample_count * (size.packed + size.peak * share)
-        networks = self.networks(pieces)
+        networks = self.networks(chunks)
         samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
-        graphs = self.graphs(pieces)
+        graphs = self.graphs(chunks)
         return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
 
-    def fitted(self, pieces: Pieces, limit: int) -> tuple[Pieces, Budget]:
-        """The largest pieces, from ``pieces`` down, that take no more than ``limit`` bytes; else the smallest."""
-        budget = self.budget(pieces)
+    def fitted(self, chunks: ChunkSizes, limit: int) -> tuple[ChunkSizes, Budget]:
+        """The largest chunks, from ``chunks`` down, that take no more than ``limit`` bytes; else the smallest."""
+        budget = self.budget(chunks)
         while budget.total > limit:
-            smaller = pieces.smaller(self.views, self.resolution)
+            smaller = chunks.smaller(self.views, self.resolution)
             if smaller is None:
                 break
-            pieces, budget = smaller, self.budget(smaller)
-        return pieces, budget
+            chunks, budget = smaller, self.budget(smaller)
+        return chunks, budget
 
 
-def fit_into_memory(config: Config, parts: Parts, pieces: Pieces, say: Callable[[str], None]) -> Pieces:
-    """``pieces``, or smaller ones whose predicted memory the run's GPU has and ``machine.memory_gb`` allows.
+def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, say: Callable[[str], None]) -> ChunkSizes:
+    """``chunks``, or smaller ones whose predicted memory the run's GPU has and ``machine.memory_gb`` allows.
 
-    ``say`` is told the prediction, and which setting to lower where the smallest pieces do not fit. With another prior
+    ``say`` is told the prediction, and which setting to lower where the smallest chunks do not fit. With another prior
     than one in Stable Diffusion's layout nothing is known.
     """
     if not isinstance(parts.prior, StableDiffusionPrior):
-        return pieces
+        return chunks
     found = estimator(parts.prior, parts.generator, parts.distillation.method, config)
     available = available_bytes(parts.generator.device)
     allowed = config.machine.memory_gb
     limit = available if allowed is None else min(available, int(allowed * GIB))
     whose = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
-    fitting, budget = found.fitted(pieces, limit)
+    fitting, budget = found.fitted(chunks, limit)
     say(f"memory, predicted: {budget}")
-    if fitting != pieces:
+    if fitting != chunks:
         say(f"memory: {fitting}, to fit into {whose}; the results are the same")
     if budget.total > limit:
         say(f"warning: the prediction is above {whose}: {budget.remedy}")
@@ -149,13 +149,13 @@ def available_bytes(device: torch.device) -> int:
 def predicted(config: Config) -> str | None:
     """The memory that a run of a preset would take, before anything of it is there; None where that is not known."""
     named = config.prior.model is None and config.prior.vae is None and config.prior.name in ARCHITECTURES
-    if not named or config.makes_pictures:
+    if not named or config.makes_images:
         return None
     prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
     prior.free_text_encoder()
     found = estimator(prior, build_generator(config), find_method(config.distill.method), config)
-    pieces, allowed = configured_pieces(config.machine), config.machine.memory_gb
-    _, budget = (pieces, found.budget(pieces)) if allowed is None else found.fitted(pieces, int(allowed * GIB))
+    chunks, allowed = configured_chunks(config.machine), config.machine.memory_gb
+    _, budget = (chunks, found.budget(chunks)) if allowed is None else found.fitted(chunks, int(allowed * GIB))
     return str(budget)
 
 
@@ -168,8 +168,8 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
     views, resolution = train.batch_size, int(highest(train.resolution))
     parameters = [value for group in generator.parameter_groups().values() for value in group]
     shapes = prior.without_weights()
-    particle = build_particle(config, shapes) if method.needs_particle else None
-    further = [] if particle is None else list(particle.state_dict().values())
+    lora = build_lora(config, shapes) if method.needs_lora else None
+    further = [] if lora is None else list(lora.state_dict().values())
     count, size = 0, SampleBytes(0, 0, 0)
     if isinstance(generator, NeRF):
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
@@ -178,30 +178,30 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
     compiled = wants_compilation(config)
     unet = compiled and compiles_unet(method)
 
-    def activations(pieces: Pieces) -> int:
-        encodes = not (compiled and compiles_encoder(config, pieces))
-        split = pieces.rows_at_once, pieces.checkpoint_encoder
-        return network_peak(shapes, *split, views, 0 if unet else rows, particle, encodes=encodes)
+    def activations(chunks: ChunkSizes) -> int:
+        encodes = not (compiled and compiles_encoder(config, chunks))
+        split = chunks.unet_batch_size, chunks.checkpoint_encoder
+        return network_peak(shapes, *split, views, 0 if unet else rows, lora, encodes=encodes)
 
-    def recorded(pieces: Pieces) -> int:
-        size = unet_peak(shapes, pieces.rows_at_once, rows) if unet else 0
-        if compiled and compiles_encoder(config, pieces):
+    def recorded(chunks: ChunkSizes) -> int:
+        size = unet_peak(shapes, chunks.unet_batch_size, rows) if unet else 0
+        if compiled and compiles_encoder(config, chunks):
             uses = (False, True) if method.needs_source else (False,)  # a source is encoded without gradient
             size += sum(encoder_peak(shapes, views, without_gradient=use) for use in uses)
         return size
 
-    # Rendering in other pieces changes nothing of the networks'.
+    # Rendering in other chunks changes nothing of the networks'.
     of_networks, of_graphs = cache(activations), cache(recorded)
     return Estimator(
         weights=_size_of(prior.tensors()),
         # Parameter, gradient and two moments.
         scene=4 * _size_of([*parameters, *further]),
-        networks=lambda pieces: of_networks(replace(pieces, pixels_at_once=None)),
+        networks=lambda chunks: of_networks(replace(chunks, rays_per_chunk=None)),
         views=views,
         resolution=resolution,
         sample_count=count,
         sample_bytes=size,
-        graphs=lambda pieces: of_graphs(replace(pieces, pixels_at_once=None)),
+        graphs=lambda chunks: of_graphs(replace(chunks, rays_per_chunk=None)),
     )
 
 

@@ -9,38 +9,38 @@ SMALLEST_PIXELS = 4096
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ChunkSizes:
     """What a step computes at once; its numbers depend on it no further than by the order of additions.
 
-    ``pixels_at_once`` of the views are rendered together, and rendered again, as many at a time, in the backward pass;
-    the prior's networks see ``rows_at_once`` latents or images together; None is all. With ``checkpoint_encoder`` the
-    encoder computes the activations of each of its blocks again in the backward pass instead of keeping them.
+    ``rays_per_chunk`` of the views are rendered together, and rendered again, as many at a time, in the backward pass;
+    the prior's networks see ``unet_batch_size`` latents or images together; None is all. With ``checkpoint_encoder``
+    the encoder computes the activations of each of its blocks again in the backward pass instead of keeping them.
     """
 
-    pixels_at_once: int | None = None
-    rows_at_once: int | None = None
+    rays_per_chunk: int | None = None
+    unet_batch_size: int | None = None
     checkpoint_encoder: bool = False
 
-    def smaller(self, views: int, resolution: int) -> "Pieces | None":
-        """The next smaller pieces of a step of ``views``, ``resolution`` pixels squared; None if these are the last.
+    def smaller(self, views: int, resolution: int) -> "ChunkSizes | None":
+        """The next smaller chunks of a step of ``views``, ``resolution`` pixels squared; None if these are the last.
 
         Half the pixels, one branch of the denoiser at a time and then half its rows, and a checkpointed encoder.
         """
-        pixels = min(self.pixels_at_once or views * resolution**2, views * resolution**2)
+        pixels = min(self.rays_per_chunk or views * resolution**2, views * resolution**2)
         smaller = replace(
             self,
-            pixels_at_once=self.pixels_at_once if pixels <= SMALLEST_PIXELS else max(pixels // 2, SMALLEST_PIXELS),
-            rows_at_once=views if self.rows_at_once is None else max(self.rows_at_once // 2, 1),
+            rays_per_chunk=self.rays_per_chunk if pixels <= SMALLEST_PIXELS else max(pixels // 2, SMALLEST_PIXELS),
+            unet_batch_size=views if self.unet_batch_size is None else max(self.unet_batch_size // 2, 1),
             checkpoint_encoder=True,
         )
         return None if smaller == self else smaller
 
     def __str__(self) -> str:
-        counts = {"pixels": self.pixels_at_once, "rows of the prior": self.rows_at_once}
+        counts = {"pixels": self.rays_per_chunk, "rows of the prior": self.unet_batch_size}
         parts = [f"{count:,} {noun} at once" for noun, count in counts.items() if count is not None]
         return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "all at once"
 
 
-def configured_pieces(machine: MachineConfig) -> Pieces:
+def configured_chunks(machine: MachineConfig) -> ChunkSizes:
     """What a step computes at once, unless that does not fit into memory."""
-    return Pieces(machine.pixels_at_once, machine.rows_at_once, machine.checkpoint_encoder)
+    return ChunkSizes(machine.rays_per_chunk, machine.unet_batch_size, machine.checkpoint_encoder)

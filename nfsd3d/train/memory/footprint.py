@@ -11,8 +11,8 @@ from nfsd3d.cameras import CameraRanges, orbit
 from nfsd3d.distill.methods import Method
 from nfsd3d.generators.base import Rendering
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.prior.chunked import in_pieces
-from nfsd3d.prior.lora import Particle
+from nfsd3d.prior.chunked import in_chunks
+from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 
@@ -39,7 +39,7 @@ def rows_at_most(method: Method, views: int, *, perp_neg: bool) -> int:
 
 
 def _of_prior(method: Method) -> list[str]:
-    return [branch for branch in method.branches if branch != "particle"]
+    return [branch for branch in method.branches if branch != "lora"]
 
 
 def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
@@ -94,11 +94,11 @@ def _loss(view: Rendering) -> Tensor:
 
 def network_peak(
     prior: StableDiffusionPrior,
-    rows_at_once: int | None,
+    unet_batch_size: int | None,
     checkpoint: bool,
     views: int,
     rows: int,
-    particle: Particle | None = None,
+    lora: LoraNetwork | None = None,
     *,
     encodes: bool = True,
 ) -> int:
@@ -107,26 +107,26 @@ def network_peak(
     Of a step whose UNet sees ``rows`` (0: it is not counted), and whose second network (of the same prior), if any,
     learns from ``views``. The encoder counts if the step ``encodes`` by these means.
     """
-    split = in_pieces(prior, rows_at_once, checkpoint)
+    split = in_chunks(prior, unet_batch_size, checkpoint)
     image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
     inputs = _unet_inputs(prior, max(rows, views))
     with LiveBytes([*prior.tensors(), image, *inputs]) as counter:
         z = split.encode(image) if encodes else inputs[0][:views]
         if rows:
             split.predict_eps(*(value[:rows] for value in inputs))
-        if particle is not None:
+        if lora is not None:
             cameras, rng = orbit(views, prior.image_size), torch.Generator()
-            particle.learn(z, inputs[2][:views], cameras, rng, step=False, rows_at_once=rows_at_once)
+            lora.learn(z, inputs[2][:views], cameras, rng, step=False, unet_batch_size=unet_batch_size)
         if encodes:
             z.sum().backward()
     return counter.peak
 
 
-def unet_peak(prior: StableDiffusionPrior, rows_at_once: int | None, rows: int) -> int:
+def unet_peak(prior: StableDiffusionPrior, unet_batch_size: int | None, rows: int) -> int:
     """Bytes of the activations of the UNet alone, likewise."""
     inputs = _unet_inputs(prior, rows)
     with LiveBytes([*prior.tensors(), *inputs]) as counter:
-        in_pieces(prior, rows_at_once, False).predict_eps(*inputs)
+        in_chunks(prior, unet_batch_size, False).predict_eps(*inputs)
     return counter.peak
 
 

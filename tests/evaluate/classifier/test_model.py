@@ -7,15 +7,17 @@ import torch
 
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.alignment import align, distractors, view_errors
-from nfsd3d.evaluate.classifier.model import AZIMUTHS, Judge, Verdict
+from nfsd3d.evaluate.classifier.model import AZIMUTHS, Classifier, Prediction
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, VIEWS, Composition, parse_prompt
 from nfsd3d.shapes.world.objects import OBJECTS
 
 MUSHROOM = parse_prompt("a red and white dotted mushroom")
 
 
-def verdict_on(composition: Composition, view: str = "front", azimuth_deg: float = 0.0, doubt: float = 0.05) -> Verdict:
-    """[1] a nearly certain verdict."""
+def verdict_on(
+    composition: Composition, view: str = "front", azimuth_deg: float = 0.0, doubt: float = 0.05
+) -> Prediction:
+    """[1] a nearly certain prediction."""
 
     def one(names: list[str], name: str) -> torch.Tensor:
         scores = torch.full((1, len(names)), doubt / (len(names) - 1))
@@ -27,7 +29,7 @@ def verdict_on(composition: Composition, view: str = "front", azimuth_deg: float
     lower = math.floor(exact)
     bins[0, lower % AZIMUTHS] += 1 - (exact - lower)
     bins[0, (lower + 1) % AZIMUTHS] += exact - lower
-    return Verdict(
+    return Prediction(
         object=one(list(OBJECTS), composition.object),
         color=one(list(COLORS), composition.color),
         second=one(list(COLORS), composition.second or composition.color),
@@ -37,27 +39,29 @@ def verdict_on(composition: Composition, view: str = "front", azimuth_deg: float
     )
 
 
-def joined(verdicts: list[Verdict]) -> Verdict:
+def joined(verdicts: list[Prediction]) -> Prediction:
     names = ("object", "color", "second", "pattern", "view", "azimuth")
-    return Verdict(**{name: torch.cat([getattr(verdict, name) for verdict in verdicts]) for name in names})
+    return Prediction(**{name: torch.cat([getattr(prediction, name) for prediction in verdicts]) for name in names})
 
 
 @pytest.mark.parametrize(
     "prompt", ["a blue sphere", "a red and white dotted mushroom", "a pink and brown striped house"]
 )
 def test_probabilities_of_all_compositions_of_an_object_sum_to_its_own(prompt):
-    verdict = verdict_on(parse_prompt(prompt), doubt=0.3)
+    prediction = verdict_on(parse_prompt(prompt), doubt=0.3)
     name = parse_prompt(prompt).object
     colors = list(COLORS)
     total = sum(
-        verdict.log_likelihood([Composition(name, pattern, a, b)]).exp()
+        prediction.log_likelihood([Composition(name, pattern, a, b)]).exp()
         for pattern in ("dotted",)
         for a in colors
         for b in colors
         if a != b
     )
-    same = (verdict.color.exp() * verdict.second.exp()).sum()  # "red and red dotted" is no composition
-    expected = verdict.object.exp()[0, list(OBJECTS).index(name)] * verdict.pattern.exp()[0, PATTERNS.index("dotted")]
+    same = (prediction.color.exp() * prediction.second.exp()).sum()  # "red and red dotted" is no composition
+    expected = (
+        prediction.object.exp()[0, list(OBJECTS).index(name)] * prediction.pattern.exp()[0, PATTERNS.index("dotted")]
+    )
     assert float(total) == pytest.approx(float(expected * (1 - same)), rel=1e-4)
 
 
@@ -74,8 +78,8 @@ def test_either_order_of_the_colours_counts_for_symmetric_patterns_only():
 
 
 def test_right_tells_attributes_apart():
-    verdict = verdict_on(parse_prompt("a red and white dotted tree"))
-    assert {name: bool(value) for name, value in verdict.right([MUSHROOM]).items()} == {
+    prediction = verdict_on(parse_prompt("a red and white dotted tree"))
+    assert {name: bool(value) for name, value in prediction.right([MUSHROOM]).items()} == {
         "object": False,
         "color": True,
         "pattern": True,
@@ -83,10 +87,10 @@ def test_right_tells_attributes_apart():
 
 
 def test_views_together_outvote_a_doubtful_one():
-    verdict = joined([verdict_on(MUSHROOM)] * 3 + [verdict_on(parse_prompt("a blue cube"), doubt=0.6)])
-    assert verdict.pooled().objects() == ["mushroom"]
-    assert verdict.objects() == ["mushroom"] * 3 + ["cube"]
-    assert verdict.pooled().object.exp().sum().item() == pytest.approx(1)
+    prediction = joined([verdict_on(MUSHROOM)] * 3 + [verdict_on(parse_prompt("a blue cube"), doubt=0.6)])
+    assert prediction.pooled().objects() == ["mushroom"]
+    assert prediction.objects() == ["mushroom"] * 3 + ["cube"]
+    assert prediction.pooled().object.exp().sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("azimuth", [0.0, 7.0, -170.0, 179.0, 90.0])
@@ -125,14 +129,14 @@ def test_alignment_finds_the_truth_and_its_margin():
         align(verdict_on(MUSHROOM), [MUSHROOM, MUSHROOM])
 
 
-def test_judge_takes_any_size_and_refuses_other_shapes():
+def test_classifier_takes_any_size_and_refuses_other_shapes():
     torch.manual_seed(0)
-    judge = Judge().eval()
-    assert judge.judge(torch.rand(3, 3, 96, 96)).object.shape == (3, len(OBJECTS))
+    classifier = Classifier().eval()
+    assert classifier.classify(torch.rand(3, 3, 96, 96)).object.shape == (3, len(OBJECTS))
     with pytest.raises(ValueError, match=r"\[B,3,H,W\]"):
-        judge(torch.rand(3, 1, 64, 64))
+        classifier(torch.rand(3, 1, 64, 64))
 
 
 def test_missing_weights_name_the_remedy(tmp_path):
-    with pytest.raises(InputError, match="train_judge"):
-        Judge.load(tmp_path / "judge.safetensors")
+    with pytest.raises(InputError, match="train_classifier"):
+        Classifier.load(tmp_path / "classifier.safetensors")

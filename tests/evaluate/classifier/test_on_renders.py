@@ -1,11 +1,17 @@
-"""The judge on true renders: its own training in miniature, and the shipped one, calibrated again."""
+"""The classifier on true renders: its own training in miniature, and the shipped one, calibrated again."""
 
 import pytest
 import torch
 
 from nfsd3d.evaluate.classifier.calibration import Calibration, calibrate_all, load_calibration
-from nfsd3d.evaluate.classifier.model import WEIGHTS, Judge
-from nfsd3d.evaluate.classifier.training import Truth, plain_backgrounds, random_composition, render_truth, train_judge
+from nfsd3d.evaluate.classifier.model import WEIGHTS, Classifier
+from nfsd3d.evaluate.classifier.training import (
+    Truth,
+    plain_backgrounds,
+    random_composition,
+    render_truth,
+    train_classifier,
+)
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.shapes.world.grammar import COLORS
@@ -18,7 +24,7 @@ UNSEEN, RECONSTRUCTED, WRONG = (
 )
 
 
-def test_stored_calibration_meets_what_is_asked_of_a_judge():
+def test_stored_calibration_meets_what_is_asked_of_a_classifier():
     rows = load_calibration()
     assert list(rows) == [UNSEEN, RECONSTRUCTED, WRONG]
     assert rows[UNSEEN].images >= 2000
@@ -35,12 +41,12 @@ def test_weights_are_small():
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    """A shard of 64 renders of each object, which neither the judge nor its calibration has seen."""
+    """A shard of 64 renders of each object, which neither the classifier nor its calibration has seen."""
     return render_truth(1, seed=77, workers=1)
 
 
 def test_calibration_is_reproduced_on_other_renders(truth):
-    again = calibrate_all(Judge.load(), truth, StableDiffusionPrior.load(EMBEDDED))
+    again = calibrate_all(Classifier.load(), truth, StableDiffusionPrior.load(EMBEDDED))
     stored = load_calibration()
     for name in (UNSEEN, RECONSTRUCTED):
         for attribute in ("object", "color", "pattern"):
@@ -58,8 +64,8 @@ def _assert_chance(row: Calibration) -> None:
 
 
 def test_an_empty_picture_is_not_taken_for_certain():
-    verdict = Judge.load().judge(torch.full((1, 3, 64, 64), 0.5))
-    assert verdict.object.exp().max() < 0.999
+    prediction = Classifier.load().classify(torch.full((1, 3, 64, 64), 0.5))
+    assert prediction.object.exp().max() < 0.999
 
 
 def test_true_renders_cover_all_objects_and_take_any_background(truth):
@@ -79,6 +85,6 @@ def test_backgrounds_differ_from_the_main_colour():
 
 def test_training_lowers_the_loss(truth):
     losses: list[float] = []
-    judge = train_judge(truth, steps=60, batch=64, learning_rate=1e-3, on_step=losses.append)
+    classifier = train_classifier(truth, steps=60, batch=64, learning_rate=1e-3, on_step=losses.append)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    assert not judge.training
+    assert not classifier.training

@@ -1,4 +1,4 @@
-"""Packed volume rendering against nerfacc's dense functions, a slow loop, closed forms, and its twin in Triton."""
+"""Packed volume rendering against nerfacc's dense functions, a slow loop, closed forms, and its reference in Triton."""
 
 import math
 from dataclasses import fields
@@ -73,10 +73,10 @@ RAGGED = [37 * ray % 101 if ray % 5 else 0 for ray in range(161)] + [1027]
 @pytest.mark.parametrize("channels", [1, 3, 13])
 @pytest.mark.parametrize("counts", [RAGGED, [], [0, 0, 0], [1]], ids=["ragged", "no rays", "nothing", "one"])
 def test_kernels_equal_torch_forward_and_backward(
-    counts: list[int], channels: int, rng: torch.Generator, twin: tuple[str, torch.device]
+    counts: list[int], channels: int, rng: torch.Generator, fast_backend: tuple[str, torch.device]
 ) -> None:
     """Thin and opaque samples among them: both ends of the exponential function."""
-    backend, device = twin
+    backend, device = fast_backend
     samples = pack(counts, rng)
     density = densities(samples, rng)
     density[::7] *= 1e-6
@@ -103,8 +103,8 @@ def test_kernels_equal_torch_forward_and_backward(
             torch.testing.assert_close(found, expected, atol=tolerance * scale, rtol=tolerance)
 
 
-def test_kernels_equal_torch_in_float64(rng: torch.Generator, twin: tuple[str, torch.device]) -> None:
-    backend, device = twin
+def test_kernels_equal_torch_in_float64(rng: torch.Generator, fast_backend: tuple[str, torch.device]) -> None:
+    backend, device = fast_backend
     samples = pack([5, 0, 40, 1, 77], rng, torch.float64)
     density = densities(samples, rng)
     density[::3] *= 1e-3
@@ -120,8 +120,8 @@ def test_kernels_equal_torch_in_float64(rng: torch.Generator, twin: tuple[str, t
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_only_what_is_asked_for_is_differentiated(rng: torch.Generator, twin: tuple[str, torch.device]) -> None:
-    backend, device = twin
+def test_only_what_is_asked_for_is_differentiated(rng: torch.Generator, fast_backend: tuple[str, torch.device]) -> None:
+    backend, device = fast_backend
     samples = on(device, pack([3, 0, 4], rng))
     values, weights = torch.randn(7, 2, generator=rng).to(device), torch.rand(7, generator=rng).to(device)
     one = values.clone().requires_grad_()

@@ -17,7 +17,7 @@ SPECS = {
 }
 
 
-def twins(spec: HashGridSpec, backend: str, seed: int = 0) -> tuple[torch.nn.Module, torch.nn.Module]:
+def encodings(spec: HashGridSpec, backend: str, seed: int = 0) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The torch encoding and another with the same random table of unit scale."""
     torch.manual_seed(seed)
     reference, fast = hash_encoding(spec, "torch"), hash_encoding(spec, backend)
@@ -52,12 +52,15 @@ def encode_and_differentiate(
 
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("count", [0, 1, 4099])
-def test_kernels_equal_torch_forward_and_backward(name: str, count: int, twin: tuple[str, torch.device]) -> None:
-    backend, device = twin
+def test_kernels_equal_torch_forward_and_backward(
+    name: str, count: int, fast_backend: tuple[str, torch.device]
+) -> None:
+    backend, device = fast_backend
     gradient = torch.randn(count, SPECS[name].width, generator=torch.Generator().manual_seed(2)).to(device)
     positions = points(4099)[:count].to(device)
     (expected, *references), (found, *gradients) = (
-        encode_and_differentiate(encoding.to(device), positions, gradient) for encoding in twins(SPECS[name], backend)
+        encode_and_differentiate(encoding.to(device), positions, gradient)
+        for encoding in encodings(SPECS[name], backend)
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for reference, fast in zip(references, gradients, strict=True):
@@ -68,28 +71,28 @@ def test_kernels_equal_torch_forward_and_backward(name: str, count: int, twin: t
 
 
 @pytest.mark.parametrize("features", [1, 8])
-def test_kernels_equal_torch_for_other_widths(features: int, twin: tuple[str, torch.device]) -> None:
-    backend, device = twin
+def test_kernels_equal_torch_for_other_widths(features: int, fast_backend: tuple[str, torch.device]) -> None:
+    backend, device = fast_backend
     spec = HashGridSpec(levels=3, features=features, log2_entries=7, base_resolution=4, growth=2.0)
     positions = points(1001).to(device)
     gradient = torch.randn(1001, spec.width, generator=torch.Generator().manual_seed(2)).to(device)
     expected, found = (
-        encode_and_differentiate(encoding.to(device), positions, gradient) for encoding in twins(spec, backend)
+        encode_and_differentiate(encoding.to(device), positions, gradient) for encoding in encodings(spec, backend)
     )
     for reference, fast in zip(expected, found, strict=True):
         torch.testing.assert_close(fast, reference, atol=1e-5 * float(reference.abs().max()), rtol=1e-4)
 
 
-def test_kernels_equal_torch_in_float64_and_whatever_the_strides(twin: tuple[str, torch.device]) -> None:
+def test_kernels_equal_torch_in_float64_and_whatever_the_strides(fast_backend: tuple[str, torch.device]) -> None:
     """The layout of positions and gradients in memory must not matter: here every second row and column by column."""
-    backend, device = twin
+    backend, device = fast_backend
     positions = points(602).to(device).double()[::2]
     gradient = torch.randn(SPECS["odd"].width, 301, generator=torch.Generator().manual_seed(2)).to(device).double().T
     assert not positions.is_contiguous()
     assert not gradient.is_contiguous()
     expected, found = (
         encode_and_differentiate(encoding.to(device).double(), positions, gradient)
-        for encoding in twins(SPECS["odd"], backend)
+        for encoding in encodings(SPECS["odd"], backend)
     )
     for reference, fast in zip(expected, found, strict=True):
         torch.testing.assert_close(fast, reference, atol=1e-11, rtol=1e-11)
@@ -122,12 +125,12 @@ def test_more_numbers_than_32_bits_can_count() -> None:
 
 
 def test_reference_agrees_on_every_device(device: torch.device) -> None:
-    reference, fast = twins(SPECS["colliding"], "numba")
+    reference, fast = encodings(SPECS["colliding"], "numba")
     expected = fast(points(1000))
     torch.testing.assert_close(reference.to(device)(points(1000).to(device)).cpu(), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])  # Triton's interpreter would take minutes; see the twins
+@pytest.mark.parametrize("backend", ["torch", "numba"])  # Triton's interpreter would take minutes; see the references
 def test_gradients_in_float64(backend: str) -> None:
     spec = HashGridSpec(levels=3, features=2, log2_entries=5, base_resolution=2, growth=1.7)
     torch.manual_seed(3)

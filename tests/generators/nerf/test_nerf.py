@@ -104,9 +104,9 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
-def test_kernels_render_and_train_like_torch(normals: str, twin: tuple[str, torch.device]) -> None:
+def test_kernels_render_and_train_like_torch(normals: str, fast_backend: tuple[str, torch.device]) -> None:
     """A shaded view with everything in it, and every parameter's gradient, from one and the same field."""
-    backend, device = twin
+    backend, device = fast_backend
     found = {}
     for name in ("torch", backend):
         nerf = make_nerf(replace(SMALL, normals=normals), name)
@@ -211,7 +211,7 @@ def test_training_views_in_chunks_have_the_same_gradient(shading: str, normals: 
         torch.nn.init.normal_(nerf.field.encoding.table, std=0.1)
         rng = torch.Generator().manual_seed(5)
         look = dict(background=colours, replaced=replaced, shading=shading, normals=True)
-        rendering = nerf.render(cameras, rng, **look, pixels_at_once=pixels)
+        rendering = nerf.render(cameras, rng, **look, rays_per_chunk=pixels)
         factors = torch.Generator().manual_seed(6)
         values = {name: value for name, value in images(rendering).items() if value.requires_grad}
         sum((value * torch.randn(value.shape, generator=factors)).sum() for value in values.values()).backward()
@@ -239,7 +239,7 @@ def test_chunks_keep_less_for_the_backward_pass(normals: str) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            rendering = nerf.render(orbit(2, 24), shading="lambertian", pixels_at_once=pixels)
+            rendering = nerf.render(orbit(2, 24), shading="lambertian", rays_per_chunk=pixels)
         kept[pixels] = sum(seen.values())
         assert rendering.image.requires_grad
     assert kept[100] < 0.1 * kept[None]
@@ -367,7 +367,7 @@ def test_export_functions_agree_with_the_field(rng: torch.Generator, monkeypatch
     nerf = make_nerf()
     torch.nn.init.normal_(nerf.field.encoding.table)
     x = torch.rand(1000, 3, generator=rng) * 2 - 1
-    monkeypatch.setattr("nfsd3d.generators.nerf.nerf.POINTS_AT_ONCE", 300)
+    monkeypatch.setattr("nfsd3d.generators.nerf.nerf.POINTS_PER_CHUNK", 300)
     sample = nerf.field(x)
     torch.testing.assert_close(nerf.density(x), sample.density)
     torch.testing.assert_close(nerf.albedo(x), sample.albedo)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fake_gpu import pretended_gpu
+from fake_gpu import fake_gpu
 
 from nfsd3d.cameras import Rays, orbit
 from nfsd3d.errors import InputError
@@ -51,9 +51,9 @@ def on(device: torch.device, rays: Rays) -> Rays:
 @pytest.mark.parametrize("jittered", [False, True])
 @pytest.mark.parametrize(("resolution", "radius"), [(16, 1.0), (17, 1.0), (23, 1.7)])
 def test_kernels_give_the_bits_of_torch(
-    resolution: int, radius: float, jittered: bool, twin: tuple[str, torch.device]
+    resolution: int, radius: float, jittered: bool, fast_backend: tuple[str, torch.device]
 ) -> None:
-    backend, device = twin
+    backend, device = fast_backend
     grid = ball_grid(resolution, radius).to(device)
     expected, found = (
         sample_rays(
@@ -223,7 +223,7 @@ def test_what_nerfacc_finds_becomes_packed_samples(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(sys.modules, "nerfacc", SimpleNamespace(traverse_grids=traverse_grids))
     monkeypatch.setattr("nfsd3d.generators.nerf.sampling.nerfacc.check_nerfacc", lambda: None)
-    with pretended_gpu():
+    with fake_gpu():
         grid = make_grid().cuda()
         rays = Rays(torch.tensor([[-3.0, 0, 0]] * 3).cuda(), torch.tensor([[1.0, 0, 0]] * 3).cuda())
         found = sample_rays(rays, grid, step_size=0.1, max_samples=MANY, backend="nerfacc")

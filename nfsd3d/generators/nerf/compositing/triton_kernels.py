@@ -1,4 +1,4 @@
-"""Volume rendering of packed samples in Triton, for CUDA: the twin of ``compositing``, forward and backward.
+"""Volume rendering of packed samples in Triton, for CUDA: the reference of ``compositing``, forward and backward.
 
 float32 or float64. Each ray's sums are its own, so that they need no more digits than the values have; no two programs
 write to one place, so that the results are the same from run to run.
