@@ -68,7 +68,7 @@ def runs(monkeypatch) -> list:
         return run_dir
 
     module = types.ModuleType("nfsd3d.train.run")
-    module.train_and_export = run
+    module.train_and_export = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nfsd3d.train.run", module)
     return asked
 
