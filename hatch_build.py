@@ -14,18 +14,15 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 VARIABLE = "NFSD3D_REPOSITORY_URL"
 """Environment variable with the address of the repository, without a trailing slash."""
 
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^()\s]+)\)")
+_RELATIVE = r"(?!https?:|mailto:|#)([^()\s]+)\)"
+_IMAGE = re.compile(r"(!\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()" + _RELATIVE)
+_LINK = re.compile(r"(\]\()" + _RELATIVE)
 
 
 def absolute_links(text: str, repository: str, ref: str) -> str:
     """Markdown ``text`` with every relative link as a link into ``repository`` at the git reference ``ref``."""
-
-    def replace(match: re.Match[str]) -> str:
-        kind = "raw" if match[1] else "blob"
-        label = absolute_links(match[2], repository, ref)
-        return f"{match[1]}[{label}]({repository}/{kind}/{ref}/{match[3]})"
-
-    return _LINK.sub(replace, text)
+    text = _IMAGE.sub(rf"\1{repository}/raw/{ref}/\2)", text)
+    return _LINK.sub(rf"\1{repository}/blob/{ref}/\2)", text)
 
 
 def git_ref(version: str) -> str:
