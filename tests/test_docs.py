@@ -102,7 +102,8 @@ def commands() -> Iterator[Command]:
                 yield Command(name_of(path), line.strip())
 
 
-COMMANDS = {command.text: command for command in commands()}
+COMMANDS = {shlex.join(shlex.split(command.text, comments=True)): command for command in commands()}
+"""By their words: a command that stands in several places is checked once."""
 
 
 @pytest.fixture(scope="module")
