@@ -50,7 +50,7 @@ def check(run_dir: Path, picture_name: str, options: argparse.Namespace) -> dict
     run = load_run(run_dir)
     glb = mesh_files.find_glb(options.folder or run_dir / "mesh")
     name = options.output / picture_name
-    result: dict = {"run": str(run_dir), "shape": mesh_files.check_shape(glb)}
+    result = {"run": str(run_dir), "shape": mesh_files.check_shape(glb)}
     cameras = viewing_cameras(run.config, 8, 256)
     agreement, picture = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
     write_png(name.with_name(f"{name.name}-views.png"), picture)
