@@ -19,8 +19,9 @@ ARGS ?=
 PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 
-# What a commit is tried with: no whole runs, no compilers, no subprocesses.
-FAST_TESTS := tests/bench tests/compare tests/config tests/distill tests/runs tests/visualize
+# Without whole runs, kernels of every backend, meshes and full-size networks.
+FAST_TESTS := tests/compare tests/config tests/distill tests/runs tests/visualize tests/test_cameras.py \
+  tests/test_docs.py tests/test_prompts.py --ignore=tests/compare/test_jobs.py
 
 VENV := .venv
 BIN := $(VENV)/bin
