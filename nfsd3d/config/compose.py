@@ -1,6 +1,6 @@
-"""From an experiment file and ``key=value`` overrides to a validated `Config`, by way of Hydra.
+"""Composes an experiment's YAML and ``key=value`` overrides with Hydra into a validated `Config`.
 
-Everything here happens before torch is imported, so that a wrong setting fails at once.
+Torch is not imported, so that a wrong setting fails at once.
 """
 
 import os
@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ConfigDefault
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,12 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 from nfsd3d.config import hardware
 from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.hardware import Choice
-from nfsd3d.config.overrides import first_values, group_values, parse_override, quote
-from nfsd3d.config.renamed import RENAMED, with_current_names
+from nfsd3d.config.overrides import first_value, group_values, parse_overrides
+from nfsd3d.config.renamed import with_current_names
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
 
 _AUTO_GROUPS = ("machine", "backend", "prior")
+_KINDS = ("generator", "prior")
+"""Groups whose YAML files name their ``kind``, by which the recipe is found; it is no setting of a run."""
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
 
 
@@ -41,16 +47,71 @@ def config_root() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
+class _YamlSource(FileConfigSource):
+    """Reads YAML files as Hydra does, with the current names of renamed settings."""
+
+    @staticmethod
+    def scheme() -> str:
+        """The prefix of search path entries that are read by this class."""
+        return "nfsd3d"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The content of ``config_path`` below this source's folder."""
+        result = super().load_config(config_path)
+        if isinstance(result.config, DictConfig):
+            group = "" if result.header.get("package") == "_global_" else config_path.rpartition("/")[0]
+            content = OmegaConf.to_container(result.config)
+            assert isinstance(content, dict)  # a DictConfig's container
+            result.config = OmegaConf.create(with_current_names({str(k): v for k, v in content.items()}, group))
+        return result
+
+
 class _ProjectConfigs(SearchPathPlugin):
     """Lets every experiment file, wherever it lies, name the project's groups and experiments."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the project's folder: what lies beside the experiment file comes first."""
-        search_path.append(provider="nfsd3d", path=f"file://{config_root()}")
+        for element in search_path.get_path():
+            element.path = re.sub("^file:", f"{_YamlSource.scheme()}:", element.path)
+        search_path.append(provider="nfsd3d", path=f"{_YamlSource.scheme()}://{config_root()}")
 
 
+def _kind(group: str, name: str) -> str:
+    """The ``kind`` that ``group/name.yaml`` names, or else one of the files that its defaults list takes from there.
+
+    Raises:
+        InputError: it names none.
+    """
+    loaded = GlobalHydra.instance().config_loader().repository.load_config(f"{group}/{name}")  # type: ignore[attr-defined]
+    if loaded is None or not isinstance(loaded.config, DictConfig):
+        raise InputError(f"{group}={name}: no such choice; choose {group}={_listed(_names(group))}")
+    kind = loaded.config.get(group, loaded.config).get("kind")  # a file may have the package _global_
+    if kind is not None:
+        return str(kind)
+    bases = [base.path for base in loaded.defaults_list or [] if isinstance(base, ConfigDefault) and not base.is_self()]
+    if not bases:
+        kinds = sorted(
+            {path.stem.partition("-")[2 * (group == "prior")] for path in config_root().glob("recipe/*.yaml")}
+        )
+        raise InputError(
+            f"{group}/{name}.yaml: names no kind, by which its recipe is found; add kind: {_listed(kinds)}"
+        )
+    return _kind(group, str(bases[-1]))
+
+
+def _recipe_of(generator: str, prior: str) -> str:
+    """The recipe's name, by the kinds of generator and prior: ``nerf-sd-512``."""
+    if prior == "auto":  # while only the choices of a defaults list are wanted
+        prior = hardware.auto_prior(hardware.auto_machine().value).value
+    return f"{_kind('generator', generator)}-{_kind('prior', prior)}"
+
+
+Plugins.instance().register(_YamlSource)
 Plugins.instance().register(_ProjectConfigs)
 OmegaConf.register_new_resolver("cpu_precision", lambda: hardware.cpu_precision())
+OmegaConf.register_new_resolver("recipe_of", _recipe_of)
+for _group in _AUTO_GROUPS:  # may stand in defaults lists, and is replaced before the configuration is composed
+    ConfigStore.instance().store("auto", {}, _group)
 
 
 @dataclass(frozen=True)
@@ -139,13 +200,23 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
     Raises:
         InputError: naming the setting, the value and the remedy.
     """
-    parsed = [parse_override(quote(override)) for override in overrides]
+    parsed = parse_overrides(overrides)
     for override in parsed:
         if override.is_sweep_override():
             raise InputError(f"{override.input_line}: several values are a sweep; add -m, or quote the value")
-    choices = resolve_auto(experiment, parsed)
-    values = _compose_with_hydra(experiment, override_lines(experiment, parsed, choices))
-    return Composition(to_config(values), choices)
+    lines, choices = settle(experiment, parsed)
+    return Composition(to_config(_compose_with_hydra(experiment, lines)), choices)
+
+
+def composed_yaml(experiment: Experiment, overrides: Sequence[str], part: str) -> str:
+    """What Hydra composes, not validated, as YAML: the ``part`` ``job`` (the settings), ``hydra`` (Hydra's) or ``all``.
+
+    Raises:
+        InputError: naming the setting, the value and the remedy.
+    """
+    lines, _ = settle(experiment, parse_overrides(overrides))
+    values = _compose_with_hydra(experiment, lines, with_hydra=part != "job")
+    return str(OmegaConf.to_yaml(OmegaConf.masked_copy(values, ["hydra"]) if part == "hydra" else values))
 
 
 def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -182,29 +253,46 @@ def to_config(values: DictConfig) -> Config:
     if missing:
         raise InputError(f"{_listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
     assert isinstance(plain, dict)  # a DictConfig's container
-    return Config.from_dict(with_current_names({str(key): value for key, value in plain.items()}))
+    for group in _KINDS:
+        if isinstance(plain.get(group), dict):
+            plain[group].pop("kind", None)
+    return Config.from_dict({str(key): value for key, value in plain.items()})
 
 
-def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[str, Choice]:
-    """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``, by group name.
-
-    Also checks every override's key, and group choices, first.
+def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[str], dict[str, Choice]]:
+    """The overrides as text for Hydra, with every ``auto`` replaced, and what each became, by group.
 
     Raises:
         InputError: an unknown key or choice, or a group override of a resolved configuration.
     """
-    groups = [override for override in overrides if _check_override(experiment, override)]
-    settled = {group.key_or_group for group in groups if "auto" not in group_values(group)}
-    if experiment.resolved or settled >= set(_AUTO_GROUPS):
+    groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
+    if experiment.resolved:  # it may lack a setting: run_dir, dry_run, and those that are newer than it
+        forced = [o.type == OverrideType.CHANGE and not _is_hydras(o.key_or_group) for o in overrides]
+        return [f"{'++' * force}{o.input_line}" for o, force in zip(overrides, forced, strict=True)], {}
+    choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
+    lines = []
+    for override in overrides:
+        line = str(override.input_line)
+        if choice := choices.get(override.key_or_group):
+            chosen = dict.fromkeys(choice.value if v == "auto" else v for v in groups[override.key_or_group])
+            line = f"{override.get_key_element()}={','.join(chosen)}"
+        lines.append(line)
+    return [*lines, *(f"{name}={choice.value}" for name, choice in choices.items() if name not in groups)], choices
+
+
+def _resolve_auto(
+    experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
+) -> dict[str, Choice]:
+    """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``; ``overrides`` choose groups only."""
+    if all("auto" not in given.get(group, ["auto"]) for group in _AUTO_GROUPS):
         return {}
     # Only the groups matter here: values may belong to a choice that is not made yet.
-    composed = _compose_with_hydra(experiment, first_values(groups), with_hydra=True)
-    chosen = {group: str(choice) for group, choice in composed.hydra.runtime.choices.items()}
-    chosen |= {str(group.key_or_group): "auto" for group in groups if "auto" in group_values(group)}
+    composed = _compose_with_hydra(experiment, [first_value(override) for override in overrides], with_hydra=True)
+    chosen = dict(composed.hydra.runtime.choices) | {group: "auto" for group, v in given.items() if "auto" in v}
     choices: dict[str, Choice] = {}
     if chosen.get("machine") == "auto":
         choices["machine"] = hardware.auto_machine()
-    machine = choices["machine"].value if "machine" in choices else chosen.get("machine", "cpu")
+    machine = choices["machine"].value if "machine" in choices else str(chosen.get("machine", "cpu"))
     if chosen.get("backend") == "auto":
         choices["backend"] = hardware.auto_backend(machine)
     if chosen.get("prior") == "auto":
@@ -212,38 +300,14 @@ def resolve_auto(experiment: Experiment, overrides: Sequence[Override]) -> dict[
     return choices
 
 
-def override_lines(experiment: Experiment, overrides: Iterable[Override], choices: Mapping[str, Choice]) -> list[str]:
-    """The overrides as text for Hydra, with every ``auto`` replaced by its choice."""
-    lines = []
-    pending = dict(choices)
-    # A run's configuration leaves out run_dir and dry_run, and settings that are newer than it.
-    present = OmegaConf.load(experiment.path) if experiment.resolved else None
-    for override in overrides:
-        line = str(override.input_line)
-        if override.key_or_group in choices:
-            pending.pop(override.key_or_group, None)
-            line = _without_auto(override, choices[override.key_or_group])
-        elif present is not None and OmegaConf.select(present, override.key_or_group) is None:
-            line = f"++{line.lstrip('+')}"
-        lines.append(line)
-        if present is not None:  # a run's old spelling of the setting gives way to the new one
-            lines += [
-                f"~{old}"
-                for old, new in RENAMED.items()
-                if new == override.key_or_group and OmegaConf.select(present, old, default=present) is not present
-            ]
-    return [*lines, *(f"{group}={choice.value}" for group, choice in pending.items())]
+def _is_hydras(key: str) -> bool:
+    return key.startswith(("hydra.", "hydra/"))
 
 
-def _without_auto(override: Override, choice: Choice) -> str:
-    chosen = dict.fromkeys(choice.value if value == "auto" else value for value in group_values(override))
-    return f"{override.get_key_element()}={','.join(chosen)}"
-
-
-def _check_override(experiment: Experiment, override: Override) -> bool:
+def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     """Whether an override with a known key chooses from a group (and not a value)."""
     key = override.key_or_group
-    if key.startswith(("hydra.", "hydra/")):
+    if _is_hydras(key):
         return False
     options = _options(experiment, key)
     if not options and key in known_keys():
@@ -254,7 +318,10 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
             f"unknown setting {key}{did_you_mean(key, known)}; see --help, or configs/nfsd.yaml for all of them"
         )
     if experiment.resolved:
-        raise InputError(_group_override_of_run(experiment, override))
+        raise InputError(
+            f"{override.input_line}: {experiment.path} is fully resolved and takes values only (such as "
+            f"train.steps=500); to choose another {key}, start from --config configs/{experiment.label}.yaml"
+        )
     if override.type != OverrideType.CHANGE:
         return True
     for value in group_values(override):
@@ -265,13 +332,6 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
     return True
 
 
-def _group_override_of_run(experiment: Experiment, override: Override) -> str:
-    return (
-        f"{override.input_line}: {experiment.path} is fully resolved and takes values only (such as train.steps=500); "
-        f"to choose another {override.key_or_group}, start from --config configs/{experiment.label}.yaml"
-    )
-
-
 def _groups() -> list[str]:
     return sorted({found.parent.name for found in config_root().glob("*/*.yaml")})
 
@@ -280,8 +340,12 @@ def _options(experiment: Experiment, group: str) -> list[str]:
     """The choices of a group, from the project and beside the experiment file; none if it is not a group."""
     if not re.fullmatch(r"[\w/-]+", group):
         return []
-    folders = [experiment.folder / group, config_root() / group]
-    return sorted({found.stem for folder in folders for found in folder.glob("*.yaml")})
+    return sorted({*_names(group, experiment.folder), *_names(group), *(["auto"] if group in _AUTO_GROUPS else [])})
+
+
+def _names(group: str, folder: Path | None = None) -> list[str]:
+    """The choices of a group that ``folder`` (default: the project's) has files for."""
+    return sorted(path.stem for path in (folder or config_root()).glob(f"{group}/*.yaml"))
 
 
 def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -292,8 +356,8 @@ def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_h
         raise InputError(_describe_hydra_error(error)) from error
 
 
-def call_hydra(experiment: Experiment, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
-    """Hydra's own command line (``--cfg``, ``-m``) on an experiment file; ``job`` is called with each composition.
+def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[DictConfig], None]) -> None:
+    """Hydra's multirun of an experiment; ``job`` is called with each composition.
 
     ``job`` is a function of a module, so that launchers with other processes find it by its name.
 
@@ -301,7 +365,7 @@ def call_hydra(experiment: Experiment, arguments: Sequence[str], job: Callable[[
         InputError: what Hydra or OmegaConf refuse.
     """
     location = ["--config-path", str(experiment.folder), "--config-name", experiment.name]
-    with _process_sees(["nfsd3d", *location, *arguments]):
+    with _process_sees(["nfsd3d", *location, "-m", *overrides]):
         try:
             hydra.main(version_base="1.3", config_path=None)(job)()
         except (HydraException, OmegaConfBaseException) as error:
@@ -325,6 +389,17 @@ def _process_sees(argv: list[str]) -> Iterator[None]:
 
 def _describe_hydra_error(error: Exception) -> str:
     """Hydra's or OmegaConf's message on one line, with a hint where one is known."""
+    cause: BaseException | None = error
+    while cause is not None:  # of a resolver, whose errors Hydra replaces by its own
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    missing = re.search(r"Could not find '((recipe|fast)/[^']+)'", str(error))
+    if missing:
+        return (
+            f"{missing[1]}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
+            f"generator and prior; there are {_listed(_names(missing[2]))}"
+        )
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
         key = refused.group(1)
@@ -337,7 +412,8 @@ def _choices_with(key: str) -> list[str]:
     """The choices of the project's groups, as ``group=name``, that set a dotted key."""
     group, _, name = key.partition(".")
     files = sorted(config_root().glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
-    return [f"{group}={file.stem}" for file in files if name in (yaml.safe_load(file.read_text("utf-8")) or {})]
+    contents = {file.stem: yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
+    return [f"{group}={choice}" for choice, content in contents.items() if name in content.get(group, content)]
 
 
 def _one_line(error: Exception) -> str:
@@ -346,5 +422,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines[:3])[:300]
 
 
-def _listed(names: Iterable[Any]) -> str:
+def _listed(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names)
