@@ -37,8 +37,8 @@ ABOUT_RUNS = {
 }
 # Packages that only these modules may import.
 ADAPTERS = {
-    "hydra": {"nfsd3d.config.compose", "nfsd3d.config.overrides", "nfsd3d.cli.sweep"},
-    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.cli.sweep"},
+    "hydra": {"nfsd3d.config.compose", "nfsd3d.config.overrides", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
+    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {

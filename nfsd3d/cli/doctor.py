@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nfsd3d
 from nfsd3d.config import hardware
-from nfsd3d.config.compose import config_root
+from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import EMBEDDED, check_folder
 from nfsd3d.runs.files import write_json

@@ -14,14 +14,9 @@ from typing import NoReturn, get_args
 import nfsd3d
 from nfsd3d.cli.launch import print_error, resume, start
 from nfsd3d.cli.sweep import sweep
-from nfsd3d.config.compose import (
-    compose_experiment,
-    composed_yaml,
-    config_root,
-    find_experiment,
-    load_run_config,
-)
+from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.errors import did_you_mean
+from nfsd3d.config.experiments import config_root, find_experiment
 from nfsd3d.config.schema import DistillConfig
 from nfsd3d.errors import InputError, RunFailed
 

@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.launch import announce, print_error, start
-from nfsd3d.config.compose import Experiment, multirun, settle, to_config
+from nfsd3d.config.compose import multirun, settle, to_config
+from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import preflight

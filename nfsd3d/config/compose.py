@@ -6,134 +6,26 @@ Torch is not imported, so that a wrong setting fails at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
-from hydra.core.default_element import ConfigDefault
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config import hardware
 from nfsd3d.config.errors import did_you_mean
+from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment, listed, one_line
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_value, group_values, parse_overrides
-from nfsd3d.config.renamed import with_current_names
+from nfsd3d.config.recipes import AUTO_GROUPS, KIND_GROUPS
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
-
-_AUTO_GROUPS = ("machine", "backend", "prior")
-_KINDS = ("generator", "prior")
-"""Groups whose YAML files name their ``kind``, by which the recipe is found; it is no setting of a run."""
-_GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
-
-
-def config_root() -> Path:
-    """The folder of the project's YAML files, in a checkout as in an installed wheel."""
-    package = Path(__file__).parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-class _YamlSource(FileConfigSource):
-    """Reads YAML files as Hydra does, with the current names of renamed settings."""
-
-    @staticmethod
-    def scheme() -> str:
-        """The prefix of search path entries that are read by this class."""
-        return "nfsd3d"
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        """The content of ``config_path`` below this source's folder."""
-        result = super().load_config(config_path)
-        if isinstance(result.config, DictConfig):
-            group = "" if result.header.get("package") == "_global_" else config_path.rpartition("/")[0]
-            content = OmegaConf.to_container(result.config)
-            assert isinstance(content, dict)  # a DictConfig's container
-            result.config = OmegaConf.create(with_current_names({str(k): v for k, v in content.items()}, group))
-        return result
-
-
-class _ProjectConfigs(SearchPathPlugin):
-    """Lets every experiment file, wherever it lies, name the project's groups and experiments."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Appends the project's folder: what lies beside the experiment file comes first."""
-        for element in search_path.get_path():
-            element.path = re.sub("^file:", f"{_YamlSource.scheme()}:", element.path)
-        search_path.append(provider="nfsd3d", path=f"{_YamlSource.scheme()}://{config_root()}")
-
-
-def _kind(group: str, name: str) -> str:
-    """The ``kind`` that ``group/name.yaml`` names, or else one of the files that its defaults list takes from there.
-
-    Raises:
-        InputError: it names none.
-    """
-    loaded = GlobalHydra.instance().config_loader().repository.load_config(f"{group}/{name}")  # type: ignore[attr-defined]
-    if loaded is None or not isinstance(loaded.config, DictConfig):
-        raise InputError(f"{group}={name}: no such choice; choose {group}={_listed(_names(group))}")
-    kind = loaded.config.get(group, loaded.config).get("kind")  # a file may have the package _global_
-    if kind is not None:
-        return str(kind)
-    bases = [base.path for base in loaded.defaults_list or [] if isinstance(base, ConfigDefault) and not base.is_self()]
-    if not bases:
-        kinds = sorted(
-            {path.stem.partition("-")[2 * (group == "prior")] for path in config_root().glob("recipe/*.yaml")}
-        )
-        raise InputError(
-            f"{group}/{name}.yaml: names no kind, by which its recipe is found; add kind: {_listed(kinds)}"
-        )
-    return _kind(group, str(bases[-1]))
-
-
-def _recipe_of(generator: str, prior: str) -> str:
-    """The recipe's name, by the kinds of generator and prior: ``nerf-sd-512``."""
-    if prior == "auto":  # while only the choices of a defaults list are wanted
-        prior = hardware.auto_prior(hardware.auto_machine().value).value
-    return f"{_kind('generator', generator)}-{_kind('prior', prior)}"
-
-
-Plugins.instance().register(_YamlSource)
-Plugins.instance().register(_ProjectConfigs)
-OmegaConf.register_new_resolver("cpu_precision", lambda: hardware.cpu_precision())
-OmegaConf.register_new_resolver("recipe_of", _recipe_of)
-for _group in _AUTO_GROUPS:  # may stand in defaults lists, and is replaced before the configuration is composed
-    ConfigStore.instance().store("auto", {}, _group)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A primary YAML file: one with a defaults list, or a run's fully ``resolved`` ``config.yaml``.
-
-    ``label`` names it in paths: the file's stem, or the method of a resolved one.
-    """
-
-    path: Path
-    resolved: bool
-    label: str
-
-    @property
-    def name(self) -> str:
-        """Hydra's name of it: the file name without ``.yaml``."""
-        return self.path.stem
-
-    @property
-    def folder(self) -> Path:
-        """Its absolute folder."""
-        return self.path.parent
 
 
 @dataclass(frozen=True)
@@ -142,45 +34,6 @@ class Composition:
 
     config: Config
     choices: Mapping[str, Choice]
-
-
-def find_experiment(name_or_path: str | Path) -> Experiment:
-    """The experiment file that ``nfsd``, ``configs/nfsd.yaml`` or any path means.
-
-    A YAML file at that path, from the current folder, comes first. Else the name, with or without ``configs/`` and
-    ``.yaml``, means one of the project's own, so that the documented commands work from any folder.
-
-    Raises:
-        InputError: no such file (the nearest ones are named), or not a YAML mapping.
-    """
-    text = str(name_or_path)
-    given = Path(os.path.expanduser(text))
-    name = given.relative_to("configs") if given.parts[:1] == ("configs",) else given
-    own = config_root() / (name if name.suffix or not name.name else name.with_name(f"{name.name}.yaml"))
-    # Not Path.is_file, which raises for what cannot be a file (a name too long, a folder that may not be read).
-    found = [path for path in (given, own) if os.path.isfile(path)]
-    if not found:
-        names = sorted(path.name for path in config_root().glob("*.yaml"))
-        near = did_you_mean(Path(text).with_suffix(".yaml").name, names) if Path(text).name else ""
-        raise InputError(
-            f"--config {text}: no such file{near}; there are {_listed(f'configs/{name}' for name in names)}"
-        )
-    # A file called nfsd, such as a folder's own program, does not hide the experiment of that name.
-    path = next((path for path in found if path.suffix == ".yaml"), found[0])
-    if path.suffix != ".yaml":
-        raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {text}: cannot be read as YAML: {_one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--config {text}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
-    if "defaults" in content:
-        return Experiment(path.resolve(), resolved=False, label=path.stem)
-    method = content["distill"].get("method") if isinstance(content.get("distill"), dict) else None
-    if not isinstance(method, str) or not content.keys() >= _GROUPS_OF_A_RUN:
-        raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
-    return Experiment(path.resolve(), resolved=True, label=method)
 
 
 def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = ()) -> Config:
@@ -251,9 +104,9 @@ def to_config(values: DictConfig) -> Config:
     if "prompt" in missing:
         raise InputError('prompt is missing: say what to make, for example prompt="a red mushroom"')
     if missing:
-        raise InputError(f"{_listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
+        raise InputError(f"{listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
     assert isinstance(plain, dict)  # a DictConfig's container
-    for group in _KINDS:
+    for group in KIND_GROUPS:
         if isinstance(plain.get(group), dict):
             plain[group].pop("kind", None)
     return Config.from_dict({str(key): value for key, value in plain.items()})
@@ -284,7 +137,7 @@ def _resolve_auto(
     experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
 ) -> dict[str, Choice]:
     """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``; ``overrides`` choose groups only."""
-    if all("auto" not in given.get(group, ["auto"]) for group in _AUTO_GROUPS):
+    if all("auto" not in given.get(group, ["auto"]) for group in AUTO_GROUPS):
         return {}
     # Only the groups matter here: values may belong to a choice that is not made yet.
     composed = _compose_with_hydra(experiment, [first_value(override) for override in overrides], with_hydra=True)
@@ -327,7 +180,7 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     for value in group_values(override):
         if value not in options:
             raise InputError(
-                f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={_listed(options)}"
+                f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={listed(options)}"
             )
     return True
 
@@ -340,12 +193,9 @@ def _options(experiment: Experiment, group: str) -> list[str]:
     """The choices of a group, from the project and beside the experiment file; none if it is not a group."""
     if not re.fullmatch(r"[\w/-]+", group):
         return []
-    return sorted({*_names(group, experiment.folder), *_names(group), *(["auto"] if group in _AUTO_GROUPS else [])})
-
-
-def _names(group: str, folder: Path | None = None) -> list[str]:
-    """The choices of a group that ``folder`` (default: the project's) has files for."""
-    return sorted(path.stem for path in (folder or config_root()).glob(f"{group}/*.yaml"))
+    return sorted(
+        {*choices_of(group, experiment.folder), *choices_of(group), *(["auto"] if group in AUTO_GROUPS else [])}
+    )
 
 
 def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -398,14 +248,14 @@ def _describe_hydra_error(error: Exception) -> str:
     if missing:
         return (
             f"{missing[1]}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
-            f"generator and prior; there are {_listed(_names(missing[2]))}"
+            f"generator and prior; there are {listed(choices_of(missing[2]))}"
         )
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
         key = refused.group(1)
         having = _choices_with(key)
-        return f"{key}: the chosen groups have no such setting" + (f"; {_listed(having)} has" if having else "")
-    return _one_line(error)
+        return f"{key}: the chosen groups have no such setting" + (f"; {listed(having)} has" if having else "")
+    return one_line(error)
 
 
 def _choices_with(key: str) -> list[str]:
@@ -414,13 +264,3 @@ def _choices_with(key: str) -> list[str]:
     files = sorted(config_root().glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
     contents = {file.stem: yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
     return [f"{group}={choice}" for choice, content in contents.items() if name in content.get(group, content)]
-
-
-def _one_line(error: Exception) -> str:
-    message = str(error).partition("Config search path")[0]
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:3])[:300]
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(str(name) for name in names)

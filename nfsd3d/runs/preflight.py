@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.config import hardware
-from nfsd3d.config.compose import config_root, load_run_config
+from nfsd3d.config.compose import load_run_config
+from nfsd3d.config.experiments import config_root
 from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config, NeRFConfig
 from nfsd3d.errors import InputError

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 import types
@@ -9,9 +10,11 @@ import pytest
 import yaml
 
 import nfsd3d
-from nfsd3d.cli.main import main
+from nfsd3d.cli.main import COMMANDS, main
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
+from nfsd3d.config.experiments import config_root
+from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files import resolve
 from nfsd3d.runs import preflight
@@ -60,7 +63,7 @@ def runs(monkeypatch) -> list:
         if config.seed == 13:
             raise ZeroDivisionError("a bug")
         if config.seed == 143:
-            raise Interrupted(15, "interrupted after step 3; go on with: launch.py --resume x")
+            raise Interrupted(15, "interrupted after step 3; resume with: launch.py --resume x")
         run_dir = Path(config.run_dir)
         (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         summary = {"status": "done", "reason": None, "steps": config.train.steps, "seconds": 1.5}
@@ -89,6 +92,10 @@ BAD_COMMANDS = [
     (["--resume", "nowhere"], "nowhere: no such run directory"),
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
     (["evaluate", "no-run"], "no-run"),
+    (["evalute", "no-run"], "unknown command evalute (did you mean evaluate?)"),
+    (["checkmesh"], "unknown command checkmesh (did you mean check-mesh?)"),
+    (["prompt=a red house", "viewer=true"], "viewer=true is not built yet: the live viewer comes later"),
+    (["check-mesh"], "RUN_DIR: give one or several, or --install"),
     (["compare", "--tier", "no"], "no such tier; choose one of"),
     (["decompose", "--image", "no.png"], "--image: needs --prompt TEXT"),
     (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
@@ -330,9 +337,18 @@ def test_a_sweep_over_a_runs_configuration(runs):
 def test_help_names_the_keys_and_choices(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for word in ("prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir"):
-        assert word in shown
-    assert max(map(len, shown.splitlines())) <= 120
+    words = ["prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir", *COMMANDS]
+    words += ["prior.vae", "prior.layout", "prior.offline", "prompts.views", "prompts.perp_neg", "distill.weighting"]
+    words += ["distill.guidance_factor", "sigma_over_alpha", "lowmem", "130 or 143"]
+    assert [word for word in words if word not in shown] == []
+    assert max(map(len, shown.replace(str(config_root()), "").splitlines())) <= 100
+    assert "scripts/" not in shown  # which an installed wheel lacks
+
+
+def test_every_setting_that_help_names_exists(capsys):
+    main(["--help"])
+    named = set(re.findall(r"\b([a-z_]+\.[a-z_.]+)=", capsys.readouterr().out))
+    assert len(named) > 15 and named <= set(known_keys())
 
 
 def test_version(capsys):

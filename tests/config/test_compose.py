@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from nfsd3d.cameras import CameraRanges
 from nfsd3d.config import hardware, schema
-from nfsd3d.config.compose import compose, config_root, find_experiment, load_run_config, to_config
+from nfsd3d.config.compose import compose, load_run_config, to_config
+from nfsd3d.config.experiments import config_root, find_experiment
 from nfsd3d.config.overrides import parse_override, quote, quote_sweep
 from nfsd3d.config.schedules import milestone_at, value_at
 from nfsd3d.config.schema import EDITING, Config, DistillConfig, Settings
