@@ -34,83 +34,6 @@ COMMANDS = {
 }
 """Subcommands and the modules whose ``main(arguments) -> exit code`` they call."""
 
-HELP = """\
-Text to 3D by noise-free score distillation: a prompt becomes a NeRF, then a textured mesh.
-
-  nfsd3d prompt="a red and white dotted mushroom" [key=value ...]              train, then export
-  nfsd3d --config sds prompt="a pink house"                                    another experiment
-  nfsd3d -m seed=0,1 distill=sds,nfsd prompt="a pink house"                    a sweep: 4 runs
-  nfsd3d --resume RUN_DIR [key=value ...]                                      resume a run
-
-In a checkout, python launch.py is the same command.
-
-commands, each with --help
-  export RUN_DIR       extract the mesh again: other formats, resolution, texture
-  render RUN_DIR       write views or a turntable
-  evaluate RUN_DIR...  score runs made with the embedded prior against ground truth
-  check-mesh RUN_DIR   reload an exported mesh and compare it with the NeRF's views
-  compare              compare methods over many prompts and seeds
-  decompose            plot the parts of the score, as the paper does
-  bench                measure the speed of kernels and training steps
-  train-prior, train-classifier
-                       retrain the embedded prior, or the classifier of evaluate
-  doctor               print what is installed, found and chosen on this machine
-
-options
-  --config FILE      an experiment, your own YAML anywhere, or RUN_DIR/config.yaml to repeat a run;
-                     {experiments}
-  --resume RUN_DIR   continue from the newest checkpoint
-  -m, --multirun     a sweep: commas separate values, each combination is a run, listed in sweep.csv
-                     (quote prompts that contain commas: -m 'prompt="a, b","c"')
-  --cfg job          print what Hydra composed; dry_run=true prints the validated configuration
-  -h, --help         print this text
-  --version          print the version
-
-common settings
-  prompt="..."             what to make; the whole value is the prompt, commas included
-  negative_prompt="..."    what it should not look like (default: the paper's)
-  seed=0                   seed of everything random; repeats a run on the same machine
-  run_dir=PATH             default: outputs/<config>/<prompt>/<time>
-  dry_run=true             print the resolved configuration and the plan, and stop
-
-  machine=auto|cpu|cuda    device and precision; machine.device=cuda:1 for the second GPU
-  machine.memory_gb=12     predicted GPU memory limit per step, in GiB; chunks are reduced to fit
-  backend=auto|...         NeRF kernels: {backend}
-
-  distill=...              method: {distill}
-  distill.guidance_scale=7.5     guidance scale; high values oversaturate and thicken geometry
-  distill.guidance_factor=1      factor on it; with a schedule, over training
-  distill.weighting=...          w(t): {weighting}
-
-  prior=auto|...           diffusion model: {prior}
-  prior.model=...          instead of its weights: a hub id, diffusers folder or .safetensors file
-  prior.layout=...         beside a .safetensors file: hub id or folder with its configurations
-  prior.vae=...            another autoencoder, such as madebyollin/taesd (less memory)
-  prior.offline=true       never access the network: use the local cache
-
-  prompts.view_dependent=true    append "front view", "side view", ... to the prompt
-  prompts.views=coarse|fine      4 views, or eighths of the circle with heights
-  prompts.perp_neg=true          Perp-Neg, which reduces the Janus (multi-face) problem
-
-  generator=...            {generator}: nerf is a 3D scene, latent and image are images
-  source_run=RUN_DIR       start from that run; with --config dds edit it (with source_prompt="...")
-  source_image=FILE        the same with an image file (generator=latent|image)
-
-  train.steps=900          optimisation steps
-  train.batch_size=4       views per step, or number of images
-  train.resolution=64      pixels per side of a view; a schedule is a list of [fraction of training,
-                           value]: [[0,64],[0.2,512]] switches to 512 after a fifth
-  train.checkpoint_every=200     steps between checkpoints
-  export.formats=[glb,obj]       mesh files: glb, obj, ply, stl
-  export.resolution=256          cells per axis of the grid that the mesh is extracted from
-  export.texture_size=1024       texels per side; 0: vertex colours
-  export.turntable=false         write no turntable
-
-All settings, with comments, are in the YAML files of
-{root}
-Exit codes: 0 done, 1 failed or diverged, 2 bad input, 130 or 143 interrupted (resumable).
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code."""
@@ -189,4 +112,5 @@ def help_text() -> str:
     }
     experiments = ", ".join(sorted(path.stem for path in root.glob("*.yaml")))
     weighting = "|".join(get_args(DistillConfig.model_fields["weighting"].annotation))
-    return HELP.format(root=root, experiments=experiments, weighting=weighting, **choices).rstrip()
+    template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
+    return template.format(root=root, experiments=experiments, weighting=weighting, **choices).rstrip()

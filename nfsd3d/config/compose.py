@@ -6,8 +6,7 @@ Torch is not imported, so that a wrong setting fails at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,9 @@ from nfsd3d.config.overrides import first_value, group_values, parse_overrides
 from nfsd3d.config.recipes import AUTO_GROUPS, KIND_GROUPS
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
+
+_HYDRAS = ("hydra.", "hydra/")
+"""Beginnings of the keys of Hydra's own settings, such as its launcher."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,7 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     """
     groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
     if experiment.resolved:  # it may lack a setting: run_dir, dry_run, and those that are newer than it
-        forced = [o.type == OverrideType.CHANGE and not _is_hydras(o.key_or_group) for o in overrides]
-        return [f"{'++' * force}{o.input_line}" for o, force in zip(overrides, forced, strict=True)], {}
+        return [_forced(override) for override in overrides], {}
     choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
     lines = []
     for override in overrides:
@@ -131,6 +132,12 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
             line = f"{override.get_key_element()}={','.join(chosen)}"
         lines.append(line)
     return [*lines, *(f"{name}={choice.value}" for name, choice in choices.items() if name not in groups)], choices
+
+
+def _forced(override: Override) -> str:
+    """The override as text that also adds a setting."""
+    changes = override.type == OverrideType.CHANGE and not override.key_or_group.startswith(_HYDRAS)
+    return f"++{override.input_line}" if changes else str(override.input_line)
 
 
 def _resolve_auto(
@@ -153,20 +160,14 @@ def _resolve_auto(
     return choices
 
 
-def _is_hydras(key: str) -> bool:
-    return key.startswith(("hydra.", "hydra/"))
-
-
 def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     """Whether an override with a known key chooses from a group (and not a value)."""
     key = override.key_or_group
-    if _is_hydras(key):
-        return False
     options = _options(experiment, key)
-    if not options and key in known_keys():
+    if key.startswith(_HYDRAS) or (not options and key in known_keys()):
         return False
     if not options:
-        known = [*known_keys(), *_groups()]
+        known = [*known_keys(), *sorted({path.parent.name for path in config_root().glob("*/*.yaml")})]
         raise InputError(
             f"unknown setting {key}{did_you_mean(key, known)}; see --help, or configs/nfsd.yaml for all of them"
         )
@@ -185,23 +186,19 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     return True
 
 
-def _groups() -> list[str]:
-    return sorted({found.parent.name for found in config_root().glob("*/*.yaml")})
-
-
 def _options(experiment: Experiment, group: str) -> list[str]:
     """The choices of a group, from the project and beside the experiment file; none if it is not a group."""
     if not re.fullmatch(r"[\w/-]+", group):
         return []
     return sorted(
-        {*choices_of(group, experiment.folder), *choices_of(group), *(["auto"] if group in AUTO_GROUPS else [])}
+        {*choices_of(group, experiment.path.parent), *choices_of(group), *(["auto"] if group in AUTO_GROUPS else [])}
     )
 
 
 def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     try:
-        with hydra.initialize_config_dir(str(experiment.folder), version_base="1.3", job_name="nfsd3d"):
-            return hydra.compose(experiment.name, list(overrides), return_hydra_config=with_hydra)
+        with hydra.initialize_config_dir(str(experiment.path.parent), version_base="1.3", job_name="nfsd3d"):
+            return hydra.compose(experiment.path.stem, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(_describe_hydra_error(error)) from error
 
@@ -214,27 +211,15 @@ def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[Di
     Raises:
         InputError: what Hydra or OmegaConf refuse.
     """
-    location = ["--config-path", str(experiment.folder), "--config-name", experiment.name]
-    with _process_sees(["nfsd3d", *location, "-m", *overrides]):
-        try:
-            hydra.main(version_base="1.3", config_path=None)(job)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_describe_hydra_error(error)) from error
-
-
-@contextmanager
-def _process_sees(argv: list[str]) -> Iterator[None]:
-    """Within the block, Hydra finds ``argv`` as the command line and lets its errors through (else it exits)."""
-    former_argv, former_mode = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    location = ["--config-path", str(experiment.path.parent), "--config-name", experiment.path.stem]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised; else Hydra exits
+    former, sys.argv = sys.argv, ["nfsd3d", *location, "-m", *overrides]
     try:
-        yield
+        hydra.main(version_base="1.3", config_path=None)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_describe_hydra_error(error)) from error
     finally:
-        sys.argv = former_argv
-        if former_mode is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = former_mode
+        sys.argv = former
 
 
 def _describe_hydra_error(error: Exception) -> str:

@@ -29,22 +29,12 @@ def choices_of(group: str, folder: Path | None = None) -> list[str]:
 class Experiment:
     """A primary YAML file: one with a defaults list, or a run's fully ``resolved`` ``config.yaml``.
 
-    ``label`` names it in paths: the file's stem, or the method of a resolved one.
+    ``path`` is absolute. ``label`` names run directories: the file's stem, or the method of a resolved one.
     """
 
     path: Path
     resolved: bool
     label: str
-
-    @property
-    def name(self) -> str:
-        """Hydra's name of it: the file name without ``.yaml``."""
-        return self.path.stem
-
-    @property
-    def folder(self) -> Path:
-        """Its absolute folder."""
-        return self.path.parent
 
 
 def find_experiment(name_or_path: str | Path) -> Experiment:
