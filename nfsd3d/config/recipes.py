@@ -57,7 +57,7 @@ class _ProjectConfigs(SearchPathPlugin):
 
 
 def _kind(group: str, name: str) -> str:
-    """The ``kind`` that ``group/name.yaml`` names, or else one of the files that its defaults list takes from there.
+    """The ``kind`` that ``group/name.yaml`` names, or inherits from the last file of its defaults list.
 
     Raises:
         InputError: it names none.

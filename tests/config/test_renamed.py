@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import nfsd3d
+from nfsd3d.cli.options import RENAMED_OPTIONS, current_options
 from nfsd3d.config import renamed
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.renamed import REMOVED, RENAMED, current_override, with_current_names
@@ -112,6 +113,13 @@ def test_current_names_are_left_alone(capsys):
     assert with_current_names(values) == values
     assert current_override("machine.rays_per_chunk=5") == "machine.rays_per_chunk=5"
     assert notices(capsys) == []
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(RENAMED_OPTIONS.items()))
+def test_old_options_of_the_subcommands(old, new, capsys):
+    assert current_options(["RUN_DIR", old, f"{old}=5", "--json", "x"]) == ["RUN_DIR", new, f"{new}=5", "--json", "x"]
+    (line,) = notices(capsys)
+    assert line.startswith(f"note: {old} is now called {new}")
 
 
 @pytest.mark.parametrize(
