@@ -17,7 +17,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.evaluate import mesh_files
 from nfsd3d.runs.files import write_json
 from nfsd3d.train.build import viewing_cameras
-from nfsd3d.visualize.images import write_png
+from nfsd3d.visualize.image_grid import write_png
 
 TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95

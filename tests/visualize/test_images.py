@@ -1,4 +1,4 @@
-"""ImageBatch and videos of renderings."""
+"""Previews, contact sheets, turntables and image grids."""
 
 import imageio.v3 as imageio
 import numpy as np
@@ -7,15 +7,8 @@ import torch
 
 from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Rendering
-from nfsd3d.visualize.images import (
-    contact_sheet,
-    depth_image,
-    normal_image,
-    preview,
-    turntable_frames,
-    write_png,
-    write_video,
-)
+from nfsd3d.visualize.image_grid import write_png
+from nfsd3d.visualize.images import contact_sheet, depth_image, normal_image, preview, turntable_frames, write_video
 
 
 def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5) -> Rendering:
@@ -36,7 +29,7 @@ def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5)
 class Disc:
     """A generator whose brightness tells the azimuth of the camera."""
 
-    def render_in_chunks(self, cameras, *, normals=False):
+    def render_in_chunks(self, cameras, options):
         assert len(cameras) == 1
         return rendering(cameras.height, value=float(cameras.azimuth[0]) / 7)
 
@@ -63,7 +56,7 @@ def test_sheets_have_a_column_for_each_camera():
 
 def test_each_view_is_announced():
     calls = []
-    list(turntable_frames(Disc(), orbit(3, 16), 1.0, on_view=lambda: calls.append(1)))
+    list(turntable_frames(Disc(), orbit(3, 16), 1.0, on_progress=lambda: calls.append(1)))
     assert len(calls) == 3
 
 

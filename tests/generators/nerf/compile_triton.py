@@ -18,7 +18,8 @@ import nfsd3d.generators.nerf.mlp_triton as network
 import nfsd3d.generators.nerf.morton_triton as ordering
 import nfsd3d.generators.nerf.sampling.triton_kernels as sampling
 from nfsd3d.generators.nerf import launch_triton
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import Lines, RaySamples
 

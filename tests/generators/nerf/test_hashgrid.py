@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding, layout_of
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.layout import layout_of
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.hashgrid.torch_reference import interpolate
 
 # Tables small enough that most vertices collide; numbers of points, levels and features that are no powers of two.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nfsd3d.generators.nerf import launch_numba
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
