@@ -1,6 +1,6 @@
-"""Calls every Triton kernel as on a GPU, except that it is compiled and not run; prints what came out as JSON.
+"""Compiles every Triton kernel for a GPU without running it; prints the results as JSON.
 
-Run by test_kernels_triton.py in a process of its own: where TRITON_INTERPRET is set, Triton has no compiler.
+Run by test_launch_triton.py in a process of its own: with TRITON_INTERPRET set, Triton has no compiler.
     python tests/generators/nerf/compile_triton.py CAPABILITY        (such as 90)
 """
 
