@@ -85,9 +85,10 @@ def test_exactly_the_voxels_that_no_view_sees_are_hidden():
 
 
 def test_the_low_density_inside_a_shell_open_below_is_solid():
-    """A dense cup upside down on the cube's floor, full of fog and in a thin haze, which is denser than the fog.
+    """A dense cup upside down on the cube's floor: low density inside, and slightly more, but transparent, outside.
 
-    Views see the cup through the haze. The level that leaves out the haze leaves out the fog: alone it is hollow.
+    Views see the cup through the density outside. A level above that is above the density inside, too: a level set
+    alone would be hollow.
     """
 
     def density(points):
