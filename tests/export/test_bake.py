@@ -130,7 +130,7 @@ def test_a_texel_is_the_mean_of_its_samples_in_linear_light(square):
 def test_a_texture_baked_in_bands_is_the_same(square, monkeypatch):
     surface, charts = square
     whole = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place)
-    monkeypatch.setattr(bake_module, "LOOKS_AT_ONCE", 7 * 50 * SUPERSAMPLING**2)
+    monkeypatch.setattr(bake_module, "SAMPLES_PER_BAND", 7 * 50 * SUPERSAMPLING**2)
     shares = []
     bands = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place, shares.append)
     np.testing.assert_allclose(bands.image.astype(int), whole.image.astype(int), atol=1)
