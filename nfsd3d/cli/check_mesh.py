@@ -46,7 +46,7 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import mesh_files
     from nfsd3d.train.build import viewing_cameras
-    from nfsd3d.visualize.images import write_png
+    from nfsd3d.visualize.image_grid import write_png
 
     run = load_run(run_dir)
     glb = mesh_files.find_glb(options.folder or run_dir / "mesh")

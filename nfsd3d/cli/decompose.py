@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from nfsd3d.visualize.images import write_png
+    from nfsd3d.visualize.image_grid import write_png
 
     console = Console(stderr=True)
     wanted = FIGURES if options.figure == "all" else (options.figure,)

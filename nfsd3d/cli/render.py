@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     run = open_run(options)
 
-    from nfsd3d.visualize.images import write_png
+    from nfsd3d.visualize.image_grid import write_png
 
     size = options.size if options.size is not None else run.config.export.turntable_size
     folder = options.output if options.output is not None else run.directory

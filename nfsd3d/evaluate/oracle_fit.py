@@ -18,6 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.config.schema import Config, TrainConfig
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.preflight import claim_folder
@@ -150,13 +151,9 @@ def photometric_loss(
     """
     batch = batches[int(torch.randint(len(batches), (), generator=rng))].resized(plan.resolution)
     background = torch.rand(plan.views, 3, generator=rng).to(batch.color.device)
-    rendering = generator.render(
-        batch.cameras,
-        rng,
-        background=background,
-        normals=plan.regularizers["orient"] > 0,
-        rays_per_chunk=plan.chunks.rays_per_chunk,
-    )
+    normals = plan.regularizers["orient"] > 0
+    options = RenderOptions(background, normals=normals, rays_per_chunk=plan.chunks.rays_per_chunk)
+    rendering = generator.render(batch.cameras, rng, options)
     error = rendering.image - batch.before(background)
     loss = WEIGHT * error.square().sum() / plan.views + penalty(rendering, plan.regularizers)
     seen = error.detach()

@@ -16,7 +16,7 @@ from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.images import ImageBatch
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.files.resolve import ModelFiles, fetch

@@ -25,7 +25,7 @@ from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.progress_bar import Display
 from nfsd3d.train.rng import fork
 from nfsd3d.train.watchdog import Limits, Watchdog
-from nfsd3d.visualize.images import Image, write_png
+from nfsd3d.visualize.image_grid import Image, write_png
 
 LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "unable to find an engine")
 """What libraries besides torch say when a GPU has no memory left for them: Triton (its kernels), cuBLAS, cuDNN."""

@@ -12,7 +12,8 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.train.build import viewing_cameras
 from nfsd3d.visualize import images
-from nfsd3d.visualize.images import Image, square, to_uint8, write_png
+from nfsd3d.visualize.image_grid import Image, square, write_png
+from nfsd3d.visualize.images import to_uint8
 
 PREVIEW_VIEWS = 4
 

@@ -19,7 +19,8 @@ from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.previews import images_of, write_images
-from nfsd3d.visualize.images import to_uint8, write_png, write_turntable
+from nfsd3d.visualize.image_grid import write_png
+from nfsd3d.visualize.images import to_uint8, write_turntable
 from nfsd3d.visualize.report import write_report
 
 REMEDIES = {
@@ -97,7 +98,7 @@ def _finish_scene(
                 sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
                 video=viewing_cameras(config, frames, size),
                 radius=radius,
-                on_view=on_view,
+                on_progress=on_view,
             )
             exported.files += [path.name for path in written]
     on_view()

@@ -1,7 +1,6 @@
 """One optimisation step, on one screen: render, encode, predict the noise, turn it into a gradient, inject it."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.config.schedules import Schedule, value_at
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
-from nfsd3d.generators.base import Generator, Images, Latents, Rendering
+from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
@@ -71,10 +70,12 @@ def step_loss(
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
-    look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)
-    look["rays_per_chunk"] = plan.chunks.rays_per_chunk
+    normals = plan.regularizers["orient"] > 0
+    options = RenderOptions(
+        background, replaced, shading, plan.ambient, normals=normals, rays_per_chunk=plan.chunks.rays_per_chunk
+    )
     same_points = rng.clone_state()
-    view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
+    view = generator.render(cameras, rng, options)
     z = _latent(prior, view)
 
     method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
@@ -86,7 +87,7 @@ def step_loss(
     source_z_t = None
     if source is not None:
         with torch.no_grad():
-            source_z = _latent(prior, source.render(cameras, same_points, **look))
+            source_z = _latent(prior, source.render(cameras, same_points, replace(options, normals=False)))
         source_z_t = prior.schedule.add_noise(source_z, noise, t)
     predictions = predict_noise(
         prior,

@@ -16,6 +16,7 @@ from nfsd3d.config.compose import compose
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.evaluate import oracle_fit
 from nfsd3d.evaluate.oracle_fit import fit_oracle, photometric_loss, render_batches
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.checkpoints import list_checkpoints
 from nfsd3d.shapes.world.grammar import parse_prompt
 from nfsd3d.shapes.world.render import render_views
@@ -67,7 +68,7 @@ def psnr(generator, prompt):
     """In dB, against unlit true views from all around that no fit has seen, before green."""
     cameras = orbit(6, 32, elevation_deg=20.0)
     green = torch.tensor([0.2, 0.6, 0.3]).expand(6, 3)
-    seen = generator.render_in_chunks(cameras, background=green).image
+    seen = generator.render_in_chunks(cameras, RenderOptions(green)).image
     truth = render_views([parse_prompt(prompt)] * 6, cameras, green[:, :, None, None].expand_as(seen), ambient=1.0)
     return float(-10 * (seen - truth.image).square().mean().log10())
 

@@ -14,6 +14,7 @@ from nfsd3d.cli.launch import print_plan
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.chunked import in_chunks
@@ -121,7 +122,9 @@ def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
     size = sample_bytes(nerf, ranges, normals=lit)
     assert all(parameter.grad is None for parameter in nerf.parameters())
     cameras = orbit(2, 40)
-    view, kept = saved_bytes(lambda: nerf.render(cameras, shading="lambertian" if lit else "albedo"))
+    view, kept = saved_bytes(
+        lambda: nerf.render(cameras, options=RenderOptions(shading="lambertian" if lit else "albedo"))
+    )
     count = float(view.samples_per_ray) * 2 * 40 * 40
     assert size.packed == pytest.approx(16, rel=0.05)  # a ray's index, start and end
     assert size.kept * count == pytest.approx(kept, rel=0.15)

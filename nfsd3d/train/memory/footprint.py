@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nfsd3d.cameras import CameraRanges, orbit
 from nfsd3d.distill.methods import Method
-from nfsd3d.generators.base import Rendering
+from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
@@ -77,7 +77,7 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
         packed = counter.live
         del samples
     with LiveBytes(known) as counter:
-        view = nerf.render(cameras, shading="lambertian" if normals else "albedo")
+        view = nerf.render(cameras, options=RenderOptions(shading="lambertian" if normals else "albedo"))
         count = float(view.samples_per_ray) * size**2
         kept = counter.live
         _loss(view).backward()
