@@ -19,9 +19,9 @@ from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.runs import checkpoints, preflight
+from nfsd3d.runs import checkpoints, directory, preflight
 from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.runs.summary import read_summary
+from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
@@ -55,12 +55,12 @@ class Run:
         return checkpoints.step_of(self._checkpoint)
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """The content of ``summary.json``; empty if the run has not ended."""
         return read_summary(self.directory)
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, float | None]]:
         """The logged steps, one dictionary each."""
         path = self.directory / "metrics.jsonl"
         return read_metrics(path) if path.exists() else []
@@ -182,7 +182,7 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
             "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
         )
     preflight.check(composed)
-    return load_run(train_and_export(preflight.claim_run_dir(composed, Path(config).stem)))
+    return load_run(train_and_export(directory.claim_run_dir(composed, Path(config).stem)))
 
 
 def load_run(directory: str | Path, step: int | None = None) -> Run:

@@ -28,7 +28,7 @@ from nfsd3d.config.compose import (
 from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.overrides import parse_override, quote
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory, preflight
 
 COMMANDS = {
     "export": "nfsd3d.cli.export",
@@ -156,11 +156,11 @@ def _run(experiment: Experiment, overrides: Sequence[str]) -> int:
     source = preflight.check(config)
     if config.dry_run:
         if config.run_dir is not None:
-            preflight.check_unused(Path(config.run_dir))
+            directory.check_unused(Path(config.run_dir))
         announce(composition.choices)
-        print_plan(config, source, config.run_dir or f"{preflight.OUTPUTS / experiment.label}/<prompt>/<time>")
+        print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / experiment.label}/<prompt>/<time>")
     else:
-        config = preflight.claim_run_dir(config, experiment.label)
+        config = directory.claim_run_dir(config, experiment.label)
         announce(composition.choices)
         train(config, source)
     return 0

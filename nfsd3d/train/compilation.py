@@ -157,8 +157,8 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
 
 
 def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
-    """Runs the UNet on each number of rows, at most ``at_once``; they do not count as evaluations."""
-    evaluations, device = prior.evaluations, prior.device
+    """Runs the UNet once on each number of batch entries, in calls of at most ``at_once``."""
+    device = prior.device
     for count in sorted(rows, reverse=True):  # the fewer find room in the memory of the most
         prior.predict_eps(
             torch.zeros(count, *prior.latent_shape, device=device),
@@ -166,4 +166,3 @@ def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int 
             torch.zeros(count, *prior.context_shape, device=device),
             at_most=at_once,
         )
-    prior.evaluations = evaluations

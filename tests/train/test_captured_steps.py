@@ -92,8 +92,10 @@ def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
         generator.update(0, rng)
         plan = replace(plan_at(config.train, 0.7), chunks=chunks)
         for _ in range(2):
-            loss, _ = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
+            loss = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source).loss
             parameters = list(generator.field.parameters())
+            if lora is not None:
+                lora.optimizer.step()
             found.append([gradient.clone() for gradient in torch.autograd.grad(loss, parameters)])
         assert gpu.errors == []
     return found, prior

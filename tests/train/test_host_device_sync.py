@@ -16,7 +16,7 @@ from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_generator, build_optimizer, build_parts
-from nfsd3d.train.loop import drop_unless_finite
+from nfsd3d.train.divergence import drop_unless_finite
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
@@ -44,10 +44,8 @@ def waits_of_a_step(configure, narrow, name, *, chunks=None, perp_neg=False, fin
         generator.update(0, rng)
         for _ in range(2):
             gpu.waits.clear()
-            loss, metrics = step_loss(
-                generator, prior, bank, distillation, CameraRanges(), plan, rng, source, step_lora=False
-            )
-            loss.backward()
+            result = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
+            result.loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(list(generator.parameters()), 1.0)
             drop_unless_finite([optimizer], norm)
             optimizer.step()
@@ -55,7 +53,7 @@ def waits_of_a_step(configure, narrow, name, *, chunks=None, perp_neg=False, fin
             gradients = [parameter.grad for parameter in generator.field.parameters()]
             assert all(gradient.is_cuda and gradient.abs().max() > 0 for gradient in gradients)
             optimizer.zero_grad(set_to_none=True)
-        assert all(metric.is_cuda for metric in metrics.values())
+        assert all(metric.is_cuda for metric in result.metrics.tensors().values())
         assert gpu.errors == []
     return waits
 

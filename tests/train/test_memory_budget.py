@@ -21,7 +21,7 @@ from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import run
+from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
@@ -335,8 +335,8 @@ def test_a_run_on_a_gpu_starts_with_chunks_that_fit(configure, monkeypatch):
     # The device is fake as far as the decision goes; the parts are on the CPU.
     monkeypatch.setattr(run, "build_parts", lambda config, **kept: parts)
     monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, say: ChunkSizes(256, 1, True))
-    seen, original = [], run.step_loss
-    monkeypatch.setattr(run, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
+    seen, original = [], task.step_loss
+    monkeypatch.setattr(task, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
     on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     train_and_export(on_gpu, console=Console(file=io.StringIO()))
     assert seen == [ChunkSizes(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

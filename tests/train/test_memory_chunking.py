@@ -17,13 +17,14 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import run
+from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
-from nfsd3d.train.loop import Task, differentiate
 from nfsd3d.train.memory.chunking import SMALLEST_PIXELS, ChunkSizes
+from nfsd3d.train.memory.retry import differentiate
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
-from nfsd3d.train.step import step_loss
+from nfsd3d.train.step import StepMetrics, StepResult, step_loss
+from nfsd3d.train.task import Task
 
 OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
@@ -35,12 +36,10 @@ def gradient_of(config, chunks):
     parts = build_parts(config)
     plan = replace(plan_at(config.train, 0.6), chunks=chunks)
     parts.generator.update(0, parts.rng)
-    loss, metrics = step_loss(
-        parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-    )
-    loss.backward()
+    result = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    result.loss.backward()
     gradients = {name: value.grad for name, value in parts.generator.named_parameters()}
-    return loss.detach(), metrics, parts.prior.evaluations, gradients, parts.rng.get_state()
+    return result.loss.detach(), result.metrics.tensors(), result.evaluations, gradients, parts.rng.get_state()
 
 
 @pytest.mark.parametrize("method", ["nfsd", "sdi"])
@@ -83,7 +82,7 @@ SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
 def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
     """From the given step on (counted from 1), a step whose chunks do not fit runs out of memory, once rendered."""
-    original, seen = run.step_loss, []
+    original, seen = task.step_loss, []
 
     def step(*arguments):
         result = original(*arguments)
@@ -93,7 +92,7 @@ def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
             raise error
         return result
 
-    monkeypatch.setattr(run, "step_loss", step)
+    monkeypatch.setattr(task, "step_loss", step)
     return seen
 
 
@@ -105,7 +104,7 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_chunks(configure, tmp_path,
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
-        patch.setattr(run, "release_compiled", lambda prior: released.append(len(seen)))
+        patch.setattr(task, "release_compiled", lambda prior: released.append(len(seen)))
         seen = scarce_memory(patch, lambda chunks: chunks.unet_batch_size == 1)
         run_dir = train_and_export(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
     # Step 1 fits, step 2 at the third attempt, and the smaller chunks stay.
@@ -197,7 +196,7 @@ def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configu
 
     with monkeypatch.context() as patch:
         patch.setattr(OccupancyGrid, "update", scarce(lambda call: call == 3))
-        patch.setattr(run, "release_compiled", lambda prior: released.append(len(calls)))
+        patch.setattr(task, "release_compiled", lambda prior: released.append(len(calls)))
         run_dir = train_and_export(configure(**changes, run_dir=tmp_path / "scarce"), console=console)
     assert calls == [0, 1, 2, 2, 3] and released[0] == 3
     assert "step 3: out of memory; from here on uncompiled" in console.file.getvalue()
@@ -234,16 +233,24 @@ def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
     """Also of one that failed in its backward pass, when everything was there."""
     parameter, alive, before = torch.nn.Parameter(torch.ones(3)), weakref.WeakSet(), []
 
-    def step(plan):
-        before.append(len(alive))
-        kept = Kept()
-        alive.add(kept)
-        return Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1), {}
+    class ScarceTask(Task):
+        def step(self, plan):
+            before.append(len(alive))
+            kept = Kept()
+            alive.add(kept)
+            loss = Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1)
+            return StepResult(loss, StepMetrics(loss.detach()))
+
+        def preview(self):
+            raise NotImplementedError
+
+        def release_compiled(self):
+            pass
 
     plan = replace(plan_at(configure().train, 0.5), chunks=ChunkSizes())
     optimizer = torch.optim.SGD([parameter], 1.0)
-    task = Task(None, optimizer, torch.Generator(), step, preview=lambda: None)
-    _, fitting = differentiate(task, plan)
+    scarce = ScarceTask(generator=None, optimizer=optimizer, rng=torch.Generator())
+    _, fitting = differentiate(scarce, plan)
     assert before == [0, 0, 0] and fitting.unet_batch_size == 1 and parameter.grad.tolist() == [1, 1, 1]
 
 
@@ -273,7 +280,7 @@ def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch,
             )
             ends.append(final_tensors(run_dir))
     steps = [
-        {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}
+        {float(value) for name, value in end.items() if name.startswith("lora_optimizer.") and "step" in name}
         for end in ends
     ]
     assert steps == [{3.0}, {3.0}]
