@@ -17,7 +17,7 @@ OUTPUTS = Path("outputs")
 def claim_run_dir(config: Config, name: str) -> Config:
     """The configuration with a run directory that exists, is empty, and can be written to.
 
-    Without ``run_dir`` a new one is made: ``outputs/<name>/<prompt>/<time>``, even for runs of the same second.
+    Without ``run_dir`` a new one is created: ``outputs/<name>/<prompt>/<time>``, unique within a second too.
 
     Raises:
         InputError: the given directory holds files already, or cannot be written to.
@@ -28,7 +28,7 @@ def claim_run_dir(config: Config, name: str) -> Config:
 
 
 def claim_folder(path: Path) -> Path:
-    """``path`` as an empty directory that can be written to, made if need be.
+    """``path`` as an empty directory that can be written to, created if needed.
 
     Raises:
         InputError: it holds files already, or cannot be written to.
@@ -55,7 +55,7 @@ def check_unused(path: Path) -> None:
 
 
 def new_folder(parent: Path, prefix: str) -> Path:
-    """Makes ``parent/<prefix><time>``, numbered from 2 where that exists already.
+    """Creates ``parent/<prefix><time>``, with a number from 2 if that exists already.
 
     Raises:
         InputError: it cannot be made.
@@ -74,7 +74,7 @@ def new_folder(parent: Path, prefix: str) -> Path:
 
 
 def slug(text: str, limit: int = 60) -> str:
-    """A short name for files: lower-case ASCII letters, digits and dashes; with a hash where letters are left out."""
+    """A short file name: lower-case ASCII letters, digits and dashes, and a hash where letters were dropped."""
     decomposed = unicodedata.normalize("NFKD", text)
     words = re.sub(r"[^a-z0-9]+", "-", decomposed.encode("ascii", "ignore").decode().lower()).strip("-")
     if len(words) <= limit and words and all(letter.isascii() for letter in decomposed if letter.isalnum()):

@@ -14,15 +14,15 @@ from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
 
 SAMPLES_PER_RAY = 4
-"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.generators.nerf.sampling.sampling`
-takes at most."""
+"""The minimum for a ray through a fully occupied cube; see the largest step size in
+`nfsd3d.generators.nerf.sampling.sampling`."""
 
 
 def check(config: Config, resume: Path | None = None) -> ModelSource:
-    """Makes sure that device, backend, model, prompt and source go together; returns where the model is.
+    """Checks that device, backend, model, prompt and source are compatible; returns where the model is.
 
-    ``resume`` is the directory of a run that goes on: it keeps what it started from. Nothing is downloaded, and nothing
-    slow is imported.
+    ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
+    neither torch nor another slow package is imported.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -53,7 +53,7 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
 
 
 def _check_method(name: str) -> None:
-    """Raises `InputError` for a method that is not there; the shipped ones are known without importing torch."""
+    """Raises `InputError` for an unknown method; the shipped ones are known without importing torch."""
     if not (config_root() / "distill" / f"{name}.yaml").is_file():
         from nfsd3d.distill.methods import find_method
 
@@ -61,7 +61,7 @@ def _check_method(name: str) -> None:
 
 
 def _check_samples(config: Config) -> None:
-    """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
+    """Raises `InputError` if a fully occupied scene has too few samples at the highest resolution."""
     if not isinstance(config.generator, NeRFConfig):
         return
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
@@ -73,7 +73,7 @@ def _check_samples(config: Config) -> None:
 
 
 def find_model(config: Config) -> ModelSource:
-    """Where the prior's model is, as far as this machine knows.
+    """Where the prior's model is: a local folder, or a hub id to download.
 
     Raises:
         InputError: see `nfsd3d.prior.files.resolve.locate`.
@@ -83,7 +83,7 @@ def find_model(config: Config) -> ModelSource:
 
 
 def _check_same_source(config: Config, run_dir: Path) -> None:
-    """Raises `InputError` where another source is asked for than the one that the run has kept."""
+    """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
     recorded = load_run_config(run_dir)
     for setting in ("source_run", "source_image"):
         theirs, ours = getattr(recorded, setting), getattr(config, setting)

@@ -23,18 +23,11 @@ from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.compilation import step_rows
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
 from nfsd3d.train.memory.chunking import ChunkSizes
-from nfsd3d.train.memory.footprint import (
-    SampleBytes,
-    encoder_peak,
-    network_peak,
-    rows_at_most,
-    sample_bytes,
-    samples_at_most,
-    unet_peak,
-)
+from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 from nfsd3d.train.run import train_and_export
 
@@ -93,7 +86,7 @@ def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dty
         live = counter.live
         z.sum().backward()
     assert live == pytest.approx(kept, rel=0.2)  # what autograd keeps is what is left, and the result
-    predicted = network_peak(prior.without_weights(), None, checkpoint, views=2, rows=2)
+    predicted = network_peak(prior.without_weights(), ChunkSizes(checkpoint_encoder=checkpoint), 2, 2)
     # The CPU's attention and convolutions take a little besides.
     assert predicted == pytest.approx(counter.peak, rel=0.25)
 
@@ -108,7 +101,7 @@ def test_a_prior_without_weights_has_the_same_shapes():
 
 def test_full_size_predictions_follow_chunks():
     prior = random_prior("sd21", "meta", torch.bfloat16).without_weights()
-    whole, low = (network_peak(prior, rows, ckpt, 1, 3) / GIB for rows, ckpt in ((None, False), (1, True)))
+    whole, low = (network_peak(prior, chunks, 1, 3) / GIB for chunks in (ChunkSizes(), ChunkSizes(None, 1, True)))
     assert 1.2 < whole < 2.5 and low < 0.65 * whole
 
 
@@ -213,7 +206,7 @@ def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
         )
         for compiled in ("false", "true")
     }
-    assert "graphs" not in told["false"] and "recorded graphs of encoder and UNet 1." in told["true"]
+    assert "graphs" not in told["false"] and "CUDA graphs of encoder and UNet 1." in told["true"]
 
 
 def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure):
@@ -237,10 +230,11 @@ def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure)
 def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
     prior, config = StableDiffusionPrior.load(EMBEDDED), configure(**{"machine.compile": True})
     shapes, views = prior.without_weights(), config.train.batch_size
-    both, alone = (encoder_peak(shapes, views, without_gradient=without) for without in (False, True))
+    both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
     for name, encoders in (("dds", both + alone), ("bridge", both)):
-        unet = unet_peak(shapes, None, rows_at_most(METHODS[name], views, perp_neg=False))
+        entries = max(step_rows(METHODS[name], views, perp_neg=False))
+        unet = network_peak(shapes, ChunkSizes(), views, entries, encodes=False)
         found = estimator(prior, build_generator(config), METHODS[name], config)
         assert found.graphs(ChunkSizes()) == unet + encoders
 
@@ -270,10 +264,10 @@ def learning(lora):
     lora.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
 
 
-def test_rows_are_those_of_all_branches():
-    counts = {name: rows_at_most(method, 2, perp_neg=False) for name, method in METHODS.items()}
+def test_the_largest_batch_holds_all_predictions():
+    counts = {name: max(step_rows(method, 2, perp_neg=False)) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
-    assert rows_at_most(METHODS["nfsd"], 1, perp_neg=True) == 5
+    assert max(step_rows(METHODS["nfsd"], 1, perp_neg=True)) == 5
 
 
 @pytest.fixture
@@ -334,7 +328,7 @@ def test_a_run_on_a_gpu_starts_with_chunks_that_fit(configure, monkeypatch):
     parts = build_parts(config)
     # The device is fake as far as the decision goes; the parts are on the CPU.
     monkeypatch.setattr(run, "build_parts", lambda config, **kept: parts)
-    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, say: ChunkSizes(256, 1, True))
+    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, log: ChunkSizes(256, 1, True))
     seen, original = [], task.step_loss
     monkeypatch.setattr(task, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
     on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})

@@ -71,7 +71,7 @@ def test_chunks_shrink_to_an_end():
         chunks = chunks.smaller(views=4, resolution=64)
     assert seen[1] == ChunkSizes(8192, 4, True)
     assert seen[-1] == ChunkSizes(SMALLEST_PIXELS, 1, True) and len(seen) == 4
-    assert str(seen[-1]) == "4,096 pixels at once, 1 rows of the prior at once, checkpointed encoder"
+    assert str(seen[-1]) == "4,096 rays per chunk, 1 latent per batch, checkpointed encoder"
     # Less than the whole is never a larger number than was asked for.
     assert ChunkSizes(rays_per_chunk=300).smaller(4, 64) == ChunkSizes(300, 4, True)
     assert ChunkSizes(rays_per_chunk=10**9).smaller(1, 128).rays_per_chunk == 128**2 // 2
@@ -111,7 +111,7 @@ def test_a_step_that_does_not_fit_is_done_in_smaller_chunks(configure, tmp_path,
     assert [chunks.unet_batch_size for chunks in seen] == [None, None, 2, 1, 1, 1, 1, 1]
     printed = console.file.getvalue()
     assert released == [2, 3, 8, 8]  # before each repetition; before the export, and whatever happens
-    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
+    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 latent per batch" in printed
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("done", 6)
     assert summary["smaller_chunks"] == {
