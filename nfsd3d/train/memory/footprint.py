@@ -1,4 +1,4 @@
-"""The memory of a step's parts: the networks traced on PyTorch's meta device, the rendering measured on a few pixels."""
+"""The memory of a step: networks are traced on PyTorch's meta device, rendering is measured on a few pixels."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBy
 
 
 def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[float, float, float, float]:
-    """The number of samples of one view; the bytes of their positions, those kept besides, those of the peak besides."""
+    """The number of samples of one view, and the three bytes of :class:`SampleBytes` for all of them together."""
     cameras = orbit(1, size, distance=ranges.distance[0], fovy_deg=ranges.fovy_deg[1]).to(nerf.device)
     before = [(value, value.grad) for value in nerf.parameters()]
     for value, _ in before:
