@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import config_root, load_run_config
@@ -110,17 +109,17 @@ def _check_source_run(config: Config, run_dir: str) -> None:
             )
 
 
-def _flat(config: Config, setting: str) -> dict[str, Any]:
+def _flat(config: Config, setting: str) -> dict[str, object]:
     """The value of a setting, or those of a group's settings, by their dotted keys."""
 
-    def walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    def walk(key: str, value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             for name, item in value.items():
                 yield from walk(f"{key}.{name}", item)
         else:
             yield key, value
 
-    value: Any = config.to_dict()
+    value = config.to_dict()
     for name in setting.split("."):
         value = value[name]
     return dict(walk(setting, value))

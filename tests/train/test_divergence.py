@@ -1,4 +1,4 @@
-"""When a run is given up."""
+"""Divergence: when a run is stopped."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Steps in chunks: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
+"""Chunked steps have the same results; an out-of-memory error, simulated on the CPU, leads to a retry."""
 
 import io
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("tiny_prior")
 
 
 def gradient_of(config, chunks):
-    """The loss, the number of evaluations and every parameter's gradient of a step at the start."""
+    """Loss, metrics, NFE, every parameter's gradient, and the generator's state after a step."""
     parts = build_parts(config)
     plan = replace(plan_at(config.train, 0.6), chunks=chunks)
     parts.generator.update(0, parts.rng)
@@ -43,7 +43,7 @@ def gradient_of(config, chunks):
 
 
 @pytest.mark.parametrize("method", ["nfsd", "sdi"])
-def test_chunks_change_nothing(configure, method):
+def test_chunks_do_not_change_the_step(configure, method):
     config = configure(
         **{
             "distill.method": method,
@@ -64,7 +64,7 @@ def test_chunks_change_nothing(configure, method):
     assert torch.equal(divided[4], rng)
 
 
-def test_chunks_shrink_to_an_end():
+def test_chunks_shrink_to_the_smallest():
     chunks, seen = ChunkSizes(), []
     while chunks is not None:
         seen.append(chunks)
@@ -81,7 +81,7 @@ SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
 
 def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
-    """From the given step on (counted from 1), a step whose chunks do not fit runs out of memory, once rendered."""
+    """From ``at_step`` on (counted from 1), a step whose chunks do not fit runs out of memory after rendering."""
     original, seen = task.step_loss, []
 
     def step(*arguments):
@@ -100,7 +100,7 @@ def final_tensors(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
 
 
-def test_a_step_that_does_not_fit_is_done_in_smaller_chunks(configure, tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_is_retried_with_smaller_chunks(configure, tmp_path, monkeypatch):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
@@ -169,13 +169,13 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
         "GET was unable to find an engine to execute this computation",
     ],
 )
-def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_chunks_too(configure, monkeypatch, words):
+def test_out_of_memory_errors_of_other_libraries_lead_to_smaller_chunks_too(configure, monkeypatch, words):
     seen = scarce_memory(monkeypatch, lambda chunks: chunks.unet_batch_size == 1, error=RuntimeError(words))
     run_dir = train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
     assert seen[-1].unet_batch_size == 1 and read_summary(run_dir)["status"] == "done"
 
 
-def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configure, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_occupancy_update_releases_compiled_code(configure, tmp_path, monkeypatch):
     changes = {**OFF, "generator.occupancy_interval": 1, "generator.occupancy_warmup": 0, "train.steps": 4}
     straight = train_and_export(
         configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO())
@@ -211,11 +211,11 @@ def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configu
 
 
 class Kept:
-    """What a step keeps for its backward pass."""
+    """Stands for the tensors that a step keeps for its backward pass."""
 
 
 class Scarce(torch.autograd.Function):
-    """A backward pass that runs out of memory if it is to."""
+    """The identity; its backward pass runs out of memory if ``fails``."""
 
     @staticmethod
     def forward(ctx, value, kept, fails):
@@ -229,8 +229,8 @@ class Scarce(torch.autograd.Function):
         return gradient, None, None
 
 
-def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
-    """Also of one that failed in its backward pass, when everything was there."""
+def test_a_retried_step_starts_with_the_memory_of_the_failed_one_freed(configure):
+    """The failure is in the backward pass, when all tensors of the step exist."""
     parameter, alive, before = torch.nn.Parameter(torch.ones(3)), weakref.WeakSet(), []
 
     class ScarceTask(Task):
@@ -254,7 +254,7 @@ def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
     assert before == [0, 0, 0] and fitting.unet_batch_size == 1 and parameter.grad.tolist() == [1, 1, 1]
 
 
-def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
+def test_other_errors_of_a_step_are_not_retried(configure, monkeypatch):
     scarce_memory(monkeypatch, lambda chunks: False, error=RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="multiplied"):
         train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
@@ -267,7 +267,7 @@ def test_configured_chunks_are_used_from_the_start(configure, monkeypatch):
     assert seen == [ChunkSizes(256, 1, False)] * 2
 
 
-def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch, tmp_path):
+def test_vsds_lora_network_learns_a_retried_step_once(configure, monkeypatch, tmp_path):
     monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
     changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
     changes |= {"train.steps": 3, "train.log_every": 1}
