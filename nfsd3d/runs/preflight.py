@@ -87,7 +87,9 @@ def _check_same_source(config: Config, run_dir: Path) -> None:
     for setting in ("source_run", "source_image"):
         theirs, ours = getattr(recorded, setting), getattr(config, setting)
         if theirs != ours:
-            raise InputError(f"{setting}={ours}: {run_dir} has started from {theirs} and goes on so; start a new run")
+            raise InputError(
+                f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run keeps its source: start a new run"
+            )
 
 
 def _check_source_run(config: Config, run_dir: str) -> None:

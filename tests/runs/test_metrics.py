@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nfsd3d.runs.metrics import MetricsWriter, read_metrics
+from nfsd3d.runs.metrics import MetricsWriter, read_metrics, series
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
@@ -40,3 +40,13 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     events.Reload()
     (scalar,) = events.Scalars("opacity")
     assert (scalar.step, scalar.value) == (7, pytest.approx(0.25))
+
+
+def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "particle_loss": 0.5}\n{"step": 4, "lora_loss": 0.25}\n{"step": 6, "lora_loss": null}\n'
+    )
+    lines = read_metrics(path)
+    assert lines[0] == {"step": 2, "lora_loss": 0.5}
+    assert series(lines, "lora_loss") == [(2, 0.5), (4, 0.25)]
