@@ -88,7 +88,8 @@ def _check_same_source(config: Config, run_dir: Path) -> None:
         theirs, ours = getattr(recorded, setting), getattr(config, setting)
         if theirs != ours:
             raise InputError(
-                f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run keeps its source: start a new run"
+                f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "
+                "start a new run"
             )
 
 

@@ -44,9 +44,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
 
 def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 2, "particle_loss": 0.5}\n{"step": 4, "lora_loss": 0.25}\n{"step": 6, "lora_loss": null}\n'
-    )
+    written = [{"step": 2, "particle_loss": 0.5}, {"step": 4, "lora_loss": 0.25}, {"step": 6, "lora_loss": None}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in written))
     lines = read_metrics(path)
     assert lines[0] == {"step": 2, "lora_loss": 0.5}
     assert series(lines, "lora_loss") == [(2, 0.5), (4, 0.25)]

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -73,9 +74,11 @@ class LiveBytes(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._attention.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        self._attention.__exit__(kind, error, traceback)
 
 
 def _address(tensor: Tensor) -> int:
