@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import trimesh
@@ -22,7 +21,7 @@ from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.runs.summary import read_summary
+from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
@@ -55,13 +54,13 @@ class Run:
         return checkpoints.step_of(self._checkpoint)
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """The content of ``summary.json``; empty while the run goes on."""
+    def summary(self) -> Summary:
+        """The content of ``summary.json``; empty if the run has not ended."""
         return read_summary(self.directory)
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The content of ``metrics.jsonl``: one dictionary per logged step; empty before the first."""
+    def metrics(self) -> list[dict[str, float | None]]:
+        """The logged steps, one dictionary each."""
         path = self.directory / "metrics.jsonl"
         return read_metrics(path) if path.exists() else []
 

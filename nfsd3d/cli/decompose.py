@@ -147,7 +147,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     from nfsd3d.api import generate
     from nfsd3d.config.schema import Config
     from nfsd3d.evaluate.oracle_fit import fit_oracle
-    from nfsd3d.runs.preflight import slug
+    from nfsd3d.runs.directory import slug
     from nfsd3d.runs.summary import read_summary
 
     directories = []

@@ -11,7 +11,7 @@ from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config, NeRFConfig
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory, preflight
 
 
 def start(config: Config, label: str, choices: Mapping[str, Choice] | None = None) -> Path | None:
@@ -25,12 +25,12 @@ def start(config: Config, label: str, choices: Mapping[str, Choice] | None = Non
     """
     source = preflight.check(config)
     if config.dry_run and config.run_dir is not None:
-        preflight.check_unused(Path(config.run_dir))
+        directory.check_unused(Path(config.run_dir))
     elif not config.dry_run:
-        config = preflight.claim_run_dir(config, label)
+        config = directory.claim_run_dir(config, label)
     announce(choices or {})
     if config.dry_run:
-        print_plan(config, source, config.run_dir or f"{preflight.OUTPUTS / label}/<prompt>/<time>")
+        print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
         return None
     return _train(config, source)
 

@@ -19,7 +19,7 @@ from nfsd3d.config.compose import multirun, settle, to_config
 from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory
 from nfsd3d.runs.files import write_json
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
@@ -50,9 +50,9 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     swept = [str(override.key_or_group) for override in parsed if override.is_sweep_override()]
     fixed = [str(override.key_or_group) for override in parsed if not override.is_sweep_override()]
     if folder_given:
-        folder = preflight.claim_folder(Path(str(folder_given[-1].value())))
+        folder = directory.claim_folder(Path(str(folder_given[-1].value())))
     else:
-        folder = preflight.new_folder(preflight.OUTPUTS / experiment.label, "sweep-")
+        folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)
     print(f"sweep in {folder}", file=sys.stderr)
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:

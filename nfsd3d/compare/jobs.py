@@ -25,9 +25,10 @@ from nfsd3d.evaluate.classifier.model import SIZE, WEIGHTS, Classifier
 from nfsd3d.evaluate.oracle_fit import fit_oracle
 from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, composition_of, score_run
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.runs import checkpoints, preflight
+from nfsd3d.runs import checkpoints, directory, preflight
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -58,8 +59,8 @@ class Trial(Job):
     @property
     def name(self) -> str:
         """A relative path that no other job shares."""
-        row = f"{preflight.slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
-        return f"{row}/{preflight.slug(self.prompt)}-{self.seed}"
+        row = f"{directory.slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
+        return f"{row}/{directory.slug(self.prompt)}-{self.seed}"
 
 
 def trials_of(suite: Suite, tier: str, *, oracle_fit: bool) -> list[Trial]:
@@ -186,7 +187,7 @@ def _train(trial: Trial, run_dir: Path) -> None:
             train_and_export(load_run_config(run_dir), resume=run_dir, console=console)
         else:
             train_and_export(
-                preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console
+                directory.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console
             )
     except RunFailed:
         if read_summary(run_dir).get("status") != "diverged":
@@ -217,7 +218,7 @@ def _samples(trial: Trial, classifier: Classifier) -> tuple[Any, dict[str, Any],
         if config.makes_images
         else viewing_cameras(config, VIEWS, SIZE)
     )
-    prior = build_prior(config)
+    prior = CountedPrior(build_prior(config))
     words = config.prompts
     thresholds = ViewThresholds(words.front_deg, words.back_deg, words.overhead_deg)
     bank = PromptBank.build(

@@ -73,7 +73,6 @@ class StableDiffusionPrior:
         self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
         self._row_unit = 1
-        self.evaluations = 0
 
     @classmethod
     def load(
@@ -269,7 +268,6 @@ class StableDiffusionPrior:
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
-        self.evaluations += count
         t = move(t, z_t.device)
         further = padded_rows(count, self._row_unit, at_most) - count
         latents, *conditions = (_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype)))
@@ -279,7 +277,6 @@ class StableDiffusionPrior:
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
-        self.evaluations += z_t.shape[0]
         t = move(t, z_t.device)
         output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 from importlib.resources import files
@@ -16,9 +15,9 @@ from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.runs.files import write_text
-from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.runs.summary import read_summary
-from nfsd3d.visualize.charts import Points, line_chart
+from nfsd3d.runs.metrics import read_metrics, series
+from nfsd3d.runs.summary import Summary, read_summary
+from nfsd3d.visualize.charts import line_chart
 
 MAX_TEXTURE = 1024
 """Maximum texels per side of the page's copy of the mesh."""
@@ -35,6 +34,7 @@ PLOTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("gradient of the parameters", {"": "grad_norm_parameters"}, True),
     ("mean opacity", {"": "opacity"}, False),
     ("samples per ray", {"": "samples_per_ray"}, False),
+    ("loss of the LoRA network", {"": "lora_loss"}, False),
     ("timesteps (fraction)", {"t_max": "t_max", "t_min": "t_min"}, False),
     ("steps per second", {"": "steps_per_second"}, False),
 )
@@ -67,8 +67,8 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
     )
 
 
-def _facts(config: Config, summary: Mapping[str, object]) -> str:
-    progress = (0.0, 1.0)  # a schedule is shown by its ends
+def _facts(config: Config, summary: Summary) -> str:
+    progress = (0.0, 1.0)  # a scale that changes is told by its ends
     scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
     scales = dict.fromkeys(f"{value_at(scale, at) * value_at(factor, at):g}" for at in progress)
     facts = [
@@ -137,11 +137,9 @@ def _plots(path: Path) -> str:
     metrics = read_metrics(path)
     charts = []
     for title, lines, logarithmic in PLOTS:
-        series: dict[str, Points] = {
-            label: [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
-            for label, key in lines.items()
-        }
-        chart = line_chart(title, series, logarithmic=logarithmic)
+        chart = line_chart(
+            title, {label: series(metrics, key) for label, key in lines.items()}, logarithmic=logarithmic
+        )
         if chart:
             charts.append(f"<figure>{chart}</figure>")
     return f'<h2>Training</h2><div class="plots">{"".join(charts)}</div>' if charts else ""

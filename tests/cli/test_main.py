@@ -17,7 +17,7 @@ from nfsd3d.config.experiments import config_root
 from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files import resolve
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory, preflight
 from nfsd3d.train.interrupts import Interrupted
 
 ROOT = Path(nfsd3d.__file__).parent.parent
@@ -33,7 +33,7 @@ def model(tmp_path_factory) -> Path:
     files |= {"text_encoder/model.safetensors": "", "tokenizer/vocab.json": "{}", "tokenizer/merges.txt": ""}
     files |= {"scheduler/scheduler_config.json": "{}"}
     negative = compose("nfsd", ["prompt=x", *SETTLED]).negative_prompt
-    words = ["a", "red", "pink", "house", "mushroom", *preflight.slug(negative, 1000).split("-")]
+    words = ["a", "red", "pink", "house", "mushroom", *directory.slug(negative, 1000).split("-")]
     files["vocabulary.json"] = json.dumps({"words": words, "groups": {"objects": ["house", "mushroom"]}})
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -366,7 +366,7 @@ def test_doctor(capsys, elsewhere):
 
 def test_run_directories_of_one_second_differ(elsewhere):
     config = compose("nfsd", ["prompt=a red house", *SETTLED])
-    directories = {preflight.claim_run_dir(config, "nfsd").run_dir for _ in range(5)}
+    directories = {directory.claim_run_dir(config, "nfsd").run_dir for _ in range(5)}
     assert len(directories) == 5
     assert all(Path(directory).is_dir() for directory in directories)
 
@@ -380,20 +380,20 @@ def test_run_directories_of_one_second_differ(elsewhere):
     ],
 )
 def test_slug(text, name):
-    assert preflight.slug(text) == name
+    assert directory.slug(text) == name
 
 
 def test_slugs_that_leave_something_out_differ():
     for one, other in (("蘑菇", "房子"), ("x" * 99, "x" * 98), ("a red 蘑菇", "a red 房子")):
-        first, second = preflight.slug(one), preflight.slug(other)
+        first, second = directory.slug(one), directory.slug(other)
         assert first != second and max(map(len, (first, second))) <= 60
-    assert preflight.slug("蘑菇").isalnum() and preflight.slug("a red 蘑菇").startswith("a-red-")
+    assert directory.slug("蘑菇").isalnum() and directory.slug("a red 蘑菇").startswith("a-red-")
 
 
 def test_an_unwritable_run_directory(monkeypatch, elsewhere):
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(directory.tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match=r"run_dir=here: cannot be written \(Permission denied\)"):
-        preflight.claim_folder(Path("here"))
+        directory.claim_folder(Path("here"))

@@ -142,13 +142,14 @@ def test_the_loss_is_half_the_squared_error_and_the_regularisers(console, rng):
     )
     plan = plan_at(config.train, 0.0)
     state = rng.get_state()
-    loss, metrics = photometric_loss(generator, batches, rng, plan)
-    mean = 10 ** (-float(metrics["psnr"]) / 10)
+    result = photometric_loss(generator, batches, rng, plan)
+    loss, metrics = result.loss, result.metrics
+    mean = 10 ** (-float(metrics.psnr) / 10)
     assert loss.item() == pytest.approx(0.5 * mean * 3 * 32 * 32, rel=1e-4)
-    assert metrics["grad_norm"].item() <= (2 * loss.item()) ** 0.5 * 1.0001  # the mean of norms, at most the norm
+    assert metrics.grad_norm.item() <= (2 * loss.item()) ** 0.5 * 1.0001  # the mean of norms, at most the norm
     rng.set_state(state)
     sparse = replace(plan, regularizers={**plan.regularizers, "sparsity": 20.0})
-    regularised, _ = photometric_loss(generator, batches, rng, sparse)
+    regularised = photometric_loss(generator, batches, rng, sparse).loss
     assert regularised.item() > loss.item() + 20 * 0.1  # sqrt(opacity^2 + .01) is at least a tenth
 
 

@@ -90,7 +90,8 @@ def views_after(prompt: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         for group in parts.optimizer.param_groups:
             group["lr"] = group["base_lr"] * plan.learning_rate_factor
         parts.generator.update(step, parts.rng)
-        loss, _ = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+        arguments = parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges
+        loss = step_loss(*arguments, plan, parts.rng).loss
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parts.optimizer.step()

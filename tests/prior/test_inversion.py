@@ -9,6 +9,7 @@ import torch
 from nfsd3d.distill.gradient import guided, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import NOISINGS, NoiseSchedule, ddim_invert, interval_noise, inverted_noise, random_noise
 
 SIZE = 2
@@ -32,7 +33,7 @@ def setting(times, training_steps=1000):
     z = 0.5 * torch.randn(len(times), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     contexts = {"cond": prior.embed(["bright"]), "uncond": prior.embed([""])}
     contexts = {name: context.expand(len(times), -1, -1) for name, context in contexts.items()}
-    return prior, z, torch.tensor(times), contexts
+    return CountedPrior(prior), z, torch.tensor(times), contexts
 
 
 def step(prior, z, eps, t, t_next):

@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_its_own_source_alone(edit_of_image, image, tmp_path,
     other = image.with_name("other.png")
     imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
     with pytest.raises(
-        InputError, match=r"source_image=.*other\.png: .* has started from .*wide\.png .*start a new run"
+        InputError, match=r"source_image=.*other\.png: .* was started from .*wide\.png .*start a new run"
     ):
         check_fits(edit_of_image(source_image=str(other)), run_dir)
     check_fits(edit_of_image(), run_dir)

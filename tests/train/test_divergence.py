@@ -1,10 +1,10 @@
-"""When a run is given up."""
+"""Divergence: when a run is stopped."""
 
 import math
 
 import pytest
 
-from nfsd3d.train.watchdog import Limits, Watchdog
+from nfsd3d.train.divergence import Limits, Watchdog
 
 LIMITS = Limits(first_step=20, window=10, opacity_below=0.01, opacity_above=0.99)
 
