@@ -92,8 +92,9 @@ def _evaluate_scenes(
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
     from nfsd3d.evaluate.classifier.model import Classifier
+    from nfsd3d.evaluate.ground_truth import composition_of
     from nfsd3d.evaluate.oracle_fit import fit_oracle
-    from nfsd3d.evaluate.score_scene import composition_of, score_run, summarize
+    from nfsd3d.evaluate.score_scene import score_run, summarize
 
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
     for run in (run for members in runs.values() for run in members):
@@ -145,7 +146,7 @@ def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
 
 def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from nfsd3d.compare.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
-    from nfsd3d.evaluate.score_scene import composition_of
+    from nfsd3d.evaluate.ground_truth import composition_of
 
     suite = load_suite(options.suite)
     for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):

@@ -24,9 +24,10 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.classifier.alignment import align, view_errors
 from nfsd3d.evaluate.classifier.model import SIZE, WEIGHTS, Classifier
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.oracle_fit import fit_oracle
 from nfsd3d.evaluate.score_images import image_tensor
-from nfsd3d.evaluate.score_scene import VIEWS, composition_of, score_run
+from nfsd3d.evaluate.score_scene import VIEWS, score_run
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prompts import PromptBank, ViewThresholds
 from nfsd3d.runs import checkpoints, preflight

@@ -16,7 +16,7 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.score_scene import composition_of
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade
 from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition

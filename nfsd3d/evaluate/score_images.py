@@ -8,7 +8,7 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
-from nfsd3d.evaluate.score_scene import composition_of
+from nfsd3d.evaluate.ground_truth import composition_of
 
 
 @dataclass(frozen=True)

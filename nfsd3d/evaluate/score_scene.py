@@ -16,9 +16,10 @@ from nfsd3d.evaluate.classifier.alignment import align, view_errors
 from nfsd3d.evaluate.classifier.model import SIZE, Classifier
 from nfsd3d.evaluate.geometry.iou import fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.sharpness import compare_appearance
 from nfsd3d.runs import checkpoints
-from nfsd3d.shapes.world.grammar import Composition, parse_prompt
+from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import viewing_cameras
@@ -109,19 +110,6 @@ def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScor
         evaluations=summary.get("network_evaluations"),
         memory_mb=summary.get("peak_memory_mb", {}).get("host"),
     )
-
-
-def composition_of(prompt: str) -> Composition:
-    """The composition that a prompt names.
-
-    Raises:
-        InputError: it is not written as the world of shapes writes it.
-    """
-    try:
-        return parse_prompt(prompt)
-    except ValueError as error:
-        remedy = 'ground truth needs one like "a red and white dotted mushroom"; runs of others: --clip ID|FOLDER'
-        raise InputError(f"prompt={prompt!r}: no composition of the world of shapes; {remedy}") from error
 
 
 def views_of(run: Run) -> tuple[Tensor, Tensor]:

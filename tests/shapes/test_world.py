@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit, sample_cameras
+from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.shapes.world.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
 from nfsd3d.shapes.world.grammar import (
     COLORS,
@@ -18,6 +19,7 @@ from nfsd3d.shapes.world.grammar import (
     sample_caption,
     sample_composition,
     view_name,
+    view_phrases,
 )
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS
 from nfsd3d.shapes.world.render import render_views
@@ -124,8 +126,51 @@ def test_prompts_round_trip(rng):
         assert parse_prompt(composition.prompt) == composition
 
 
+def test_captions_name_their_composition(rng):
+    for index in range(1000):
+        composition = sample_composition(rng)
+        azimuth, elevation = (torch.rand(2, generator=rng) * torch.tensor([360, 90])).tolist()
+        background = ("", "a white background", "a light blue background")[index % 3]
+        words = ((), ("sharp",), ("blurry", "low contrast"), ("detailed", "high quality"))[index % 4]
+        caption = sample_caption(rng, composition, view_phrases(azimuth, elevation), background, words)
+        assert parse_prompt(caption) == composition
+
+
 @pytest.mark.parametrize(
-    "text", ["a mushroom", "a red and white dotted mushroom!", "a mauve cube", "a red and red dotted cube"]
+    "text",
+    [
+        "a 3D render of a red rocket, side view",
+        "a DSLR photo of a red rocket",
+        "a zoomed out DSLR photo of a red rocket",
+        "A side view of a detailed red rocket.",
+        "red rocket, back left view slightly from above, high quality",
+        "a high resolution image of a plain red rocket on a plain white background, sharp",
+    ],
+)
+def test_prompts_as_people_write_them_name_their_composition(text):
+    assert parse_prompt(text) == Composition("rocket", "plain", "red")
+
+
+@pytest.mark.parametrize("view", (*VIEW_WORDS, *FINE_VIEW_WORDS))
+def test_prompts_may_end_in_any_view_words(view):
+    expected = Composition("mushroom", "dotted", "red", "white")
+    assert parse_prompt(f"a red mushroom with white dots, {view}") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a mushroom",
+        "a red and white dotted mushroom!",
+        "a mauve cube",
+        "a red and red dotted cube",
+        "a photo of a corgi",
+        "a red rocket next to a blue cube",
+        "a corgi on a picture of a red rocket",
+        "a stone statue of a red rocket",
+        "a red rocket, made of chocolate",
+        "",
+    ],
 )
 def test_other_prompts_are_refused(text):
     with pytest.raises(ValueError):
