@@ -81,10 +81,7 @@ def sample_quality(
     quality = SampleQuality(
         guidance_scale=guidance_scale,
         images=len(samples),
-        object=float(alignment.object.float().mean()),
-        color=float(alignment.color.float().mean()),
-        pattern=float(alignment.pattern.float().mean()),
-        retrieved=float(alignment.retrieved.float().mean()),
+        **alignment.shares(),
         view=sum(seen[i] == requests[i][1] for i in asked) / len(asked),
     )
     return quality, samples
