@@ -31,13 +31,13 @@ from nfsd3d.decompose.image_pairs import (
 )
 from nfsd3d.decompose.observation import Observation, PairObservation, lora_stages, observe
 from nfsd3d.decompose.plots import (
-    Sheet,
-    condition_sheet,
-    dds_sheet,
-    domain_sheet,
-    negative_sheet,
-    residual_sheet,
-    vsd_sheet,
+    ImageGrid,
+    condition_grid,
+    dds_grid,
+    domain_grid,
+    negative_grid,
+    residual_grid,
+    vsd_grid,
 )
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.oracle_fit import METHOD
@@ -77,33 +77,33 @@ class Study:
     edits: bool
     progress: Progress
 
-    def condition(self) -> tuple[Figure, Sheet]:
+    def condition(self) -> tuple[Figure, ImageGrid]:
         """δ_C of a prompt for something else than the picture shows; in the world, judged and with masks."""
         s = self.subjects
         contexts = {"cond": self.prior.embed(s.targets), "uncond": self._empty}
         if s.masks is None:
             seen = self._observe("condition", s.images, contexts)
-            return condition_figure(seen, None, {}), condition_sheet(self.prior, s, seen)
+            return condition_figure(seen, None, {}), condition_grid(self.prior, s, seen)
         rng = self._rng(1)
         behind = [f"{prompt} on a {_other_than(prompt, rng)} background" for prompt in s.prompts]
         contexts |= {"shown": self.prior.embed(s.prompts), "behind": self.prior.embed(behind)}
         seen = self._observe("condition", s.images, contexts)
         gains = judged_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
         mask = on_latents(s.masks, *self.prior.latent_shape[1:], share=0.5)
-        return condition_figure(seen, mask, gains), condition_sheet(self.prior, s, seen)
+        return condition_figure(seen, mask, gains), condition_grid(self.prior, s, seen)
 
-    def domain(self) -> tuple[Figure, Sheet]:
+    def domain(self) -> tuple[Figure, ImageGrid]:
         """δ_N and δ_D of every family of pairs, and of the control."""
         families = self.families | self.control
         figure = domain_figure({name: seen for name, (_, seen) in families.items()}, next(iter(self.control), None))
-        return figure, domain_sheet(self.prior, families)
+        return figure, domain_grid(self.prior, families)
 
-    def negative(self) -> tuple[Figure, Sheet]:
+    def negative(self) -> tuple[Figure, ImageGrid]:
         """ε(∅) − ε(neg) of every family of pairs."""
         figure = negative_figure({name: seen for name, (_, seen) in self.families.items()})
-        return figure, negative_sheet(self.prior, self.families)
+        return figure, negative_grid(self.prior, self.families)
 
-    def residual(self) -> tuple[Figure, Sheet]:
+    def residual(self) -> tuple[Figure, ImageGrid]:
         """The residual of SDS, of in-domain pictures and of half-trained scenes (or over-saturated pictures)."""
         name, pairs = self._hardest
         groups = {}
@@ -118,9 +118,9 @@ class Study:
             assert noise[: self.noises].equal(cond.noise)
             both = dict(uncond.eps) | dict(cond.eps)
             groups[label] = images, Observation(uncond.schedule, uncond.timesteps, uncond.z, noise, both)
-        return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_sheet(groups)
+        return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_grid(groups)
 
-    def dds(self) -> tuple[Figure, Sheet]:
+    def dds(self) -> tuple[Figure, ImageGrid]:
         """The residuals of a source and of the edit of it, as that goes on."""
         s, end = self.subjects, self.edited_images
         assert end is not None
@@ -131,9 +131,9 @@ class Study:
             stage: self._observe(f"dds, {stage}", s.images.lerp(end, share), contexts)
             for stage, share in DDS_STAGES.items()
         }
-        return dds_figure(source, edited), dds_sheet(self.prior, source, list(edited.values())[-1])
+        return dds_figure(source, edited), dds_grid(self.prior, source, list(edited.values())[-1])
 
-    def vsd(self) -> tuple[Figure, Sheet]:
+    def vsd(self) -> tuple[Figure, ImageGrid]:
         """A second network that learns half-trained scenes (or over-saturated pictures).
 
         It adapts the prior's UNet, which can be done once; outside its calls the prior stays as it was.
@@ -158,7 +158,7 @@ class Study:
             self._rng(2),
             advance=self._bar("vsd", total),
         )
-        return vsd_figure(seen, stages), vsd_sheet(pairs, seen, stages)
+        return vsd_figure(seen, stages), vsd_grid(pairs, seen, stages)
 
     @cached_property
     def families(self) -> dict[str, tuple[Pairs, PairObservation]]:
