@@ -1,4 +1,4 @@
-"""``nfsd3d decompose``: the claims of NFSD's score decomposition, measured, as tables, verdicts, sheets and JSON."""
+"""``nfsd3d decompose``: measures the claims of NFSD's score decomposition; tables, verdicts, image grids and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
 OF_PAIRS = {"domain", "negative", "vsd"}
-"""Figures that need pairs of an in-domain and an out-of-domain picture."""
+"""Figures that need pairs of an in-domain and an out-of-domain image."""
 OF_RUNS = {*OF_PAIRS, "residual"}
 """Figures that show half-trained scenes, where there are any."""
 
@@ -52,10 +52,10 @@ FIT_STEPS = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures what ``argv`` asks for, prints tables and verdicts, writes sheets and JSON, and returns 0.
+    """Measures what ``argv`` asks for, prints tables and verdicts, writes image grids and JSON, and returns 0.
 
     Raises:
-        InputError: a model, run, picture or prompt that cannot be used, or a folder that cannot be written.
+        InputError: a model, run, image or prompt that cannot be used, or a folder that cannot be written.
     """
     options = _parser().parse_args(argv)
     _check(options)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progress: Progress) -> Study:
-    """Loads the prior, draws or reads the pictures, and makes half-trained runs where none were given."""
+    """Loads the prior, draws or reads the images, and makes half-trained runs where none were given."""
     import torch
 
     from nfsd3d.api import load_run

@@ -1,7 +1,7 @@
-"""Sheets of pictures for the score decomposition: what the numbers are about, to look at.
+"""Image grids of the score decomposition: directions as heat maps and colours, and decoded steps.
 
 Heat maps are the length over channels of a direction, white at its largest; coloured maps are the first three channels
-of a latent around gray. Where a picture shows an improvement it is a step along minus the direction.
+of a latent around gray. Where an image shows an improvement it is a step along minus the direction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,22 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.visualize.images import Image, grid, to_uint8
 
 TILE = 128
-"""Pixels of a picture on a sheet."""
+"""Pixels of an image on an image grid."""
 LABEL = 16
 SHOWN = 6
-"""Rows of a sheet whose pictures are of one kind."""
+"""Rows of an image grid whose images are of one kind."""
 
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Rows of pictures [3,H,W] in [0,1] under the names of their columns, at timestep ``t``."""
+    """Rows of images [3,H,W] in [0,1] under the names of their columns, at timestep ``t``."""
 
     t: int
     columns: Sequence[str]
     rows: Sequence[Sequence[Tensor]]
 
     def image(self) -> Image:
-        """The sheet, with the names above."""
+        """The image grid, with the names above."""
         from PIL import Image as PIL
         from PIL import ImageDraw
 
@@ -47,7 +47,7 @@ class ImageGrid:
 
 
 def middle(timesteps: Sequence[int], training_steps: int) -> int:
-    """The index of the timestep that sheets show, the one nearest to 3/10 of the range."""
+    """The index of the timestep that image grids show, the one nearest to 3/10 of the range."""
     return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - 0.3 * training_steps))
 
 
@@ -66,7 +66,7 @@ def condition_grid(prior: Prior, subjects: Subjects, seen: Observation) -> Image
 
 
 def domain_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> ImageGrid:
-    """Two pairs of each family: δ_N, δ_D, and the distorted picture after the step along −δ_D."""
+    """Two pairs of each family: δ_N, δ_D, and the distorted image after the step along −δ_D."""
     first = next(iter(families.values()))[1].clean
     i = middle(first.timesteps, first.schedule.training_steps)
     rows = []
@@ -107,7 +107,7 @@ def negative_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservat
 
 
 def residual_grid(groups: Mapping[str, tuple[Tensor, Observation]]) -> ImageGrid:
-    """Pictures of each group: two draws of the residual, its mean, and δ_C, at one scale."""
+    """Images of each group: two draws of the residual, its mean, and δ_C, at one scale."""
     first = next(iter(groups.values()))[1]
     i = middle(first.timesteps, first.schedule.training_steps)
     rows = []
@@ -121,7 +121,7 @@ def residual_grid(groups: Mapping[str, tuple[Tensor, Observation]]) -> ImageGrid
 
 
 def dds_grid(prior: Prior, source: Observation, edited: Observation) -> ImageGrid:
-    """Source and edited picture, their residuals and the difference, and the direction of the edit."""
+    """Source and edited image, their residuals and the difference, and the direction of the edit."""
     i = middle(source.timesteps, source.schedule.training_steps)
     rows = []
     for n in _spread(len(source.z)):

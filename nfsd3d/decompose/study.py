@@ -1,4 +1,4 @@
-"""What the figures of the score decomposition are measured on, and each figure with its sheet of pictures."""
+"""A study of one prior: each figure of the score decomposition, with its image grid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.decompose.figures import (
     Figure,
+    classifier_gains,
     condition_figure,
     dds_figure,
     domain_figure,
-    judged_gains,
     negative_figure,
     residual_figure,
     vsd_figure,
@@ -62,10 +62,10 @@ UNRELATED_CAPTION = "a picture of a house"
 
 @dataclass
 class Study:
-    """One measuring, of a prior on pictures, with ``noises`` noises a picture at ``timesteps``; a method a figure.
+    """Measures a prior on images, with ``noises`` noises an image at ``timesteps``; one method per figure.
 
-    ``runs`` are half-trained scenes, none with pictures from files. ``edits``: whether pictures from files have a
-    prompt to edit them to. ``progress`` has one task.
+    ``runs`` are half-trained scenes (none for images from files). ``edits``: whether images from files have a prompt
+    of an edit. ``progress`` has one task.
     """
 
     prior: StableDiffusionPrior
@@ -78,7 +78,7 @@ class Study:
     progress: Progress
 
     def condition(self) -> tuple[Figure, ImageGrid]:
-        """δ_C of a prompt for something else than the picture shows; in the world, judged and with masks."""
+        """δ_C of a prompt for something else than the image shows; in the world, judged and with masks."""
         s = self.subjects
         contexts = {"cond": self.prior.embed(s.targets), "uncond": self._empty}
         if s.masks is None:
@@ -88,7 +88,7 @@ class Study:
         behind = [f"{prompt} on a {_other_than(prompt, rng)} background" for prompt in s.prompts]
         contexts |= {"shown": self.prior.embed(s.prompts), "behind": self.prior.embed(behind)}
         seen = self._observe("condition", s.images, contexts)
-        gains = judged_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
+        gains = classifier_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
         mask = on_latents(s.masks, *self.prior.latent_shape[1:], share=0.5)
         return condition_figure(seen, mask, gains), condition_grid(self.prior, s, seen)
 
@@ -104,7 +104,7 @@ class Study:
         return figure, negative_grid(self.prior, self.families)
 
     def residual(self) -> tuple[Figure, ImageGrid]:
-        """The residual of SDS, of in-domain pictures and of half-trained scenes (or over-saturated pictures)."""
+        """The residual of SDS, of in-domain images and of half-trained scenes (or over-saturated images)."""
         name, pairs = self._hardest
         groups = {}
         for label, images, prompts in (
@@ -134,7 +134,7 @@ class Study:
         return dds_figure(source, edited), dds_grid(self.prior, source, list(edited.values())[-1])
 
     def vsd(self) -> tuple[Figure, ImageGrid]:
-        """A second network that learns half-trained scenes (or over-saturated pictures).
+        """A LoRA network that learns half-trained scenes (or over-saturated images).
 
         It adapts the prior's UNet, which can be done once; outside its calls the prior stays as it was.
         """
@@ -167,7 +167,7 @@ class Study:
 
     @cached_property
     def control(self) -> dict[str, tuple[Pairs, PairObservation]]:
-        """In the world of shapes, pairs whose two pictures are both in-domain."""
+        """In the world of shapes, pairs whose two images are both in-domain."""
         if self.subjects.target_images is None:
             return {}
         pairs = recoloured_pairs(self.subjects)
@@ -175,7 +175,7 @@ class Study:
 
     @cached_property
     def edited_images(self) -> Tensor | None:
-        """What an edit arrives at: the true picture, or with files the source in stronger colours; None without one."""
+        """What an edit arrives at: the true image, or with files the source in stronger colours; None without one."""
         if self.subjects.target_images is not None:
             return self.subjects.target_images
         return saturated_pairs(self.subjects, self._rng(3)).distorted if self.edits else None
@@ -186,7 +186,6 @@ class Study:
 
     @cached_property
     def _pairs(self) -> dict[str, Pairs]:
-
         s, rng = self.subjects, self._rng(4)
         pairs = {
             "captioned (patch)": degraded_pairs(s, rng, patch=True),
@@ -206,7 +205,6 @@ class Study:
         return list(self._pairs.items())[-1]  # scenes, where there are any
 
     def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:
-
         contexts = {"uncond": self._empty}
         shared = pairs.clean is self.subjects.images
         clean = self._clean if shared else self._observe(f"{name}, clean", pairs.clean, contexts)
@@ -217,17 +215,16 @@ class Study:
         return PairObservation(clean, distorted, mask, shared)
 
     def _observe(self, name: str, images: Tensor, contexts: dict[str, Tensor], noises: int = 0) -> Observation:
-
         count, steps = noises or self.noises, self.timesteps
         with torch.no_grad():
             z = torch.cat([self.prior.encode(part.to(self.prior.device)) for part in images.split(8)])
-        # One noise after the other, so that the first ones are the same however many there are.
+        # Drawn one by one, so that the first noises do not depend on the count.
         rng = self._rng(0)
         noise = torch.stack([torch.randn(z.shape, generator=rng) for _ in range(count)])
         return observe(self.prior, z, noise, steps, contexts, advance=self._bar(name, len(steps)))
 
     def _bar(self, name: str, total: int) -> Callable[[], None]:
-        """Starts the bar again under another name; returns what advances it."""
+        """Restarts the progress bar under another name; returns the callback that advances it."""
         progress, task = self.progress, self.progress.task_ids[0]
         progress.reset(task, total=total, description=name)
         return lambda: progress.advance(task)
@@ -241,7 +238,6 @@ class Study:
 
     @cached_property
     def _random_captions(self) -> Tensor:
-
         if not self.subjects.compositions:
             return self.prior.embed([UNRELATED_CAPTION])
         rng = self._rng(5)

@@ -1,8 +1,7 @@
-"""The oracle_fit of a run: the same NeRF, fitted to true views of what the prompt describes instead of being distilled.
+"""Oracle fit of a run: the same NeRF fitted photometrically to true views instead of being distilled.
 
-Cameras, optimiser, learning rates, regularisers, resolution and number of steps are those of the run, and the steps go
-through the same loop. What an oracle fit gets wrong is the renderer's and the recipe's doing; what a distilled run gets
-wrong beyond that, the prior's or the method's.
+Cameras, optimiser, learning rates, regularisers, resolution, number of steps and training loop are those of the run.
+Errors of the oracle fit are due to renderer and recipe; further errors of a distilled run to the prior or the method.
 """
 
 from dataclasses import dataclass, replace

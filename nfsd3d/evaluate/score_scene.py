@@ -1,4 +1,4 @@
-"""One run against the ground truth of its prompt: appearance, geometry, views, and what it cost."""
+"""Scores of a scene against the ground truth of its prompt: content, geometry, views, sharpness and cost."""
 
 import math
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ BACKGROUND = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a run reached.
+    """The score of a run.
 
-    ``object``, ``color``, ``pattern``: whether the classifier, over all views together, finds them right; ``retrieved``
-    and ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is
-    right. ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what
-    the best ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from
-    none or that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
-    ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
-    ``memory_mb`` (peak) are the run's own records, None where it has none.
+    ``object``, ``color``, ``pattern``, ``retrieved`` and ``margin`` are those of all views together (see
+    ``alignment.Alignment``); ``views_right`` is the share of single views whose object is right. ``iou`` is that of the
+    field's solid with the true solid, ``mesh_iou`` that of its mesh, and ``ellipsoid_iou`` that of the best ellipsoid.
+    ``source_iou`` compares the field's solid with its source's; it is None without a source or where that is gone.
+    ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front. ``sharpness`` and
+    ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (NFE) and ``memory_mb`` (peak) come from
+    ``summary.json``, None where it lacks them.
     """
 
     prompt: str
@@ -167,7 +167,7 @@ class Row:
 
 
 def mean_of(scores: Sequence[object], name: str) -> float:
-    """The mean of an attribute over the scores that have it; NaN where none has."""
+    """The mean of an attribute over the scores where it is not None; NaN without any."""
     values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
     return sum(values) / len(values) if values else math.nan
 

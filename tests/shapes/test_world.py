@@ -23,7 +23,7 @@ from nfsd3d.shapes.world.grammar import (
 )
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.shapes.world.scene import WORLD_CAMERAS, picture_caption, sample_pictures
+from nfsd3d.shapes.world.scene import WORLD_CAMERAS, image_caption, sample_images
 
 
 def test_size_of_the_world():
@@ -201,17 +201,17 @@ def test_bad_words_only_caption_degraded_pictures(rng):
     bad = [*NEGATIVE_WORDS, *OTHER_WORDS]
     for _ in range(300):
         composition = sample_composition(rng)
-        clean = picture_caption(rng, composition, ("front view",), "", ())
+        clean = image_caption(rng, composition, ("front view",), "", ())
         assert not any(re.search(rf"\b{word}\b", clean) for word in bad)
         words = ("blurry", "low contrast")
-        caption = picture_caption(rng, composition, ("front view",), "", words)
+        caption = image_caption(rng, composition, ("front view",), "", words)
         assert all(word in caption for word in words)
     assert not set(QUALITY) & set(bad)
 
 
 @pytest.fixture(scope="module")
 def clean_images():
-    pictures = sample_pictures(torch.Generator().manual_seed(5), "house", 8, 64)
+    pictures = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
     return [picture.image for picture in pictures if not picture.words]
 
 
@@ -224,6 +224,6 @@ def test_degradations_are_visible_and_mild(word, rng, clean_images):
 
 
 def test_pictures_are_reproducible():
-    first, second = (sample_pictures(torch.Generator().manual_seed(3), "bird", 4, 32) for _ in range(2))
+    first, second = (sample_images(torch.Generator().manual_seed(3), "bird", 4, 32) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.image.equal(b.image) and a.composition == b.composition and a.words == b.words

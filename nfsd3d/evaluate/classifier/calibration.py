@@ -1,4 +1,4 @@
-"""How far the classifier can be trusted: on true renders, through the prior's autoencoder, and with wrong prompts."""
+"""Calibration of the classifier: accuracy on true renders, on decoded latents of them, and with wrong prompts."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -20,7 +20,7 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS
 
 SEED = 20_000_003
-"""Far from the seeds that the prior's pictures are drawn with."""
+"""Far from the seeds that the prior's images are drawn with."""
 
 _SHARD = 64
 
