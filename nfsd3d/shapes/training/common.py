@@ -25,7 +25,7 @@ from rich.progress import (
 class TeacherSettings:
     """Sizes and schedules of the embedded prior's training.
 
-    ``size`` in pixels, ``pictures`` the number of images, ``*_minutes`` are time budgets of the learning-rate schedules
+    ``size`` in pixels, ``pictures`` the number of images, ``*_minutes`` are time budgets of the schedules;
     over the last ``vae_decoder_share`` of the autoencoder's the encoder rests; ``snr_gamma`` and
     ``snr_floor`` weight the timesteps of the UNet's loss (see ``denoiser.loss_weight``).
     """
