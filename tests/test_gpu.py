@@ -19,7 +19,8 @@ from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
-from nfsd3d.evaluate.score_scene import composition_of, views_of
+from nfsd3d.evaluate.ground_truth import composition_of
+from nfsd3d.evaluate.score_scene import views_of
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes

@@ -1,4 +1,4 @@
-"""The same method with the choices of a common implementation, to be measured beside this program's."""
+"""The baseline of a benchmark: the same method with the settings of a common implementation."""
 
 from dataclasses import replace
 
@@ -18,8 +18,8 @@ ALPHA = 0.01
 def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     """The same method with a common implementation's choices; the networks themselves change to ``precision``.
 
-    No compilation; all branches in every row, in one call; each encoding followed by a decoding that nobody uses; and
-    samples pruned by their opacity, for which the density of all of them is evaluated once more. Nothing is split.
+    No compilation; all predictions for every batch entry, in one call; each encoding followed by an unused decoding;
+    and samples pruned by their opacity, for which the density of all of them is evaluated once more. Nothing is split.
     """
     assert isinstance(parts.prior, StableDiffusionPrior)
     assert isinstance(parts.generator, NeRF)

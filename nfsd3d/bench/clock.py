@@ -1,4 +1,4 @@
-"""What measurements read the time from."""
+"""A clock and a stopwatch for a CPU or a GPU."""
 
 import time
 from collections import defaultdict
@@ -10,16 +10,16 @@ import torch
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock; waits for the GPU, where there is one, before it looks."""
+    """Seconds on a clock, read after a host-device synchronisation on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Stopwatch:
-    """Times the parts of what a device does, while the program goes on: a GPU notes the time when it comes to a mark.
+    """Times the parts of a device's work without synchronisation: on a GPU, marks are CUDA events.
 
-    To wait for the GPU at the end of each part would measure another program, one that never has work queued.
+    Synchronising at the end of each part would drain the GPU's queue and so change what is measured.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a model's arithmetic is, and how fast a device does arithmetic at best."""
+"""FLOPs of a diffusion model, and the peak FLOP/s of a device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

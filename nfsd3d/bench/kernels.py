@@ -1,4 +1,4 @@
-"""Measurements of the kernels: how fast each implementation is."""
+"""Benchmarks of the NeRF's kernels: the speed of each implementation, checked against the reference."""
 
 import shutil
 from collections import defaultdict
@@ -25,13 +25,13 @@ from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""
 TOLERANCE = 1e-4
-"""How far, relative to the reference's norm, a benchmarked implementation may be from it."""
+"""The largest relative difference (in the norm) of an implementation from the reference."""
 KINKS = 5e-2
 """The same for products in TF32: where a hidden unit's sign changes, so does all of its gradient."""
 SHIFTED = 1e-2
 """The same for the numbers of samples per ray: one sample across a cell's border changes its ray's by one."""
 CALLS = {"cpu": 1, "cuda": 20}
-"""How often a kernel is called between two looks at the clock: a GPU has work queued while the next call is made."""
+"""Calls of a kernel between two readings of the clock, so that a GPU always has work queued."""
 CHANNELS = 6
 """What a training step without normals composites: opacity, colour, depth and its square."""
 
@@ -66,7 +66,7 @@ class KernelTiming:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a generator at its start meets in one training step: R rays and their S samples."""
+    """The R rays and S samples of a generator's first training step."""
 
     rays: Rays
     occupancy: OccupancyGrid

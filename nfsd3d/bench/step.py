@@ -1,4 +1,4 @@
-"""Measurements of a training step: which part of it takes how long."""
+"""Benchmark of a training step: the time of each of its parts."""
 
 import math
 from collections.abc import Callable, Iterator

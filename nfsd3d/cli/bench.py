@@ -1,4 +1,4 @@
-"""``nfsd3d bench``: the measurements of ``nfsd3d.bench`` on the demo's configuration, as tables or JSON."""
+"""``nfsd3d bench``: measures kernels and training steps, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
+from nfsd3d.bench import tables
 from nfsd3d.cli.options import counting_bar, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
@@ -24,14 +24,13 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED
 
 if TYPE_CHECKING:
-    from nfsd3d.bench.diffusion_step import Comparison
-    from nfsd3d.bench.kernels import Contender, KernelTiming
+    from nfsd3d.bench.kernels import Contender
     from nfsd3d.bench.step import StepTiming
 
 PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
 GPU_PIXELS = 128
-"""Side of the view whose samples a GPU's kernels get: 640,000, for which the encoding's reference takes 5 GB."""
+"""Side of the view for a GPU's kernels: 640,000 samples, for which the encoding's reference needs 5 GB."""
 KERNELS = ("encoding", "network", "marching", "compositing")
 
 
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     if options.only in (None, "step"):
         if EMBEDDED.is_dir():
             timing = _measure_step(config, options.steps, console)
-            console.print(step_table(timing))
+            console.print(tables.step_table(timing))
             record["step"] = asdict(timing)
         else:
             console.print(f"no embedded model at {EMBEDDED}: a training step is not measured", soft_wrap=True)
@@ -77,39 +76,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def kernel_table(title: str, timings: Sequence[KernelTiming]) -> Table:
-    """The timings of a kernel, one row for each implementation."""
-    table = Table(title=title)
-    for heading in ("", "forward, ms", "ratio", "forward + backward, ms", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for timing in timings:
-        row = [timing.name, f"{timing.forward:.2f}", f"{timing.forward_ratio:.1f}"]
-        if timing.training is not None:
-            row += [f"{timing.training:.2f}", f"{timing.training_ratio:.1f}"]
-        table.add_row(*row)
-    return table
-
-
-def step_table(timing: StepTiming) -> Table:
-    """The parts of a training step."""
-    table = Table(
-        title=f"training step: {timing.steps_per_second:.2f} steps/s, {timing.samples_per_ray:.1f} samples per ray, "
-        f"{timing.evaluations:.1f} UNet evaluations"
-    )
-    for heading in ("part", "ms", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for name, milliseconds in timing.milliseconds.items():
-        table.add_row(name, f"{milliseconds:.1f}", f"{timing.shares[name]:.0%}")
-    return table
-
-
 def _compare_with_baseline(options: argparse.Namespace) -> int:
-    """``--prior``: a step with Stable Diffusion, against the arithmetic and a baseline's choices."""
+    """``--prior``: times a step with Stable Diffusion beside its FLOPs and a baseline's choices."""
     keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}"]
     keys += [f"machine={options.machine}"] if options.machine != "auto" else []
     keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
     if options.weights == "random":
-        keys.append("negative_prompt=dull")  # its tokenizer spells: the paper's would be too long, and none means more
+        keys.append("negative_prompt=dull")  # its tokenizer works by letters, the paper's prompt is too long
     config = compose(options.config, keys)
     hardware.check_machine(config)
 
@@ -159,65 +132,15 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
             chunks=chunks,
             on_step=lambda: progress.advance(task),
         )
-    for table in comparison_tables(comparison):
+    for table in tables.comparison_tables(comparison):
         console.print(table)
-    console.print(comparison_text(comparison), soft_wrap=True, highlight=False)
+    console.print(tables.comparison_text(comparison), soft_wrap=True, highlight=False)
     write_numbers(options.json, comparison.to_dict())
     return 0
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """For each stage of the recipe, the parts of a step with this program's and with a baseline's choices."""
-    tables = []
-    for ours, baseline, speedup in zip(comparison.ours, comparison.baseline, comparison.speedups, strict=True):
-        stage = ours.stage
-        table = Table(
-            title=f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
-            f"training), {comparison.device}: {speedup:.2f} times the baseline's speed"
-        )
-        for heading in ("", "ms", "baseline's, ms"):
-            table.add_column(heading, justify="right" if heading else "left")
-        for name, milliseconds in ours.timing.milliseconds.items():
-            table.add_row(name, f"{milliseconds:.1f}", f"{baseline.timing.milliseconds[name]:.1f}")
-        table.add_section()
-        rows = {
-            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, baseline)],
-            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, baseline)],
-            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, baseline)],
-            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, baseline)],
-            "times its arithmetic": [
-                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, baseline)
-            ],
-            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, baseline)],
-            "of them per second": [f"{t.tflops:.3f}" for t in (ours, baseline)],
-            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, baseline)],
-            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, baseline)],
-        }
-        for name, (mine, theirs) in rows.items():
-            table.add_row(name, mine, theirs)
-        tables.append(table)
-    return tables
-
-
-def _or_empty(gigabytes: float | None) -> str:
-    return "" if gigabytes is None else f"{gigabytes:.2f}"
-
-
-def comparison_text(comparison: Comparison) -> str:
-    """What the tables come to."""
-    counted, record = comparison.counted, comparison.to_dict()
-    lines = [
-        f"arithmetic of one image: UNet {counted.unet:.3f} TFLOP, encoder {counted.encode:.3f} and "
-        f"{counted.backward:.3f} back, decoder {counted.decode:.3f}",
-        f"this device multiplies matrices of {comparison.precision} at {comparison.device_tflops:.3g} TFLOP/s",
-        f"a run of {comparison.steps:,} steps, extrapolated from these: {record['hours']:.2f} hours, "
-        f"the baseline's {record['baseline_hours']:.2f}",
-    ]
-    return "\n".join(lines)
-
-
 def _measure_kernels(config: Config, options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Prints the table of each kernel that ``options`` ask for; the same as plain values."""
+    """Prints the table of each kernel that ``options`` ask for; returns the same numbers for JSON."""
     import torch
 
     from nfsd3d.bench import kernels
@@ -239,7 +162,7 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
             timings = kernels.bench_kernel(
                 contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
             )
-        console.print(kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
+        console.print(tables.kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
         record[kernel] = {unit: count, "implementations": [asdict(timing) for timing in timings]}
 
     if options.only in (None, "encoding"):
@@ -271,7 +194,7 @@ def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
         return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task))
 
 
-# Options that have a meaning with --prior alone, or without it, and their defaults; not given, they are None.
+# Options that apply only with --prior, or only without it, and their defaults; argparse leaves them None.
 WITH_PRIOR = {
     "weights": "model",
     "resolution": None,

@@ -1,11 +1,10 @@
-"""``nfsd3d decompose``: the claims of NFSD's score decomposition, measured, as tables, verdicts, sheets and JSON."""
+"""``nfsd3d decompose``: measures the claims of NFSD's score decomposition; tables, verdicts, image grids and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,12 @@ from nfsd3d.runs.files import write_text
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from nfsd3d.decompose.figures import Figure
-    from nfsd3d.decompose.plots import Sheet
+    from nfsd3d.decompose.report import FigureJson
     from nfsd3d.decompose.study import Study
-    from nfsd3d.evaluate.statistics import Estimate
 
 FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
 OF_PAIRS = {"domain", "negative", "vsd"}
-"""Figures that need pairs of an in-domain and an out-of-domain picture."""
+"""Figures that need pairs of an in-domain and an out-of-domain image."""
 OF_RUNS = {*OF_PAIRS, "residual"}
 """Figures that show half-trained scenes, where there are any."""
 
@@ -55,15 +52,15 @@ FIT_STEPS = 100
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures what ``argv`` asks for, prints tables and verdicts, writes sheets and JSON, and returns 0.
+    """Measures what ``argv`` asks for, prints tables and verdicts, writes image grids and JSON, and returns 0.
 
     Raises:
-        InputError: a model, run, picture or prompt that cannot be used, or a folder that cannot be written.
+        InputError: a model, run, image or prompt that cannot be used, or a folder that cannot be written.
     """
     options = _parser().parse_args(argv)
     _check(options)
-    name, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
-    folder = fetch(locate(name, model)).folder
+    prior, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
+    folder = fetch(locate(prior, model)).folder
     for setting in ("prompt", "edit"):
         if getattr(options, setting) is not None:
             check_prompt(folder, getattr(options, setting), f"--{setting}")
@@ -72,43 +69,44 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
+    from nfsd3d.decompose.report import figure_json, markdown, verdict_lines
     from nfsd3d.visualize.image_grid import write_png
 
     console = Console(stderr=True)
     wanted = FIGURES if options.figure == "all" else (options.figure,)
     parts: list[str] = []
     verdicts: list[str] = []
+    figures: dict[str, FigureJson] = {}
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         print(text, end="\n\n", flush=True)
         parts.append(text)
 
     progress = counting_bar(console, transient=True)
     study = _prepare(options, folder, bool(OF_RUNS & set(wanted)), progress)
-    numbers: dict[str, Any] = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": {}}
-    numbers |= {"noises": options.noises, "seed": options.seed}
     with progress:
         progress.add_task("")
-        for which in wanted:
-            if which == "dds" and study.edited_images is None:
+        for name in wanted:
+            if name == "dds" and study.edited_images is None:
                 console.print("dds: left out; it needs --edit TEXT beside --image")
                 continue
-            figure, sheet = getattr(study, which)()
+            figure, grid = getattr(study, name)()
             with writing_to(options.out):
-                write_png(options.out / f"{which}.png", sheet.image())
-            tell(_markdown(which, figure, sheet))
-            numbers["figures"][which] = _plain(figure)
-            verdicts += _verdicts(which, figure)
-    tell("## Verdicts, from the intervals\n\n" + "\n".join(verdicts))
+                write_png(options.out / f"{name}.png", grid.image())
+            report(markdown(name, figure, grid))
+            figures[name] = figure_json(figure)
+            verdicts += verdict_lines(name, figure)
+    report("## Verdicts, from the intervals\n\n" + "\n".join(verdicts))
     with writing_to(options.out):
         write_text(options.out / "tables.md", "\n\n".join(parts) + "\n")
-    print(f"pictures and tables.md are in {options.out}")
-    write_numbers(options.json, numbers)
+    print(f"images and tables.md are in {options.out}")
+    numbers = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": figures}
+    write_numbers(options.json, numbers | {"noises": options.noises, "seed": options.seed})
     return 0
 
 
 def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progress: Progress) -> Study:
-    """Loads the prior, draws or reads the pictures, and makes half-trained runs where none were given."""
+    """Loads the prior, draws or reads the images, and makes half-trained runs where none were given."""
     import torch
 
     from nfsd3d.api import load_run
@@ -183,61 +181,6 @@ def _check(options: argparse.Namespace) -> None:
             open_image(str(path))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
-
-
-def _markdown(name: str, figure: Figure, sheet: Sheet) -> str:
-    """The figure's tables, one column a timestep, and where its pictures are."""
-    from nfsd3d.evaluate.tables import table
-
-    def row(title: str, values: list[Estimate]) -> list[str]:
-        return [title, *map(str, values)]
-
-    head = [f"t = {t}" if i == 0 else str(t) for i, t in enumerate(figure.timesteps)]
-    parts = [f"## {name}", f"`{name}.png` shows t = {sheet.t}."]
-    for title, rows in figure.tables.items():
-        parts.append(table([title, *head], [row(label, values) for label, values in rows.items()]))
-    return "\n\n".join(parts)
-
-
-def _verdicts(name: str, figure: Figure) -> list[str]:
-    """A line for each statement: its verdicts, and of what."""
-    statements: dict[str, dict[str, list[str]]] = {}
-    for item in figure.claims:
-        statements.setdefault(item.statement, {}).setdefault(item.verdict, []).append(item.of)
-    lines = []
-    for statement, found in statements.items():
-        told = "; ".join(f"**{verdict}**: {', '.join(subjects)}" for verdict, subjects in found.items())
-        lines.append(f"- {name}: {statement}. {told}")
-    return lines
-
-
-def _plain(figure: Figure) -> dict[str, Any]:
-    """The figure as plain values, NaN as None."""
-    import math
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    def entry(t: int, value: Estimate) -> dict[str, Any]:
-        return {"t": t} | {name: number(item) for name, item in asdict(value).items()}
-
-    def entries(values: list[Estimate]) -> list[dict[str, Any]]:
-        return [entry(t, value) for t, value in zip(figure.timesteps, values, strict=True)]
-
-    return {
-        "tables": {
-            title: {label: entries(values) for label, values in rows.items()} for title, rows in figure.tables.items()
-        },
-        "claims": [
-            {
-                "statement": c.statement,
-                "of": c.of,
-                "verdict": c.verdict,
-                "at": {str(t): a for t, a in c.answers.items()},
-            }
-            for c in figure.claims
-        ],
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,19 +1,25 @@
-"""``nfsd3d evaluate``: runs, suites and priors against ground truth; errors are raised, the command line tells them."""
+"""``nfsd3d evaluate``: scores runs, suites and priors against ground truth."""
+
+from __future__ import annotations
 
 import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nfsd3d.cli.options import counting_bar, current_options, plain, whole_number, write_numbers
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 
 if TYPE_CHECKING:
-    from nfsd3d.evaluate.score_scene import RunScore
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from nfsd3d.api import Run
+    from nfsd3d.evaluate.clip import ClipScore
+    from nfsd3d.evaluate.score_scene import RunScore
 
 T = TypeVar("T")
 
@@ -28,10 +34,10 @@ def main(argv: Sequence[str]) -> int:
     if not (options.run_dirs or options.suite or options.prior):
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
     if options.clip and options.suite:
-        raise InputError("--clip: is for RUN_DIR..., and a suite is judged against ground truth; leave one out")
+        raise InputError("--clip: is for RUN_DIR..., and a suite is scored against ground truth; leave one out")
     for directory in options.run_dirs:  # wrong paths fail before the slow imports
         load_run_config(directory)
-    results: dict[str, Any] = {}
+    results: dict[str, object] = {}
     failed = 0
     if options.prior:
         results["prior"] = _evaluate_prior(options)
@@ -56,16 +62,18 @@ def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
 
 def _evaluate_runs(
     groups: Mapping[str, list[Path]], options: argparse.Namespace, oracle_fit: list[Path]
-) -> dict[str, Any]:
-    flat = {load_run_config(directory).makes_images for members in groups.values() for directory in members}
-    if len(flat) > 1:
-        raise InputError("evaluate: some of the runs made pictures, others a scene; evaluate them in two commands")
-    if flat == {True} and oracle_fit:
-        raise InputError("--oracle-fit: fits a NeRF to true views, and these runs made pictures; leave it out")
-    return _evaluate_images(groups, options) if flat == {True} else _evaluate_scenes(groups, options, oracle_fit)
+) -> dict[str, object]:
+    makes_images = {load_run_config(directory).makes_images for members in groups.values() for directory in members}
+    if len(makes_images) > 1:
+        raise InputError("evaluate: some of the runs made images, others a scene; evaluate them in two commands")
+    if makes_images == {False}:
+        return _evaluate_scenes(groups, options, oracle_fit)
+    if oracle_fit:
+        raise InputError("--oracle-fit: fits a NeRF to true views, and these runs made images; leave it out")
+    return _evaluate_images(groups, options)
 
 
-def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespace) -> dict[str, Any]:
+def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespace) -> dict[str, object]:
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
@@ -74,26 +82,27 @@ def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespa
 
     classifier, calibration = Classifier.load(), load_calibration()
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
-    with _bar("judging pictures", sum(map(len, runs.values()))) as advance:
+    with _bar("scoring images", sum(map(len, runs.values()))) as advance:
         scores = {
             name: {str(run.directory): _advanced(advance, score_images(run, classifier)) for run in members}
             for name, members in runs.items()
         }
     print(tables.image_table(scores), tables.calibration_table(calibration), sep="\n\n")
     if options.sheet is not None:
-        _write_sheet(options.sheet, [list(run.images) for members in runs.values() for run in members])
+        _write_sheet(options.sheet, [run.images for members in runs.values() for run in members])
     return {"images": scores, "calibration": calibration}
 
 
 def _evaluate_scenes(
     groups: Mapping[str, list[Path]], options: argparse.Namespace, oracle_fit: list[Path]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier.calibration import load_calibration
     from nfsd3d.evaluate.classifier.model import Classifier
+    from nfsd3d.evaluate.ground_truth import composition_of
     from nfsd3d.evaluate.oracle_fit import fit_oracle
-    from nfsd3d.evaluate.score_scene import composition_of, score_run, summarize
+    from nfsd3d.evaluate.score_scene import score_run, summarize
 
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
     for run in (run for members in runs.values() for run in members):
@@ -101,11 +110,11 @@ def _evaluate_scenes(
     classifier = Classifier.load()
     scores: dict[str, list[RunScore]] = {}
     for name, members in runs.items():
-        with _bar(f"judging {name}", len(members)) as advance:
+        with _bar(f"scoring {name}", len(members)) as advance:
             scores[name] = [_advanced(advance, score_run(run, classifier)) for run in members]
     if oracle_fit:
         directories = [_oracle_folder(directory) for directory in oracle_fit]
-        with _bar("fitting and judging the oracle fit", len(oracle_fit)) as advance:
+        with _bar("fitting and scoring the oracle fit", len(oracle_fit)) as advance:
             for directory in directories:
                 if not (directory / "summary.json").exists():
                     fit_oracle(load_run_config(directory.parent), directory)
@@ -119,17 +128,18 @@ def _evaluate_scenes(
     if "oracle_fit" not in rows:
         print("\n(no oracle_fit: --oracle-fit fits the same NeRF photometrically to true views)")
     if options.sheet is not None:
-        _write_sheet(options.sheet, [list(run.views(8, 96)) for members in runs.values() for run in members])
+        _write_sheet(options.sheet, [run.views(8, 96) for members in runs.values() for run in members])
     return {"runs": named, "rows": rows, "calibration": calibration}
 
 
 def _oracle_folder(run_dir: Path) -> Path:
-    """Where the oracle fit of a run lies; one that version 0.1 made stays where it is."""
+    """The directory of a run's oracle fit; version 0.1 called it "ceiling"."""
     made_before = run_dir / "ceiling"
     return made_before if (made_before / "summary.json").exists() else run_dir / "oracle_fit"
 
 
-def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
+def _write_sheet(path: Path, rows: list[NDArray[np.uint8]]) -> None:
+    """Writes the images [N,H,W,3] of each run side by side; more than twelve runs in two columns."""
     from nfsd3d.visualize.image_grid import grid, write_png
 
     half = (len(rows) + 1) // 2 if len(rows) > 12 else len(rows)  # the rows of many runs are in two columns
@@ -137,9 +147,10 @@ def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
     print(path)
 
 
-def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from nfsd3d.compare.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
-    from nfsd3d.evaluate.score_scene import composition_of
+def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, object]]:
+    """Executes the runs of a suite and scores them; the number of failed runs, and the scores."""
+    from nfsd3d.compare.suite import SuiteRun, load_suite, run_suite, runs_of, source_runs
+    from nfsd3d.evaluate.ground_truth import composition_of
 
     suite = load_suite(options.suite)
     for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
@@ -147,33 +158,32 @@ def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     folder = options.output or Path("outputs") / "suites" / options.suite.stem
     failures = 0
 
-    def run(jobs: list[Job], description: str) -> list[Job]:
-        with _bar(description, len(jobs)) as advance:
+    def execute(runs: list[SuiteRun], description: str) -> list[SuiteRun]:
+        with _bar(description, len(runs)) as advance:
 
-            def report(job: Job, code: int) -> None:
+            def on_run(run: SuiteRun, code: int) -> None:
                 nonlocal failures
                 if code:
                     failures += 1
-                    print(f"{job.run_dir}: exit code {code}; see {job.run_dir.with_suffix('.log')}")
+                    print(f"{run.run_dir}: exit code {code}; see {run.run_dir.with_suffix('.log')}")
                 advance()
 
-            run_jobs(jobs, report, side_by_side=options.jobs)
-        return jobs
+            run_suite(runs, on_run, side_by_side=options.jobs)
+        return runs
 
     if suite.edits:
-        run(source_jobs(suite, folder), f"the sources of {options.suite.stem}")
-    jobs = run(jobs_of(suite, folder), f"running {options.suite.stem}")
+        execute(source_runs(suite, folder), f"the sources of {options.suite.stem}")
     groups: dict[str, list[Path]] = {}
-    for job in jobs:
-        if any((job.run_dir / "checkpoints").glob("step-*.json")):
-            groups.setdefault(job.row, []).append(job.run_dir)
+    for run in execute(runs_of(suite, folder), f"running {options.suite.stem}"):
+        if any((run.run_dir / "checkpoints").glob("step-*.json")):
+            groups.setdefault(run.row, []).append(run.run_dir)
     if not groups:
         raise InputError(f"--suite {options.suite}: no run came to a checkpoint; see the logs in {folder}")
     oracle_fit = next(iter(groups.values())) if suite.oracle_fit or options.oracle_fit else []
     return failures, _evaluate_runs(groups, options, oracle_fit)
 
 
-def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
+def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from nfsd3d.evaluate import tables
@@ -189,7 +199,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
     prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
     classifier = Classifier.load()
     with _bar("true renders", 1024) as advance:
-        truth = render_truth(1024, SEED + 3, on_pictures=advance)
+        truth = render_truth(1024, SEED + 3, on_images=advance)
     rng = torch.Generator().manual_seed(SEED + 4)
     psnr = reconstruction_psnr(prior, truth.over(plain_backgrounds(rng, truth.compositions)))
     rows, samples = [], []
@@ -208,7 +218,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
     return {"psnr_db": psnr, "samples": rows}
 
 
-def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
+def _evaluate_clip(options: argparse.Namespace) -> dict[str, ClipScore]:
     import torch
 
     from nfsd3d.api import load_run
@@ -219,7 +229,7 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
     runs = [load_run(directory) for directory in options.run_dirs]
     with _bar("views", len(runs)) as advance:
         views = [
-            _advanced(advance, torch.from_numpy(_pictures_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
+            _advanced(advance, torch.from_numpy(_images_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
         ]
     scores = scorer.score(views, [run.config.prompt for run in runs])
     named = {str(run.directory): score for run, score in zip(runs, scores, strict=True)}
@@ -227,13 +237,13 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, Any]:
     return named
 
 
-def _pictures_of(run: Any) -> Any:
+def _images_of(run: Run) -> NDArray[np.uint8]:
     return run.images if run.config.makes_images else run.views(8, 224)
 
 
 @contextmanager
 def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar; yields a function that advances it by a number (1 unless said otherwise)."""
+    """A progress bar; yields a function that advances it by a number (default: 1)."""
     with counting_bar() as progress:
         task = progress.add_task(description, total=total)
         yield lambda count=1: progress.advance(task, count)
@@ -247,8 +257,8 @@ def _advanced(advance: Callable[..., None], value: T) -> T:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d evaluate",
-        description="Measure runs against the ground truth of the world of shapes: what the views or pictures show "
-        "(judged by a calibrated classifier); of a scene how true the shape is, Janus faces and sharpness; and cost. "
+        description="Measure runs against the ground truth of the world of shapes: the content of views or images "
+        "(judged by a calibrated classifier); of a scene the accuracy of its shape, Janus faces, sharpness; and cost. "
         "For other prompts: --clip.",
     )
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
@@ -262,6 +272,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write the views, pictures or samples on one sheet")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write views, images or samples as one image grid")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
     return parser

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         task = progress.add_task("pictures", total=arguments.pictures + 2048, note="")
         draw = [(arguments.pictures, training.SEED), (2048, training.SEED + 1)]
         truth, unseen = (
-            training.render_truth(count, seed, on_pictures=lambda n: progress.advance(task, n)) for count, seed in draw
+            training.render_truth(count, seed, on_images=lambda n: progress.advance(task, n)) for count, seed in draw
         )
         task = progress.add_task("classifier", total=arguments.steps, note="")
         classifier = training.train_classifier(

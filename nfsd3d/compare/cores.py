@@ -1,4 +1,4 @@
-"""Which cores this process may use, and how several processes share them."""
+"""CPU affinity: the cores that this process may use, and their division among several processes."""
 
 import os
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA
 
 
 def usable_cores() -> list[int]:
-    """The cores that this process may use."""
+    """The indices of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
-    """The cores of each of ``jobs`` processes: as many for each, none twice.
+    """The cores of each of ``jobs`` processes: disjoint and equally many.
 
     Raises:
         InputError: more jobs than cores.
@@ -28,11 +28,11 @@ def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
 
 
 def threads(count: int) -> dict[str, str]:
-    """The environment of a process that computes with ``count`` threads."""
+    """The environment variables that limit a process to ``count`` threads."""
     return dict.fromkeys(_THREADS, str(count))
 
 
 def keep_to(cores: Sequence[int]) -> None:
-    """Keeps this process to ``cores``, where the system can."""
+    """Pins this process to ``cores``, where the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

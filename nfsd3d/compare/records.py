@@ -1,11 +1,11 @@
-"""Results of a comparison: one JSON line for each job, in a file that later calls and other machines go on with."""
+"""Results of a comparison: one JSON line for each job, in a file to which later calls and other machines append."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
@@ -13,20 +13,65 @@ from nfsd3d.errors import InputError
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
 
-_NEWER: dict[str, dict[str, Any]] = {
+_NEWER: dict[str, dict[str, float]] = {
     "distill": {"guidance_factor": 1.0},
     "generator": {"prune_alpha": 0.0},
 }
-"""Settings that older recipes lack, and the values at which they change nothing: there a recipe is as it was."""
+"""Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""
+
+
+class Score(TypedDict, total=False):
+    """The outcomes of a job, as ``RunScore`` describes them; a job that left no checkpoint has none.
+
+    ``object``, ``color``, ``pattern``, ``retrieved`` and ``janus`` are 0 or 1 for a scene and shares for images.
+    ``margins`` are those of the single images, and images have no geometry.
+    """
+
+    margin: float
+    object: float
+    color: float
+    pattern: float
+    retrieved: float
+    views_right: float
+    iou: float
+    ellipsoid_iou: float
+    view_error_deg: float | None
+    janus: float | None
+    sharpness: float
+    contrast: float
+    margins: list[float]
+
+
+ScoreName: TypeAlias = Literal[
+    "margin",
+    "object",
+    "color",
+    "pattern",
+    "retrieved",
+    "views_right",
+    "iou",
+    "ellipsoid_iou",
+    "view_error_deg",
+    "janus",
+    "sharpness",
+    "contrast",
+]
+"""The fields of :class:`Score` that are single numbers."""
+
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+
+
+JobKey: TypeAlias = tuple[str, str, str, str, str, int]
+"""Kind, recipe, prior, classifier, prompt and seed of a job."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a comparison: what its records and its plan have in common.
+    """One job of a comparison: the fields that its plan and its record share.
 
     ``kind`` is run, oracle_fit (the same NeRF fitted to true views) or samples (the prior's own). ``recipe`` is a hash
-    of the settings that decide the result, prompt and seed aside; ``prior`` and ``classifier`` hashes of their weights
-    ("" for an oracle fit's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them.
+    of the settings that decide the result, without prompt and seed. ``prior`` and ``classifier`` are hashes of their
+    weights ("" for an oracle fit's prior): see :attr:`key`. ``settings`` are the row's, as its tier gives them.
     """
 
     tier: str
@@ -38,27 +83,26 @@ class Job:
     recipe: str
     prior: str
     classifier: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
 
     @property
-    def key(self) -> tuple[str, str, str, str, str, int]:
-        """What a job has to have in common with a record to be done."""
+    def key(self) -> JobKey:
+        """The fields by which a record answers a job."""
         return self.kind, self.recipe, self.prior, self.classifier, self.prompt, self.seed
 
 
 @dataclass(frozen=True)
 class Record(Job):
-    """What a job reached.
+    """The result of a job.
 
-    ``status`` is done or diverged. ``score`` has a number for each outcome (None where there is none, as for a run that
-    left nothing), and of pictures also the list ``margins``. ``seconds`` are the run's own record, ``cpu_seconds`` the
-    processor time that the job took in its last session, start and scoring included. ``image`` is the small picture of
-    the result, relative to the records' file.
+    ``status`` is done or diverged. ``seconds`` are those that the run recorded; ``cpu_seconds`` is the processor time
+    of the process that finished the job, start and scoring included. ``image`` is the result's thumbnail, relative to
+    the records' file.
     """
 
     steps: int
     status: str
-    score: dict[str, Any]
+    score: Score
     evaluations: int | None
     seconds: float
     cpu_seconds: float
@@ -73,7 +117,7 @@ _KIND_IN_HASH = {"oracle_fit": "ceiling"}
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one line to ``path``, which is made if need be.
+    """Appends one line to ``path``, which is created if it does not exist.
 
     Raises:
         InputError: the file cannot be written.
@@ -84,7 +128,7 @@ def append(path: Path, record: Record) -> None:
         with path.open("a+b") as stream:
             if stream.tell() > 0:
                 stream.seek(-1, 2)
-                if stream.read(1) != b"\n":  # a line that a crash cut off
+                if stream.read(1) != b"\n":  # a crash truncated the last line
                     line = b"\n" + line
             stream.write(line)
     except OSError as error:
@@ -116,11 +160,11 @@ def _parsed(line: str) -> Record | None:
         return None
 
 
-def recipe_of(config: Config, kind: str, **more: Any) -> str:
+def recipe_of(config: Config, kind: str, **more: float) -> str:
     """A short hash of the settings that decide a result of this ``kind``, and of ``more``.
 
-    Prompt, seed and the prior's weights count by themselves; machine, backend and export do not count, nor do newer
-    settings at the value that older runs had.
+    Not hashed are prompt, seed and prior (parts of the key), machine, backend and export (they change no result), and
+    newer settings at the value that older runs had.
     """
     values = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}

@@ -1,44 +1,34 @@
-"""What the records of a tier say: means of each row, and paired differences with intervals, as Markdown."""
+"""Tables of a comparison: means of each row, and paired differences with bootstrap intervals, as Markdown and JSON."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, TypedDict, cast
 
 import numpy as np
 
-from nfsd3d.compare.records import Record
+from nfsd3d.compare.records import SCORE_NAMES, Record, Score, ScoreName
+from nfsd3d.evaluate.statistics import Estimate, estimate_over_prompts
 from nfsd3d.evaluate.tables import degrees, number, percent, table
 
-RESAMPLES = 10_000
-LEVEL = 0.95
-
-Outcome = Callable[[Record], float | None]
+Outcome: TypeAlias = Callable[[Record], float | None]
 
 
 def margin(record: Record) -> float | None:
-    """The truth's log-probability over the best distractor's, in nats."""
+    """The truth's log-probability minus the best distractor's, in nats."""
     return record.score.get("margin")
 
 
 def shape(record: Record) -> float | None:
-    """Intersection over union with the true solid, over the best ellipsoid's."""
+    """Intersection over union with the true solid, minus the best ellipsoid's."""
     iou, ellipsoid = record.score.get("iou"), record.score.get("ellipsoid_iou")
     return None if iou is None or ellipsoid is None else iou - ellipsoid
 
 
 PRIMARY: dict[str, Outcome] = {"margin": margin, "IoU over the ellipsoid's": shape}
-"""The primary outcomes, by their headings: continuous, so that few prompts tell methods apart."""
+"""The primary outcomes, by their headings: continuous, so that few prompts suffice to separate methods."""
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over ``prompts`` prompts and its bootstrap interval at ``LEVEL``."""
-
-    mean: float
-    low: float
-    high: float
-    prompts: int
+_SHARES: tuple[ScoreName, ...] = ("object", "color", "pattern", "retrieved")
 
 
 @dataclass(frozen=True)
@@ -52,19 +42,32 @@ class Group:
     at_equal: Sequence[Record]
 
 
-def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
-    """The mean of ``values``, one for each prompt, and the percentile interval of resampled means; NaN without any."""
-    sample = np.asarray(values, dtype=float)
-    if len(sample) == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    chosen = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
-    low, high = np.quantile(sample[chosen].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sample.mean()), float(low), float(high), len(sample))
+class Difference(TypedDict):
+    """A mean difference over ``prompts`` prompts and its bootstrap interval, for JSON."""
+
+    mean: float
+    low: float
+    high: float
+    prompts: int
 
 
-def paired(ours: Sequence[Record], theirs: Sequence[Record], outcome: Outcome) -> Interval:
-    """How much larger an outcome is in ``ours``: the difference at the same prompt and seed, averaged over the seeds
-    of a prompt first, and then over prompts, which are resampled.
+class RowReport(Score, total=False):
+    """One row of a tier for JSON: the means of its scores, and its differences to the row ``minus``."""
+
+    n: int
+    iou_over_ellipsoid: float
+    diverged: int
+    seconds: float
+    evaluations: float
+    at_equal_evaluations: dict[str, float]
+    minus: str
+    differences: dict[str, dict[str, Difference]]
+
+
+def paired(ours: Sequence[Record], theirs: Sequence[Record], outcome: Outcome) -> Estimate:
+    """The estimate of an outcome in ``ours`` minus that in ``theirs``, at the same prompt and seed.
+
+    Differences are averaged over the seeds of a prompt first, and then over prompts, which are resampled.
     """
     others = {(record.prompt, record.seed): outcome(record) for record in theirs}
     differences: dict[str, list[float]] = {}
@@ -72,7 +75,7 @@ def paired(ours: Sequence[Record], theirs: Sequence[Record], outcome: Outcome) -
         one, other = outcome(record), others.get((record.prompt, record.seed))
         if one is not None and other is not None:
             differences.setdefault(record.prompt, []).append(one - other)
-    return bootstrap([sum(values) / len(values) for values in differences.values()])
+    return estimate_over_prompts([sum(values) / len(values) for values in differences.values()])
 
 
 def mean_over_prompts(records: Sequence[Record], outcome: Outcome) -> float:
@@ -86,11 +89,11 @@ def mean_over_prompts(records: Sequence[Record], outcome: Outcome) -> float:
     return sum(means) / len(means) if means else math.nan
 
 
-def means_table(groups: Mapping[str, Group], *, flat: bool, equal: bool) -> str:
-    """One row a method: means over its jobs, of pictures (``flat``) or scenes; ``equal`` adds the second column."""
+def means_table(groups: Mapping[str, Group], *, images: bool, equal: bool) -> str:
+    """One row a method: means over its jobs, of ``images`` or scenes; ``equal`` adds columns at equal evaluations."""
     head = ["", "n", "margin", *(["at equal evaluations"] if equal else [])]
-    head += [] if flat else ["IoU", "over ellipsoid", *(["at equal evaluations"] if equal else [])]
-    head += ["object", "colour", "pattern", "R-Precision", *([] if flat else ["view error", "Janus"])]
+    head += [] if images else ["IoU", "over ellipsoid", *(["at equal evaluations"] if equal else [])]
+    head += ["object", "colour", "pattern", "R-Precision", *([] if images else ["view error", "Janus"])]
     head += ["diverged", "seconds", "evaluations", *(["steps", "at equal evaluations"] if equal else ["steps"])]
 
     def cells(name: str, group: Group) -> list[str]:
@@ -101,21 +104,21 @@ def means_table(groups: Mapping[str, Group], *, flat: bool, equal: bool) -> str:
 
         row = [name, str(len(records)), number(mean(margin), 2)]
         row += [number(mean(margin, group.at_equal), 2)] if equal else []
-        if not flat:
+        if not images:
             row += [number(mean(_score("iou"))), _signed(mean(shape))]
             row += [_signed(mean(shape, group.at_equal))] if equal else []
-        row += [percent(mean(_score(share))) for share in ("object", "color", "pattern", "retrieved")]
-        if not flat:
+        row += [percent(mean(_score(share))) for share in _SHARES]
+        if not images:
             row += [degrees(_median(records, "view_error_deg")), percent(mean(_score("janus")))]
-        row += [_count(records), number(mean(lambda r: r.seconds), 0), number(mean(lambda r: r.evaluations), 0)]
+        row += [_count(records), number(mean(_seconds), 0), number(mean(_evaluations), 0)]
         return [*row, _steps(records), *([_steps(group.at_equal)] if equal else [])]
 
     return table(head, [cells(name, group) for name, group in groups.items()])
 
 
-def differences_table(groups: Mapping[str, Group], baseline: Mapping[str, str], *, flat: bool, equal: bool) -> str:
+def differences_table(groups: Mapping[str, Group], baseline: Mapping[str, str], *, images: bool, equal: bool) -> str:
     """Each row minus its baseline in the primary outcomes, with intervals; "" where nothing can be compared."""
-    outcomes = {"margin": margin} if flat else PRIMARY
+    outcomes = {"margin": margin} if images else PRIMARY
     head = ["", "minus", "prompts"]
     for heading in outcomes:
         head += [heading, *([f"{heading}, at equal evaluations"] if equal else [])]
@@ -129,42 +132,59 @@ def differences_table(groups: Mapping[str, Group], baseline: Mapping[str, str], 
             found.append(paired(ours.full, theirs.full, outcome))
             if equal:
                 found.append(paired(ours.at_equal, theirs.at_equal, outcome))
-        rows.append([name, other, str(max(interval.prompts for interval in found)), *map(_interval, found)])
+        rows.append([name, other, str(max(estimate.count for estimate in found)), *map(_interval, found)])
     return table(head, rows) if rows else ""
 
 
-def plain_rows(groups: Mapping[str, Group], baseline: Mapping[str, str]) -> dict[str, Any]:
+def row_reports(groups: Mapping[str, Group], baseline: Mapping[str, str]) -> dict[str, RowReport]:
     """The same numbers for ``--json``: by row, the means and the differences to its baseline."""
-    rows: dict[str, Any] = {}
-    for name, group in groups.items():
-        scores = sorted({key for record in group.full for key in record.score if key != "margins"})
-        row: dict[str, Any] = {"n": len(group.full)}
-        row |= {key: mean_over_prompts(group.full, _score(key)) for key in scores}
-        row["iou_over_ellipsoid"] = mean_over_prompts(group.full, shape)
-        row["diverged"] = sum(record.status == "diverged" for record in group.full)
-        row["seconds"] = mean_over_prompts(group.full, lambda record: record.seconds)
-        row["evaluations"] = mean_over_prompts(group.full, lambda record: record.evaluations)
-        row["at_equal_evaluations"] = {key: mean_over_prompts(group.at_equal, of) for key, of in PRIMARY.items()}
-        other = baseline.get(name)
-        if other is not None and other in groups and other != name:
-            row["minus"] = other
-            row["differences"] = {
-                key: {
-                    "full": paired(group.full, groups[other].full, outcome),
-                    "at_equal_evaluations": paired(group.at_equal, groups[other].at_equal, outcome),
-                }
-                for key, outcome in PRIMARY.items()
+    return {name: _row_report(name, groups, baseline) for name in groups}
+
+
+def _row_report(name: str, groups: Mapping[str, Group], baseline: Mapping[str, str]) -> RowReport:
+    group = groups[name]
+    names = sorted(name for name in SCORE_NAMES if any(name in record.score for record in group.full))
+    means = cast(Score, {name: mean_over_prompts(group.full, _score(name)) for name in names})
+    row = RowReport(
+        n=len(group.full),
+        **means,
+        iou_over_ellipsoid=mean_over_prompts(group.full, shape),
+        diverged=sum(record.status == "diverged" for record in group.full),
+        seconds=mean_over_prompts(group.full, _seconds),
+        evaluations=mean_over_prompts(group.full, _evaluations),
+        at_equal_evaluations={key: mean_over_prompts(group.at_equal, of) for key, of in PRIMARY.items()},
+    )
+    other = baseline.get(name)
+    if other is not None and other in groups and other != name:
+        row["minus"] = other
+        row["differences"] = {
+            key: {
+                "full": _difference(paired(group.full, groups[other].full, outcome)),
+                "at_equal_evaluations": _difference(paired(group.at_equal, groups[other].at_equal, outcome)),
             }
-        rows[name] = row
-    return rows
+            for key, outcome in PRIMARY.items()
+        }
+    return row
 
 
-def _score(name: str) -> Outcome:
+def _difference(estimate: Estimate) -> Difference:
+    return Difference(mean=estimate.mean, low=estimate.low, high=estimate.high, prompts=estimate.count)
+
+
+def _score(name: ScoreName) -> Outcome:
     return lambda record: record.score.get(name)
 
 
-def _median(records: Sequence[Record], name: str) -> float:
-    values = [record.score[name] for record in records if record.score.get(name) is not None]
+def _seconds(record: Record) -> float:
+    return record.seconds
+
+
+def _evaluations(record: Record) -> int | None:
+    return record.evaluations
+
+
+def _median(records: Sequence[Record], name: ScoreName) -> float:
+    values = [value for record in records if (value := record.score.get(name)) is not None]
     return float(np.median(values)) if values else math.nan
 
 
@@ -181,7 +201,7 @@ def _signed(value: float, digits: int = 2) -> str:
     return "-" if math.isnan(value) else f"{value:+.{digits}f}"
 
 
-def _interval(interval: Interval) -> str:
-    if interval.prompts == 0:
+def _interval(estimate: Estimate) -> str:
+    if estimate.count == 0:
         return "-"
-    return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{estimate.mean:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"

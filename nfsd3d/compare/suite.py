@@ -1,16 +1,15 @@
-"""Suites: every prompt with every row of settings, one run each, in processes of their own."""
+"""Suites: YAML files that name prompts, seeds and rows of settings, and the runs that they stand for."""
 
 import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import yaml
 
@@ -19,44 +18,76 @@ from nfsd3d.config.renamed import notice
 from nfsd3d.errors import InputError
 from nfsd3d.runs.directory import slug
 
+TIERS = Path(__file__).parents[2] / "scripts" / "suites"
+
 _KEYS = {"config", "prompts", "seeds", "rows", "oracle_fit", "baseline", "equal_evaluations", "edits", "source_config"}
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A YAML file's content: the experiment ``config``, the ``prompts``, the ``seeds``, the settings of each row by
-    the row's name (dotted keys), and whether the photometric ``oracle_fit`` is fitted for the first row's runs.
+    """A suite: every one of the ``prompts`` with every seed and row, each in a run of the experiment ``config``.
 
-    In a file a row may have a ``grid``, values by setting: it stands for a row for each combination. A comparison
-    (`nfsd3d.cli.compare`) reads also which row each row is compared with (``baseline``, by the row's name:
-    one for all, or a mapping), and whether rows are also run at equal evaluations of the network.
-
-    With ``edits`` the rows edit: each of the prompts is first made with the experiment ``source_config``, and then
-    turned into each of its edits.
+    ``rows`` are settings (by dotted key) by the row's name. ``oracle_fit``: whether the first row's prompts also get an
+    oracle fit. A comparison also reads ``baseline``, the row that each row is compared with, and ``equal_evaluations``,
+    whether rows also run at SDS's number of evaluations. With ``edits``, the source prompts first run with the
+    experiment ``source_config``; each row then edits them into each of their edits.
     """
 
     config: str
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    rows: dict[str, dict[str, Any]]
+    rows: dict[str, dict[str, object]]
     oracle_fit: bool
     baseline: dict[str, str]
     equal_evaluations: bool
     edits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     source_config: str = "nfsd"
 
+    def selected(self, rows: Sequence[str] | None, prompts: int | None) -> "Suite":
+        """The suite with only these rows (None: all), and at most so many prompts.
+
+        Raises:
+            InputError: no such row.
+        """
+        unknown = sorted(set(rows or ()) - self.rows.keys())
+        if unknown:
+            raise InputError(f"--row {unknown[0]}: no such row; there are {', '.join(self.rows)}")
+        kept = {name: row for name, row in self.rows.items() if not rows or name in rows}
+        return replace(self, rows=kept, prompts=self.prompts[:prompts])
+
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a suite."""
+class SuiteRun:
+    """One run of a suite, with the ``arguments`` of its command line."""
 
     row: str
     run_dir: Path
     arguments: tuple[str, ...]
 
 
+def tier_file(tier: str) -> Path:
+    """The YAML file of a tier, given by name or path.
+
+    Raises:
+        InputError: no such name.
+    """
+    if Path(tier).suffix == ".yaml":
+        return Path(tier)
+    path = TIERS / f"tier-{tier}.yaml"
+    if not path.exists():
+        names = tier_names()
+        known = f"choose one of {', '.join(names)}, or a" if names else "the tiers come with the source tree; give a"
+        raise InputError(f"--tier {tier}: no such tier; {known} YAML file")
+    return path
+
+
+def tier_names() -> list[str]:
+    """The names of the tiers that come with the source tree."""
+    return sorted(found.stem.removeprefix("tier-") for found in TIERS.glob("tier-*.yaml"))
+
+
 def load_suite(path: Path, option: str = "--suite") -> Suite:
-    """The suite in a YAML file, which ``option`` of the command line named.
+    """The suite in a YAML file that the command line's ``option`` names.
 
     Raises:
         InputError: no such file, or a key is unknown, missing or of another type.
@@ -102,10 +133,12 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     )
 
 
-def _expanded(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rows that a row stands for: itself, or one for each combination of its grid."""
+def _expanded(name: str, settings: dict[str, object]) -> dict[str, dict[str, object]]:
+    """The row itself, or one row for each combination of the values (by setting) in its ``grid``."""
     fixed = {key: value for key, value in settings.items() if key != "grid"}
     grid = settings.get("grid", {})
+    if not isinstance(grid, dict):
+        raise InputError(f"rows: {name}: grid={grid}: must map settings to lists of values")
     combinations = itertools.product(*([(key, value) for value in values] for key, values in grid.items()))
     return {
         ", ".join([name, *(f"{key.rpartition('.')[2]} {_text(value)}" for key, value in chosen)]): fixed | dict(chosen)
@@ -113,57 +146,58 @@ def _expanded(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_list(value: Any, kind: type) -> bool:
+def _is_list(value: object, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
 
 
-def source_jobs(suite: Suite, folder: Path) -> list[Job]:
-    """The runs that a suite of edits starts from, in ``folder``/source; they come before those of :func:`jobs_of`."""
-    return [_job("source", suite.source_config, [], prompt, seed, folder) for prompt, seed in _sources(suite)]
+def source_runs(suite: Suite, folder: Path) -> list[SuiteRun]:
+    """The runs that a suite of edits starts from, in ``folder``/source; they precede those of :func:`runs_of`."""
+    return [_suite_run("source", suite.source_config, [], prompt, seed, folder) for prompt, seed in _sources(suite)]
 
 
-def jobs_of(suite: Suite, folder: Path) -> list[Job]:
+def runs_of(suite: Suite, folder: Path) -> list[SuiteRun]:
     """The runs of a suite, below ``folder``: one folder a row, one in it a prompt (or an edit) and seed."""
-    jobs = []
+    runs = []
     for name, settings in suite.rows.items():
         overrides = overrides_of(settings)
-        for (prompt, seed), source in zip(_sources(suite), source_jobs(suite, folder), strict=True):
+        for (prompt, seed), source in zip(_sources(suite), source_runs(suite, folder), strict=True):
             if not suite.edits:
-                jobs.append(_job(name, suite.config, overrides, prompt, seed, folder))
+                runs.append(_suite_run(name, suite.config, overrides, prompt, seed, folder))
             for target in suite.edits.get(prompt, ()):
                 edit = [f"source_run={source.run_dir}", f"source_prompt={prompt}", *overrides]
-                jobs.append(_job(name, suite.config, edit, target, seed, folder, f"{slug(prompt)}-to-"))
-    return jobs
+                runs.append(_suite_run(name, suite.config, edit, target, seed, folder, f"{slug(prompt)}-to-"))
+    return runs
 
 
 def _sources(suite: Suite) -> list[tuple[str, int]]:
     return [(prompt, seed) for prompt in suite.prompts for seed in suite.seeds]
 
 
-def _job(row: str, config: str, overrides: list[str], prompt: str, seed: int, folder: Path, before: str = "") -> Job:
+def _suite_run(
+    row: str, config: str, overrides: list[str], prompt: str, seed: int, folder: Path, before: str = ""
+) -> SuiteRun:
     run_dir = folder / slug(row) / f"{before}{slug(prompt)}-{seed}"
     fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
-    return Job(row, run_dir, ("--config", config, *overrides, *fixed))
+    return SuiteRun(row, run_dir, ("--config", config, *overrides, *fixed))
 
 
-def overrides_of(settings: dict[str, Any]) -> list[str]:
+def overrides_of(settings: dict[str, object]) -> list[str]:
     """A row's settings as ``key=value`` of the command line."""
     return [f"{key}={_text(value)}" for key, value in settings.items()]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None], *, side_by_side: int = 1) -> None:
-    """Runs what is not done yet, ``side_by_side`` at a time on a share of the cores each; what a job prints goes to
-    ``<run_dir>.log``.
+def run_suite(runs: list[SuiteRun], on_run: Callable[[SuiteRun, int], None], *, side_by_side: int = 1) -> None:
+    """Executes the runs that are not done yet, ``side_by_side`` at a time on a share of the cores each.
 
-    A run that was interrupted is resumed. ``on_job`` is called with each job and its exit code (0 for what was done
-    before); a job that fails does not stop the others.
+    Their output goes to ``<run_dir>.log``. An interrupted run is resumed. ``on_run`` is called with each run and its
+    exit code (0 for a run that was done before); a run that fails does not stop the others.
 
     Raises:
-        InputError: more jobs at a time than cores.
+        InputError: more runs at a time than cores.
     """
     from nfsd3d.runs.summary import read_summary
 
@@ -171,28 +205,28 @@ def run_jobs(jobs: list[Job], on_job: Callable[[Job, int], None], *, side_by_sid
     for share in shares(usable_cores(), side_by_side):
         free.put(share)
 
-    def perform(job: Job) -> int:
-        if read_summary(job.run_dir).get("status") == "done":
+    def perform(run: SuiteRun) -> int:
+        if read_summary(run.run_dir).get("status") == "done":
             return 0
         cores = free.get()
         try:
-            return _run(job, cores)
+            return _execute(run, cores)
         finally:
             free.put(cores)
 
     pool = ThreadPoolExecutor(side_by_side)
     try:
-        started = {pool.submit(perform, job): job for job in jobs}
+        started = {pool.submit(perform, run): run for run in runs}
         for future in as_completed(started):
-            on_job(started[future], future.result())
+            on_run(started[future], future.result())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _run(job: Job, cores: list[int]) -> int:
-    resumable = any((job.run_dir / "checkpoints").glob("step-*.json"))
-    arguments = ("--resume", str(job.run_dir)) if resumable else job.arguments
-    job.run_dir.parent.mkdir(parents=True, exist_ok=True)
+def _execute(run: SuiteRun, cores: list[int]) -> int:
+    resumable = any((run.run_dir / "checkpoints").glob("step-*.json"))
+    arguments = ("--resume", str(run.run_dir)) if resumable else run.arguments
+    run.run_dir.parent.mkdir(parents=True, exist_ok=True)
     start = f"from nfsd3d.compare.cores import keep_to; keep_to({cores}); "
     command = [
         sys.executable,
@@ -200,6 +234,6 @@ def _run(job: Job, cores: list[int]) -> int:
         f"{start}import sys; from nfsd3d.cli.main import main; sys.exit(main())",
         *arguments,
     ]
-    with job.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
+    with run.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
         environment = {**os.environ, **threads(len(cores))}
         return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode

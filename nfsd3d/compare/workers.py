@@ -1,4 +1,4 @@
-"""Jobs side by side: processes that each keep to their share of the cores and do one job after the other."""
+"""A pool of worker processes, each pinned to its share of the cores."""
 
 import multiprocessing
 import os
@@ -17,59 +17,59 @@ from nfsd3d.compare.cores import keep_to, shares, threads, usable_cores
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
 if TYPE_CHECKING:
-    from nfsd3d.compare.jobs import Trial
+    from nfsd3d.compare.jobs import PlannedJob
     from nfsd3d.compare.records import Record
 
-_PATIENCE = 60.0  # seconds for a checkpoint to be written
+_PATIENCE = 60.0  # seconds in which a run saves its checkpoint
 
 
-def run_trials(
-    trials: Sequence["Trial"],
+def run_jobs(
+    jobs: Sequence["PlannedJob"],
     output: Path,
-    pictures: Path,
-    on_result: Callable[["Trial", "Record | str"], None],
+    images: Path,
+    on_result: Callable[["PlannedJob", "Record | str"], None],
     *,
-    jobs: int,
+    workers: int,
     keep: bool = False,
 ) -> None:
-    """Does all ``trials``, ``jobs`` at a time; ``on_result`` hears of each its record, or what went wrong.
+    """Runs all ``jobs`` on ``workers`` processes, and calls ``on_result`` with each job's record or error message.
 
-    What the jobs print goes to ``output``/worker-N.log, and their small pictures to ``pictures``. An interruption ends
-    the processes once their runs have saved a checkpoint, from which a later call goes on.
+    The jobs' output goes to ``output``/worker-N.log, and their thumbnails to ``images``. An interruption stops the
+    processes after their runs have saved a checkpoint; rerun to resume.
 
     Raises:
         Interrupted: SIGINT or SIGTERM.
-        InputError: more jobs than cores.
+        InputError: more workers than cores.
     """
-    waiting = iter(trials)
-    cores = shares(usable_cores(), jobs)[: max(1, len(trials))]
+    waiting = iter(jobs)
+    cores = shares(usable_cores(), workers)[: max(1, len(jobs))]
     output.mkdir(parents=True, exist_ok=True)
-    with stop_requests() as stop, _processes(cores, (output, pictures, keep)) as workers:
-        busy: dict[Connection, Trial] = {}
-        for worker in workers:
+    with stop_requests() as stop, _processes(cores, (output, images, keep)) as processes:
+        busy: dict[Connection, PlannedJob] = {}
+        for worker in processes:
             _give_next(worker.pipe, waiting, busy)
         while busy:
             for pipe in wait(list(busy), timeout=0.5):
                 assert isinstance(pipe, Connection)
-                trial = busy.pop(pipe)
+                job = busy.pop(pipe)
                 try:
                     result = pipe.recv()
                 except EOFError:
-                    on_result(trial, "the process died; is there enough memory?")
+                    on_result(job, "the process died; is there enough memory?")
                     continue
-                on_result(trial, result)
+                on_result(job, result)
                 _give_next(pipe, waiting, busy)
             if stop.signum is not None:
-                raise Interrupted(stop.signum, "interrupted; the same command goes on from here")
-        for trial in waiting:
-            on_result(trial, "not started: no process is left")
+                raise Interrupted(stop.signum, "interrupted; rerun the same command to resume")
+        for job in waiting:
+            on_result(job, "not started: no process is left")
 
 
-def _give_next(pipe: Connection, waiting: Iterator["Trial"], busy: dict[Connection, "Trial"]) -> None:
-    trial = next(waiting, None)
-    pipe.send(trial)
-    if trial is not None:
-        busy[pipe] = trial
+def _give_next(pipe: Connection, waiting: Iterator["PlannedJob"], busy: dict[Connection, "PlannedJob"]) -> None:
+    job = next(waiting, None)
+    pipe.send(job)
+    if job is not None:
+        busy[pipe] = job
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Worker:
 
 @contextmanager
 def _processes(shares: Sequence[Sequence[int]], options: tuple[Path, Path, bool]) -> Iterator[list[_Worker]]:
-    """The processes, which are ended after the block: at once if it raises, else when they have nothing left to do."""
+    """The processes; after the block they are joined, or terminated at once if it raises."""
     context = multiprocessing.get_context("spawn")
     workers: list[_Worker] = []
     with _environment(threads(len(shares[0]))):
@@ -102,10 +102,10 @@ def _processes(shares: Sequence[Sequence[int]], options: tuple[Path, Path, bool]
             worker.process.kill()
 
 
-def _work(pipe: Connection, index: int, cores: list[int], output: Path, pictures: Path, keep: bool) -> None:
-    """A worker process: trials come and results go through ``pipe``, until a None comes."""
+def _work(pipe: Connection, index: int, cores: list[int], output: Path, images: Path, keep: bool) -> None:
+    """Runs the jobs received through ``pipe``, and sends back their results, until it receives None."""
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C is for the parent, which ends its workers one by one
+        os.setpgrp()  # Ctrl-C reaches the parent only, which terminates its workers
     stream = os.open(output / f"worker-{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor in (1, 2):
         os.dup2(stream, descriptor)
@@ -119,9 +119,9 @@ def _work(pipe: Connection, index: int, cores: list[int], output: Path, pictures
 
     classifier = Classifier.load()
     try:
-        while (trial := pipe.recv()) is not None:
-            pipe.send(_result(trial.name, partial(perform, trial, output, pictures, classifier, keep=keep)))
-    except EOFError:  # the parent is gone
+        while (job := pipe.recv()) is not None:
+            pipe.send(_result(job.name, partial(perform, job, output, images, classifier, keep=keep)))
+    except EOFError:  # the parent has exited
         pass
     except Interrupted as interruption:
         sys.exit(interruption.exit_code)
@@ -138,7 +138,7 @@ def _result(name: str, perform: Callable[[], "Record"]) -> "Record | str":
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Within the block, processes that start see these variables."""
+    """Sets environment variables within the block, for processes that start there."""
     former = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

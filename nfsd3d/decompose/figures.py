@@ -77,10 +77,10 @@ def condition_figure(seen: Observation, mask: Tensor | None, gains: Mapping[floa
     """δ_C: whether it knows the added noise, where it is large, and whether a step along it does what the prompt says.
 
     Args:
-        seen: with "cond" and "uncond"; with a mask also "shown" (what the picture shows) and "behind" (the same with
+        seen: with "cond" and "uncond"; with a mask also "shown" (what the image shows) and "behind" (the same with
             words about the background).
         mask: [N,h,w] the object's latent pixels (bool).
-        gains: see :func:`judged_gains`.
+        gains: see :func:`classifier_gains`.
     """
     figure = Figure(seen.timesteps)
     delta_c = seen.delta_c
@@ -103,7 +103,7 @@ def condition_figure(seen: Observation, mask: Tensor | None, gains: Mapping[floa
     return figure
 
 
-def judged_gains(
+def classifier_gains(
     prior: Prior, seen: Observation, classifier: Classifier, shown: Sequence[Composition], wanted: Sequence[Composition]
 ) -> dict[float, Tensor]:
     """By η of ``ETAS``, [T,N]: how much the classifier's log-odds of ``wanted`` against ``shown`` [N] rise along −δ_C.
@@ -124,9 +124,9 @@ def judged_gains(
 def domain_figure(families: Mapping[str, PairObservation], control: str | None) -> Figure:
     """δ_N and δ_D of pairs: what they know of content and distortion, and whether δ_D leads back to the domain.
 
-    ``control`` names the family whose "distorted" picture is as much in-domain as the clean one: z_OOD − (σ/α)δ_D is as
+    ``control`` names the family whose "distorted" image is as much in-domain as the clean one: z_OOD − (σ/α)δ_D is as
     near to z_ID as the two predictions of the clean latent are to one another, and at high noise every denoiser brings
-    any two pictures nearer.
+    any two images nearer.
     """
     first = next(iter(families.values()))
     figure = Figure(first.clean.timesteps)
@@ -134,7 +134,7 @@ def domain_figure(families: Mapping[str, PairObservation], control: str | None) 
     for name, pair in families.items():
         figure.row("size of δ_D as a share of δ_N's", name, (size(pair.delta_d) / size(pair.delta_n)).mean(1))
         if pair.shared and name != shared:
-            continue  # the same clean pictures
+            continue  # the same clean images
         label = "the true pictures" if pair.shared else f"the true pictures of {name}"
         content = correlation(pair.delta_n, pair.clean.z).mean(1)
         values = figure.row("correlation of δ_N with the content z_ID", label, content)
@@ -164,7 +164,7 @@ def domain_figure(families: Mapping[str, PairObservation], control: str | None) 
 def negative_figure(families: Mapping[str, PairObservation]) -> Figure:
     """NFSD's two stand-ins for δ_D: ε(∅) − ε(neg), and ε(∅) at low noise; against that of pairs.
 
-    The distorted observations need "uncond", "neg" and "random", a caption that has nothing to do with the picture.
+    The distorted observations need "uncond", "neg" and "random", a caption that has nothing to do with the image.
     """
     first = next(iter(families.values())).distorted
     figure = Figure(first.timesteps)
@@ -241,10 +241,10 @@ def residual_figure(groups: Mapping[str, Observation]) -> Figure:
 
 
 def dds_figure(source: Observation, edited: Mapping[str, Observation], s: float = SCALES[0]) -> Figure:
-    """DDS: how much of the residual is left in the difference of an edited picture's and its source's.
+    """DDS: how much of the residual is left in the difference of an edited image's and its source's.
 
-    ``edited``: by how far the edit has come, pictures with the same noise as the source. All have "cond", each with its
-    own prompt. At the start of an edit both pictures are the same, and nothing is left by construction.
+    ``edited``: by how far the edit has come, images with the same noise as the source. All have "cond", each with its
+    own prompt. At the start of an edit both images are the same, and nothing is left by construction.
     """
     figure = Figure(source.timesteps)
     for stage, seen in edited.items():
@@ -265,9 +265,9 @@ def dds_figure(source: Observation, edited: Mapping[str, Observation], s: float 
 
 
 def vsd_figure(pair: PairObservation, stages: Mapping[int, Tensor]) -> Figure:
-    """VSD's second network over its training: its distance from δ_N and from ε, and what that leaves of the gradient.
+    """VSD's LoRA network over its training: its distance from δ_N and from ε, and what that leaves of the gradient.
 
-    ``stages``: by finished training steps, its predictions [T,K,N,C,h,w] for the distorted pictures.
+    ``stages``: by finished training steps, its predictions [T,K,N,C,h,w] for the distorted images.
     """
     figure = Figure(pair.clean.timesteps)
     noise, uncond, delta_d = pair.clean.noise, pair.distorted.eps["uncond"], pair.delta_d

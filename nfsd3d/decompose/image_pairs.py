@@ -1,6 +1,6 @@
-"""Pictures of known content, and pairs of an in-domain picture with an out-of-domain one of the same content.
+"""Images of known content, and pairs of an in-domain image with an out-of-domain one of the same content.
 
-Captioned distortions are the degradations that captions of the embedded prior's training pictures name: what a model
+Captioned distortions are the degradations that captions of the embedded prior's training images name: what a model
 says of them holds partly by construction. The others (floaters, over-saturation, half-trained scenes) were never in its
 training data, and are what distillation meets.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.score_scene import composition_of
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade
@@ -27,19 +27,19 @@ from nfsd3d.shapes.world.scene import WORLD_CAMERAS, random_backgrounds
 from nfsd3d.train.build import camera_ranges
 
 WORLD_SIZE = 64
-"""Pixels of a true picture; the degradations are made for this size."""
+"""Pixels of a true image; the degradations are made for this size."""
 ANY_SIZE = ("unrealistic", "low contrast", "dull", "dark", "gloomy")
-"""Words of the negative prompt whose degradations do the same to pictures of any size."""
+"""Words of the negative prompt whose degradations do the same to images of any size."""
 VISIBLE = 0.1
 """A pixel is distorted when its channels change by more than this on average."""
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """N in-domain pictures ``images`` [N,3,S,S] in [0,1] and what they show, ``prompts``.
+    """N in-domain images ``images`` [N,3,S,S] in [0,1] and what they show, ``prompts``.
 
     ``targets`` are prompts of something else for each. In the world of shapes (``compositions`` is not empty) the
-    targets are the same object in other colours, ``target_images`` [N,3,S,S] are its true pictures from the same
+    targets are the same object in other colours, ``target_images`` [N,3,S,S] are its true images from the same
     cameras, and ``masks`` [N,1,S,S] what the object covers, in [0,1].
     """
 
@@ -54,7 +54,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pictures of the same content, ``clean`` and ``distorted`` [N,3,S,S] in [0,1].
+    """N images of the same content, ``clean`` and ``distorted`` [N,3,S,S] in [0,1].
 
     ``masks`` [N,1,S,S] in [0,1] is where they were distorted; ``prompts`` what they show, ``cameras`` from where.
     """
@@ -67,7 +67,7 @@ class Pairs:
 
 
 def world_subjects(count: int, rng: torch.Generator) -> Subjects:
-    """``count`` true pictures of the world of shapes, its objects in turn, as the prior's training has them."""
+    """``count`` true images of the world of shapes, its objects in turn, as the prior's training has them."""
     names = list(OBJECTS)
     each = [count // len(names) + (index < count % len(names)) for index in range(len(names))]
     images, masks, targets, shown, wanted = [], [], [], [], []
@@ -104,7 +104,7 @@ def _recoloured(rng: torch.Generator, composition: Composition) -> Composition:
 
 
 def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, size: int) -> Subjects:
-    """``count`` pictures, the files in turn, cut to a square of ``size`` pixels; ``prompt`` says what they show.
+    """``count`` images, the files in turn, cut to a square of ``size`` pixels; ``prompt`` says what they show.
 
     Raises:
         InputError: a file that is no image.
@@ -125,10 +125,10 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
 
 
 def degraded_pairs(subjects: Subjects, rng: torch.Generator, *, patch: bool) -> Pairs:
-    """Each picture after the degradation of one word of the paper's negative prompt.
+    """Each image after the degradation of one word of the paper's negative prompt.
 
-    With ``patch`` only in a soft disc of a quarter of the picture's size, which is the exact mask; otherwise
-    everywhere, and the mask is where the picture visibly changed.
+    With ``patch`` only in a soft disc of a quarter of the image's size, which is the exact mask; otherwise
+    everywhere, and the mask is where the image visibly changed.
     """
     words = NEGATIVE_WORDS if subjects.images.shape[-1] == WORLD_SIZE else ANY_SIZE
     choice = torch.randint(len(words), (len(subjects.images),), generator=rng).tolist()
@@ -140,7 +140,7 @@ def degraded_pairs(subjects: Subjects, rng: torch.Generator, *, patch: bool) -> 
 
 
 def floater_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
-    """Two to five blobs of random colours float in front of each picture; the mask is what they cover."""
+    """Two to five blobs of random colours float in front of each image; the mask is what they cover."""
     images, masks = [], []
     for image in subjects.images:
         cover = torch.zeros_like(image[:1])
@@ -155,9 +155,9 @@ def floater_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
 
 
 def saturated_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
-    """Colours two to three times as far from gray, at 1.3 times the contrast: what large guidance does to pictures.
+    """Colours two to three times as far from gray, at 1.3 times the contrast: what large guidance does to images.
 
-    The mask is where the picture visibly changed.
+    The mask is where the image visibly changed.
     """
     images = subjects.images
     gray = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
@@ -167,7 +167,7 @@ def saturated_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
 
 
 def recoloured_pairs(subjects: Subjects) -> Pairs:
-    """The control: both pictures are in-domain, and one shows the object in other colours."""
+    """The control: both images are in-domain, and one shows the object in other colours."""
     assert subjects.target_images is not None
     return _pairs(subjects, subjects.target_images, visible_change(subjects.images, subjects.target_images))
 
@@ -201,7 +201,7 @@ def half_trained_pairs(runs: Sequence[Run], count: int, rng: torch.Generator) ->
 
 
 def visible_change(before: Tensor, after: Tensor) -> Tensor:
-    """[N,1,S,S] 1 where two pictures [N,3,S,S] differ visibly, else 0."""
+    """[N,1,S,S] 1 where two images [N,3,S,S] differ visibly, else 0."""
     return ((after - before).abs().mean(1, keepdim=True) > VISIBLE).float()
 
 
@@ -216,7 +216,7 @@ def _pairs(subjects: Subjects, distorted: Tensor, masks: Tensor) -> Pairs:
 
 
 def _disc(rng: torch.Generator, size: int, smallest: float, largest: float, softness: float) -> Tensor:
-    """[1,size,size] 1 in a disc at a random place, falling softly to 0; radii as fractions of the picture's side."""
+    """[1,size,size] 1 in a disc at a random place, falling softly to 0; radii as fractions of the image's side."""
     x, y = (0.15 + 0.7 * torch.rand(2, generator=rng)).tolist()
     radius = smallest + (largest - smallest) * float(torch.rand(1, generator=rng))
     line = (torch.arange(size) + 0.5) / size

@@ -1,4 +1,4 @@
-"""What a prior predicts for noised pictures, observed once: what the figures of the decomposition are computed from.
+"""Noise predictions of a prior for noised images, from which the figures of the decomposition are computed.
 
 Directions keep the sign of ε, which points away from the data: an improvement is a step along minus the direction, of
 size σ/α in the units of a latent.
@@ -16,8 +16,8 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NoiseSchedule
 
-RAYS_PER_CHUNK = 2**14
-"""Latent pixels that the denoiser is given in one call."""
+LATENT_PIXELS_PER_CALL = 2**14
+"""Latent pixels in one batch of the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Observation:
 
 @dataclass(frozen=True)
 class PairObservation:
-    """Pairs (see ``distortions.Pairs``) with the same noise: ``clean`` has ε(∅), ``distorted`` also other prompts.
+    """Pairs (see ``image_pairs.Pairs``) with the same noise: ``clean`` has ε(∅), ``distorted`` also other prompts.
 
-    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: the clean pictures are those that other
+    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: the clean images are those that other
     pairs have too, so that differences to them are paired.
     """
 
@@ -101,19 +101,19 @@ def observe(
     ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` takes the place of the prior's denoiser.
     ``advance`` is called after each timestep. Results are on the CPU.
     """
-    predict = predict or (lambda z_t, t, context, rows: prior.predict_eps(z_t, t, context))
+    predict = predict or (lambda z_t, t, context, entries: prior.predict_eps(z_t, t, context))
     z, noise = z.to(prior.device), noise.to(prior.device)
     count = len(z)
     given = {name: context.to(prior.device).expand(count, -1, -1) for name, context in contexts.items()}
-    at_once = max(1, RAYS_PER_CHUNK // z[0, 0].numel())
+    batch_size = max(1, LATENT_PIXELS_PER_CALL // z[0, 0].numel())
     eps = {name: torch.empty(len(timesteps), *noise.shape, dtype=z.dtype) for name in contexts}
     for i, t in enumerate(timesteps):
         for k, draw in enumerate(noise):
-            for rows in _slices(count, at_once):
-                steps = torch.full((rows.stop - rows.start,), t, device=prior.device)
-                z_t = prior.schedule.add_noise(z[rows], draw[rows], steps)
+            for entries in _slices(count, batch_size):
+                steps = torch.full((entries.stop - entries.start,), t, device=prior.device)
+                z_t = prior.schedule.add_noise(z[entries], draw[entries], steps)
                 for name, context in given.items():
-                    eps[name][i, k, rows] = predict(z_t, steps, context[rows], rows).cpu()
+                    eps[name][i, k, entries] = predict(z_t, steps, context[entries], entries).cpu()
         advance()
     return Observation(prior.schedule, tuple(timesteps), z.cpu(), noise.cpu(), eps)
 
@@ -130,7 +130,7 @@ def lora_stages(
     batch: int = 8,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[int, Tensor]:
-    """The second network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
+    """The LoRA network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
 
     It learns the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N]. ``advance`` is
     called after every training step and every timestep observed.
@@ -138,8 +138,8 @@ def lora_stages(
     z, cameras = seen.z.to(prior.device), cameras.to(prior.device)
     stride = max(1, len(z) // batch)
 
-    def predict(z_t: Tensor, t: Tensor, context: Tensor, rows: slice) -> Tensor:
-        return lora.at(cameras[rows]).predict_eps(z_t, t, context)
+    def predict(z_t: Tensor, t: Tensor, context: Tensor, entries: slice) -> Tensor:
+        return lora.at(cameras[entries]).predict_eps(z_t, t, context)
 
     predictions, done = {}, 0
     for steps in sorted(stages):

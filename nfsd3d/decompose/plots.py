@@ -1,7 +1,7 @@
-"""Sheets of pictures for the score decomposition: what the numbers are about, to look at.
+"""Image grids of the score decomposition: directions as heat maps and colours, and decoded steps.
 
 Heat maps are the length over channels of a direction, white at its largest; coloured maps are the first three channels
-of a latent around gray. Where a picture shows an improvement it is a step along minus the direction.
+of a latent around gray. Where an image shows an improvement it is a step along minus the direction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,22 +19,22 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.visualize.images import Image, grid, to_uint8
 
 TILE = 128
-"""Pixels of a picture on a sheet."""
+"""Pixels of an image on an image grid."""
 LABEL = 16
 SHOWN = 6
-"""Rows of a sheet whose pictures are of one kind."""
+"""Rows of an image grid whose images are of one kind."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Rows of pictures [3,H,W] in [0,1] under the names of their columns, at timestep ``t``."""
+class ImageGrid:
+    """Rows of images [3,H,W] in [0,1] under the names of their columns, at timestep ``t``."""
 
     t: int
     columns: Sequence[str]
     rows: Sequence[Sequence[Tensor]]
 
     def image(self) -> Image:
-        """The sheet, with the names above."""
+        """The image grid, with the names above."""
         from PIL import Image as PIL
         from PIL import ImageDraw
 
@@ -47,11 +47,11 @@ class Sheet:
 
 
 def middle(timesteps: Sequence[int], training_steps: int) -> int:
-    """The index of the timestep that sheets show, the one nearest to 3/10 of the range."""
+    """The index of the timestep that image grids show, the one nearest to 3/10 of the range."""
     return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - 0.3 * training_steps))
 
 
-def condition_sheet(prior: Prior, subjects: Subjects, seen: Observation) -> Sheet:
+def condition_grid(prior: Prior, subjects: Subjects, seen: Observation) -> ImageGrid:
     """δ_C and the sweep x − η(σ/α)δ_C."""
     i = middle(seen.timesteps, seen.schedule.training_steps)
     rows = []
@@ -60,13 +60,13 @@ def condition_sheet(prior: Prior, subjects: Subjects, seen: Observation) -> Shee
         swept = [seen.z[n] - eta * seen.step[i, 0, 0] * delta_c for eta in ETAS]
         noise = colours(seen.noise[0, n])
         rows.append([subjects.images[n], noise, heat(delta_c), colours(delta_c), *(_decoded(prior, z) for z in swept)])
-    return Sheet(
+    return ImageGrid(
         seen.timesteps[i], ["x", "noise", "|delta_C|", "delta_C", *(f"x - {eta:g} delta_C" for eta in ETAS)], rows
     )
 
 
-def domain_sheet(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> Sheet:
-    """Two pairs of each family: δ_N, δ_D, and the distorted picture after the step along −δ_D."""
+def domain_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> ImageGrid:
+    """Two pairs of each family: δ_N, δ_D, and the distorted image after the step along −δ_D."""
     first = next(iter(families.values()))[1].clean
     i = middle(first.timesteps, first.schedule.training_steps)
     rows = []
@@ -77,10 +77,12 @@ def domain_sheet(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservati
             mask = seen.mask[n].float().expand(3, -1, -1)
             shown = [pairs.clean[n], pairs.distorted[n], mask, colours(delta_n), heat(delta_d)]
             rows.append([*shown, _decoded(prior, better)])
-    return Sheet(first.timesteps[i], ["x_ID", "x_OOD", "distortion", "delta_N", "|delta_D|", "x_OOD - delta_D"], rows)
+    return ImageGrid(
+        first.timesteps[i], ["x_ID", "x_OOD", "distortion", "delta_N", "|delta_D|", "x_OOD - delta_D"], rows
+    )
 
 
-def negative_sheet(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> Sheet:
+def negative_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> ImageGrid:
     """Two pairs of each family: δ_D, its two stand-ins by a prompt, and steps along them."""
     first = next(iter(families.values()))[1].clean
     i = middle(first.timesteps, first.schedule.training_steps)
@@ -101,11 +103,11 @@ def negative_sheet(prior: Prior, families: Mapping[str, tuple[Pairs, PairObserva
         "x_OOD - 1 (...neg)",
         "x_OOD - 3 (...)",
     ]
-    return Sheet(first.timesteps[i], names, rows)
+    return ImageGrid(first.timesteps[i], names, rows)
 
 
-def residual_sheet(groups: Mapping[str, tuple[Tensor, Observation]]) -> Sheet:
-    """Pictures of each group: two draws of the residual, its mean, and δ_C, at one scale."""
+def residual_grid(groups: Mapping[str, tuple[Tensor, Observation]]) -> ImageGrid:
+    """Images of each group: two draws of the residual, its mean, and δ_C, at one scale."""
     first = next(iter(groups.values()))[1]
     i = middle(first.timesteps, first.schedule.training_steps)
     rows = []
@@ -115,11 +117,11 @@ def residual_sheet(groups: Mapping[str, tuple[Tensor, Observation]]) -> Sheet:
             scale = float(size(residual[0]))
             maps = [*residual[:2], residual.mean(0), seen.delta_c[i, 0, n]]
             rows.append([images[n], colours(seen.noise[0, n]), *(colours(value, scale) for value in maps)])
-    return Sheet(first.timesteps[i], ["x", "noise", "residual", "another noise", "mean of noises", "delta_C"], rows)
+    return ImageGrid(first.timesteps[i], ["x", "noise", "residual", "another noise", "mean of noises", "delta_C"], rows)
 
 
-def dds_sheet(prior: Prior, source: Observation, edited: Observation) -> Sheet:
-    """Source and edited picture, their residuals and the difference, and the direction of the edit."""
+def dds_grid(prior: Prior, source: Observation, edited: Observation) -> ImageGrid:
+    """Source and edited image, their residuals and the difference, and the direction of the edit."""
     i = middle(source.timesteps, source.schedule.training_steps)
     rows = []
     for n in _spread(len(source.z)):
@@ -129,10 +131,10 @@ def dds_sheet(prior: Prior, source: Observation, edited: Observation) -> Sheet:
         shown = [_decoded(prior, seen.z[n]) for seen in (source, edited)]
         rows.append([*shown, *(colours(value, scale) for value in maps)])
     columns = ["source", "edited", "residual, edited", "residual, source", "difference", "delta_C - delta_C'"]
-    return Sheet(source.timesteps[i], columns, rows)
+    return ImageGrid(source.timesteps[i], columns, rows)
 
 
-def vsd_sheet(pairs: Pairs, seen: PairObservation, stages: Mapping[int, Tensor]) -> Sheet:
+def vsd_grid(pairs: Pairs, seen: PairObservation, stages: Mapping[int, Tensor]) -> ImageGrid:
     """The pair's δ_D, and ε(∅) − ε_LoRA over the training, at one scale."""
     i = middle(seen.clean.timesteps, seen.clean.schedule.training_steps)
     uncond = seen.distorted.eps["uncond"]
@@ -141,7 +143,7 @@ def vsd_sheet(pairs: Pairs, seen: PairObservation, stages: Mapping[int, Tensor])
         scale = float(size(seen.delta_d[i, 0, n]))
         maps = [seen.delta_d[i, 0, n], *((uncond - eps)[i, 0, n] for eps in stages.values())]
         rows.append([pairs.clean[n], pairs.distorted[n], *(colours(value, scale) for value in maps)])
-    return Sheet(
+    return ImageGrid(
         seen.clean.timesteps[i], ["x_ID", "x_OOD", "delta_D", *(f"e() - e_LoRA, {steps}" for steps in stages)], rows
     )
 

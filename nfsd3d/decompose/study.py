@@ -1,4 +1,4 @@
-"""What the figures of the score decomposition are measured on, and each figure with its sheet of pictures."""
+"""A study of one prior: each figure of the score decomposition, with its image grid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.decompose.figures import (
     Figure,
+    classifier_gains,
     condition_figure,
     dds_figure,
     domain_figure,
-    judged_gains,
     negative_figure,
     residual_figure,
     vsd_figure,
@@ -31,13 +31,13 @@ from nfsd3d.decompose.image_pairs import (
 )
 from nfsd3d.decompose.observation import Observation, PairObservation, lora_stages, observe
 from nfsd3d.decompose.plots import (
-    Sheet,
-    condition_sheet,
-    dds_sheet,
-    domain_sheet,
-    negative_sheet,
-    residual_sheet,
-    vsd_sheet,
+    ImageGrid,
+    condition_grid,
+    dds_grid,
+    domain_grid,
+    negative_grid,
+    residual_grid,
+    vsd_grid,
 )
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.oracle_fit import METHOD
@@ -62,10 +62,10 @@ UNRELATED_CAPTION = "a picture of a house"
 
 @dataclass
 class Study:
-    """One measuring, of a prior on pictures, with ``noises`` noises a picture at ``timesteps``; a method a figure.
+    """Measures a prior on images, with ``noises`` noises an image at ``timesteps``; one method per figure.
 
-    ``runs`` are half-trained scenes, none with pictures from files. ``edits``: whether pictures from files have a
-    prompt to edit them to. ``progress`` has one task.
+    ``runs`` are half-trained scenes (none for images from files). ``edits``: whether images from files have a prompt
+    of an edit. ``progress`` has one task.
     """
 
     prior: StableDiffusionPrior
@@ -77,34 +77,34 @@ class Study:
     edits: bool
     progress: Progress
 
-    def condition(self) -> tuple[Figure, Sheet]:
-        """δ_C of a prompt for something else than the picture shows; in the world, judged and with masks."""
+    def condition(self) -> tuple[Figure, ImageGrid]:
+        """δ_C of a prompt for something else than the image shows; in the world, judged and with masks."""
         s = self.subjects
         contexts = {"cond": self.prior.embed(s.targets), "uncond": self._empty}
         if s.masks is None:
             seen = self._observe("condition", s.images, contexts)
-            return condition_figure(seen, None, {}), condition_sheet(self.prior, s, seen)
+            return condition_figure(seen, None, {}), condition_grid(self.prior, s, seen)
         rng = self._rng(1)
         behind = [f"{prompt} on a {_other_than(prompt, rng)} background" for prompt in s.prompts]
         contexts |= {"shown": self.prior.embed(s.prompts), "behind": self.prior.embed(behind)}
         seen = self._observe("condition", s.images, contexts)
-        gains = judged_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
+        gains = classifier_gains(self.prior, seen, Classifier.load(), s.compositions, s.target_compositions)
         mask = on_latents(s.masks, *self.prior.latent_shape[1:], share=0.5)
-        return condition_figure(seen, mask, gains), condition_sheet(self.prior, s, seen)
+        return condition_figure(seen, mask, gains), condition_grid(self.prior, s, seen)
 
-    def domain(self) -> tuple[Figure, Sheet]:
+    def domain(self) -> tuple[Figure, ImageGrid]:
         """δ_N and δ_D of every family of pairs, and of the control."""
         families = self.families | self.control
         figure = domain_figure({name: seen for name, (_, seen) in families.items()}, next(iter(self.control), None))
-        return figure, domain_sheet(self.prior, families)
+        return figure, domain_grid(self.prior, families)
 
-    def negative(self) -> tuple[Figure, Sheet]:
+    def negative(self) -> tuple[Figure, ImageGrid]:
         """ε(∅) − ε(neg) of every family of pairs."""
         figure = negative_figure({name: seen for name, (_, seen) in self.families.items()})
-        return figure, negative_sheet(self.prior, self.families)
+        return figure, negative_grid(self.prior, self.families)
 
-    def residual(self) -> tuple[Figure, Sheet]:
-        """The residual of SDS, of in-domain pictures and of half-trained scenes (or over-saturated pictures)."""
+    def residual(self) -> tuple[Figure, ImageGrid]:
+        """The residual of SDS, of in-domain images and of half-trained scenes (or over-saturated images)."""
         name, pairs = self._hardest
         groups = {}
         for label, images, prompts in (
@@ -118,9 +118,9 @@ class Study:
             assert noise[: self.noises].equal(cond.noise)
             both = dict(uncond.eps) | dict(cond.eps)
             groups[label] = images, Observation(uncond.schedule, uncond.timesteps, uncond.z, noise, both)
-        return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_sheet(groups)
+        return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_grid(groups)
 
-    def dds(self) -> tuple[Figure, Sheet]:
+    def dds(self) -> tuple[Figure, ImageGrid]:
         """The residuals of a source and of the edit of it, as that goes on."""
         s, end = self.subjects, self.edited_images
         assert end is not None
@@ -131,10 +131,10 @@ class Study:
             stage: self._observe(f"dds, {stage}", s.images.lerp(end, share), contexts)
             for stage, share in DDS_STAGES.items()
         }
-        return dds_figure(source, edited), dds_sheet(self.prior, source, list(edited.values())[-1])
+        return dds_figure(source, edited), dds_grid(self.prior, source, list(edited.values())[-1])
 
-    def vsd(self) -> tuple[Figure, Sheet]:
-        """A second network that learns half-trained scenes (or over-saturated pictures).
+    def vsd(self) -> tuple[Figure, ImageGrid]:
+        """A LoRA network that learns half-trained scenes (or over-saturated images).
 
         It adapts the prior's UNet, which can be done once; outside its calls the prior stays as it was.
         """
@@ -158,7 +158,7 @@ class Study:
             self._rng(2),
             advance=self._bar("vsd", total),
         )
-        return vsd_figure(seen, stages), vsd_sheet(pairs, seen, stages)
+        return vsd_figure(seen, stages), vsd_grid(pairs, seen, stages)
 
     @cached_property
     def families(self) -> dict[str, tuple[Pairs, PairObservation]]:
@@ -167,7 +167,7 @@ class Study:
 
     @cached_property
     def control(self) -> dict[str, tuple[Pairs, PairObservation]]:
-        """In the world of shapes, pairs whose two pictures are both in-domain."""
+        """In the world of shapes, pairs whose two images are both in-domain."""
         if self.subjects.target_images is None:
             return {}
         pairs = recoloured_pairs(self.subjects)
@@ -175,7 +175,7 @@ class Study:
 
     @cached_property
     def edited_images(self) -> Tensor | None:
-        """What an edit arrives at: the true picture, or with files the source in stronger colours; None without one."""
+        """What an edit arrives at: the true image, or with files the source in stronger colours; None without one."""
         if self.subjects.target_images is not None:
             return self.subjects.target_images
         return saturated_pairs(self.subjects, self._rng(3)).distorted if self.edits else None
@@ -186,7 +186,6 @@ class Study:
 
     @cached_property
     def _pairs(self) -> dict[str, Pairs]:
-
         s, rng = self.subjects, self._rng(4)
         pairs = {
             "captioned (patch)": degraded_pairs(s, rng, patch=True),
@@ -206,7 +205,6 @@ class Study:
         return list(self._pairs.items())[-1]  # scenes, where there are any
 
     def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:
-
         contexts = {"uncond": self._empty}
         shared = pairs.clean is self.subjects.images
         clean = self._clean if shared else self._observe(f"{name}, clean", pairs.clean, contexts)
@@ -217,17 +215,16 @@ class Study:
         return PairObservation(clean, distorted, mask, shared)
 
     def _observe(self, name: str, images: Tensor, contexts: dict[str, Tensor], noises: int = 0) -> Observation:
-
         count, steps = noises or self.noises, self.timesteps
         with torch.no_grad():
             z = torch.cat([self.prior.encode(part.to(self.prior.device)) for part in images.split(8)])
-        # One noise after the other, so that the first ones are the same however many there are.
+        # Drawn one by one, so that the first noises do not depend on the count.
         rng = self._rng(0)
         noise = torch.stack([torch.randn(z.shape, generator=rng) for _ in range(count)])
         return observe(self.prior, z, noise, steps, contexts, advance=self._bar(name, len(steps)))
 
     def _bar(self, name: str, total: int) -> Callable[[], None]:
-        """Starts the bar again under another name; returns what advances it."""
+        """Restarts the progress bar under another name; returns the callback that advances it."""
         progress, task = self.progress, self.progress.task_ids[0]
         progress.reset(task, total=total, description=name)
         return lambda: progress.advance(task)
@@ -241,7 +238,6 @@ class Study:
 
     @cached_property
     def _random_captions(self) -> Tensor:
-
         if not self.subjects.compositions:
             return self.prior.embed([UNRELATED_CAPTION])
         rng = self._rng(5)

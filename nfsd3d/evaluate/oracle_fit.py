@@ -1,8 +1,7 @@
-"""The oracle_fit of a run: the same NeRF, fitted to true views of what the prompt describes instead of being distilled.
+"""Oracle fit of a run: the same NeRF fitted photometrically to true views instead of being distilled.
 
-Cameras, optimiser, learning rates, regularisers, resolution and number of steps are those of the run, and the steps go
-through the same loop. What an oracle fit gets wrong is the renderer's and the recipe's doing; what a distilled run gets
-wrong beyond that, the prior's or the method's.
+Cameras, optimiser, learning rates, regularisers, resolution, number of steps and training loop are those of the run.
+Errors of the oracle fit are due to renderer and recipe; further errors of a distilled run to the prior or the method.
 """
 
 from dataclasses import dataclass, replace
@@ -17,13 +16,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.config.schema import Config, TrainConfig
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.errors import RunFailed
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.directory import claim_folder
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.summary import Summary, write_summary
-from nfsd3d.shapes.world.grammar import Composition, parse_prompt
+from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
 from nfsd3d.train.divergence import Diverged
@@ -105,12 +105,12 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     with some of the prior's light in them, and is to be judged by what they show, not by this oracle_fit's brightness.
 
     Raises:
-        InputError: the prompt is no canonical one of the world of shapes, or ``run_dir`` is in use.
+        InputError: the prompt is not one of the world of shapes, or ``run_dir`` is in use.
         RunFailed: the fit diverged.
         nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM.
     """
     console = console or Console()
-    composition = _composition(config.prompt)
+    composition = composition_of(config.prompt)
     claim_folder(run_dir)
     generator = build_generator(config)
     rng = torch.Generator().manual_seed(config.seed)
@@ -190,13 +190,3 @@ def photometric_loss(generator: NeRF, batches: list[TrueBatch], rng: torch.Gener
         samples_per_ray=rendering.samples_per_ray,
     )
     return StepResult(loss, metrics)
-
-
-def _composition(prompt: str) -> Composition:
-    try:
-        return parse_prompt(prompt)
-    except ValueError as error:
-        raise InputError(
-            f"prompt={prompt}: no canonical prompt of the world of shapes; "
-            'write one like "a purple house" or "a red and white dotted mushroom"'
-        ) from error

@@ -1,4 +1,4 @@
-"""One run of pictures against its prompt: what the classifier sees in each of them, and what they cost."""
+"""Scores of a run with ``generator=latent|image``: the classifier on each of its images, and cost."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from nfsd3d.api import Run
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
-from nfsd3d.evaluate.score_scene import composition_of
+from nfsd3d.evaluate.ground_truth import composition_of
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What the ``images`` pictures of a run, or of several, reached.
+    """The score of a run of ``images`` images.
 
-    ``object``, ``color``, ``pattern`` and ``retrieved`` are the shares of pictures in [0,1] (see
-    ``alignment.Alignment``) and ``margin`` the median, in nats. ``seconds``, ``evaluations`` (of the denoiser) and
-    ``memory_mb`` (peak) are a run's own records, None where it has none.
+    ``object``, ``color``, ``pattern`` and ``retrieved`` are the shares of images in [0,1] (see
+    ``alignment.Alignment``) and ``margin`` the median, in nats. ``seconds``, ``evaluations`` (NFE) and
+    ``memory_mb`` (peak) come from ``summary.json``, None where it lacks them.
     """
 
     prompt: str
@@ -37,7 +37,7 @@ def score_images(run: Run, classifier: Classifier) -> ImageScore:
     """The scores of ``run`` at its checkpoint.
 
     Raises:
-        InputError: the prompt is not one of the world of shapes, or the run made no pictures.
+        InputError: the prompt is not one of the world of shapes, or the run made no images.
     """
     truth = composition_of(run.config.prompt)
     images = image_tensor(run)
@@ -47,10 +47,7 @@ def score_images(run: Run, classifier: Classifier) -> ImageScore:
         prompt=run.config.prompt,
         method=summary.get("method", run.config.distill.method),
         images=len(images),
-        object=float(alignment.object.float().mean()),
-        color=float(alignment.color.float().mean()),
-        pattern=float(alignment.pattern.float().mean()),
-        retrieved=float(alignment.retrieved.float().mean()),
+        **alignment.shares(),
         margin=float(alignment.margin.quantile(0.5)),
         seconds=summary.get("seconds"),
         evaluations=summary.get("network_evaluations"),
@@ -59,5 +56,5 @@ def score_images(run: Run, classifier: Classifier) -> ImageScore:
 
 
 def image_tensor(run: Run) -> Tensor:
-    """[B,3,H,W] the pictures of a run in [0,1]."""
+    """[B,3,H,W] the images of a run in [0,1]."""
     return torch.from_numpy(run.images).permute(0, 3, 1, 2).float() / 255

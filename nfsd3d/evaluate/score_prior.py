@@ -1,4 +1,4 @@
-"""How good a prior of the world of shapes is: reconstruction, and what its own samples show."""
+"""Quality of a prior of the world of shapes: reconstruction PSNR, and the classifier on its samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ SAMPLING_STEPS = 30
 
 @dataclass(frozen=True)
 class SampleQuality:
-    """Samples at one guidance scale: shares in [0,1] whose object, main colour and pattern the classifier finds right,
-    that beat all distractors (``retrieved``), and that show the asked ``view`` (of objects with a front); ``images`` in
-    all.
+    """The quality of ``images`` samples at one guidance scale: shares in [0,1].
+
+    ``object``, ``color``, ``pattern`` and ``retrieved`` are those of ``alignment.Shares``; ``view`` is the share that
+    shows the requested view, among objects with a front.
     """
 
     guidance_scale: float
@@ -81,10 +82,7 @@ def sample_quality(
     quality = SampleQuality(
         guidance_scale=guidance_scale,
         images=len(samples),
-        object=float(alignment.object.float().mean()),
-        color=float(alignment.color.float().mean()),
-        pattern=float(alignment.pattern.float().mean()),
-        retrieved=float(alignment.retrieved.float().mean()),
+        **alignment.shares(),
         view=sum(seen[i] == requests[i][1] for i in asked) / len(asked),
     )
     return quality, samples

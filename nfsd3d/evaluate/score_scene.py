@@ -1,4 +1,4 @@
-"""One run against the ground truth of its prompt: appearance, geometry, views, and what it cost."""
+"""Scores of a scene against the ground truth of its prompt: content, geometry, views, sharpness and cost."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ from nfsd3d.evaluate.classifier.alignment import align, view_errors
 from nfsd3d.evaluate.classifier.model import SIZE, Classifier
 from nfsd3d.evaluate.geometry.iou import fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
+from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.sharpness import compare_appearance
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs import checkpoints
-from nfsd3d.shapes.world.grammar import Composition, parse_prompt
+from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import viewing_cameras
@@ -30,15 +31,15 @@ BACKGROUND = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class RunScore:
-    """What a run reached.
+    """The score of a run.
 
-    ``object``, ``color``, ``pattern``: whether the classifier, over all views together, finds them right; ``retrieved``
-    and ``margin`` likewise (see ``alignment.Alignment``); ``views_right`` the share of single views whose object is
-    right. ``iou`` of the field's solid and ``mesh_iou`` of its mesh with the true solid, and ``ellipsoid_iou``, what
-    the best ellipsoid reaches; ``source_iou`` of the field's solid with its source's, None where the run started from
-    none or that is gone. ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front.
-    ``sharpness`` and ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (of the denoiser) and
-    ``memory_mb`` (peak) are the run's own records, None where it has none.
+    ``object``, ``color``, ``pattern``, ``retrieved`` and ``margin`` are those of all views together (see
+    ``alignment.Alignment``); ``views_right`` is the share of single views whose object is right. ``iou`` is that of the
+    field's solid with the true solid, ``mesh_iou`` that of its mesh, and ``ellipsoid_iou`` that of the best ellipsoid.
+    ``source_iou`` compares the field's solid with its source's; it is None without a source or where that is gone.
+    ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front. ``sharpness`` and
+    ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (NFE) and ``memory_mb`` (peak) come from
+    ``summary.json``, None where it lacks them.
     """
 
     prompt: str
@@ -112,19 +113,6 @@ def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScor
     )
 
 
-def composition_of(prompt: str) -> Composition:
-    """The composition that a prompt names.
-
-    Raises:
-        InputError: it is not written as the world of shapes writes it.
-    """
-    try:
-        return parse_prompt(prompt)
-    except ValueError as error:
-        remedy = 'ground truth needs one like "a red and white dotted mushroom"; runs of others: --clip ID|FOLDER'
-        raise InputError(f"prompt={prompt!r}: no composition of the world of shapes; {remedy}") from error
-
-
 def views_of(run: Run) -> tuple[Tensor, Tensor]:
     """[24,3,64,64] views around the object before a plain gray background, and their opacity [24,1,64,64]."""
     cameras = viewing_cameras(run.config, VIEWS, SIZE)
@@ -180,7 +168,7 @@ class Row:
 
 
 def mean_of(scores: Sequence[object], name: str) -> float:
-    """The mean of an attribute over the scores that have it; NaN where none has."""
+    """The mean of an attribute over the scores where it is not None; NaN without any."""
     values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
     return sum(values) / len(values) if values else math.nan
 

@@ -1,20 +1,22 @@
-"""Means with intervals, correlations, areas under the curve, and the verdicts that follow from the intervals."""
+"""Bootstrap intervals of means, correlations, areas under the ROC curve, and claims that the intervals decide."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
 
-RESAMPLES = 2000
-"""Resamplings behind an interval."""
+RESAMPLES, PROMPT_RESAMPLES = 2_000, 10_000
+"""Bootstrap resamples of images, and of the few prompts of a comparison."""
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``count`` pictures and its bootstrap 95 % interval; not a number where there was none."""
+    """A mean over ``count`` values and its bootstrap interval; NaN without values."""
 
     mean: float
     low: float
@@ -26,34 +28,50 @@ class Estimate:
 
 
 def estimate(values: Tensor) -> list[Estimate]:
-    """The estimate of each row of ``values`` [T,N], over the N pictures; values that are not numbers are left out.
+    """The estimate of each row of ``values`` [T,N] over the N images, which are resampled alike in every row.
 
-    The pictures are resampled, the same in every row.
+    NaN values are left out.
     """
-    return _estimates(values.nanmean(1), _resampled(values, 0), values.isfinite().sum(1))
+    return _estimates(values.nanmean(1), _resampled_means(values, 0), values.isfinite().sum(1))
 
 
 def estimate_difference(first: Tensor, second: Tensor, *, paired: bool) -> list[Estimate]:
     """The estimate of each row of ``first`` [T,N] minus that of ``second`` [T,M].
 
-    ``paired``: the N = M pictures are the same ones; otherwise both are resampled on their own.
+    ``paired``: the N = M images are the same ones; otherwise both are resampled independently.
     """
     if paired:
         return estimate(first - second)
     means = first.nanmean(1) - second.nanmean(1)
     smaller = torch.minimum(first.isfinite().sum(1), second.isfinite().sum(1))
-    return _estimates(means, _resampled(first, 0) - _resampled(second, 1), smaller)
+    return _estimates(means, _resampled_means(first, 0) - _resampled_means(second, 1), smaller)
 
 
-def _resampled(values: Tensor, seed: int) -> Tensor:
-    """[T,RESAMPLES] means over pictures drawn with replacement from the N of ``values`` [T,N]."""
+def estimate_over_prompts(values: Sequence[float], level: float = LEVEL) -> Estimate:
+    """The estimate of ``values``, one for each prompt; in double precision, from ``PROMPT_RESAMPLES`` resamples."""
+    count = len(values)
+    if count == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    drawn = torch.from_numpy(np.random.default_rng(0).integers(count, size=(PROMPT_RESAMPLES, count)))
+    row = torch.tensor(values, dtype=torch.float64)[None]
+    return _estimates(row.mean(1), _means_of(row, drawn), torch.tensor([count]), level)[0]
+
+
+def _resampled_means(values: Tensor, seed: int) -> Tensor:
+    """[T,RESAMPLES] means over images drawn with replacement from the N of ``values`` [T,N]."""
     count = values.shape[1]
     drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    return _means_of(values, drawn)
+
+
+def _means_of(values: Tensor, drawn: Tensor) -> Tensor:
+    """[T,R] means over the columns ``drawn`` [R,N] of ``values`` [T,N]."""
     return values[:, drawn].nanmean(2)
 
 
-def _estimates(means: Tensor, resampled: Tensor, counts: Tensor) -> list[Estimate]:
-    ends = resampled.double().nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=1)
+def _estimates(means: Tensor, resampled: Tensor, counts: Tensor, level: float = LEVEL) -> list[Estimate]:
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ends = resampled.double().nanquantile(tails, dim=1)
     columns = (means.tolist(), *ends.tolist(), counts.tolist())
     return [Estimate(*row) for row in zip(*columns, strict=True)]
 
@@ -70,10 +88,10 @@ def size(a: Tensor) -> Tensor:
 
 
 def area_under_curve(score: Tensor, mask: Tensor) -> Tensor:
-    """[...] how well ``score`` [...,h,w] finds ``mask`` [...,h,w] (bool, broadcast): the area under the ROC curve.
+    """[...] the area under the ROC curve of ``score`` [...,h,w] as a detector of ``mask`` [...,h,w] (bool, broadcast).
 
-    The probability that a pixel of the mask scores higher than one outside it, ties counting one half. Not a number
-    where the mask is empty or everything.
+    That is the probability that a pixel of the mask scores higher than one outside it; ties count one half. NaN where
+    the mask is empty or covers everything.
     """
     ranks = torch.from_numpy(scipy.stats.rankdata(score.flatten(-2).numpy(), axis=-1)).to(score.dtype)
     inside = mask.flatten(-2).to(score.dtype)
@@ -84,9 +102,9 @@ def area_under_curve(score: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about ``of``, and by timestep whether the interval lies where the statement has it.
+    """A statement about the quantity ``of``, and by timestep whether its interval confirms it.
 
-    ``answers``: "yes", "no" (the interval lies outside) or "open" (it contains the bound).
+    ``answers``: "yes" (the interval lies within the claimed bounds), "no" (outside) or "open" (across one).
     """
 
     statement: str

@@ -83,7 +83,7 @@ def summary_table(rows: Mapping[str, Row]) -> str:
 
 
 def image_table(groups: Mapping[str, Mapping[str, ImageScore]]) -> str:
-    """One row a run of pictures, by name, and one for the mean of each group."""
+    """One row a run of images, by name, and one for the mean of each group."""
     head = ["run", "prompt", "images", "object", "colour", "pattern", "R-Precision", "margin"]
     head += ["seconds", "evaluations", "MB"]
 

@@ -8,6 +8,7 @@ import torch
 from nfsd3d.bench import diffusion_step as bench_prior
 from nfsd3d.bench.baseline import ALPHA, as_baseline
 from nfsd3d.bench.flops import arithmetic, device_tflops
+from nfsd3d.bench.tables import comparison_tables, comparison_text
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
@@ -71,9 +72,9 @@ def test_a_method_against_the_same_with_a_baseline_choices(configure, narrow):
     }
     first, second = (t.timing.steps_per_second for t in comparison.ours)
     assert record["hours"] == pytest.approx(config.train.steps * (0.25 / first + 0.75 / second) / 3600)
-    tables = bench_command.comparison_tables(comparison)
+    tables = comparison_tables(comparison)
     assert len(tables) == 2 and "views of 16 pixels" in str(tables[1].title)
-    assert "TFLOP" in bench_command.comparison_text(comparison)
+    assert "TFLOP" in comparison_text(comparison)
 
 
 def test_the_baseline_prunes_samples_that_nobody_sees_and_decodes_for_nothing(configure, narrow, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 
 from nfsd3d.bench import kernels
 from nfsd3d.bench.step import PARTS, StepTiming, bench_step
+from nfsd3d.bench.tables import step_table
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.field import HashGridField
@@ -181,6 +182,6 @@ def test_a_step_without_the_embedded_model_is_an_input_error(tmp_path, monkeypat
 
 def test_step_table_shows_every_part():
     timing = StepTiming({"render": 30.0, "UNet": 70.0}, {"render": 0.3, "UNet": 0.7}, 10.0, 6.1, 10.5)
-    table = bench_command.step_table(timing)
+    table = step_table(timing)
     assert table.row_count == 2
     assert "10.00 steps/s" in str(table.title)

@@ -1,6 +1,7 @@
 """``nfsd3d evaluate`` on small runs, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from nfsd3d.api import load_run
 from nfsd3d.cli.main import main
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_scene import score_run, summarize
+from nfsd3d.shapes.world.objects import OBJECTS
 
 SMALL = {
     "generator.encoding.levels": 2,
@@ -46,6 +48,18 @@ def test_a_run_is_scored_with_its_costs(run_dir):
     assert score.mesh_iou == pytest.approx(score.iou, abs=0.1) and score.source_iou is None
     row = summarize([score, score])
     assert row.runs == 2 and row.iou == pytest.approx(score.iou) and row.done == 1
+
+
+def test_a_prompt_with_a_leading_phrase_and_a_view_is_scored_as_its_composition(run_dir, tmp_path):
+    import shutil
+
+    classifier, other = Classifier.load(), tmp_path / "other"
+    shutil.copytree(run_dir, other)
+    config = (run_dir / "config.yaml").read_text()
+    caption = "prompt: a 3D render of a purple snowman, front view"
+    (other / "config.yaml").write_text(config.replace("prompt: a purple snowman", caption, 1))
+    bare, captioned = (score_run(load_run(path), classifier, mesh=False) for path in (run_dir, other))
+    assert replace(captioned, prompt=bare.prompt) == bare
 
 
 def test_a_run_that_started_from_another_is_compared_with_it(run_dir, tmp_path):
@@ -93,6 +107,7 @@ def test_prompts_without_ground_truth_name_the_remedy(run_dir, tmp_path, capsys)
     config = (other / "config.yaml").read_text().replace("prompt: a purple snowman", "prompt: a corgi", 1)
     (other / "config.yaml").write_text(config)
     assert main(["evaluate", str(other)]) == 2
-    assert "--clip" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--clip" in error and all(name in error for name in OBJECTS) and error.count("\n") == 1
     assert main(["evaluate", str(run_dir), "--clip", "no-such-model"]) == 2
     assert "not a hub id" in capsys.readouterr().err

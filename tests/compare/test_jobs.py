@@ -8,14 +8,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from nfsd3d.cli import compare
-from nfsd3d.cli.compare import TIERS
 from nfsd3d.cli.main import main
 from nfsd3d.compare import cost, records, workers
 from nfsd3d.compare.contact_sheet import write_sheet
 from nfsd3d.compare.cores import shares, usable_cores
-from nfsd3d.compare.jobs import SAMPLE_STEPS, perform, trials_of
-from nfsd3d.compare.suite import load_suite, overrides_of
+from nfsd3d.compare.jobs import SAMPLE_STEPS, perform, plan_jobs
+from nfsd3d.compare.suite import TIERS, load_suite, overrides_of, tier_file
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
@@ -49,14 +47,14 @@ def tier(tmp_path):
     return written
 
 
-def trials(path, **options):
-    return trials_of(load_suite(path), "small", oracle_fit=options.pop("oracle_fit", False))
+def planned(path, **options):
+    return plan_jobs(load_suite(path), "small", oracle_fit=options.pop("oracle_fit", False))
 
 
 def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
-    found = trials(tier(seeds=[0, 1]))
-    assert len({trial.key for trial in found}) == len({trial.name for trial in found}) == len(found) == 2 * 2 * 5
-    first = [trial for trial in found if trial.prompt == "a purple snowman" and trial.seed == 0]
+    found = planned(tier(seeds=[0, 1]))
+    assert len({job.key for job in found}) == len({job.name for job in found}) == len(found) == 2 * 2 * 5
+    first = [job for job in found if job.prompt == "a purple snowman" and job.seed == 0]
     assert [(t.row, t.kind, t.equal) for t in first] == [
         ("the prior's samples, s = 7.5", "samples", False),
         ("the prior's samples, s = 3", "samples", False),
@@ -64,7 +62,7 @@ def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
         ("NFSD", "run", True),
         ("SDS", "run", False),
     ]
-    assert [trial.config.train.steps for trial in first[2:]] == [4, 3, 4]
+    assert [job.config.train.steps for job in first[2:]] == [4, 3, 4]
     assert not first[2].config.export.report and first[2].config.prompt == "a purple snowman"
     # The same configuration as from the command line with the same settings.
     settings = [*overrides_of(TIER["rows"]["SDS"]), "export.report=false", "train.tensorboard=false"]
@@ -73,7 +71,7 @@ def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
 
 def test_scenes_may_have_a_oracle_fit_that_does_not_depend_on_the_prior(tier):
     path = tier(config="nfsd", rows={"NFSD": {}, "SDS": {"distill": "sds"}}, seeds=[0, 1])
-    found = trials(path, oracle_fit=True)
+    found = planned(path, oracle_fit=True)
     (oracle_fit,) = {(t.recipe, t.prior) for t in found if t.kind == "oracle_fit"}
     assert oracle_fit[1] == "" and sum(t.kind == "oracle_fit" for t in found) == len(TIER["prompts"])
     assert not any(t.config.export.mesh or t.config.export.turntable for t in found)
@@ -142,13 +140,13 @@ def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, mon
     assert not list((tmp_path / "out/runs").iterdir())
 
     # A job done again in this process gives the same numbers.
-    trial = next(trial for trial in trials(path) if trial.row == "NFSD" and not trial.equal)
-    again = perform(trial, tmp_path / "again", tmp_path / "again", Classifier.load(), keep=True)
+    job = next(job for job in planned(path) if job.row == "NFSD" and not job.equal)
+    again = perform(job, tmp_path / "again", tmp_path / "again", Classifier.load(), keep=True)
     assert again.score == nfsd.score and again.key == nfsd.key
     assert list((tmp_path / "again/runs").rglob("*.safetensors"))
 
     # Nothing is done twice; results of other weights count for nothing.
-    monkeypatch.setattr(workers, "run_trials", lambda *arguments, **options: pytest.fail("done before"))
+    monkeypatch.setattr(workers, "run_jobs", lambda *arguments, **options: pytest.fail("done before"))
     assert main(call) == 0
     assert "5 done, 0 to do" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
@@ -161,10 +159,10 @@ def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, mon
 
 def test_what_goes_wrong_is_told_and_done_again(tier, tmp_path, capsys, monkeypatch):
     def fail(missing, output, pictures, on_result, **options):
-        for trial in missing:
-            on_result(trial, "no luck")
+        for job in missing:
+            on_result(job, "no luck")
 
-    monkeypatch.setattr(workers, "run_trials", fail)
+    monkeypatch.setattr(workers, "run_jobs", fail)
     assert main(["compare", "--tier", str(tier()), "--output", str(tmp_path / "out"), "--row", "SDS"]) == 1
     printed = capsys.readouterr().out
     assert "nothing is done yet" in printed and "no luck" in printed and "6 jobs failed" in printed
@@ -194,8 +192,8 @@ def test_processes_share_the_cores_without_overlap():
 
 
 def test_tiers_and_tuning_have_no_prompt_in_common():
-    suites = {name: load_suite(compare.tier_file(name)) for name in ("2d", "core", "wide", "length", "full")}
-    tuning = set(load_suite(compare.tier_file("tuning")).prompts)
+    suites = {name: load_suite(tier_file(name)) for name in ("2d", "core", "wide", "length", "full")}
+    tuning = set(load_suite(tier_file("tuning")).prompts)
     assert len(tuning) == 4 and not any(tuning & set(suite.prompts) for suite in suites.values())
     assert suites["core"].prompts == suites["wide"].prompts and set(suites["core"].prompts) < set(suites["2d"].prompts)
     assert set(suites["length"].prompts) < set(suites["core"].prompts)

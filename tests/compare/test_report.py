@@ -6,14 +6,14 @@ import pytest
 from nfsd3d.compare.records import Record
 from nfsd3d.compare.report import (
     Group,
-    bootstrap,
     differences_table,
     mean_over_prompts,
     means_table,
     paired,
-    plain_rows,
+    row_reports,
 )
 from nfsd3d.compare.report import margin as margin_of
+from nfsd3d.evaluate.statistics import estimate_over_prompts
 
 
 def record(row, prompt, seed=0, margin=1.0, **more):
@@ -34,15 +34,15 @@ def record(row, prompt, seed=0, margin=1.0, **more):
 
 def test_the_interval_of_two_prompts_is_known():
     # Of two values the resampled mean is the lower, the middle or the upper with probability 1/4, 1/2, 1/4.
-    interval = bootstrap([1.0, 3.0])
-    assert (interval.mean, interval.low, interval.high, interval.prompts) == (2.0, 1.0, 3.0, 2)
-    assert bootstrap([1.0, 3.0], level=0.4) == bootstrap([1.0, 3.0], level=0.2)
-    assert bootstrap([1.0, 3.0], level=0.4).low == 2.0
+    interval = estimate_over_prompts([1.0, 3.0])
+    assert (interval.mean, interval.low, interval.high, interval.count) == (2.0, 1.0, 3.0, 2)
+    assert estimate_over_prompts([1.0, 3.0], level=0.4) == estimate_over_prompts([1.0, 3.0], level=0.2)
+    assert estimate_over_prompts([1.0, 3.0], level=0.4).low == 2.0
 
 
 def test_the_interval_of_many_prompts_is_the_normal_one():
     values = np.random.default_rng(1).normal(0.5, 2.0, 400)
-    interval = bootstrap(list(values))
+    interval = estimate_over_prompts(list(values))
     half = 1.96 * values.std() / 20
     assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
@@ -52,9 +52,9 @@ def test_pairs_have_the_same_prompt_and_seed_and_seeds_are_averaged_first():
     ours = [record("a", "x", 0, 5.0), record("a", "x", 1, 1.0), record("a", "y", 0, 2.0), record("a", "z", 0, 9.0)]
     theirs = [record("b", "x", 0, 4.0), record("b", "x", 1, 3.0), record("b", "y", 0, 1.0), record("b", "y", 1, 7.0)]
     interval = paired(ours, theirs, margin_of)
-    assert interval.mean == pytest.approx(((1 - 2) / 2 + 1) / 2) and interval.prompts == 2
+    assert interval.mean == pytest.approx(((1 - 2) / 2 + 1) / 2) and interval.count == 2
     assert (interval.low, interval.high) == (-0.5, 1.0)
-    assert paired(ours, [], margin_of).prompts == 0
+    assert paired(ours, [], margin_of).count == 0
     assert mean_over_prompts(ours, margin_of) == pytest.approx((3 + 2 + 9) / 3)
 
 
@@ -72,7 +72,7 @@ def groups():
 
 
 def test_tables_show_both_columns_and_who_diverged(groups):
-    table = means_table(groups, flat=False, equal=True).splitlines()
+    table = means_table(groups, images=False, equal=True).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert len({len(row) for row in cells}) == 1
     nfsd, sds = (dict(zip([*cells[0][:2], "margin", "equal"], row, strict=False)) for row in cells[2:])
@@ -80,15 +80,15 @@ def test_tables_show_both_columns_and_who_diverged(groups):
     assert (sds["margin"], sds["equal"]) == ("0.50", "0.50")
     assert "1 of 2" in cells[3] and "none" in cells[2] and "441" in cells[2]
     assert "100 %" in cells[3][cells[0].index("Janus")]
-    flat = means_table(groups, flat=True, equal=False)
-    assert "IoU" not in flat and "equal" not in flat
+    images = means_table(groups, images=True, equal=False)
+    assert "IoU" not in images and "equal" not in images
 
 
 def test_differences_are_to_the_baseline(groups):
-    table = differences_table(groups, {"NFSD": "NFSD", "SDS": "NFSD"}, flat=False, equal=True).splitlines()
+    table = differences_table(groups, {"NFSD": "NFSD", "SDS": "NFSD"}, images=False, equal=True).splitlines()
     assert len(table) == 3
     assert table[2].startswith("| SDS | NFSD | 2 | -3.50 [-5.00, -2.00] | -1.00 [-1.00, -1.00] | -0.05 [-0.10, +0.00]")
-    assert differences_table(groups, {}, flat=True, equal=False) == ""
-    rows = plain_rows(groups, {"SDS": "NFSD"})
-    assert rows["SDS"]["differences"]["margin"]["full"].mean == -3.5
+    assert differences_table(groups, {}, images=True, equal=False) == ""
+    rows = row_reports(groups, {"SDS": "NFSD"})
+    assert rows["SDS"]["differences"]["margin"]["full"]["mean"] == -3.5
     assert rows["NFSD"]["iou_over_ellipsoid"] == pytest.approx(0.2) and "minus" not in rows["NFSD"]

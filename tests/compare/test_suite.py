@@ -8,7 +8,7 @@ from threading import Barrier
 import pytest
 
 from nfsd3d.compare import suite as suites
-from nfsd3d.compare.suite import Job, jobs_of, load_suite, run_jobs, source_jobs
+from nfsd3d.compare.suite import SuiteRun, load_suite, run_suite, runs_of, source_runs
 from nfsd3d.errors import InputError
 
 TEXT = """
@@ -27,9 +27,9 @@ def test_every_row_prompt_and_seed_is_one_run(tmp_path):
     path.write_text(TEXT)
     suite = load_suite(path)
     assert suite.oracle_fit and suite.seeds == (0, 1)
-    jobs = jobs_of(suite, tmp_path / "out")
-    assert len(jobs) == len({job.run_dir for job in jobs}) == 8
-    last = jobs[-1]
+    runs = runs_of(suite, tmp_path / "out")
+    assert len(runs) == len({run.run_dir for run in runs}) == 8
+    last = runs[-1]
     assert last.row == "SDS, s = 100"
     assert last.run_dir == tmp_path / "out/sds-s-100/a-red-and-white-dotted-mushroom-1"
     assert last.arguments == (
@@ -65,11 +65,11 @@ def test_bad_suites_are_refused(tmp_path, text, message):
 
 
 def test_done_runs_are_skipped_and_started_ones_resumed(tmp_path, monkeypatch):
-    jobs = [Job("NFSD", tmp_path / name, ("--config", "nfsd", "prompt=a blue sphere")) for name in "abc"]
-    jobs[0].run_dir.mkdir()
-    (jobs[0].run_dir / "summary.json").write_text(json.dumps({"status": "done"}))
-    (jobs[1].run_dir / "checkpoints").mkdir(parents=True)
-    (jobs[1].run_dir / "checkpoints/step-000010.json").write_text("{}")
+    runs = [SuiteRun("NFSD", tmp_path / name, ("--config", "nfsd", "prompt=a blue sphere")) for name in "abc"]
+    runs[0].run_dir.mkdir()
+    (runs[0].run_dir / "summary.json").write_text(json.dumps({"status": "done"}))
+    (runs[1].run_dir / "checkpoints").mkdir(parents=True)
+    (runs[1].run_dir / "checkpoints/step-000010.json").write_text("{}")
     commands = []
 
     class Result:
@@ -81,14 +81,14 @@ def test_done_runs_are_skipped_and_started_ones_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(suites.subprocess, "run", record)
     codes = []
-    run_jobs(jobs, lambda job, code: codes.append((job.run_dir.name, code)))
+    run_suite(runs, lambda run, code: codes.append((run.run_dir.name, code)))
     assert sorted(codes) == [("a", 0), ("b", 3), ("c", 3)]
-    assert commands == [["--resume", str(jobs[1].run_dir)], ["--config", "nfsd", "prompt=a blue sphere"]]
+    assert commands == [["--resume", str(runs[1].run_dir)], ["--config", "nfsd", "prompt=a blue sphere"]]
     assert Path(tmp_path / "c.log").exists()
 
 
 def test_runs_side_by_side_share_the_cores(tmp_path, monkeypatch):
-    jobs = [Job("NFSD", tmp_path / name, ()) for name in "abcd"]
+    runs = [SuiteRun("NFSD", tmp_path / name, ()) for name in "abcd"]
     both_are_running, seen = Barrier(2, timeout=20), []
 
     class Result:
@@ -101,19 +101,19 @@ def test_runs_side_by_side_share_the_cores(tmp_path, monkeypatch):
 
     monkeypatch.setattr(suites, "usable_cores", lambda: [3, 4, 5, 6])
     monkeypatch.setattr(suites.subprocess, "run", record)
-    run_jobs(jobs, lambda job, code: None, side_by_side=2)
+    run_suite(runs, lambda run, code: None, side_by_side=2)
     assert sorted(seen) == [("[3, 4]", "2")] * 2 + [("[5, 6]", "2")] * 2
     with pytest.raises(InputError, match="--jobs 5: there are 4 cores"):
-        run_jobs(jobs, lambda job, code: None, side_by_side=5)
+        run_suite(runs, lambda run, code: None, side_by_side=5)
 
 
 def test_edits_start_from_runs_of_their_sources(tmp_path):
     path = tmp_path / "edits.yaml"
     path.write_text("config: dds\nedits: {a blue cube: [a red cube, a blue torus]}\nrows: {DDS: {train.steps: 9}}\n")
     suite = load_suite(path)
-    (source,) = source_jobs(suite, tmp_path)
+    (source,) = source_runs(suite, tmp_path)
     assert source.arguments[:3] == ("--config", "nfsd", "prompt=a blue cube")
-    first, second = jobs_of(suite, tmp_path)
+    first, second = runs_of(suite, tmp_path)
     assert first.run_dir == tmp_path / "dds/a-blue-cube-to-a-red-cube-0"
     expected = (f"source_run={source.run_dir}", "source_prompt=a blue cube", "train.steps=9", "prompt=a blue torus")
     assert second.arguments[2:6] == expected

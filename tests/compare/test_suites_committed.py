@@ -1,18 +1,19 @@
-"""The committed suites: every prompt is held out, every setting composes."""
+"""The committed suites and results: prompts are held out, settings compose, recorded jobs stay done."""
 
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import pytest
 
-from nfsd3d.compare.jobs import trials_of
+from nfsd3d.cli.main import main
 from nfsd3d.compare.records import read
-from nfsd3d.compare.suite import jobs_of, load_suite
+from nfsd3d.compare.suite import TIERS, load_suite, runs_of
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.shapes.world.grammar import held_out, parse_prompt
 
-SUITES = sorted((Path(__file__).parents[2] / "scripts" / "suites").glob("*.yaml"))
+SUITES = sorted(TIERS.glob("*.yaml"))
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "compare.jsonl"
 
 
 def test_there_are_suites():
@@ -24,20 +25,86 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
     suite = load_suite(path)
     assert {parse_prompt(prompt) for prompt in suite.prompts} <= set(held_out())
     assert len(set(suite.prompts)) == len(suite.prompts)
-    first = {job.row: job for job in reversed(jobs_of(suite, tmp_path))}
-    for job in first.values():
-        compose(suite.config, [*job.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
+    first = {run.row: run for run in reversed(runs_of(suite, tmp_path))}
+    for run in first.values():
+        compose(suite.config, [*run.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
 
 
-def test_the_committed_results_are_those_of_todays_recipes_and_weights(monkeypatch):
+DONE = {
+    "core": {
+        "the prior's samples, s = 7.5": "24 of 24 done",
+        "the prior's samples, s = 3": "24 of 24 done",
+        "NFSD": "24 of 24 done; 600 steps",
+        "NFSD, at equal evaluations": "24 of 24 done; 441 steps",
+        "NFSD + Perp-Neg": "24 of 24 done; 600 steps",
+        "NFSD + Perp-Neg, at equal evaluations": "24 of 24 done; 265 steps",
+        "SDS 7.5": "24 of 24 done; 600 steps",
+        "SDS 100": "24 of 24 done; 600 steps",
+        "SDS 7.5, constant s": "12 of 24 done; 600 steps",
+        "SDS 100, constant s": "12 of 24 done; 600 steps",
+        "CSD": "24 of 24 done; 600 steps",
+    },
+    "wide": {
+        "the prior's samples, s = 7.5": "12 of 12 done",
+        "the prior's samples, s = 3": "12 of 12 done",
+        "NFSD": "12 of 12 done; 600 steps",
+        "NFSD, at equal evaluations": "12 of 12 done; 441 steps",
+        "VSD": "12 of 12 done; 600 steps",
+        "VSD, at equal evaluations": "12 of 12 done; 300 steps",
+        "Bridge, s = 7.5": "12 of 12 done; 600 steps",
+        "ISM, s = 3": "12 of 12 done; 600 steps",
+        "ISM, s = 3, at equal evaluations": "12 of 12 done; 237 steps",
+        "SDI": "12 of 12 done; 600 steps",
+        "SDI, at equal evaluations": "12 of 12 done; 117 steps",
+    },
+    "2d": {
+        "the prior's samples, s = 7.5": "24 of 24 done",
+        "the prior's samples, s = 3": "24 of 24 done",
+        "NFSD": "24 of 24 done; 300 steps",
+        "NFSD, at equal evaluations": "24 of 24 done; 221 steps",
+        "NFSD, s = 3, w = 1": "24 of 24 done; 300 steps",
+        "NFSD, s = 3, w = 1, at equal evaluations": "24 of 24 done; 221 steps",
+        "SDS 7.5": "24 of 24 done; 300 steps",
+        "SDS 100": "24 of 24 done; 300 steps",
+        "CSD, s = 3": "24 of 24 done; 300 steps",
+        "VSD, s = 5": "24 of 24 done; 300 steps",
+        "VSD, s = 5, at equal evaluations": "24 of 24 done; 150 steps",
+        "Bridge, s = 7.5": "24 of 24 done; 300 steps",
+        "ISM, s = 3": "24 of 24 done; 300 steps",
+        "ISM, s = 3, at equal evaluations": "24 of 24 done; 117 steps",
+        "SDI, s = 5, w = 1": "24 of 24 done; 300 steps",
+        "SDI, s = 5, w = 1, at equal evaluations": "24 of 24 done; 57 steps",
+    },
+    "length": {
+        "the prior's samples, s = 7.5": "4 of 4 done",
+        "the prior's samples, s = 3": "4 of 4 done",
+        "NFSD": "4 of 4 done; 600 steps",
+        "SDS 100": "4 of 4 done; 600 steps",
+        "NFSD, 2,000 steps": "4 of 4 done; 2000 steps",
+        "SDS 100, 2,000 steps": "4 of 4 done; 2000 steps",
+    },
+}
+"""By tier and row, the recorded jobs of docs/results/compare.jsonl that today's recipes still count as done."""
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="a source distribution has no docs")
+@pytest.mark.parametrize("tier", DONE)
+def test_the_recorded_jobs_stay_done(tier, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
-    path = Path(__file__).parents[2] / "docs" / "results" / "compare.jsonl"
-    if not path.exists():
+    assert main(["compare", "--tier", tier, "--results", str(RESULTS), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "no results of this version" not in printed
+    rows = dict(re.findall(r"^  (.*): (\d+ of \d+ done(?:; \d+ steps)?)", printed, re.MULTILINE))
+    assert rows == DONE[tier]
+    counts = [text.split()[::2][:2] for text in rows.values()]
+    done, jobs = (sum(map(int, numbers)) for numbers in zip(*counts, strict=True))
+    assert f"{tier}: {jobs} jobs, {done} done, {jobs - done} to do" in printed
+
+
+def test_records_of_version_0_1_are_read():
+    """They have the field ``judge`` for the classifier's weights."""
+    if not RESULTS.exists():
         pytest.skip("a source distribution has no docs")
-    records, unreadable = read(path)
-    assert records and not unreadable
-    done = {record.key for record in records}
-    for tier in ("core", "2d"):
-        suite = load_suite(next(path for path in SUITES if path.stem == f"tier-{tier}"))
-        trials = trials_of(replace(suite, prompts=suite.prompts[:1], seeds=(0,)), tier, oracle_fit=False)
-        assert [trial.row for trial in trials if trial.key not in done] == []
+    records, unreadable = read(RESULTS)
+    assert len(records) == 860 and not unreadable
+    assert all(record.classifier for record in records)

@@ -155,7 +155,7 @@ def test_the_loss_is_half_the_squared_error_and_the_regularisers(console, rng):
 
 @pytest.mark.parametrize("prompt", ["a corgi", "a mauve cube", "a red and red dotted cube"])
 def test_another_prompt_is_refused_before_anything_is_made(tmp_path, prompt, console):
-    with pytest.raises(InputError, match=r'no canonical prompt.*"a purple house"'):
+    with pytest.raises(InputError, match=r'no composition of the world of shapes.*"a purple house"'):
         fit_oracle(small(prompt), tmp_path / "run", console)
     assert not (tmp_path / "run").exists()
 

@@ -14,7 +14,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.training import autoencoder, denoiser, pipeline
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle
-from nfsd3d.shapes.training.dataset import load_pictures
+from nfsd3d.shapes.training.dataset import load_dataset
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import held_out
 
@@ -96,7 +96,7 @@ def test_training_begins_from_a_model_whatever_words_it_knows(trained, tmp_path)
     torch.testing.assert_close(state["model"][name][new["dragon</w>"]], before[name].mean(0), **close)
     torch.testing.assert_close(state["model"]["unet.conv_in.weight"], before["unet.conv_in.weight"], **close)
 
-    pictures = load_pictures(folder / "pictures", TINY)
+    pictures = load_dataset(folder / "pictures", TINY)
     autoencoder.train_autoencoder(pictures, tmp_path, settings, torch.device("cpu"))  # no budget: nothing moves
     latents = torch.randn(256, 4, 8, 8)
     denoiser.train_denoiser(pictures, latents, tmp_path, settings, torch.device("cpu"), lambda model, step: None)
@@ -116,7 +116,7 @@ def test_a_tokenizer_makes_one_token_of_each_word(trained):
 
 def test_autoencoder_learns_its_pictures(trained):
     folder, _ = trained
-    pictures = load_pictures(folder / "pictures", TINY)
+    pictures = load_dataset(folder / "pictures", TINY)
     assert len(pictures.images) == len(pictures.captions) == len(pictures.degraded) == 256
     assert 0.05 < pictures.degraded.mean() < 0.3
     image = autoencoder.to_images(pictures.images[:8], torch.device("cpu"))
@@ -153,7 +153,7 @@ def test_the_encoder_rests_at_the_end_while_the_decoder_learns(trained, tmp_path
     shutil.copy(folder / "autoencoder.pt", tmp_path)
     before = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["model"]
     settings = replace(TINY, vae_minutes=0.1, vae_decoder_share=0.5)
-    autoencoder.train_autoencoder(load_pictures(folder / "pictures", TINY), tmp_path, settings, torch.device("cpu"))
+    autoencoder.train_autoencoder(load_dataset(folder / "pictures", TINY), tmp_path, settings, torch.device("cpu"))
     after = torch.load(tmp_path / "autoencoder.pt", weights_only=True)["model"]
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder"}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit, sample_cameras
+from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.shapes.world.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
 from nfsd3d.shapes.world.grammar import (
     COLORS,
@@ -18,10 +19,11 @@ from nfsd3d.shapes.world.grammar import (
     sample_caption,
     sample_composition,
     view_name,
+    view_phrases,
 )
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.shapes.world.scene import WORLD_CAMERAS, picture_caption, sample_pictures
+from nfsd3d.shapes.world.scene import WORLD_CAMERAS, image_caption, sample_images
 
 
 def test_size_of_the_world():
@@ -124,8 +126,51 @@ def test_prompts_round_trip(rng):
         assert parse_prompt(composition.prompt) == composition
 
 
+def test_captions_name_their_composition(rng):
+    for index in range(1000):
+        composition = sample_composition(rng)
+        azimuth, elevation = (torch.rand(2, generator=rng) * torch.tensor([360, 90])).tolist()
+        background = ("", "a white background", "a light blue background")[index % 3]
+        words = ((), ("sharp",), ("blurry", "low contrast"), ("detailed", "high quality"))[index % 4]
+        caption = sample_caption(rng, composition, view_phrases(azimuth, elevation), background, words)
+        assert parse_prompt(caption) == composition
+
+
 @pytest.mark.parametrize(
-    "text", ["a mushroom", "a red and white dotted mushroom!", "a mauve cube", "a red and red dotted cube"]
+    "text",
+    [
+        "a 3D render of a red rocket, side view",
+        "a DSLR photo of a red rocket",
+        "a zoomed out DSLR photo of a red rocket",
+        "A side view of a detailed red rocket.",
+        "red rocket, back left view slightly from above, high quality",
+        "a high resolution image of a plain red rocket on a plain white background, sharp",
+    ],
+)
+def test_prompts_as_people_write_them_name_their_composition(text):
+    assert parse_prompt(text) == Composition("rocket", "plain", "red")
+
+
+@pytest.mark.parametrize("view", (*VIEW_WORDS, *FINE_VIEW_WORDS))
+def test_prompts_may_end_in_any_view_words(view):
+    expected = Composition("mushroom", "dotted", "red", "white")
+    assert parse_prompt(f"a red mushroom with white dots, {view}") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a mushroom",
+        "a red and white dotted mushroom!",
+        "a mauve cube",
+        "a red and red dotted cube",
+        "a photo of a corgi",
+        "a red rocket next to a blue cube",
+        "a corgi on a picture of a red rocket",
+        "a stone statue of a red rocket",
+        "a red rocket, made of chocolate",
+        "",
+    ],
 )
 def test_other_prompts_are_refused(text):
     with pytest.raises(ValueError):
@@ -156,17 +201,17 @@ def test_bad_words_only_caption_degraded_pictures(rng):
     bad = [*NEGATIVE_WORDS, *OTHER_WORDS]
     for _ in range(300):
         composition = sample_composition(rng)
-        clean = picture_caption(rng, composition, ("front view",), "", ())
+        clean = image_caption(rng, composition, ("front view",), "", ())
         assert not any(re.search(rf"\b{word}\b", clean) for word in bad)
         words = ("blurry", "low contrast")
-        caption = picture_caption(rng, composition, ("front view",), "", words)
+        caption = image_caption(rng, composition, ("front view",), "", words)
         assert all(word in caption for word in words)
     assert not set(QUALITY) & set(bad)
 
 
 @pytest.fixture(scope="module")
 def clean_images():
-    pictures = sample_pictures(torch.Generator().manual_seed(5), "house", 8, 64)
+    pictures = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
     return [picture.image for picture in pictures if not picture.words]
 
 
@@ -179,6 +224,6 @@ def test_degradations_are_visible_and_mild(word, rng, clean_images):
 
 
 def test_pictures_are_reproducible():
-    first, second = (sample_pictures(torch.Generator().manual_seed(3), "bird", 4, 32) for _ in range(2))
+    first, second = (sample_images(torch.Generator().manual_seed(3), "bird", 4, 32) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.image.equal(b.image) and a.composition == b.composition and a.words == b.words

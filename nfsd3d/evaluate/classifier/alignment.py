@@ -1,6 +1,7 @@
-"""Does an image show what the prompt says: attributes, R-Precision against hard distractors, the margin, the view."""
+"""Alignment of images with their prompts: attributes, R-Precision against hard distractors, margin and view."""
 
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -34,11 +35,21 @@ def distractors(truth: Composition) -> list[Composition]:
     return [*objects, *colors, *patterns]
 
 
+class Shares(TypedDict):
+    """Shares of images in [0,1] whose attribute is right, or that were ``retrieved`` (the R-Precision)."""
+
+    object: float
+    color: float
+    pattern: float
+    retrieved: float
+
+
 @dataclass(frozen=True)
 class Alignment:
-    """Of each of B images (all 1-D tensors [B]): whether ``object``, main ``color`` and ``pattern`` are right, whether
-    the truth beats every distractor (``retrieved``: the share of these is the R-Precision), and the ``margin`` of its
-    log-probability over the best distractor's, in nats.
+    """The alignment of B images with their prompts; all fields are tensors [B].
+
+    ``object``, main ``color`` and ``pattern``: whether they are right. ``retrieved``: whether the truth beats every
+    distractor. ``margin``: the truth's log-probability minus the best distractor's, in nats.
     """
 
     object: Tensor
@@ -46,6 +57,15 @@ class Alignment:
     pattern: Tensor
     retrieved: Tensor
     margin: Tensor
+
+    def shares(self) -> Shares:
+        """The shares of the images for which each field holds."""
+        return Shares(
+            object=float(self.object.float().mean()),
+            color=float(self.color.float().mean()),
+            pattern=float(self.pattern.float().mean()),
+            retrieved=float(self.retrieved.float().mean()),
+        )
 
 
 def align(prediction: Prediction, truths: list[Composition]) -> Alignment:

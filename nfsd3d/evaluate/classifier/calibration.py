@@ -1,4 +1,4 @@
-"""How far the classifier can be trusted: on true renders, through the prior's autoencoder, and with wrong prompts."""
+"""Calibration of the classifier: accuracy on true renders, on decoded latents of them, and with wrong prompts."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -77,11 +77,8 @@ def _calibration(classifier: Classifier, truth: Truth, images: Tensor, compositi
     error, _ = view_errors(prediction[front], truth.azimuth[front])
     return Calibration(
         images=len(images),
-        object=float(alignment.object.float().mean()),
-        color=float(alignment.color.float().mean()),
-        pattern=float(alignment.pattern.float().mean()),
+        **alignment.shares(),
         view=float((prediction.view.argmax(-1) == truth.view)[named].float().mean()),
-        retrieved=float(alignment.retrieved.float().mean()),
         azimuth_error_deg=error,
     )
 

@@ -1,6 +1,6 @@
-"""The classifier: a small classifier that says what an image of the world of shapes shows.
+"""The image classifier of the world of shapes: a small residual network with one head an attribute.
 
-It is trained on clean true renders alone, with pictures, seed and architecture of its own, and shares nothing with the
+It is trained on clean true renders alone, with images, seed and architecture of its own, and shares nothing with the
 embedded prior (``python scripts/train_classifier.py``). How far it can be trusted is measured in ``calibration``.
 """
 

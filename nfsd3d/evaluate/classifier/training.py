@@ -20,7 +20,7 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS
 
 SEED = 20_000_003
-"""Far from the seeds that the prior's pictures are drawn with."""
+"""Far from the seeds that the prior's images are drawn with."""
 
 _SHARD = 64
 
@@ -67,11 +67,11 @@ def _render_shard(task: tuple[int, int, str]) -> tuple[np.ndarray, list[Composit
 
 
 def render_truth(
-    count: int, seed: int, *, workers: int | None = None, on_pictures: Callable[[int], None] = lambda count: None
+    count: int, seed: int, *, workers: int | None = None, on_images: Callable[[int], None] = lambda count: None
 ) -> Truth:
     """``count`` true renders (rounded up to shards of one object each), spread evenly over the objects.
 
-    ``workers`` processes render them (default: one a core); ``on_pictures`` is called with the size of each shard.
+    ``workers`` processes render them (default: one a core); ``on_images`` is called with the size of each shard.
     """
     names = list(OBJECTS)
     shards = math.ceil(count / (_SHARD * len(names))) * len(names)
@@ -83,7 +83,7 @@ def render_truth(
             compositions += named
             azimuths += azimuth
             elevations += elevation
-            on_pictures(len(named))
+            on_images(len(named))
     stack = torch.from_numpy(np.concatenate(pixels)).float() / 255
     views = [view_name(math.degrees(a), math.degrees(e)) for a, e in zip(azimuths, elevations, strict=True)]
     view = torch.tensor([VIEWS.index(name) for name in views])

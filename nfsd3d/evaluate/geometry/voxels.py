@@ -104,7 +104,7 @@ def field_solid(
 
     The ``views`` cameras are spread evenly over all directions. One looks through to a point if no surface (see
     :func:`surface_depth`) stops the ray before it. ``distance`` (world units; default 4 ``radius``) and ``fovy``
-    (radians; default: every view shows the whole cube) are the cameras'; what no view shows is empty. Pictures of
+    (radians; default: every view shows the whole cube) are the cameras'; what no view shows is empty. Images of
     ``view_size``^2 pixels settle most cells; those at outlines are settled by rays of their own.
 
     Raises:
@@ -119,7 +119,7 @@ def field_solid(
             f"need views, resolution >= 1, view_size >= 2, distance > {reach:.3g}"
         )
     if fovy is None:
-        # A picture ends at the middles of its outermost pixels.
+        # An image ends at the middles of its outermost pixels.
         fovy = 2 * math.atan(math.tan(math.asin(reach / distance)) * view_size / (view_size - 1))
     device = generator.occupancy.density.device
     cameras = all_around(views, view_size, distance, fovy).to(device)
@@ -147,7 +147,7 @@ def all_around(count: int, size: int, distance: float, fovy: float) -> Cameras:
 
 
 def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Which of ``points`` [N,3] are in the picture of ``camera`` (a batch of one), and to which of them it sees.
+    """Which of ``points`` [N,3] are in the image of ``camera`` (a batch of one), and to which of them it sees.
 
     Both are bool [N]. A point is compared with the depths of the four pixels around it; where they disagree, with
     that along its own ray.

@@ -1,4 +1,4 @@
-"""The embedded prior's autoencoder: its training, and the latents of all pictures."""
+"""The embedded prior's autoencoder: its training, and the latents of all images."""
 
 import time
 from pathlib import Path
@@ -34,7 +34,7 @@ def autoencoder_optimizer(model: Any, settings: TeacherSettings) -> torch.optim.
 
 
 def to_images(batch: np.ndarray, device: torch.device) -> Tensor:
-    """[B,3,H,W] in [-1,1] of uint8 pictures [B,H,W,3]."""
+    """[B,3,H,W] in [-1,1] of uint8 images [B,H,W,3]."""
     images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2)
     return (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
@@ -52,7 +52,7 @@ def autoencoder_loss(image: Tensor, decoded: Tensor, latent: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, decoded: Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB, of images in [-1,1]."""
+    """Mean over images of the peak signal-to-noise ratio in dB, of images in [-1,1]."""
     error = (image - decoded.clamp(-1, 1)).square().mean((1, 2, 3)) / 4
     return float((-10 * torch.log10(error)).mean())
 
@@ -60,7 +60,7 @@ def psnr(image: Tensor, decoded: Tensor) -> float:
 def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
     """Trains the autoencoder within its budget, from its checkpoint in ``folder`` when there is one.
 
-    The latents of a distillation come from the encoder, the picture's sharpness from the decoder: while the encoder
+    The latents of a distillation come from the encoder, the image's sharpness from the decoder: while the encoder
     rests at the end, the decoder gains for half the price of a step, and a UNet trained on the latents stays valid.
     """
     torch.manual_seed(settings.seed)
@@ -116,7 +116,7 @@ def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSet
 
 @torch.no_grad()
 def encode_pictures(model: Any, pictures: ImageDataset, folder: Path, device: torch.device) -> tuple[Tensor, float]:
-    """The latents of all pictures [N,4,h,w] with unit standard deviation, and the factor that made it so.
+    """The latents of all images [N,4,h,w] with unit standard deviation, and the factor that made it so.
 
     They are kept in ``folder`` for as long as the autoencoder there is not trained further.
     """

@@ -25,8 +25,8 @@ from rich.progress import (
 class TeacherSettings:
     """Sizes and schedules of the embedded prior's training.
 
-    ``size`` in pixels, ``pictures`` in number, ``*_minutes`` are time budgets that the learning-rate schedules
-    follow; over the last ``vae_decoder_share`` of the autoencoder's the encoder rests; ``snr_gamma`` and
+    ``size`` in pixels, ``pictures`` the number of images, ``*_minutes`` are time budgets of the schedules;
+    over the last ``vae_decoder_share`` of the autoencoder's the encoder rests; ``snr_gamma`` and
     ``snr_floor`` weight the timesteps of the UNet's loss (see ``denoiser.loss_weight``).
     """
 

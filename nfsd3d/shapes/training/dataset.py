@@ -1,4 +1,4 @@
-"""The embedded prior's training pictures, rendered to shards of arrays and captions."""
+"""The embedded prior's training images, rendered to shards of arrays and captions."""
 
 import json
 import math
@@ -12,10 +12,10 @@ import torch
 
 from nfsd3d.shapes.training.common import TeacherSettings, progress_bar
 from nfsd3d.shapes.world.objects import OBJECTS
-from nfsd3d.shapes.world.scene import picture_caption, sample_pictures
+from nfsd3d.shapes.world.scene import image_caption, sample_images
 
-SHARD_PICTURES = 256
-CAPTIONS_PER_PICTURE = 6
+SHARD_IMAGES = 256
+CAPTIONS_PER_IMAGE = 6
 
 
 def _render_shard(task: tuple[Path, int, int, int]) -> None:
@@ -24,22 +24,22 @@ def _render_shard(task: tuple[Path, int, int, int]) -> None:
     rng = torch.Generator().manual_seed(seed * 1_000_003 + index)
     images, captions, objects = [], [], []
     names = list(OBJECTS)
-    per_object = SHARD_PICTURES // len(names)
+    per_object = SHARD_IMAGES // len(names)
     for name in names:
-        for picture in sample_pictures(rng, name, per_object, size):
+        for picture in sample_images(rng, name, per_object, size):
             images.append((picture.image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
             draw = (picture.composition, picture.views, picture.background, picture.words)
-            captions.append([picture_caption(rng, *draw) for _ in range(CAPTIONS_PER_PICTURE)])
+            captions.append([image_caption(rng, *draw) for _ in range(CAPTIONS_PER_IMAGE)])
             objects.append([name, bool(picture.words)])
     temporary = path.with_suffix(".tmp.npz")
     np.savez(temporary, images=np.stack(images), captions=np.array(json.dumps([captions, objects])))
     os.replace(temporary, path)
 
 
-def render_pictures(folder: Path, settings: TeacherSettings, workers: int | None = None) -> None:
-    """Renders the training pictures to ``folder`` (shards that exist are kept), with a progress bar."""
+def render_dataset(folder: Path, settings: TeacherSettings, workers: int | None = None) -> None:
+    """Renders the training images to ``folder`` (shards that exist are kept), with a progress bar."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = math.ceil(settings.pictures / SHARD_PICTURES)
+    count = math.ceil(settings.pictures / SHARD_IMAGES)
     paths = [folder / f"shard-{index:05d}.npz" for index in range(count)]
     missing = [(path, index, settings.size, settings.seed) for index, path in enumerate(paths) if not path.exists()]
     if not missing:
@@ -52,19 +52,19 @@ def render_pictures(folder: Path, settings: TeacherSettings, workers: int | None
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """The rendered pictures: ``images`` uint8 [N,S,S,3], ``captions`` (several each), ``degraded`` bool [N]."""
+    """The rendered images: ``images`` uint8 [N,S,S,3], ``captions`` (several each), ``degraded`` bool [N]."""
 
     images: np.ndarray
     captions: list[list[str]]
     degraded: np.ndarray
 
 
-def load_pictures(folder: Path, settings: TeacherSettings) -> ImageDataset:
-    """Reads the shards that ``render_pictures`` wrote."""
+def load_dataset(folder: Path, settings: TeacherSettings) -> ImageDataset:
+    """Reads the shards that ``render_dataset`` wrote."""
     images: list[np.ndarray] = []
     captions: list[list[str]] = []
     degraded: list[bool] = []
-    for index in range(math.ceil(settings.pictures / SHARD_PICTURES)):
+    for index in range(math.ceil(settings.pictures / SHARD_IMAGES)):
         with np.load(folder / f"shard-{index:05d}.npz") as shard:
             images.append(shard["images"])
             texts, objects = json.loads(str(shard["captions"]))

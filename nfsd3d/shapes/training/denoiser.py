@@ -113,7 +113,7 @@ def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
 
 
 def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
-    """[N] how often each picture is drawn, summing to 1: more often what is learnt last, views and fine patterns."""
+    """[N] how often each image is drawn, summing to 1: more often what is learnt last, views and fine patterns."""
     fronts = {name for name, shape in OBJECTS.items() if shape.has_front}
     weights = []
     for options in captions:
@@ -124,7 +124,7 @@ def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
 
 
 def draw_caption(options: list[str], random: np.random.Generator) -> str:
-    """One of a picture's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
+    """One of an image's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
     if random.random() < CAPTION_DROPOUT:
         return ""
     with_view = [caption for caption in options if " view" in caption]
@@ -166,7 +166,7 @@ def train_denoiser(
     device: torch.device,
     publish: Callable[[nn.ModuleDict, int], None],
 ) -> None:
-    """Trains UNet and text encoder on the pictures' ``latents`` [N,4,h,w] within their budget, resumed from ``folder``.
+    """Trains UNet and text encoder on the images' ``latents`` [N,4,h,w] within their budget, resumed from ``folder``.
 
     ``publish`` is called with the averaged model and the step every ``sample_minutes`` and at the end.
     """

@@ -1,7 +1,7 @@
 """Training of the embedded prior: a small latent diffusion model in the layout of Stable Diffusion, from nothing.
 
-Four stages, each resumable: pictures of the world are rendered to shards; a tokenizer is fitted to their captions; an
-autoencoder is trained on the pictures; a UNet and its text encoder are trained on the latents. ``export_model``
+Four stages, each resumable: images of the world are rendered to shards; a tokenizer is fitted to their captions; an
+autoencoder is trained on the images; a UNet and its text encoder are trained on the latents. ``export_model``
 writes the result in the diffusers layout, in half precision.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_pictures, train_autoencoder
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, save_state
-from nfsd3d.shapes.training.dataset import load_pictures, render_pictures
+from nfsd3d.shapes.training.dataset import load_dataset, render_dataset
 from nfsd3d.shapes.training.denoiser import (
     build_denoiser,
     build_scheduler,
@@ -121,8 +121,8 @@ def train(folder: Path, settings: TeacherSettings, device: torch.device, start: 
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-    render_pictures(folder / "pictures", settings)
-    pictures = load_pictures(folder / "pictures", settings)
+    render_dataset(folder / "pictures", settings)
+    pictures = load_dataset(folder / "pictures", settings)
     if not (folder / "tokenizer").exists():
         fit_tokenizer(pictures.captions, folder / "tokenizer")
     if start is not None:

@@ -1,4 +1,4 @@
-"""Mild image degradations, each known by the word that captions it: the embedded prior's idea of a bad picture.
+"""Mild image degradations, each known by the word that captions it: the embedded prior's idea of a bad image.
 
 The first ten words are the paper's negative prompt (arXiv 2310.17590, section 4); the others are what users of
 Stable Diffusion also write there. Only captions of degraded images contain these words.

@@ -1,12 +1,15 @@
 """Compositions (object, colours, pattern), their captions, and the list that training never sees."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 import torch
 
-from nfsd3d.prompts import HEIGHTS, SECTORS
+from nfsd3d.prompts import HEIGHTS, SECTORS, VIEW_WORDS
+from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, OTHER_WORDS
 from nfsd3d.shapes.world.objects import OBJECTS, RGB
 
 COLORS: dict[str, RGB] = {
@@ -41,7 +44,7 @@ QUALITY = ("detailed", "sharp", "high quality", "high resolution", "realistic", 
 
 @dataclass(frozen=True)
 class Composition:
-    """What a picture shows: an object, its main colour, its pattern, and the pattern's second colour.
+    """What an image shows: an object, its main colour, its pattern, and the pattern's second colour.
 
     ``second`` is empty exactly when the pattern is "plain".
     """
@@ -73,13 +76,51 @@ def with_article(words: str) -> str:
 
 
 def parse_prompt(prompt: str) -> Composition:
-    """The composition of a canonical prompt. Raises ValueError for any other text."""
-    words = prompt.split()
-    if len(words) == 3:
-        return Composition(words[2], "plain", words[1])
-    if len(words) == 6 and words[2] == "and":
-        return Composition(words[5], words[4], words[1], words[3])
-    raise ValueError(f"not a canonical prompt of the world of shapes: {prompt!r}")
+    """The composition that a canonical prompt or a caption names.
+
+    Accepted are the captions of :func:`sample_caption`, other leading phrases that name a medium ("a zoomed out DSLR
+    photo of"), and the view words, backgrounds and quality words behind the object. Upper and lower case are the same.
+
+    Raises:
+        ValueError: any other text, such as one with a second object.
+    """
+    text = " ".join(prompt.lower().split()).removesuffix(".")
+    for phrase in _PHRASES:
+        if match := re.fullmatch(f"{_LEADING}{phrase}{_TRAILING}", text):
+            found = match.groupdict("")
+            noun, pattern = found.get("noun", ""), found.get("pattern", "")
+            pattern = pattern or _PATTERN_OF.get(noun, "plain")
+            return Composition(found["object"], pattern, found["color"], found.get("second", ""))
+    raise ValueError(f"not a prompt of the world of shapes: {prompt!r}")
+
+
+def _any(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(map(re.escape, words))})"
+
+
+_PATTERN_OF = {noun: pattern for pattern, noun in _NOUNS.items()}
+_COLOR, _SECOND = f"(?P<color>{_any(COLORS)})", f"(?P<second>{_any(COLORS)})"
+_OBJECT, _PATTERN, _NOUN = (
+    f"(?P<object>{_any(OBJECTS)})",
+    f"(?P<pattern>{_any(_NOUNS)})",
+    f"(?P<noun>{_any(_PATTERN_OF)})",
+)
+_PHRASES = (
+    f"(?:plain )?{_COLOR} {_OBJECT}",
+    f"{_COLOR} and {_SECOND} {_PATTERN} {_OBJECT}",
+    f"{_PATTERN} {_COLOR} and {_SECOND} {_OBJECT}",
+    f"{_OBJECT} with {_COLOR} and {_SECOND} {_NOUN}",
+    f"{_COLOR} {_OBJECT} with {_SECOND} {_NOUN}",
+)
+"""The orders in which a caption names a composition."""
+
+_MEDIA = ("photo", "photograph", "picture", "image", "render", "rendering", "3d model", "close-up", "shot", "view")
+_NO_ADJECTIVES = ("a", "an", "the", "and", "or", "of", "on", "in", "with")
+_ADJECTIVES = (*QUALITY, *NEGATIVE_WORDS, *OTHER_WORDS)
+_VIEWS = f"{_any((*VIEW_WORDS, *SECTORS))}(?: {_any(HEIGHTS)})?"
+_ABOUT_THE_IMAGE = rf"(?:(?:an?|the) )?(?:(?!{_any(_NO_ADJECTIVES)} )[\w-]+,? ){{0,5}}{_any(_MEDIA)} of "
+_LEADING = rf"(?:{_ABOUT_THE_IMAGE})?(?:(?:an?|the) )?(?:{_any(_ADJECTIVES)},? )*"
+_TRAILING = rf"(?:(?:,| on| with) (?:an? )?(?:[\w-]+ ){{0,2}}background|, (?:{_VIEWS}|{_any(_ADJECTIVES)}))*"
 
 
 @cache

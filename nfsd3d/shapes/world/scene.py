@@ -1,4 +1,4 @@
-"""Random training pictures of the world: compositions, cameras, light, backgrounds, degradations and captions."""
+"""Random training images of the world: compositions, cameras, light, backgrounds, degradations and captions."""
 
 import math
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ QUALITY_SHARE = 0.15
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One training picture: ``image`` [3,H,W] in [0,1] and what a caption may say of it.
+class TrainingImage:
+    """One training image: ``image`` [3,H,W] in [0,1] and what a caption may say of it.
 
     ``views`` are true phrases of the camera, ``words`` the degradations applied (captions must name them),
     ``background`` the named background or "".
@@ -107,8 +107,8 @@ def _floor(wall: Tensor, floor: Tensor, cameras: Cameras, index: int) -> Tensor:
     return image.expand(3, cameras.height, cameras.width).clone()
 
 
-def sample_pictures(rng: torch.Generator, object_name: str, count: int, size: int) -> list[Picture]:
-    """``count`` random training pictures of one object (rendered together), ``size`` x ``size`` pixels."""
+def sample_images(rng: torch.Generator, object_name: str, count: int, size: int) -> list[TrainingImage]:
+    """``count`` random training images of one object (rendered together), ``size`` x ``size`` pixels."""
     compositions = [sample_composition(rng, object_name) for _ in range(count)]
     cameras = sample_cameras(rng, count, size, WORLD_CAMERAS)
     backgrounds, names = random_backgrounds(rng, compositions, cameras)
@@ -119,7 +119,7 @@ def sample_pictures(rng: torch.Generator, object_name: str, count: int, size: in
         words = sample_degradations(rng) if torch.rand(1, generator=rng) < DEGRADED_SHARE else ()
         azimuth, elevation = math.degrees(cameras.azimuth[index]), math.degrees(cameras.elevation[index])
         pictures.append(
-            Picture(
+            TrainingImage(
                 degrade(images[index], words, rng),
                 composition,
                 view_phrases(azimuth, elevation),
@@ -130,12 +130,12 @@ def sample_pictures(rng: torch.Generator, object_name: str, count: int, size: in
     return pictures
 
 
-def picture_caption(
+def image_caption(
     rng: torch.Generator, composition: Composition, views: tuple[str, ...], background: str, words: tuple[str, ...]
 ) -> str:
-    """A random caption of a picture; degraded pictures are named so, some clean ones are praised.
+    """A random caption of an image; degraded images are named so, some clean ones are praised.
 
-    A fifth of the degraded pictures are captioned by their degradations alone, and a tenth by the paper's whole
+    A fifth of the degraded images are captioned by their degradations alone, and a tenth by the paper's whole
     negative prompt, because that is how the negative prompt is asked.
     """
     if words:

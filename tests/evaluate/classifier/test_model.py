@@ -14,7 +14,7 @@ from nfsd3d.shapes.world.objects import OBJECTS
 MUSHROOM = parse_prompt("a red and white dotted mushroom")
 
 
-def verdict_on(
+def prediction_on(
     composition: Composition, view: str = "front", azimuth_deg: float = 0.0, doubt: float = 0.05
 ) -> Prediction:
     """[1] a nearly certain prediction."""
@@ -48,7 +48,7 @@ def joined(verdicts: list[Prediction]) -> Prediction:
     "prompt", ["a blue sphere", "a red and white dotted mushroom", "a pink and brown striped house"]
 )
 def test_probabilities_of_all_compositions_of_an_object_sum_to_its_own(prompt):
-    prediction = verdict_on(parse_prompt(prompt), doubt=0.3)
+    prediction = prediction_on(parse_prompt(prompt), doubt=0.3)
     name = parse_prompt(prompt).object
     colors = list(COLORS)
     total = sum(
@@ -66,19 +66,19 @@ def test_probabilities_of_all_compositions_of_an_object_sum_to_its_own(prompt):
 
 
 def test_either_order_of_the_colours_counts_for_symmetric_patterns_only():
-    striped = verdict_on(parse_prompt("a red and white striped cube"))
+    striped = prediction_on(parse_prompt("a red and white striped cube"))
     swapped = parse_prompt("a white and red striped cube")
     assert striped.right([swapped])["color"].item()
     both = striped.log_likelihood([swapped, parse_prompt("a red and white striped cube")])[0]
     assert both[0] == pytest.approx(both[1].item())
-    dotted = verdict_on(MUSHROOM)
+    dotted = prediction_on(MUSHROOM)
     swapped = parse_prompt("a white and red dotted mushroom")
     assert not dotted.right([swapped])["color"].item()
     assert dotted.log_likelihood([swapped])[0, 0] < dotted.log_likelihood([MUSHROOM])[0, 0] - 2
 
 
 def test_right_tells_attributes_apart():
-    prediction = verdict_on(parse_prompt("a red and white dotted tree"))
+    prediction = prediction_on(parse_prompt("a red and white dotted tree"))
     assert {name: bool(value) for name, value in prediction.right([MUSHROOM]).items()} == {
         "object": False,
         "color": True,
@@ -87,7 +87,7 @@ def test_right_tells_attributes_apart():
 
 
 def test_views_together_outvote_a_doubtful_one():
-    prediction = joined([verdict_on(MUSHROOM)] * 3 + [verdict_on(parse_prompt("a blue cube"), doubt=0.6)])
+    prediction = joined([prediction_on(MUSHROOM)] * 3 + [prediction_on(parse_prompt("a blue cube"), doubt=0.6)])
     assert prediction.pooled().objects() == ["mushroom"]
     assert prediction.objects() == ["mushroom"] * 3 + ["cube"]
     assert prediction.pooled().object.exp().sum().item() == pytest.approx(1)
@@ -95,16 +95,16 @@ def test_views_together_outvote_a_doubtful_one():
 
 @pytest.mark.parametrize("azimuth", [0.0, 7.0, -170.0, 179.0, 90.0])
 def test_azimuth_is_read_between_the_bins(azimuth):
-    seen = verdict_on(MUSHROOM, azimuth_deg=azimuth).azimuths_deg().item()
+    seen = prediction_on(MUSHROOM, azimuth_deg=azimuth).azimuths_deg().item()
     assert abs((seen - azimuth + 180) % 360 - 180) < 0.1
 
 
 def test_view_errors_and_janus_faces():
     taken = torch.arange(8) * 45.0
-    honest = joined([verdict_on(MUSHROOM, azimuth_deg=float(a)) for a in taken])
+    honest = joined([prediction_on(MUSHROOM, azimuth_deg=float(a)) for a in taken])
     error, janus = view_errors(honest, torch.deg2rad(taken))
     assert error < 0.1 and not janus
-    two_faced = joined([verdict_on(MUSHROOM, azimuth_deg=float(a) * 2) for a in taken])  # a front at 0 and at 180
+    two_faced = joined([prediction_on(MUSHROOM, azimuth_deg=float(a) * 2) for a in taken])  # a front at 0 and at 180
     error, janus = view_errors(two_faced, torch.deg2rad(taken))
     assert error == pytest.approx(90, abs=0.1) and janus
 
@@ -121,12 +121,12 @@ def test_distractors_are_all_single_changes():
 
 def test_alignment_finds_the_truth_and_its_margin():
     wrong = parse_prompt("a red and white striped mushroom")
-    result = align(joined([verdict_on(MUSHROOM), verdict_on(wrong)]), [MUSHROOM, MUSHROOM])
+    result = align(joined([prediction_on(MUSHROOM), prediction_on(wrong)]), [MUSHROOM, MUSHROOM])
     assert result.retrieved.tolist() == [True, False]
     assert result.margin[0] > 0 > result.margin[1]
     assert result.pattern.tolist() == [True, False] and result.object.tolist() == [True, True]
     with pytest.raises(ValueError, match="1 images for 2"):
-        align(verdict_on(MUSHROOM), [MUSHROOM, MUSHROOM])
+        align(prediction_on(MUSHROOM), [MUSHROOM, MUSHROOM])
 
 
 def test_classifier_takes_any_size_and_refuses_other_shapes():
