@@ -23,12 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config import hardware
-from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_values, group_values, parse_override, quote
 from nfsd3d.config.renamed import RENAMED, with_current_names
 from nfsd3d.config.schema import Config, known_keys
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 
 _AUTO_GROUPS = ("machine", "backend", "prior")
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}

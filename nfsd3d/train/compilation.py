@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from nfsd3d.config.schema import Config, LatentConfig
-from nfsd3d.distill.methods import Method
+from nfsd3d.distill.types import Method
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import parts as rows_in_parts
-from nfsd3d.prior.schedule import NOISING_BRANCHES
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
@@ -124,14 +123,13 @@ def release_compiled(prior: Prior) -> None:
 def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
     """All numbers of rows that steps of ``views`` may give the UNet in one call, without splitting and filling up.
 
-    Of the method and of what follows it. The branches that are needed in every row are always there; of the others,
-    Perp-Neg's among them, any number of rows; and a noising moves all latents or fewer.
+    Of the method and of the one that follows it. Predictions that are always active come for every view; the others,
+    and Perp-Neg's, for any number of views; a noising moves any number of latents.
     """
     found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
-    branches = [branch for branch in method.branches if branch != "lora"]
-    always = sum(branch not in method.active for branch in branches)
-    most = len(branches) + (2 * len(method.condition_pairs) if perp_neg else 0)
-    moved = {NOISING_BRANCHES[method.noising] * count for count in range(1, views + 1)}
+    always = sum(prediction not in method.active for prediction in method.of_prior)
+    most = len(method.of_prior) + (2 * len(method.condition_pairs) if perp_neg else 0)
+    moved = {method.noising.batch_entries * count for count in range(1, views + 1)}
     return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
 
 

@@ -9,12 +9,11 @@ from torch import Tensor
 from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.config.schedules import Schedule, value_at
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
-from nfsd3d.distill.methods import Method
+from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
 from nfsd3d.train.regularizers import penalty
@@ -82,7 +81,7 @@ def step_loss(
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
     own = fork(rng)  # the noise, and what only some methods draw
-    z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, own)
+    z_t, noise = method.noising(prior, z.detach(), t, contexts, own)
     source_z_t = None
     if source is not None:
         with torch.no_grad():
@@ -106,7 +105,7 @@ def step_loss(
     loss = inject_gradient(z, grad)
 
     metrics = {"grad_norm": _norm(grad)}
-    if {"cond", "uncond"} <= set(method.branches):
+    if {"cond", "uncond"} <= set(method.predictions):
         condition = w * s * (predictions.cond - predictions.uncond)
         metrics |= {"grad_norm_delta_c": _norm(condition), "grad_norm_rest": _norm(grad - condition)}
     if isinstance(view, Rendering):

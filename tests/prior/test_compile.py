@@ -7,7 +7,6 @@ from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
 from nfsd3d.prompts import PromptBank
 
@@ -74,12 +73,12 @@ def test_inversions_work_with_a_compiled_unet(model_folder, name):
         if compiled:
             prior.compile(row_unit=2, backend="eager")
         rng = torch.Generator().manual_seed(1)
-        noised.append(NOISINGS[METHODS[name].noising](prior, z, t, contexts, rng))
+        noised.append(METHODS[name].noising(prior, z, t, contexts, rng))
     for one, other in zip(*noised, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
 
-def test_vsds_second_network_works_beside_a_compiled_encoder(model_folder):
+def test_vsds_lora_network_works_beside_a_compiled_encoder(model_folder):
     prior = StableDiffusionPrior.load(model_folder("tiny"))
     lora = LoraNetwork(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
     z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])

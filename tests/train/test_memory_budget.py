@@ -270,7 +270,7 @@ def learning(lora):
     lora.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
 
 
-def test_rows_are_those_of_all_branches():
+def test_the_largest_batch_has_all_predictions_of_all_views():
     counts = {name: rows_at_most(method, 2, perp_neg=False) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
     assert rows_at_most(METHODS["nfsd"], 1, perp_neg=True) == 5

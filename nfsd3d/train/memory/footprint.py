@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.cameras import CameraRanges, orbit
-from nfsd3d.distill.methods import Method
+from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Rendering
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
@@ -32,14 +32,11 @@ class SampleBytes:
 
 
 def rows_at_most(method: Method, views: int, *, perp_neg: bool) -> int:
-    """How many rows the UNet is given in one call of a step: all branches in all rows."""
-    branches = max(len(_of_prior(each)) for each in (method, method.then or method))
+    """The largest batch of the UNet in a step: all predictions, or the noising, in all views."""
+    both = (method, method.then or method)
     pairs = len(method.condition_pairs) if perp_neg else 0
-    return views * (branches + 2 * pairs)
-
-
-def _of_prior(method: Method) -> list[str]:
-    return [branch for branch in method.branches if branch != "lora"]
+    most = max(len(each.of_prior) for each in both) + 2 * pairs
+    return views * max(most, *(each.noising.batch_entries for each in both))
 
 
 def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
