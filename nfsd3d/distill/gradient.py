@@ -1,4 +1,4 @@
-"""From noise predictions to a gradient on the latents: one batched denoiser call, Perp-Neg, w(t), gradient injection."""
+"""From noise predictions to a gradient on the latents: one batched denoiser call, Perp-Neg, w(t), injection."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class IntervalNoise:
     """DDIM inversion of interval score matching (LucidDreamer, 2311.11284, algorithm 1).
 
     DDIM without guidance takes z, as the latent at timestep 0, in strides to s = t - interval, and in one step on to t.
-    The last step's prediction ε_∅(z_s, s) takes the place of the noise. ``stride`` and ``interval`` are fractions of the
-    training steps (the paper: 200 and 50 of 1,000).
+    The last step's prediction ε_∅(z_s, s) takes the place of the noise. ``stride`` and ``interval`` are fractions of
+    the training steps (the paper: 200 and 50 of 1,000).
     """
 
     stride: float = 0.2
@@ -88,8 +88,8 @@ class InversionNoise:
     κ = (z_t' - α' z) / σ' is the noise that leads back to z, and z_t is z with the noise κ.
 
     ``guidance_scale`` is the authors' -7.5 in this package's convention: theirs counts from the conditional prediction.
-    ``eta`` scales the noise that each inversion step adds. The authors' code takes one more step, from a timestep before
-    the first.
+    ``eta`` scales the noise that each inversion step adds. The authors' code takes one more step, from a timestep
+    before the first.
     """
 
     grid: int = 10

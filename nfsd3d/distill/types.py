@@ -81,7 +81,7 @@ class Noising(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """(z_t, noise) of latents ``z``, both [B,C,h,w] without gradient.
 
-        ``t`` [B] are timesteps, ``contexts`` text embeddings [B,L,D] by the name of the prompt, ``rng`` a CPU generator.
+        ``t`` [B] are timesteps, ``contexts`` text embeddings [B,L,D] by the name of the prompt; ``rng`` is on the CPU.
         """
         ...
 
