@@ -12,14 +12,14 @@ from nfsd3d.config.schema import Config, NeRFConfig
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
 
 
-def train(config: Config, source: ModelSource, resume: Path | None = None) -> None:
+def train(config: Config, source: ModelSource | None, resume: Path | None = None) -> None:
     """Downloads the model if need be and trains; ``resume`` is the directory of a run to continue.
 
     Raises:
         InputError, RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
     """
-    files = fetch(source)
-    if files.file is not None:
+    files = None if source is None else fetch(source)
+    if files is not None and files.file is not None:
         # Files of models that predict different things can have the same tensors: only the user knows.
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
@@ -35,17 +35,11 @@ def announce(choices: Mapping[str, Choice]) -> None:
         print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
 
 
-def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
+def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None:
     """The resolved configuration as YAML, and what a run would be, as comments."""
     shown = {"run directory": run_dir}
-    if source.file is not None:
-        shown["prior's weights"] = str(source.file)
-    model = "prior's model" if source.file is None else "prior's layout"
-    for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
-        if part is not None:
-            shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
-    if source.folder is not None:
-        shown["prior's prediction type"] = prediction_type(source.folder)
+    if source is not None:
+        shown |= _model_facts(source)
     if isinstance(config.generator, NeRFConfig):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)
@@ -59,6 +53,20 @@ def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
     print("# dry run: nothing was started")
     for name, value in shown.items():
         print(f"# {name}: {value}")
+
+
+def _model_facts(source: ModelSource) -> dict[str, str]:
+    """Where the files of the prior's model are, by what they are."""
+    shown = {}
+    if source.file is not None:
+        shown["prior's weights"] = str(source.file)
+    model = "prior's model" if source.file is None else "prior's layout"
+    for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
+        if part is not None:
+            shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
+    if source.folder is not None:
+        shown["prior's prediction type"] = prediction_type(source.folder)
+    return shown
 
 
 def tell(error: Exception) -> None:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nfsd3d.config import hardware
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_values, group_values, parse_override, quote
+from nfsd3d.config.plugin_choices import offer, outside_names
 from nfsd3d.config.renamed import RENAMED, with_current_names
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError, did_you_mean
@@ -245,7 +246,7 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
     if key.startswith(("hydra.", "hydra/")):
         return False
     options = _options(experiment, key)
-    if not options and key in known_keys():
+    if not options and (key in known_keys() or key.startswith(("generator.options.", "generator.learning_rate."))):
         return False
     if not options:
         known = [*known_keys(), *_groups()]
@@ -257,7 +258,8 @@ def _check_override(experiment: Experiment, override: Override) -> bool:
     if override.type != OverrideType.CHANGE:
         return True
     for value in group_values(override):
-        if value not in options:
+        if value not in options and not offer(key, value, config_root()):
+            options = list(dict.fromkeys([*options, *outside_names(key)]))
             raise InputError(
                 f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={_listed(options)}"
             )

@@ -3,14 +3,14 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from nfsd3d.cameras import Cameras
-from nfsd3d.generators.base import Images, Latents
+from nfsd3d.generators.base import ImageGenerator, Images, Latents
 
 
-class ImageBatch(nn.Module):
+class ImageBatch(ImageGenerator):
     """B pictures, each on its own; a generator (see ``nfsd3d.generators.base.Generator``) that is the same from
     everywhere.
 
@@ -23,11 +23,6 @@ class ImageBatch(nn.Module):
         super().__init__()
         self.kind = kind
         self.values = Parameter(initial.clone())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the pictures are."""
-        return self.values.device
 
     def render(
         self,

@@ -16,8 +16,9 @@ class Table(Generic[Row]):
     """Implementations of one kind by name.
 
     ``setting`` chooses one and ``noun`` names the kind, both for messages. ``group`` is the entry-point group in which
-    installed packages offer further rows of ``row_type``. An entry point is imported only when its row is asked for.
-    Built-in and registered names take precedence.
+    installed packages offer further rows of ``row_type``; an entry point is imported only when its row is asked for.
+    Built-in and registered names take precedence. ``remedy`` ends the message about an unknown name;
+    ``reserved`` names have no row here.
     """
 
     setting: str
@@ -25,6 +26,8 @@ class Table(Generic[Row]):
     group: str
     builtin: Mapping[str, Row]
     row_type: type[Row]
+    remedy: str = ""
+    reserved: tuple[str, ...] = ()
     _registered: dict[str, Row] = field(default_factory=dict)
 
     def register(self, name: str, row: Row) -> None:
@@ -36,7 +39,7 @@ class Table(Generic[Row]):
         """
         if not re.fullmatch(r"[A-Za-z]\w*(-\w+)*", name):
             raise ValueError(f"{self.noun} {name!r}: a name has letters, digits, dashes and underscores")
-        if name in self:
+        if name in self or name in self.reserved:
             raise ValueError(f"{self.noun} {name!r} exists already: choose another name, or unregister({name!r}) first")
         if not isinstance(row, self.row_type):
             raise TypeError(f"{self.noun} {name!r}: a {type(row).__name__}, not a {self.row_type.__name__}")
@@ -51,7 +54,8 @@ class Table(Generic[Row]):
         del self._registered[name]
 
     def __contains__(self, name: str) -> bool:
-        return name in self.builtin or name in self._registered or bool(self._entry_points(name))
+        known = name in self.builtin or name in self._registered
+        return known or (name not in self.reserved and bool(self._entry_points(name)))
 
     def names(self) -> list[str]:
         """All names, built-in ones first."""
@@ -69,10 +73,9 @@ class Table(Generic[Row]):
                 return rows[name]
         points = self._entry_points(name)
         if not points:
-            names = self.names()
-            raise InputError(
-                f"{self.setting}={name}: no such {self.noun}{did_you_mean(name, names)}; choose {', '.join(names)}"
-            )
+            names = [*self.reserved, *self.names()]
+            choice = f"choose {', '.join(names)}{self.remedy}"
+            raise InputError(f"{self.setting}={name}: no such {self.noun}{did_you_mean(name, names)}; {choice}")
         return self._load(points)
 
     def _entry_points(self, name: str) -> list[EntryPoint]:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.config import hardware
-from nfsd3d.config.compose import config_root, load_run_config
+from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ModelSource, locate
+from nfsd3d.prior.files.resolve import ModelSource
+from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
 
@@ -25,8 +27,10 @@ SAMPLES_PER_RAY = 4
 takes at most."""
 
 
-def check(config: Config, resume: Path | None = None) -> ModelSource:
+def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     """Makes sure that device, backend, model, prompt and source go together; returns where the model is.
+
+    None for a prior from outside the package that has no files.
 
     ``resume`` is the directory of a run that goes on: it keeps what it started from. Nothing is downloaded, and nothing
     slow is imported.
@@ -39,10 +43,10 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
         from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc
 
         check_nerfacc()
-    _check_method(config.distill.method)
+    find_method(config.distill.method)
     _check_samples(config)
     source = find_model(config)
-    if source.folder is not None:
+    if source is not None and source.folder is not None:
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
         if config.distill.method == "bridge":
@@ -59,14 +63,6 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
     return source
 
 
-def _check_method(name: str) -> None:
-    """Raises `InputError` for a method that is not there; the shipped ones are known without importing torch."""
-    if not (config_root() / "distill" / f"{name}.yaml").is_file():
-        from nfsd3d.distill.methods import find_method
-
-        find_method(name)
-
-
 def _check_samples(config: Config) -> None:
     """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
     if not isinstance(config.generator, NeRFConfig):
@@ -79,14 +75,13 @@ def _check_samples(config: Config) -> None:
         )
 
 
-def find_model(config: Config) -> ModelSource:
-    """Where the prior's model is, as far as this machine knows.
+def find_model(config: Config) -> ModelSource | None:
+    """Where the prior's model is, as far as this machine knows; None for a prior without files.
 
     Raises:
-        InputError: see `nfsd3d.prior.files.resolve.locate`.
+        InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
     """
-    prior = config.prior
-    return locate(prior.name, prior.model, prior.offline, vae=prior.vae, layout=prior.layout)
+    return PRIORS.find(config.prior.name).locate(config.prior)
 
 
 def _check_same_source(config: Config, run_dir: Path) -> None:

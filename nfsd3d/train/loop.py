@@ -14,8 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.base import Generator
-from nfsd3d.generators.images import ImageBatch
+from nfsd3d.generators.base import Generator, ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import MetricsWriter
@@ -44,7 +43,7 @@ class Task:
     ``step_loss`` goes on without.
     """
 
-    generator: NeRF | ImageBatch
+    generator: NeRF | ImageGenerator
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     step_loss: Callable[[StepPlan], tuple[Tensor, dict[str, Tensor]]]

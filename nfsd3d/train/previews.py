@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.base import Latents
-from nfsd3d.generators.images import ImageBatch
+from nfsd3d.generators.base import ImageGenerator, Latents
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.train.build import viewing_cameras
@@ -17,7 +16,7 @@ from nfsd3d.visualize.images import Image, square, to_uint8, write_png
 PREVIEW_VIEWS = 4
 
 
-def preview(config: Config, generator: NeRF | ImageBatch, prior: Prior) -> Image:
+def preview(config: Config, generator: NeRF | ImageGenerator, prior: Prior) -> Image:
     """Four views with opacity and normals of a scene; all the pictures of a 2D run."""
     if isinstance(generator, NeRF):
         return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
@@ -25,7 +24,7 @@ def preview(config: Config, generator: NeRF | ImageBatch, prior: Prior) -> Image
 
 
 @torch.no_grad()
-def images_of(generator: ImageBatch, prior: Prior) -> Tensor:
+def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
     """[B,3,H,W] the images in [0,1], decoded by ``prior``, one after the other, where they are latents."""
     shown = generator.show()
     if isinstance(shown, Latents):
@@ -33,7 +32,7 @@ def images_of(generator: ImageBatch, prior: Prior) -> Tensor:
     return shown.image.clamp(0, 1)
 
 
-def write_images(generator: ImageBatch, prior: Prior, folder: Path) -> list[Path]:
+def write_images(generator: ImageGenerator, prior: Prior, folder: Path) -> list[Path]:
     """Writes ``image.png``, all the pictures side by side, and each as ``images/NNN.png``; returns the paths."""
     images = [to_uint8(image) for image in images_of(generator, prior)]
     named = {folder / "image.png": square(images)}

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.files import write_text
@@ -178,7 +178,7 @@ def _how_to_go_on(run_dir: Path) -> str:
 def _check_method(run_dir: Path) -> None:
     """Raises InputError where distillation would go on from a run that something else has trained."""
     method = read_summary(run_dir).get("method")
-    if method is not None and method not in METHODS:
+    if method is not None and method not in methods.TABLE:
         raise InputError(
             f"{run_dir}: made by method={method}, not by distillation; it cannot be resumed, start it anew"
         )
