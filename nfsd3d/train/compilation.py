@@ -14,7 +14,8 @@ from nfsd3d.distill.types import Method
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import parts as rows_in_parts
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
+from nfsd3d.prior.compiled.shapes import padded_batch_size
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -83,7 +84,7 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, say: Callabl
         with warnings.catch_warnings():
             for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
-            prior.compile(row_unit=views, unet=unet, encoder=encoder)
+            prior.compile(batch_unit=views, unet=unet, encoder=encoder)
             if encoder:
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
@@ -141,7 +142,7 @@ def part_sizes(count: int, at_once: int | None) -> set[int]:
 def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
     """The shapes of the UNet for these numbers of rows, split into ``at_once`` and filled up as the prior does."""
     sizes = {size for count in counts for size in part_sizes(count, at_once)}
-    return sorted({padded_rows(size, views, at_once) for size in sizes})
+    return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
 
 def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient: bool) -> None:
