@@ -1,9 +1,9 @@
 """Resolves ``prior=NAME`` and ``prior.model=...`` to model files: presets, local folders and files, hub ids.
 
-:func:`locate` only looks at this machine and its hub cache; :func:`fetch` downloads what is missing. A model is a folder
-in the diffusers layout with safetensors weights, or a single safetensors file in the layout of the original code, beside
-a folder with its configurations and tokenizer. Neither torch nor diffusers is imported, so that a wrong setting fails
-early.
+:func:`locate` only looks at this machine and its hub cache; :func:`fetch` downloads what is missing. A model is a
+folder in the diffusers layout with safetensors weights, or a single safetensors file in the layout of the original
+code, beside a folder with its configurations and tokenizer. Neither torch nor diffusers is imported, so that a wrong
+setting fails early.
 """
 
 import os
