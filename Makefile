@@ -1,15 +1,16 @@
 # make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
-# make test    the test suite
-# make check   lint, types, docstrings
+# make test    the whole test suite
+# make test-fast   the quick part of it, for every commit: at most 90 s on two cores
+# make check   lint, formatting, docstrings, types
 # make clean   removes .venv and caches (results in outputs/ stay)
 #
 # PYTHON=python3.12        which Python makes .venv (3.11 to 3.13)
-# TORCH_ARGS="..."         extra arguments for installing torch. The registry's Linux wheel brings CUDA along; for a
-#                          machine without a GPU, PyTorch's CPU index is a much smaller download:
+# TORCH_ARGS="..."         extra arguments for installing torch. The default Linux wheel includes CUDA; for a machine
+#                          without a GPU, PyTorch's CPU index is a much smaller download:
 #                          make demo TORCH_ARGS="--index-url URL" (pytorch.org names the URL of its CPU index)
-# PROMPT="a pink house"    what make demo makes
-# ARGS="seed=1 ..."        further settings for make demo;  PYTEST_ARGS="-k name"  for make test
-# TEST_JOBS=2              how many processes share the tests, one core each
+# PROMPT="a pink house"    the prompt of make demo
+# ARGS="seed=1 ..."        further settings for make demo;  PYTEST_ARGS="-k name"  for make test and make test-fast
+# TEST_JOBS=2              number of test processes, one core each
 
 PYTHON ?= python3
 TORCH_ARGS ?=
@@ -18,17 +19,21 @@ ARGS ?=
 PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 
+# Without whole runs, kernels of every backend, meshes and full-size networks.
+FAST_TESTS := tests/compare tests/config tests/distill tests/runs tests/visualize tests/test_cameras.py \
+  tests/test_docs.py tests/test_prompts.py --ignore=tests/compare/test_jobs.py
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# Set-up is repeated only when what it depends on has changed.
+# Each step of the set-up is repeated only when its inputs have changed.
 VENV_STAMP := $(VENV)/.made
 TORCH_STAMP := $(VENV)/.torch
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test check clean
+.PHONY: help demo test test-fast check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,7 +58,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# prior=shapes, so that the demonstration downloads no model on a machine with a GPU either.
+# prior=shapes: the demonstration downloads no model, on a machine with a GPU either.
 demo: $(RUN_STAMP)
 	@run="outputs/demo/$$(date +%Y%m%d-%H%M%S)"; \
 	$(BIN)/python launch.py --config configs/nfsd.yaml prompt="$(PROMPT)" prior=shapes run_dir="$$run" $(ARGS) || exit $$?; \
@@ -63,8 +68,12 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
+test-fast: $(DEV_STAMP)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
+
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 clean:

@@ -1,4 +1,4 @@
-"""From a prompt to a mesh: ``python launch.py --config configs/nfsd.yaml prompt="..."`` (``--help`` tells more)."""
+"""The command ``nfsd3d`` of a checkout: ``python launch.py --config configs/nfsd.yaml prompt="..."`` (see --help)."""
 
 from nfsd3d.cli.main import main
 

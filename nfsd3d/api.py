@@ -1,4 +1,4 @@
-"""The Python interface: generate a run, or load one, and look at it."""
+"""The Python interface: generate or load a run; get its views, turntable and mesh."""
 
 import json
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 
+from nfsd3d.cli.launch import start
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import Config
@@ -19,9 +19,9 @@ from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.runs import checkpoints, preflight
+from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.runs.summary import read_summary
+from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
@@ -33,15 +33,14 @@ from nfsd3d.train.build import (
     viewing_cameras,
 )
 from nfsd3d.train.previews import images_of
-from nfsd3d.train.run import train_and_export
 from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
 
 
 class Run:
-    """A run directory with at least one checkpoint; read-only and final. Made by :func:`load_run`."""
+    """A run directory at one of its checkpoints, read-only. Returned by `generate` and `load_run`."""
 
     def __init__(self, directory: Path, config: Config, checkpoint: Path) -> None:
-        """Nothing is loaded before it is needed."""
+        """Stores the arguments; the checkpoint is loaded when a result is first needed."""
         self.directory = directory
         self.config = config
         self._checkpoint = checkpoint
@@ -51,16 +50,16 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Finished training steps of the checkpoint that is shown."""
+        """Training steps of the checkpoint."""
         return checkpoints.step_of(self._checkpoint)
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """The content of ``summary.json``; empty if the run has not ended."""
         return read_summary(self.directory)
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, float | None]]:
         """The logged steps, one dictionary each."""
         path = self.directory / "metrics.jsonl"
         return read_metrics(path) if path.exists() else []
@@ -70,7 +69,7 @@ class Run:
         """The trained NeRF on its device.
 
         Raises:
-            InputError: the run made pictures, or the checkpoint is damaged.
+            InputError: the run made images, or the checkpoint is damaged.
         """
         if self.config.makes_images:
             kind = self.config.generator.type
@@ -83,23 +82,25 @@ class Run:
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        """[B,H,W,3] the pictures of a run with ``generator=latent|image``; latents are decoded by the run's prior.
+        """[B,H,W,3] uint8, the images of a run with ``generator=latent|image``; the prior decodes latents.
 
         Raises:
-            InputError: the run made a scene, the checkpoint is damaged, or the prior's model is not there.
+            InputError: the run made a scene, the checkpoint is damaged, or the prior's model is missing.
         """
         if not self.config.makes_images:
             raise InputError(f"{self.directory}: made a scene, which has views() and a mesh, but no images")
         prior = build_prior(self.config)
-        pictures = build_images(self.config, prior)
-        checkpoints.load_generator(self._checkpoint, pictures)
-        return np.stack([to_uint8(image) for image in images_of(pictures, prior)])
+        generator = build_images(self.config, prior)
+        checkpoints.load_generator(self._checkpoint, generator)
+        return np.stack([to_uint8(image) for image in images_of(generator, prior)])
 
     def views(self, n: int = 8, size: int = 256, elevation_deg: float = ELEVATION_DEG) -> NDArray[np.uint8]:
-        """[n,size,size,3] images from ``n`` cameras evenly around the object, the first at its front.
+        """[n,size,size,3] uint8, renderings from ``n`` cameras evenly around the object, the first at its front.
+
+        ``size`` is in pixels, ``elevation_deg`` in degrees above the horizon.
 
         Raises:
-            InputError: a count or size below 1, an elevation outside [-90, 90], or a run that made pictures.
+            InputError: a count or size below 1, an elevation outside [-90, 90], or a run that made images.
         """
         if n < 1 or size < 1 or not -90 <= elevation_deg <= 90:
             raise InputError(f"n={n}, size={size}, elevation_deg={elevation_deg}: need n, size >= 1, -90..90 degrees")
@@ -111,11 +112,11 @@ class Run:
     ) -> list[Path]:
         """Writes ``turntable.png`` (8 views) and ``turntable.mp4`` (image, depth, normals) to ``folder``.
 
-        Returns their paths.
+        Returns their paths. ``size`` is the height and width of each view in pixels.
 
         Raises:
             InputError: no frames, an odd or too small size, an elevation outside [-90, 90], or a run that made
-                pictures.
+                images.
         """
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
@@ -129,10 +130,12 @@ class Run:
         )
 
     def extract(self, settings: MeshSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
-        """The surface at the run's own mesh settings, or others; ``on_progress`` is told the stage and the share done.
+        """The mesh, extracted with ``settings`` (default: the run's); see `nfsd3d.export.extract.extract_mesh`.
+
+        ``on_progress`` is called with the stage and the completed fraction.
 
         Raises:
-            InputError: the field is empty or full at the threshold, or the run made pictures.
+            InputError: the field is empty or full at the threshold, or the run made images.
         """
         settings = settings or mesh_settings(self.config)
         radius, device = self.generator.settings.radius, self.config.machine.device
@@ -140,23 +143,23 @@ class Run:
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:
-        """The surface at the run's own mesh settings, with vertex colours, z-up (front +x).
+        """The mesh at the run's settings, with vertex colours, z-up (front +x).
 
         Raises:
-            InputError: as :meth:`extract`.
+            InputError: as `extract`.
         """
         return self.extract(replace(mesh_settings(self.config), texture_size=0)).mesh.to_trimesh()
 
     def export(self, path: str | Path) -> Path:
         """Writes the mesh as ``.glb``, ``.obj``, ``.ply`` or ``.stl``, by the suffix of ``path``; returns the path.
 
-        GLB and OBJ have a texture; that of an OBJ, and its material, lie beside it under its name.
+        GLB and OBJ are textured and y-up. An OBJ's texture and material are written beside it under its name.
 
         Raises:
-            InputError: another suffix, or as :meth:`extract`.
+            InputError: another suffix, or as `extract`.
         """
         path = Path(path)
-        known_format(path.suffix.lstrip("."))  # told before the work
+        known_format(path.suffix.lstrip("."))  # before the slow extraction
         write_mesh(self._extracted.mesh, path, mesh_extras(self.config))
         return path
 
@@ -165,11 +168,11 @@ class Run:
         return self.extract(mesh_settings(self.config, textured=True))
 
 
-def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: Any) -> Run:
-    """Makes what ``prompt`` describes, as ``launch.py`` does, and returns the finished run.
+def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: object) -> Run:
+    """Trains and exports what ``prompt`` describes, as the command line does, and returns the finished run.
 
-    ``config`` is an experiment's name or file. ``overrides`` are settings by their dotted key, with plain values, lists
-    or dictionaries: ``generate("a red mushroom", distill="sds", **{"train.steps": 300, "export.formats": ["obj"]})``.
+    ``config`` is an experiment's name or file. ``overrides`` are settings by dotted key, with plain values, lists or
+    dictionaries: ``generate("a red mushroom", distill="sds", **{"train.steps": 300, "export.formats": ["obj"]})``.
 
     Raises:
         InputError: a setting, the prompt or the prior cannot be used.
@@ -181,18 +184,18 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
         raise InputError(
             "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
         )
-    preflight.check(composed)
-    return load_run(train_and_export(preflight.claim_run_dir(composed, Path(config).stem)))
+    run_dir = start(composed, Path(config).stem)
+    assert run_dir is not None  # no dry run
+    return load_run(run_dir)
 
 
 def load_run(directory: str | Path, step: int | None = None) -> Run:
-    """A run that exists, at its newest checkpoint or at the one after ``step`` steps.
+    """An existing run at its newest checkpoint, or at the one after ``step`` steps.
 
-    Where the device or the backend that it was trained with is not there, others take their place, and a line on
-    stderr says so.
+    Where the device or the backend of the training is missing, another is used, and a line on stderr says so.
 
     Raises:
-        InputError: not a run directory, no such checkpoint, or one that only tiny-cuda-nn reads, which is not there.
+        InputError: not a run directory, no such checkpoint, or one that needs tiny-cuda-nn, which is missing.
     """
     config = load_run_config(directory)
     directory = Path(directory).expanduser()
@@ -213,8 +216,8 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
     return Run(directory, config, checkpoint)
 
 
-def _settings(prefix: str, values: Mapping[str, Any]) -> list[str]:
-    """Plain values as ``key=value`` of the command line: text as it is, the rest as JSON, one for each dotted key."""
+def _settings(prefix: str, values: Mapping[str, object]) -> list[str]:
+    """``key=value`` of the command line for each dotted key: text as it is, other values as JSON."""
     settings = []
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Cameras and rays: the one place where axes, angles and units are decided.
+"""Cameras and rays: the conventions for axes, angles and units, and the sampling of training cameras.
 
 The world is right-handed and z-up. Azimuth 0 is the object's front (+x) and grows towards +y; elevation grows
 towards +z. A camera looks down its own -z axis, with +x to the right and +y up (OpenGL). Angles are radians.
@@ -55,7 +55,7 @@ class Cameras:
     def rotations(self) -> Tensor:
         """[B,3,3] camera-to-world rotations; the columns are right, up and backward."""
         backward = torch.nn.functional.normalize(self.positions - self.target, dim=-1)
-        # The horizontal tangent of the orbit stays defined at the poles, where cross(up, backward) does not.
+        # The horizontal tangent of the orbit is defined at the poles, where cross(up, backward) is not.
         tangent = torch.stack([-self.azimuth.sin(), self.azimuth.cos(), torch.zeros_like(self.azimuth)], dim=-1)
         right = torch.nn.functional.normalize(tangent - (tangent * backward).sum(-1, keepdim=True) * backward, dim=-1)
         return torch.stack([right, torch.linalg.cross(backward, right), backward], dim=-1)
@@ -69,7 +69,7 @@ class Cameras:
         return matrix
 
     def rays(self) -> Rays:
-        """One ray through the centre of every pixel, in the order [B,H,W] flattened, row 0 at the top."""
+        """One ray through the centre of every pixel, in the flattened order [B,H,W], row 0 at the top."""
         device = self.azimuth.device
         half = torch.tan(self.fovy / 2)[:, None, None]
         rows = 1 - (torch.arange(self.height, device=device) + 0.5) * 2 / self.height
@@ -97,7 +97,7 @@ class Cameras:
         return self._map(lambda tensor: move(tensor, device))
 
     def __getitem__(self, index: int | slice) -> "Cameras":
-        """Some of the cameras; an integer gives a batch of one."""
+        """A subset of the cameras; an integer gives a batch of one."""
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
         return self._map(lambda tensor: tensor[index])
@@ -137,7 +137,7 @@ def spherical(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
 def sample_cameras(rng: torch.Generator, count: int, size: int, ranges: CameraRanges) -> Cameras:
     """``count`` random training cameras of ``size`` x ``size`` pixels, on the CPU.
 
-    Azimuths are stratified over the batch (one random offset), so that a batch sees the object from all around.
+    Azimuths are stratified over the batch, with one random offset, so that a batch covers all directions.
     """
 
     def uniform(bounds: tuple[float, float]) -> Tensor:
@@ -177,7 +177,7 @@ def orbit(
     fovy_deg: float = 45.0,
     start_deg: float = 0.0,
 ) -> Cameras:
-    """``count`` cameras evenly around the object, counted from ``start_deg`` azimuth, lit from behind the camera."""
+    """``count`` cameras evenly around the object, starting at azimuth ``start_deg``, lit from behind the camera."""
     azimuth = math.radians(start_deg) + torch.arange(count) * (2 * math.pi / count)
     degrees = torch.as_tensor(elevation_deg, dtype=torch.float32).expand(count)
     elevation = torch.deg2rad(degrees).clone()

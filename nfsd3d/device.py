@@ -1,68 +1,75 @@
-"""Tensors on their way from the CPU to a GPU."""
+"""Asynchronous copies to a GPU, and a second CUDA stream for values that the CPU has to read."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """``tensor`` on ``device``; a GPU gets it from the CPU without the program waiting for what the GPU does.
+    """``tensor`` on ``device``; a copy from CPU to GPU is asynchronous.
 
-    By way of page-locked memory: a copy from ordinary memory starts only when the GPU's queue is empty. The other way
-    round the program does wait, because the numbers are there to be read.
+    Such a copy goes through pinned memory, because one from pageable memory waits for all earlier work of the GPU. A
+    copy from GPU to CPU does synchronise, so that its values can be read.
     """
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        # Of an expanded tensor many elements are one in memory, which cannot be page-locked as it is.
+        # Elements of an expanded tensor share memory, and such a tensor cannot be pinned as it is.
         return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class SideStream:
-    """Where a GPU counts, while it is still busy with all that the program asked of it before.
+    """A second CUDA stream, on which the CPU can read a value without waiting for the previous training step.
 
-    A number is there to be read when the GPU has come to it. In the one queue that torch has by default it stands
-    behind the whole step before: the program waits for that, and the GPU, its queue empty, for the program. In a queue
-    of its own the number is there at once.
+    Design note. Problem: the CPU has to read how many samples the rays have, to allocate them. On torch's default
+    stream that value comes after all work queued before it, the previous step's backward pass included: the CPU waits
+    for the GPU, and then the GPU, its queue empty, for the CPU. Idea: compute the value on a stream of its own, which
+    waits only for those inputs that have changed. Measured (docs/benchmarks.md, "Stable Diffusion on a GPU"): this is
+    the one place where a step of any method synchronises. ``generator.prune_alpha`` and shading add one synchronisation
+    each; their counts depend on the current weights and cannot be read ahead.
     """
 
     def __init__(self) -> None:
-        self._stream: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._read: Tensor | None = None
         self._version = -1
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return type(self)()
 
     @contextmanager
-    def ahead(self, read: Tensor, *given: Tensor | None) -> Iterator[Callable[[Iterable[Tensor | None]], None]]:
-        """Within the block a GPU's work goes into the second queue; what is behind the block waits for it on the GPU.
+    def ahead(self, read: Tensor, *inputs: Tensor | None) -> Iterator[Callable[[Iterable[Tensor | None]], None]]:
+        """Runs the block's GPU work on the second stream; work after the block waits for it on the GPU.
 
-        Of what the first queue writes the block may use ``read``, for which the second waits when it has changed, and
-        the tensors ``given``, for which it waits when one of them is on a GPU. The function that the block gets is for
-        the tensors that outlive it: the memory of the second queue is for nothing else while they are in use.
+        The block may use two kinds of tensors that the default stream writes. ``read``: the second stream waits for
+        the default one only if this tensor has changed since the last call. ``inputs``: it waits if one of them is on
+        a GPU.
+
+        Yields a function to call with the tensors that are used after the block: their memory, which belongs to the
+        second stream, is not reused before the default stream is done with them. On a CPU nothing of this happens.
         """
         if read.device.type != "cuda":
             yield lambda tensors: None
             return
-        first = torch.cuda.current_stream(read.device)
-        if self._stream is None or self._stream.device != read.device:
-            self._stream = torch.cuda.Stream(read.device, priority=-1)
+        default = torch.cuda.current_stream(read.device)
+        stream = self._stream
+        if stream is None or stream.device != read.device:
+            stream = self._stream = torch.cuda.Stream(read.device, priority=-1)
             self._read = None
-        came = any(tensor is not None and tensor.device.type == "cuda" for tensor in given)
-        if came or self._read is not read or self._version != read._version:
-            self._stream.wait_stream(first)
+        on_gpu = any(tensor is not None and tensor.device.type == "cuda" for tensor in inputs)
+        if on_gpu or self._read is not read or self._version != read._version:
+            stream.wait_stream(default)
             self._read, self._version = read, read._version
 
-        def outlive(tensors: Iterable[Tensor | None]) -> None:
+        def keep(tensors: Iterable[Tensor | None]) -> None:
             for tensor in tensors:
                 if tensor is not None:
-                    tensor.record_stream(first)
+                    tensor.record_stream(default)
 
         try:
-            with torch.cuda.stream(self._stream):
-                yield outlive
+            with torch.cuda.stream(stream):
+                yield keep
         finally:
-            first.wait_stream(self._stream)
+            default.wait_stream(stream)

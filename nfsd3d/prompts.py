@@ -1,4 +1,4 @@
-"""From a prompt to the text embeddings of a batch of cameras."""
+"""View-dependent prompts: the text embeddings for a batch of cameras, and Perp-Neg's mixtures and weights."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -25,9 +25,9 @@ SECTORS = (
     "right side view",
     "front right view",
 )
-"""Eighths of the circle, by azimuth; the first is centred on the front. Left and right are the object's own."""
+"""Eighths of the circle by azimuth; the first is centred on the front. Left and right are the object's."""
 HEIGHTS = {"at eye level": -90.0, "slightly from above": 13.0, "from above": 37.0}
-"""Words of the camera's height, and the elevation in degrees from which each is true."""
+"""Words for the camera's height, and the lowest elevation in degrees of each."""
 FINE_VIEW_WORDS = (*(f"{sector} {height}" for height in HEIGHTS for sector in SECTORS), VIEW_WORDS[OVERHEAD])
 """Every sector at every height, and the overhead view."""
 
@@ -38,7 +38,7 @@ PAPER_NEGATIVE_PROMPT = (
 
 
 class TextEmbedder(Protocol):
-    """What a prompt bank needs of a prior."""
+    """The part of a prior that a prompt bank needs."""
 
     def embed(self, prompts: list[str]) -> Tensor:
         """[N,L,D] text embeddings of N prompts."""
@@ -78,10 +78,10 @@ class ViewThresholds:
 
 
 def perp_neg_mixture(azimuth: Tensor) -> Tensor:
-    """[B,4] how much of each view's embedding Perp-Neg's prompt has, at azimuths [B] in radians of any turn.
+    """[B,4] the weight of each view's embedding in Perp-Neg's positive prompt, at azimuths [B] in radians (any turn).
 
-    Linear between the views, from front through side to back, as the method's 3D use has it (2304.04968): only the
-    front view at 0, only the side view at 90 degrees, only the back view at 180.
+    Linear from front through side to back (2304.04968, as used for 3D): only the front view at 0, only the side view at
+    90 degrees, only the back view at 180.
     """
     quarter = _turned(azimuth) / (math.pi / 2)  # 0 front, 1 side, 2 back
     front, back = (1 - quarter).clamp(min=0), (quarter - 1).clamp(min=0)
@@ -89,11 +89,11 @@ def perp_neg_mixture(azimuth: Tensor) -> Tensor:
 
 
 def perp_neg_weights(azimuth: Tensor) -> Tensor:
-    """[2,B] weights of the views that Perp-Neg moves away from, at azimuths [B] in radians of any turn; not positive.
+    """[2,B] weights (<= 0) of Perp-Neg's two negative views, at azimuths [B] in radians (any turn).
 
-    With r the share of the more frontal of the two views mixed (2304.04968, the curves a exp(-b r) + c of its 3D use):
-    between front and side away from the front by f_fs(r) and from the side by f_sf(1 - r); between side and back away
-    from the side by f_sb(r) and from the front by f_fsb(r).
+    With r the weight of the more frontal of the two mixed views, and curves a exp(-b r) + c (2304.04968, as used for
+    3D): between front and side, f_fs(r) for the front and f_sf(1 - r) for the side; between side and back, f_sb(r) for
+    the side and f_fsb(r) for the front.
     """
 
     def curve(a: float, b: float, c: float, r: Tensor) -> Tensor:
@@ -108,17 +108,17 @@ def perp_neg_weights(azimuth: Tensor) -> Tensor:
 
 
 def _turned(azimuth: Tensor) -> Tensor:
-    """Angle from the front to either side, in [0, pi], of azimuths with any number of turns."""
+    """Unsigned angle from the front, in [0, pi], of azimuths with any number of turns."""
     return (torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi).abs()
 
 
 @dataclass(frozen=True)
 class PromptBank:
-    """The embeddings of one run.
+    """The text embeddings of one run.
 
-    ``embeddings`` has by the prompt's name [V,L,D], one for each view of :data:`VIEW_WORDS` or, if ``fine``, of
-    :data:`FINE_VIEW_WORDS`, or [1,L,D]. With ``perp_neg`` "cond" and "source_cond" come with two prompts to move away
-    from, see :meth:`contexts` and :meth:`view_weights`.
+    ``embeddings`` maps a prompt's name to [V,L,D], one embedding per view of :data:`VIEW_WORDS` or, if ``fine``, of
+    :data:`FINE_VIEW_WORDS`; or to [1,L,D]. With ``perp_neg``, "cond" and "source_cond" have two negative prompts each,
+    see :meth:`contexts` and :meth:`view_weights`.
     """
 
     embeddings: Mapping[str, Tensor]
@@ -141,16 +141,15 @@ class PromptBank:
         perp_neg: bool = False,
         fine: bool = False,
     ) -> "PromptBank":
-        """Embeds every prompt of a run once.
+        """The bank of a run, with every prompt embedded once.
 
-        "cond" is the prompt, with the words of each view if ``view_dependent`` (of every sector and height if
-        ``fine``); "uncond" is empty and "neg" the negative prompt, both without view words. Those three are always
-        there. Only where they are ``needed``: "plain" is the prompt without view words, "better" and "worse" are the
-        prompt with one of the two ``suffixes`` and view words, and "source_cond" is the source's prompt with view
-        words.
+        Always present: "cond", the prompt, with the words of each view if ``view_dependent`` (of every sector and
+        height if ``fine``); "uncond", the empty prompt, and "neg", the negative prompt, both without view words.
+        Present if ``needed``: "plain", the prompt without view words; "better" and "worse", the prompt with one of the
+        two ``suffixes`` and view words; "source_cond", the source's prompt with view words.
 
         Raises:
-            InputError: "source_cond" is needed, and there is no source prompt.
+            InputError: "source_cond" is needed, but there is no source prompt.
         """
         if "source_cond" in needed and source_prompt is None:
             raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
@@ -174,13 +173,13 @@ class PromptBank:
         return cls(dict(zip(texts, groups, strict=True)), thresholds or ViewThresholds(), perp_neg, fine)
 
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
-        """By the prompt's name, the embeddings [B,L,D] for these cameras' views.
+        """The embeddings [B,L,D] of each prompt, by name, for these cameras' views.
 
-        With Perp-Neg, "cond_against_0" and "cond_against_1" are the views to move away from: front and side before the
-        side view, side and front behind it. "cond" mixes the embeddings of two neighbouring views
-        (:func:`perp_neg_mixture`) instead of jumping at the thresholds; if ``fine`` it stays that of its eighth of the
-        circle, and what it moves away from has the same height, and the side that is seen. Cameras above the overhead
-        threshold have the overhead view alone, and move away from nothing. The same for "source_cond".
+        With Perp-Neg, "cond_against_0" and "cond_against_1" are the negative views: front and side for azimuths before
+        the side view, side and front behind it. "cond" interpolates the embeddings of two neighbouring views
+        (:func:`perp_neg_mixture`) instead of switching at the thresholds. If ``fine``, "cond" is that of its eighth of
+        the circle, and the negative views have the same height and the visible side. Cameras above the overhead
+        threshold have the overhead view and no negative views. The same applies to "source_cond".
         """
         index = self.thresholds.fine_view_index if self.fine else self.thresholds.view_index
         view = move(index(cameras), self.embeddings["cond"].device)
@@ -194,7 +193,9 @@ class PromptBank:
         behind = (mixture[:, BACK] > 0) | (mixture[:, SIDE] == 1)
         front, side = torch.full_like(view, FRONT), torch.full_like(view, SIDE)
         if self.fine:
-            row = (view // len(SECTORS)).clamp(max=len(HEIGHTS) - 1) * len(SECTORS)  # the height's; overhead has none
+            row = (view // len(SECTORS)).clamp(max=len(HEIGHTS) - 1) * len(
+                SECTORS
+            )  # of the same height; the overhead view has none
             left = move(torch.sin(cameras.azimuth) > 0, view.device)
             front = row + SECTORS.index("straight front view")
             side = row + torch.where(left, SECTORS.index("left side view"), SECTORS.index("right side view"))

@@ -1,4 +1,4 @@
-"""Measures the score decomposition of NFSD, as tables, verdicts and pictures: ``scripts/decompose.py`` (see --help)."""
+"""Measures the score decomposition of NFSD, as tables, conclusions and plots: ``scripts/decompose.py`` (see --help)."""
 
 import sys
 

@@ -1,9 +1,9 @@
 """The former name of ``train_classifier.py``, kept until version 0.3."""
 
-import runpy
 import sys
-from pathlib import Path
+
+from nfsd3d.cli.main import main
 
 if __name__ == "__main__":
     print("note: scripts/train_judge.py is now called scripts/train_classifier.py", file=sys.stderr)
-    runpy.run_path(str(Path(__file__).with_name("train_classifier.py")), run_name="__main__")
+    sys.exit(main(["train-classifier", *sys.argv[1:]]))

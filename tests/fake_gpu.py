@@ -1,19 +1,21 @@
-"""A CUDA device that is not there: what a program does with one, checked and counted on a machine without.
+"""A fake CUDA device: placement, stream order and host-device synchronisation, checked on a machine without a GPU.
 
-Tensors that the program puts "on cuda" stay in the CPU's memory and are computed there, by torch's own operations; a
-register says which memory counts as the GPU's. So the numbers are right, and these errors of a real one appear:
+Problem: the code path for GPUs has errors that a CPU does not show, and most machines that run the tests have no GPU.
+Idea: tensors "on cuda" stay in the CPU's memory and are computed by torch's CPU operations. A register records which
+storages count as the GPU's. A function mode answers questions about devices, a dispatch mode checks every operation.
+The numbers are right, and these errors of a real GPU appear:
 
-- an operation on tensors of both devices (but for what CUDA allows: scalars, and indices, on the CPU),
+- an operation on tensors of both devices (except what CUDA allows: scalars, and indices, on the CPU),
 - random numbers for the GPU from a generator on the CPU,
-- ``numpy()`` of a tensor on the GPU, page-locking what is not on the CPU,
-- an operation of one stream on memory that another may still be writing, or reading,
+- ``numpy()`` of a tensor on the GPU, pinning what is not on the CPU,
+- an operation of one stream on memory that another stream may still write or read.
 
-and every point is noted where the program would wait for the GPU: numbers that are read, shapes that depend on values,
-copies that are not from page-locked memory. What it cannot show: speed, memory, types that CUDA's kernels lack.
+Host-device synchronisations are recorded: numbers that are read, shapes that depend on values, copies from memory that
+is not pinned. Not covered: speed, memory, data types that CUDA kernels lack.
 
     with fake_gpu() as gpu:
         ...                          # torch.cuda.is_available(), device="cuda"
-        print(gpu.waits)
+        print(gpu.syncs)
 """
 
 import contextlib
@@ -42,14 +44,14 @@ GIB = 2**30
 PACKAGE = f"{Path(nfsd3d.__file__).parent}/"
 
 aten = torch.ops.aten
-# What looks at values to know its result's shape, or gives Python a number.
-WAITING = {
+# Operations that need values on the host: the result's shape depends on them, or Python gets a number.
+SYNCHRONISING = {
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount,
     aten._unique2, aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors, aten.multinomial,
 }  # fmt: skip
 BETWEEN_DEVICES = {aten.copy_, aten._to_copy}
-# What is made by Python's code, and not by the backward pass for itself, is where it says.
-MAKING = {
+# Factories. Called from Python their result is where the arguments say; within a backward pass it is on the GPU.
+FACTORIES = {
     torch.tensor, torch.as_tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace,
     torch.rand, torch.randn, torch.randint, torch.randperm, torch.eye, torch.from_numpy,
 }  # fmt: skip
@@ -57,7 +59,7 @@ INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class _Places:
-    """Which memory is the GPU's, and which of the CPU's is page-locked; views share their base's."""
+    """The storages that are on the GPU, and those that are pinned; views share their base's storage."""
 
     def __init__(self) -> None:
         self.gpu: set[int] = set()
@@ -81,7 +83,7 @@ class _Places:
 
 
 class Stream:
-    """A queue of the GPU: how many operations it was given, and how many of each other it is known to be behind."""
+    """A CUDA stream: the number of its operations, and of each other stream's that precede its next one."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         self.device, self.given, self.behind = GPU, 0, {self: 0}
@@ -95,7 +97,7 @@ class Stream:
 
 
 class Event:
-    """A moment; what is computed on a CPU is over when the next line begins."""
+    """A CUDA event; operations on a CPU are finished when the next line begins."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.seconds = 0.0
@@ -108,7 +110,7 @@ class Event:
 
 
 class Generator(torch.Generator):
-    """One that knows whether it is the GPU's."""
+    """A random generator that knows whether it is on the GPU."""
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         made = super().__new__(cls)
@@ -118,7 +120,8 @@ class Generator(torch.Generator):
 
 @dataclass
 class Uses:
-    """Of some memory: the last operation of each stream that wrote and read it, where it is from, and who keeps it."""
+    """A storage: the stream that allocated it, the last operation of each stream that wrote or read it, and the streams
+    given to ``record_stream``."""
 
     home: Stream
     written: dict[Stream, int] = field(default_factory=dict)
@@ -131,47 +134,47 @@ class Uses:
         return {stream: max(self.written.get(stream, 0), self.read.get(stream, 0)) for stream in streams}
 
     def check_end(self, errors: list[str]) -> None:
-        """The memory is given back: its stream takes it for something else, whatever other streams still do with it."""
+        """Called when the storage is freed: its stream may reuse the memory while other streams still use it."""
         for stream, count in self.all().items():
             if stream is not self.home and stream not in self.recorded and self.home.behind.get(stream, 0) < count:
-                errors.append("memory given back that another stream may still use; record_stream was not called")
+                errors.append("freed memory that another stream may still use; record_stream was not called")
 
 
 class FakeGpu:
-    """``waits``: where the program would have waited, a line of code each. ``forbid_waiting`` makes that an error.
+    """``syncs``: host-device synchronisations, a line of code each; ``forbid_syncs`` makes them errors.
 
-    ``errors``: what nobody would have been told of.
+    ``errors``: mistakes that a real GPU would not report.
     """
 
     def __init__(self) -> None:
         self.places = _Places()
-        self.waits: list[str] = []
-        self.forbid_waiting = False
+        self.syncs: list[str] = []
+        self.forbid_syncs = False
         self.errors: list[str] = []
         self.main = self.stream = Stream()
         self.uses: dict[int, Uses] = {}
         self.backward = False  # a backward pass on the GPU is running
         self.functions, self.operations = _Functions(self), _Operations(self)
 
-    def wait(self, why: str) -> None:
-        """The program waits here for the current stream, and what it asks for later comes later."""
+    def sync(self, why: str) -> None:
+        """Records that the host waits for the current stream; later operations come after it."""
         if self.stream is not self.main:
-            why = f"(beside) {why}"
+            why = f"(side stream) {why}"
         self.main.wait_stream(self.stream)
         frames = traceback.extract_stack()
         frame = next((frame for frame in reversed(frames) if frame.filename.startswith(PACKAGE)), frames[0])
-        self.waits.append(f"{why}: {frame.filename.removeprefix(PACKAGE)}:{frame.lineno}: {frame.line}")
-        if self.forbid_waiting:
-            raise RuntimeError(f"called a synchronizing CUDA operation: {self.waits[-1]}")
+        self.syncs.append(f"{why}: {frame.filename.removeprefix(PACKAGE)}:{frame.lineno}: {frame.line}")
+        if self.forbid_syncs:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {self.syncs[-1]}")
 
     def made(self, tensor: Tensor) -> Tensor:
-        """``tensor``, which from now on is on the GPU."""
+        """``tensor``, registered as being on the GPU."""
         self.places.put(tensor, self.places.gpu)
         self.use([tensor], [tensor])
         return tensor
 
     def use(self, tensors: Iterable[Tensor], written: Iterable[Tensor]) -> None:
-        """An operation of the current stream on memory of the GPU, that of ``written`` it changes."""
+        """Records an operation of the current stream on ``tensors``, which writes to ``written``."""
         now = self.stream
         now.given += 1
         changed = {x.untyped_storage()._cdata for x in written}
@@ -192,7 +195,7 @@ class FakeGpu:
             (uses.written if key in changed else uses.read)[now] = now.given
 
     def end(self, key: int, uses: Uses) -> None:
-        """Memory is given back."""
+        """Records that a storage is freed."""
         uses.check_end(self.errors)
         del self.uses[key]
 
@@ -211,7 +214,7 @@ class FakeGpu:
         self.uses[x.untyped_storage()._cdata].recorded.add(stream)
 
     def run_backward(self, roots: Any, *args: Any, **kwargs: Any) -> Any:
-        """torch's own, which knows that what it makes for itself is on the GPU; functions of Python's are in it."""
+        """torch's backward pass, in which new tensors are on the GPU and Python functions are answered as outside."""
         before, self.backward = self.backward, any(map(self.places.on_gpu, roots))
         seen = self.functions in _get_current_function_mode_stack()
         try:
@@ -223,7 +226,7 @@ class FakeGpu:
     def moved(
         self, tensor: Tensor, device: Any, dtype: Any, non_blocking: bool, memory_format: Any, copy: bool
     ) -> Tensor:
-        """What ``tensor.to`` gives."""
+        """The result of ``tensor.to``."""
         target = None if device is None else torch.device(device)
         was_there = self.places.on_gpu(tensor)
         goes_there = was_there if target is None else target.type == "cuda"
@@ -233,11 +236,11 @@ class FakeGpu:
         if was_there == goes_there:
             return tensor.to(dtype=dtype or tensor.dtype, copy=copy, **options)
         if was_there:
-            self.wait("copy to the CPU")
+            self.sync("copy to the CPU")
         elif not (non_blocking and self.places.has(tensor, self.places.pinned)):
-            self.wait("copy from memory that is not page-locked")
+            self.sync("copy from memory that is not pinned")
         if tensor.is_meta:
-            return tensor.to(CPU, dtype, **options)  # an error, as torch says it
+            return tensor.to(CPU, dtype, **options)  # raises torch's own error
         result = tensor.to(dtype=dtype or tensor.dtype, copy=True, **options)
         if goes_there:
             return self.made(result)
@@ -246,7 +249,7 @@ class FakeGpu:
 
 
 class _Functions(TorchFunctionMode):
-    """Python's view of tensors: their device, and what moves or makes them."""
+    """Functions of Python: a tensor's device, and those that move or create tensors."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -281,7 +284,7 @@ class _Functions(TorchFunctionMode):
         if answer is not None:
             return answer(*args, **kwargs)
         device = kwargs.get("device")
-        if func in MAKING and device is None and not any(isinstance(value, Tensor) for value in args):
+        if func in FACTORIES and device is None and not any(isinstance(value, Tensor) for value in args):
             result = func(*args, **kwargs)
             self.gpu.places.take(result)
             return result
@@ -293,7 +296,7 @@ class _Functions(TorchFunctionMode):
         result = func(*args, **{**kwargs, "device": "cpu"})
         if there:
             if func in (torch.tensor, torch.as_tensor, torch.asarray):
-                self.gpu.wait("numbers from Python")
+                self.gpu.sync("numbers from Python")
                 if any(isinstance(value, Tensor) for value in args):
                     result = result.clone()
             self.gpu.made(result)
@@ -328,13 +331,13 @@ class _Functions(TorchFunctionMode):
 
     def tolist(self, x: Tensor) -> list:
         if self.gpu.places.on_gpu(x):
-            self.gpu.wait("numbers for Python")
+            self.gpu.sync("numbers for Python")
         return x.tolist()
 
     def new_tensor(self, x: Tensor, data: Any, **kwargs: Any) -> Tensor:
         there = torch.device(kwargs.pop("device", GPU if self.gpu.places.on_gpu(x) else CPU)).type == "cuda"
         if there:
-            self.gpu.wait("numbers from Python")
+            self.gpu.sync("numbers from Python")
         result = x.new_tensor(data, **kwargs)
         return self.gpu.made(result) if there else result
 
@@ -343,7 +346,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operations(TorchDispatchMode):
-    """torch's operations: on one device each, and their results are there too."""
+    """torch's operations: all tensors of one are on one device, and so is the result."""
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -358,7 +361,7 @@ class _Operations(TorchDispatchMode):
         if there:
             self.check(packet, args, kwargs, given, here)
         result = func(*args, **kwargs)
-        made = self.gpu.backward and not given  # by a backward pass for itself
+        made = self.gpu.backward and not given  # within a backward pass
         if made or (there and packet is not aten.copy_):
             known = {x.untyped_storage()._cdata for x in here}
             for x in tensors_in(result):
@@ -372,22 +375,22 @@ class _Operations(TorchDispatchMode):
 
     def check(self, packet: Any, args: tuple, kwargs: dict, given: list[Tensor], here: list[Tensor]) -> None:
         on_gpu = self.gpu.places.on_gpu
-        if packet in WAITING:
-            self.gpu.wait(str(packet))
+        if packet in SYNCHRONISING:
+            self.gpu.sync(str(packet))
         if packet is aten.copy_ and not on_gpu(args[0]):
-            self.gpu.wait("copy to the CPU")
+            self.gpu.sync("copy to the CPU")
         if packet is aten.copy_ and here and on_gpu(args[0]) and args[1].dim():
-            self.gpu.wait("copy from memory that is not page-locked")
+            self.gpu.sync("copy from memory that is not pinned")
         if packet is aten.repeat_interleave and kwargs.get("output_size") is None:
-            self.gpu.wait(str(packet))
+            self.gpu.sync(str(packet))
         if packet in INDEXING:
             indices = [x for x in args[1] if x is not None]
             if not on_gpu(args[0]):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
-                self.gpu.wait(f"{packet} by a mask")
+                self.gpu.sync(f"{packet} by a mask")
             if any(not on_gpu(x) and x.dim() for x in indices):
-                self.gpu.wait(f"{packet} by indices on the CPU")
+                self.gpu.sync(f"{packet} by indices on the CPU")
         elif packet not in BETWEEN_DEVICES and any(x.dim() for x in here):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
@@ -396,13 +399,13 @@ class _Operations(TorchDispatchMode):
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Those with memory."""
+    """The tensors in ``values`` that have memory (no meta tensors)."""
     return [x for x in tree_leaves(values) if isinstance(x, Tensor) and not x.is_meta]
 
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[FakeGpu]:
-    """Within the block there is one CUDA device, of 80 GB; torch.compile is not for it."""
+    """Within the block there is one CUDA device with 80 GB; torch.compile does not support it."""
     gpu = FakeGpu()
     with contextlib.ExitStack() as stack:
 
@@ -418,7 +421,7 @@ def fake_gpu() -> Iterator[FakeGpu]:
             ),
             "is_bf16_supported": lambda *_, **__: True, "device_of": lambda *_: contextlib.nullcontext(),
             "device": lambda *_: contextlib.nullcontext(), "manual_seed_all": lambda *_: None,
-            "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_waiting", mode == "error"),
+            "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_syncs", mode == "error"),
             "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
             "is_current_stream_capturing": lambda: False, "synchronize": lambda *_: None, "empty_cache": lambda: None,
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
@@ -426,13 +429,13 @@ def fake_gpu() -> Iterator[FakeGpu]:
             "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,
         }.items():  # fmt: skip
             replace(f"torch.cuda.{name}", value)
-        # What a torch for CUDA would ask its driver, and one for the CPU nobody.
+        # A CPU build of torch has no accelerator to ask.
         replace("torch.accelerator.current_accelerator", lambda check_available=False: torch.device("cuda"))
         replace("torch.accelerator.current_stream", lambda *_: gpu.stream)
         replace("torch.utils.checkpoint._allowed_determinism_checks_to_fns", {"default": lambda x: tuple(x.shape)})
         replace("torch.Tensor.record_stream", lambda x, stream: gpu.record(x, stream))
         replace("torch.Generator", Generator)
-        # Functions written in Python run as they are, so that what they ask tensors for is answered here.
+        # Functions written in Python are not dispatched as a whole: the questions that they ask tensors are.
         for module in ("torch.functional", "torch.nn.functional"):
             for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
                 replace(f"{module}.{name}", lambda *_: False)
@@ -460,7 +463,7 @@ def fake_gpu() -> Iterator[FakeGpu]:
                 if not all(map(gpu.places.on_gpu, tensors)):
                     raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
                 gpu.use(tensors, tensors)  # some of them are written
-                # The interpreter's own work is no part of the program.
+                # The interpreter's own tensor operations are not the program's.
                 with torch._C.DisableTorchFunction(), _disable_current_modes():
                     return interpret(self, *arguments, **options)
 

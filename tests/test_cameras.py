@@ -8,7 +8,7 @@ import torch
 from nfsd3d.cameras import CameraRanges, orbit, sample_cameras, spherical
 
 
-def test_azimuth_zero_stands_on_the_x_axis_and_looks_at_the_origin():
+def test_azimuth_zero_is_on_the_x_axis_and_looks_at_the_origin():
     cameras = orbit(4, 5, elevation_deg=0, distance=2.0)
     assert cameras.positions.allclose(torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]]), atol=1e-6)
     centre = cameras.rays().directions.reshape(4, 5, 5, 3)[:, 2, 2]

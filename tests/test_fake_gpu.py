@@ -1,4 +1,4 @@
-"""The fake GPU finds what a real one would, and lets pass what that would."""
+"""The fake GPU reports the errors of a real one, and no others."""
 
 import pytest
 import torch
@@ -41,13 +41,13 @@ def test_tensors_are_where_they_were_put(gpu):
         (lambda there, here: there.normal_(generator=torch.Generator()), RuntimeError),
     ],
 )
-def test_what_a_gpu_refuses_is_an_error(gpu, attempt, error):
+def test_operations_that_a_gpu_refuses_are_errors(gpu, attempt, error):
     there, here = torch.zeros(3, device="cuda"), torch.zeros(3)
     with pytest.raises(error):
         attempt(there, here)
 
 
-def test_what_a_gpu_allows_is_none(gpu):
+def test_operations_that_a_gpu_allows_are_no_errors(gpu):
     there, here = torch.zeros(3, device="cuda"), torch.tensor([0, 2])
     torch.randn(3, device="cuda", generator=torch.Generator("cuda"))
     assert (there * torch.tensor(2.0)).is_cuda and there[here].is_cuda
@@ -56,7 +56,7 @@ def test_what_a_gpu_allows_is_none(gpu):
 
 
 @pytest.mark.parametrize(
-    ("ask", "waits"),
+    ("ask", "syncs"),
     [
         (lambda there: there.sum().item(), 1),
         (lambda there: float(there.sum()), 1),
@@ -76,13 +76,13 @@ def test_what_a_gpu_allows_is_none(gpu):
         (lambda there: there[torch.zeros(2, dtype=torch.int64, device="cuda")], 0),
     ],
 )
-def test_waiting_is_noted(gpu, ask, waits):
+def test_synchronisations_are_recorded(gpu, ask, syncs):
     there = torch.zeros(3, device="cuda")
-    gpu.waits.clear()
+    gpu.syncs.clear()
     ask(there)
-    assert len(gpu.waits) == waits
+    assert len(gpu.syncs) == syncs
     torch.cuda.set_sync_debug_mode("error")
-    if waits:
+    if syncs:
         with pytest.raises(RuntimeError, match="synchronizing"):
             ask(there)
     else:
@@ -110,10 +110,10 @@ def test_a_number_read_from_a_stream_says_that_it_is_done(gpu):
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         there = torch.zeros(3, device="cuda")
-        gpu.waits.clear()
+        gpu.syncs.clear()
         there.sum().item()
     assert there.sum().is_cuda
-    assert gpu.waits[0].startswith("(beside)")
+    assert gpu.syncs[0].startswith("(side stream)")
 
 
 @pytest.mark.parametrize("recorded", [True, False])

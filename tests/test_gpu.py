@@ -28,12 +28,13 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
-from nfsd3d.train.loop import differentiate
 from nfsd3d.train.memory.budget import GIB, estimator, fit_into_memory
 from nfsd3d.train.memory.chunking import configured_chunks
+from nfsd3d.train.memory.retry import differentiate
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.run import distillation, train_and_export
+from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
+from nfsd3d.train.task import ScoreDistillation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,12 +63,12 @@ def full_size(experiment: str, *overrides: str):
 
 def steps_of(config, parts, chunks, count=2, progress=0.6):
     """Some steps as the loop takes them, from that fraction of training on; returns the chunks that fitted."""
-    task = distillation(config, parts)
+    task = ScoreDistillation.of(config, parts)
     for step in range(count):
         parts.generator.update(step, parts.rng)
         plan = replace(plan_at(config.train, progress), chunks=chunks)
-        metrics, chunks = differentiate(task, plan)
-        assert all(value.isfinite() for value in metrics.values())
+        result, chunks = differentiate(task, plan)
+        assert all(value.isfinite() for value in result.metrics.tensors().values())
         parts.optimizer.step()
     return chunks
 
@@ -143,7 +144,7 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
     def step() -> None:
         plan = plan_at(config.train, 0.7)
         arguments = parts.bank, parts.distillation, parts.ranges, plan, parts.rng, parts.source
-        loss, _ = step_loss(parts.generator, parts.prior, *arguments)
+        loss = step_loss(parts.generator, parts.prior, *arguments).loss
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 

@@ -42,9 +42,10 @@ ADAPTERS = {
         "nfsd3d.config.compose",
         "nfsd3d.config.overrides",
         "nfsd3d.config.plugin_choices",
+        "nfsd3d.config.recipes",
         "nfsd3d.cli.sweep",
     },
-    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.cli.sweep"},
+    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {

@@ -1,12 +1,17 @@
 import ast
+import importlib.util
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 
 import nfsd3d
 from nfsd3d.cli.main import COMMANDS
@@ -15,16 +20,35 @@ ROOT = Path(nfsd3d.__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+REPOSITORY = "https://example.org/owner/nfsd3d"
+
+
+def build(target: str, folder: Path, **environment: str) -> Path:
+    """The wheel or sdist that the source tree makes."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    variables = {name: value for name, value in os.environ.items() if name != "NFSD3D_REPOSITORY_URL"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**variables, **environment}
+    )
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.iterdir()
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> dict[str, bytes]:
     """The files of the wheel that the source tree makes, by name."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    (path,) = folder.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel"))) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> dict[str, bytes]:
+    """The files of the sdist, by their names below its folder, built for a repository's address."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build("sdist", folder, NFSD3D_REPOSITORY_URL=f"{REPOSITORY}/")) as archive:
+        files = [member for member in archive if member.isfile()]
+        return {name.name.split("/", 1)[1]: archive.extractfile(name).read() for name in files}
 
 
 def test_the_wheel_holds_every_module_and_configuration(wheel):
@@ -55,6 +79,86 @@ def test_the_wheel_describes_itself(wheel):
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: <3.14,>=3.11" in metadata
     assert f"{info}/licenses/LICENSE" in wheel
+
+
+def test_the_wheel_is_typed(wheel):
+    assert "nfsd3d/py.typed" in wheel
+
+
+def test_the_sdist_holds_what_its_own_tests_need(sdist):
+    folders = ("configs", "docker", "docs", "nfsd3d", "scripts", "tests", ".github")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file() and path.name not in (".git", "PKG-INFO")]
+    ours = {path.relative_to(ROOT).as_posix() for path in files if path.suffix not in (".pyc", ".nbi", ".nbc")}
+    assert {name for name in ours if not name.startswith("docs/results/images/")} <= sdist.keys()
+
+
+def test_relative_links_of_the_description_lead_into_the_repository(sdist):
+    metadata = message_from_string(sdist["PKG-INFO"].decode())
+    ref = "HEAD" if "dev" in nfsd3d.__version__ else f"v{nfsd3d.__version__}"
+    text = str(metadata.get_payload())
+    assert f"]({REPOSITORY}/raw/{ref}/docs/images/nfsd_suite.jpg)" in text
+    assert f"]({REPOSITORY}/blob/{ref}/docs/gpu.md)" in text
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", text) == []
+    urls = dict(url.split(", ") for url in metadata.get_all("Project-URL"))
+    assert urls.keys() == {"Source", "Documentation", "Changelog"}
+    assert all(url.startswith(REPOSITORY) for url in urls.values())
+
+
+def test_links_stay_relative_without_a_repository(wheel):
+    metadata = message_from_string(wheel[f"nfsd3d-{nfsd3d.__version__}.dist-info/METADATA"].decode())
+    assert "](docs/images/nfsd_suite.jpg)" in str(metadata.get_payload())
+    assert metadata.get_all("Project-URL") is None
+
+
+def test_links_within_links_are_made_absolute_too():
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = "[![a [b]](x.png)](y.md#z) ![c](d/e.jpg) [f](https://g) [h](#i)"
+    assert module.absolute_links(text, REPOSITORY, "v1") == (
+        f"[![a [b]]({REPOSITORY}/raw/v1/x.png)]({REPOSITORY}/blob/v1/y.md#z) ![c]({REPOSITORY}/raw/v1/d/e.jpg) "
+        "[f](https://g) [h](#i)"
+    )
+    assert (module.git_ref("1.2.0"), module.git_ref("1.3.0.dev0")) == ("v1.2.0", "HEAD")
+
+
+@pytest.mark.parametrize("name", ["ci", "release"])
+def test_workflows_run_on_every_supported_python_and_use_what_the_makefile_has(name):
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8")
+    workflow = yaml.load(text, Loader=yaml.BaseLoader)  # a safe loader, for which "on" is no boolean
+    assert {"name", "on", "permissions", "jobs"} <= workflow.keys()
+    for job in workflow["jobs"].values():
+        assert {"runs-on", "steps"} <= job.keys()
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    called = re.findall(r"^ *(?:- )?(?:run: )?make .* ([\w./-]+)$", text, re.MULTILINE)
+    assert called and set(called) <= {*targets, ".venv/.installed-dev"}
+    assert "vars.TORCH_ARGS" in text
+    assert "://" not in text
+
+
+def test_continuous_integration_covers_the_supported_versions_of_python():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    versions = yaml.safe_load(text)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert versions == ["3.11", "3.12", "3.13"]
+    assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+    classifiers = PROJECT["project"]["classifiers"]
+    assert {f"Programming Language :: Python :: {version}" for version in versions} <= set(classifiers)
+
+
+def test_torch_has_an_upper_bound():
+    assert "torch>=2.11,<2.15" in PROJECT["project"]["dependencies"]
+
+
+def test_the_changelog_names_every_old_spelling():
+    from nfsd3d.cli.options import RENAMED_OPTIONS
+    from nfsd3d.config.renamed import RENAMED
+
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for old, new in {**RENAMED, **RENAMED_OPTIONS}.items():
+        assert f"| `{old}` | `{new}` |" in text
 
 
 def test_every_import_is_a_declared_dependency():

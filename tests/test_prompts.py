@@ -68,11 +68,11 @@ def cameras_at(azimuth_deg, elevation_deg):
         (0, -61, FRONT),
     ],
 )
-def test_view_of_azimuth_and_elevation_at_any_turn(azimuth, elevation, view):
+def test_the_view_depends_on_azimuth_and_elevation_at_any_turn(azimuth, elevation, view):
     assert ViewThresholds().view_index(cameras_at([azimuth], [elevation])).tolist() == [view]
 
 
-def test_thresholds_are_settings():
+def test_other_thresholds_give_other_views():
     cameras = cameras_at([50, 50, 100, 0], [0, 35, 0, 0])
     views = ViewThresholds(front_deg=60, back_deg=90, overhead_deg=30).view_index(cameras)
     assert views.tolist() == [FRONT, OVERHEAD, BACK, FRONT]
@@ -141,7 +141,7 @@ def test_views_cover_the_orbit_in_the_expected_shares():
     assert math.isclose(sum(counts), 360)
 
 
-def test_further_prompts_are_embedded_only_where_they_are_needed():
+def test_further_prompts_are_embedded_only_if_needed():
     recorder = Recorder()
     options = {"source_prompt": "a blue cube", "suffixes": (", fine", ", bad")}
     PromptBank.build(recorder, "a red cube", "ugly", needed=["cond", "uncond"], **options)

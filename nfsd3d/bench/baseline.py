@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nfsd3d.distill.types import Method
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.base import WrappedPrior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import Parts
 
@@ -34,45 +34,10 @@ def _in_every_row(method: Method) -> Method:
     return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
 
 
-class _BaselinePrior:
+class _BaselinePrior(WrappedPrior):
     """A prior whose every encoding is followed by a decoding; final."""
-
-    def __init__(self, prior: StableDiffusionPrior) -> None:
-        self._prior = prior
-
-    @property
-    def evaluations(self) -> int:
-        return self._prior.evaluations
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._prior.schedule
-
-    @property
-    def image_size(self) -> int:
-        return self._prior.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._prior.latent_shape
-
-    @property
-    def device(self) -> torch.device:
-        return self._prior.device
-
-    def embed(self, prompts: list[str]) -> Tensor:
-        return self._prior.embed(prompts)
-
-    def free_text_encoder(self) -> None:
-        self._prior.free_text_encoder()
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         z = self._prior.encode(image)
         self._prior.decode(z.detach())
         return z
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self._prior.decode(z)
-
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
-        return self._prior.predict_eps(z_t, t, context, at_most=at_most)

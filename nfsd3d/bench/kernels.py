@@ -13,7 +13,9 @@ from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
 from nfsd3d.config.hardware import is_installed, triton_obstacle
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, render_weights
 from nfsd3d.generators.nerf.field import FusedNetwork, HashGridField, fused_network
-from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, HashGridSpec, Layout, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.layout import Layout
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.hashgrid.torch_reference import corners, interpolate
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid

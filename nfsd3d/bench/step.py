@@ -12,7 +12,7 @@ from torch import Tensor
 from nfsd3d.bench.clock import Stopwatch, now
 from nfsd3d.config.schema import TrainConfig
 from nfsd3d.train.build import Parts
-from nfsd3d.train.loop import drop_unless_finite
+from nfsd3d.train.divergence import drop_unless_finite
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
@@ -81,7 +81,7 @@ def bench_step(
     device = parts.generator.device
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     watch = Stopwatch(device)
-    generator, prior = parts.generator, parts.prior
+    generator, prior, lora = parts.generator, parts.prior, parts.distillation.lora
     encode = _timed(watch, "encode", prior.encode)
     passed: list[Any] = []  # when the gradient had come through the encoder
 
@@ -99,16 +99,16 @@ def bench_step(
         for step in range(-warmup, steps):
             if step == 0:
                 watch.clear()
-                evaluations, samples = prior.evaluations, torch.zeros((), device=device)
+                evaluations, samples = 0, torch.zeros((), device=device)
                 started = now(device)
             progress = (step + warmup) / max(train.steps, steps + warmup)
             plan = replace(plan_at(train, progress), chunks=chunks or ChunkSizes())
             generator.update(step + warmup, parts.rng)
             parts.optimizer.zero_grad(set_to_none=True)
-            loss, metrics = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+            result = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             passed.clear()
             begun = watch.mark()
-            loss.backward()
+            result.loss.backward()
             ended, between = watch.mark(), passed[-1] if passed else begun
             watch.add("encode, backward", begun, between)
             watch.add("render, backward", between, ended)
@@ -118,8 +118,12 @@ def bench_step(
                 if device.type != "cpu":
                     drop_unless_finite([parts.optimizer], norm)
                 parts.optimizer.step()
+                if lora is not None:
+                    lora.optimizer.step()
             if step >= 0:
-                samples += metrics["samples_per_ray"]
+                evaluations += result.evaluations
+                if result.metrics.samples_per_ray is not None:
+                    samples += result.metrics.samples_per_ray
             on_step()
     total, spent = now(device) - started, watch.seconds()
     seconds = {name: spent[name] for name in PARTS}
@@ -129,5 +133,5 @@ def bench_step(
         shares={name: value / total for name, value in seconds.items()},
         steps_per_second=steps / total,
         samples_per_ray=float(samples) / steps,
-        evaluations=(prior.evaluations - evaluations) / steps,
+        evaluations=evaluations / steps,
     )

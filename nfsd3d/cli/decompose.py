@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from nfsd3d.visualize.images import write_png
+    from nfsd3d.visualize.image_grid import write_png
 
     console = Console(stderr=True)
     wanted = FIGURES if options.figure == "all" else (options.figure,)
@@ -147,7 +147,7 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     from nfsd3d.api import generate
     from nfsd3d.config.schema import Config
     from nfsd3d.evaluate.oracle_fit import fit_oracle
-    from nfsd3d.runs.preflight import slug
+    from nfsd3d.runs.directory import slug
     from nfsd3d.runs.summary import read_summary
 
     directories = []

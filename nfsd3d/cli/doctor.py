@@ -1,4 +1,4 @@
-"""``nfsd3d doctor``: what this installation can do, for the user and for reports of trouble."""
+"""``nfsd3d doctor``: prints versions, devices and automatic choices of this installation, for bug reports."""
 
 import argparse
 import os
@@ -6,11 +6,10 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nfsd3d
 from nfsd3d.config import hardware
-from nfsd3d.config.compose import config_root
+from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import EMBEDDED, check_folder
 from nfsd3d.runs.files import write_json
@@ -32,9 +31,10 @@ PACKAGES = (
 OPTIONAL_PACKAGES = ("nerfacc", "tinycudann", "triton", "peft", "viser")
 
 
-def examine() -> dict[str, Any]:
-    """What is installed and found here, as plain values; imports nothing slow."""
+def examine() -> dict[str, object]:
+    """Versions, devices and automatic choices, as plain values for JSON; imports nothing slow."""
     machine = hardware.auto_machine()
+    backend, prior = hardware.auto_backend(machine.value), hardware.auto_prior(machine.value)
     return {
         "nfsd3d": nfsd3d.__version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -48,8 +48,8 @@ def examine() -> dict[str, Any]:
         "embedded prior": _embedded_prior(),
         "auto": {
             "machine": f"{machine.value} ({machine.reason})",
-            "backend": f"{(choice := hardware.auto_backend(machine.value)).value} ({choice.reason})",
-            "prior": f"{(choice := hardware.auto_prior(machine.value)).value} ({choice.reason})",
+            "backend": f"{backend.value} ({backend.reason})",
+            "prior": f"{prior.value} ({prior.reason})",
         },
     }
 
@@ -62,21 +62,23 @@ def _embedded_prior() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what `examine` finds; 1 if a required package is missing, else 0."""
-    parser = argparse.ArgumentParser(prog="nfsd3d doctor", description="What is installed, found and chosen here.")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write it there as JSON too")
+    """Prints what `examine` finds; returns 1 if a required package is missing, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d doctor", description="Print what is installed, found and chosen here."
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
     options = parser.parse_args(argv)
     found = examine()
     if options.json is not None:
         write_json(options.json, found)
     _print(found)
-    missing = [name for name, version in found["packages"].items() if version is None]
+    missing = [name for name in PACKAGES if hardware.installed_version(name) is None]
     if missing:
         print(f"missing: {', '.join(missing)}; install with: pip install -c constraints.txt -e .")
     return 1 if missing else 0
 
 
-def _print(values: dict[str, Any], indent: str = "") -> None:
+def _print(values: dict[str, object], indent: str = "") -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             print(f"{indent}{name}:")

@@ -130,16 +130,10 @@ def _oracle_folder(run_dir: Path) -> Path:
 
 
 def _write_sheet(path: Path, rows: list[list[Any]]) -> None:
-    import numpy as np
+    from nfsd3d.visualize.image_grid import grid, write_png
 
-    from nfsd3d.visualize.images import write_png
-
-    strips = [np.concatenate(row, axis=1) for row in rows]
-    half = (len(strips) + 1) // 2 if len(strips) > 12 else len(strips)
-    blank = np.full_like(strips[0], 255)
-    columns = [strips[:half], strips[half:]] if half < len(strips) else [strips]
-    padded = [np.concatenate([*column, *[blank] * (half - len(column))], axis=0) for column in columns]
-    write_png(path, np.concatenate(padded, axis=1))
+    half = (len(rows) + 1) // 2 if len(rows) > 12 else len(rows)  # the rows of many runs are in two columns
+    write_png(path, grid([[*itertools.chain(*rows[index::half])] for index in range(half)]))
     print(path)
 
 
@@ -207,9 +201,9 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, Any]:
     print(f"reconstruction of {len(truth)} clean renders: {psnr:.2f} dB")
     print(tables.sample_table(rows), tables.calibration_table(load_calibration()), sep="\n\n")
     if options.sheet is not None:
-        from nfsd3d.shapes.training.dataset import write_grid
+        from nfsd3d.shapes.training.pipeline import write_samples
 
-        write_grid(options.sheet, samples[len(samples) // 2][: len(held_out())])
+        write_samples(options.sheet, samples[len(samples) // 2][: len(held_out())])
         print(options.sheet)
     return {"psnr_db": psnr, "samples": rows}
 

@@ -1,4 +1,4 @@
-"""How the command line starts one run, or one job of a sweep, and what it tells about it."""
+"""Starts or resumes one run in this process: checks, run directory, model download, training."""
 
 import os
 import sys
@@ -9,34 +9,69 @@ from pathlib import Path
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
+from nfsd3d.runs import directory, preflight
 
 
-def train(config: Config, source: ModelSource | None, resume: Path | None = None) -> None:
-    """Downloads the model if need be and trains; ``resume`` is the directory of a run to continue.
+def start(config: Config, label: str, choices: Mapping[str, Choice] | None = None) -> Path | None:
+    """Trains and exports ``config`` in a new run directory, and returns it; with ``dry_run`` prints the plan only.
+
+    ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed.
 
     Raises:
-        InputError, RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
+        InputError: before torch is imported, unless only the model's weights show it.
+        RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
     """
+    source = preflight.check(config)
+    if config.dry_run and config.run_dir is not None:
+        directory.check_unused(Path(config.run_dir))
+    elif not config.dry_run:
+        config = directory.claim_run_dir(config, label)
+    announce(choices or {})
+    if config.dry_run:
+        print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
+        return None
+    return _train(config, source)
+
+
+def resume(config: Config, run_dir: Path) -> Path | None:
+    """As `start`, from the newest checkpoint in ``run_dir``.
+
+    Raises:
+        InputError, RunFailed, Interrupted: as `start`; InputError also without a checkpoint.
+    """
+    source = preflight.check(config, run_dir)
+    if not any((run_dir / "checkpoints").glob("step-*.json")):
+        raise InputError(
+            f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"
+        )
+    if config.dry_run:
+        print_plan(config, source, str(run_dir))
+        return None
+    return _train(config, source, run_dir)
+
+
+def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
     files = None if source is None else fetch(source)
     if files is not None and files.file is not None:
         # Files of models that predict different things can have the same tensors: only the user knows.
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
-    # Everything the user may have got wrong is known by now: torch and diffusers take seconds to import.
+    # All settings are checked by now: torch and diffusers take seconds to import.
     from nfsd3d.train.run import train_and_export
 
-    train_and_export(config, resume=resume)
+    return train_and_export(config, resume=resumed)
 
 
 def announce(choices: Mapping[str, Choice]) -> None:
-    """Tells what each ``auto`` became, and why."""
+    """Prints what each ``auto`` became, and why."""
     for group, choice in choices.items():
         print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
 
 
 def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None:
-    """The resolved configuration as YAML, and what a run would be, as comments."""
+    """Prints the resolved configuration as YAML, and what a run would use, as comments."""
     shown = {"run directory": run_dir}
     if source is not None:
         shown |= _model_facts(source)
@@ -56,7 +91,7 @@ def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None
 
 
 def _model_facts(source: ModelSource) -> dict[str, str]:
-    """Where the files of the prior's model are, by what they are."""
+    """Locations of the prior's model files, by what they are."""
     shown = {}
     if source.file is not None:
         shown["prior's weights"] = str(source.file)
@@ -69,8 +104,8 @@ def _model_facts(source: ModelSource) -> dict[str, str]:
     return shown
 
 
-def tell(error: Exception) -> None:
-    """An error of the user's on one line of stderr; ``NFSD3D_DEBUG=1`` adds the traceback."""
+def print_error(error: Exception) -> None:
+    """Prints a user's error on one line of stderr; ``NFSD3D_DEBUG=1`` adds the traceback."""
     if os.environ.get("NFSD3D_DEBUG") == "1":
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

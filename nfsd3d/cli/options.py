@@ -1,4 +1,4 @@
-"""What the subcommands share: types of arguments, and how a run is opened and results are written."""
+"""Argument types and helpers that the subcommands share: opening runs, writing results, old option names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """What every command on a run takes: RUN_DIR, ``--step`` and ``--output``, whose help ``output`` is."""
+    """Adds RUN_DIR, ``--step`` and ``--output`` (with the help text ``output``), as every command on a run has."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--step", type=whole_number(1), help="the checkpoint after this step (default: the newest)")
     parser.add_argument("--output", type=Path, metavar="DIR", help=output)
@@ -33,7 +33,7 @@ def open_run(options: argparse.Namespace) -> Run:
     """The run that the arguments of `add_run_arguments` name.
 
     Raises:
-        InputError: as `nfsd3d.api.load_run`; a folder that is no run is told before anything slow is imported.
+        InputError: as `nfsd3d.api.load_run`; for a folder that is no run before torch is imported.
     """
     from nfsd3d.config.compose import load_run_config
 
@@ -45,15 +45,15 @@ def open_run(options: argparse.Namespace) -> Run:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Within the block, a file that cannot be written is an `InputError` that asks for another ``--output``."""
+    """Turns the block's write errors into an `InputError` that asks for another ``--output``."""
     try:
         yield
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
 
 
-def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
-    """What ``--json PATH`` asks for; nothing without it.
+def write_numbers(path: Path | None, numbers: Mapping[str, object]) -> None:
+    """Writes the JSON file of ``--json PATH``, if given.
 
     Raises:
         InputError: the file cannot be written.
@@ -67,7 +67,7 @@ def write_numbers(path: Path | None, numbers: dict[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, NaN as None, for JSON."""
+    """``value`` for JSON: dataclasses as dictionaries, non-finite numbers as None."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
 
 
 def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
-    """An argparse type: whole numbers from ``smallest`` on, up to ``largest`` if given."""
+    """An argparse type: whole numbers from ``smallest`` to ``largest`` (None: no limit)."""
     expected = f"at least {smallest}" + ("" if largest is None else f" and at most {largest}")
 
     def parse(text: str) -> int:
@@ -126,7 +126,7 @@ def _number(text: str, expected: str, is_allowed: Callable[[float], bool]) -> fl
 
 
 def counting_bar(console: Console | None = None, *, transient: bool = False) -> Progress:
-    """A progress bar of things that are counted; a ``transient`` one is gone when they are done."""
+    """A progress bar with a count and times; a ``transient`` one disappears at the end."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

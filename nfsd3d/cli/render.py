@@ -1,4 +1,4 @@
-"""``nfsd3d render RUN_DIR``: pictures of a run that exists; errors are raised, for the command line to tell."""
+"""``nfsd3d render RUN_DIR``: renders views or a turntable of an existing run."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from nfsd3d.cli.options import add_run_arguments, elevation, open_run, whole_num
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the pictures that ``argv`` asks for, says where they are, and returns 0.
+    """Writes the images that ``argv`` asks for, prints their paths, and returns 0.
 
     Raises:
         InputError: not a run, no such checkpoint, or a folder that cannot be written.
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     run = open_run(options)
 
-    from nfsd3d.visualize.images import write_png
+    from nfsd3d.visualize.image_grid import write_png
 
     size = options.size if options.size is not None else run.config.export.turntable_size
     folder = options.output if options.output is not None else run.directory
@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d render",
-        description="Render a run: its turntable (video and contact sheet), or single views with --views. What is not "
-        "given is as in the run's config.yaml.",
+        description="Render a run: its turntable (video and contact sheet), or single views with --views. Defaults are "
+        "those of the run's config.yaml.",
     )
     parser.add_argument("--views", type=whole_number(1), metavar="N", help="write N views as views/NNN.png")
     parser.add_argument("--turntable", action="store_true", help="with --views: write the turntable too")

@@ -1,6 +1,6 @@
-"""A sweep: ``-m seed=0,1 distill=sds,nfsd``, by Hydra's multirun, so that every launcher works.
+"""A sweep, ``-m seed=0,1 distill=sds,nfsd``, by Hydra's multirun, so that every launcher works.
 
-A sweep's directory holds one for each job, ``<n>-<overrides>``, and ``sweep.csv`` with a row for each.
+A sweep's directory holds a run directory for each job, ``<n>-<overrides>``, and ``sweep.csv`` with a line for each.
 """
 
 import csv
@@ -14,11 +14,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from nfsd3d.cli.launch import announce, print_plan, tell, train
-from nfsd3d.config.compose import Experiment, call_hydra, override_lines, resolve_auto, to_config
-from nfsd3d.config.overrides import parse_override, quote_sweep, quoted
+from nfsd3d.cli.launch import announce, print_error, start
+from nfsd3d.config.compose import multirun, settle, to_config
+from nfsd3d.config.experiments import Experiment
+from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory
 from nfsd3d.runs.files import write_json
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
@@ -26,7 +27,7 @@ _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
 
 def _job_folder(number: int, overrides: str) -> str:
     """``<n>-<overrides>`` as a file name, from what Hydra calls override_dirname."""
-    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"""["'\\]""", "", overrides))[:120].strip("-")
+    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", re.sub(r"""["'\\]|\+\+""", "", overrides))[:120].strip("-")
     return f"{number}-{words}" if words else str(number)
 
 
@@ -40,18 +41,18 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     Raises:
         InputError: an argument that no job could use, or a directory that cannot be made.
     """
-    parsed = [parse_override(quote_sweep(argument)) for argument in arguments]
-    choices = resolve_auto(experiment, parsed)
+    parsed = parse_overrides(arguments, sweep=True)
     folder_given = [override for override in parsed if override.key_or_group == "run_dir"]
-    parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     if any(override.is_sweep_override() for override in folder_given):
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
+    parsed = [override for override in parsed if override.key_or_group != "run_dir"]
+    lines, choices = settle(experiment, parsed)
     swept = [str(override.key_or_group) for override in parsed if override.is_sweep_override()]
     fixed = [str(override.key_or_group) for override in parsed if not override.is_sweep_override()]
     if folder_given:
-        folder = preflight.claim_folder(Path(str(folder_given[-1].value())))
+        folder = directory.claim_folder(Path(str(folder_given[-1].value())))
     else:
-        folder = preflight.new_folder(preflight.OUTPUTS / experiment.label, "sweep-")
+        folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)
     print(f"sweep in {folder}", file=sys.stderr)
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -66,30 +67,25 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    call_hydra(experiment, ["-m", *override_lines(experiment, parsed, choices), *settings], run_job)
+    multirun(experiment, [*lines, *settings], run_job)
     return _conclude(folder)
 
 
 def run_job(values: DictConfig) -> None:
-    """One job: a run in the job's folder, and its row in ``sweep.csv``. Only an interruption ends the sweep."""
+    """Runs one job in its folder and writes its line of ``sweep.csv``; only an interruption ends the sweep."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
     print(f"\njob {job.job.num}: {job.job.override_dirname}", file=sys.stderr)
     outcome: dict[str, object] = {"status": "done", "reason": ""}
     try:
-        config = to_config(values).replace(run_dir=str(run_dir))
-        source = preflight.check(config)
-        if config.dry_run:
-            print_plan(config, source, str(run_dir))
-        else:
-            train(preflight.claim_run_dir(config, "sweep"), source)
+        start(to_config(values).replace(run_dir=str(run_dir)), "sweep")
     except KeyboardInterrupt:
         outcome = {"status": "interrupted", "reason": "interrupted"}
         raise
     except Exception as error:
-        # Whatever went wrong with this job, the others are to run.
+        # Whatever this job's error is, the others run.
         if isinstance(error, InputError | RunFailed):
-            tell(error)
+            print_error(error)
         else:
             traceback.print_exception(error)
         outcome = {"status": "failed", "reason": " ".join(str(error).split()) or type(error).__name__}
@@ -98,7 +94,7 @@ def run_job(values: DictConfig) -> None:
 
 
 def _write_row(run_dir: Path, overrides: Sequence[str], number: int, outcome: Mapping[str, object]) -> None:
-    """Appends a job's row to ``sweep.csv``; what the run itself says in its summary counts more than ``outcome``."""
+    """Appends a job's line to ``sweep.csv``; the run's own summary takes precedence over ``outcome``."""
     summary = run_dir / "summary.json"
     if not summary.exists() and outcome["status"] == "failed":
         write_json(summary, outcome)

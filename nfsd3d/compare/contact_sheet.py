@@ -1,52 +1,35 @@
-"""Contact sheets: small pictures of a comparison's results, a row for each prompt and a column for each method."""
+"""Contact sheets of a comparison: small views of each result, one row per prompt and one column per method."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image as PIL
 
-from nfsd3d.compare.jobs import write_jpeg
+from nfsd3d.visualize.image_grid import Image, grid, write_jpeg
 
 CELL = 128
-LABELS = 110
-HEAD = 34
-BYTES = 700_000
-"""The size of a file, at most."""
+"""Pixels per side of a result."""
+MAX_BYTES = 700_000
 
 
 def write_sheet(path: Path, prompts: Sequence[str], columns: Mapping[str, Mapping[str, Path]]) -> None:
-    """Writes a JPEG of at most about 700 kB: ``columns`` has by its heading the picture of each prompt.
+    """Writes a JPEG of at most about 700 kB; ``columns`` maps each heading to the image file of each prompt.
 
-    A picture is a strip of square views, of which four are shown, two by two. What is missing stays white.
+    A file is a strip of square views, of which four are shown, two by two. Missing results stay white.
     """
-    size = (LABELS + CELL * len(columns), HEAD + CELL * len(prompts))
-    sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for index, (heading, pictures) in enumerate(columns.items()):
-        left = LABELS + index * CELL
-        draw.multiline_text((left + 4, 3), textwrap.fill(heading, 20), "black", font)
-        for row, prompt in enumerate(prompts):
-            if prompt in pictures and pictures[prompt].exists():
-                sheet.paste(_cell(pictures[prompt]), (left, HEAD + row * CELL))
-    for row, prompt in enumerate(prompts):
-        draw.multiline_text((4, HEAD + row * CELL + 8), textwrap.fill(prompt, 17), "black", font)
-    for quality in (88, 80, 70, 60, 50):
-        write_jpeg(path, np.asarray(sheet), quality)
-        if path.stat().st_size <= BYTES:
-            return
+    rows = [[_cell(images.get(prompt)) for images in columns.values()] for prompt in prompts]
+    sheet = grid(rows, column_labels=list(columns), row_labels=prompts, cell=(CELL, CELL))
+    write_jpeg(path, sheet, MAX_BYTES)
 
 
-def _cell(path: Path) -> Image.Image:
-    with Image.open(path) as strip:
-        picture = strip.convert("RGB")
-    side = picture.height
-    count = picture.width // side
-    shown = [round(index * count / 4) for index in range(4)] if count >= 4 else list(range(count))
-    cell = Image.new("RGB", (CELL, CELL), "white")
-    half = CELL // 2
-    for place, index in enumerate(shown):
-        view = picture.crop((index * side, 0, (index + 1) * side, side)).resize((half - 1, half - 1))
-        cell.paste(view, (place % 2 * half, place // 2 * half))
-    return cell
+def _cell(path: Path | None) -> Image | None:
+    if path is None or not path.exists():
+        return None
+    with PIL.open(path) as strip:
+        image = strip.convert("RGB")
+    side, size = image.height, CELL // 2 - 1
+    count = image.width // side
+    shown = [round(index * count / 4) for index in range(4)] if count >= 4 else range(count)
+    views = [np.asarray(image.crop((i * side, 0, (i + 1) * side, side)).resize((size, size))) for i in shown]
+    return grid([views[:2], views[2:]], gap=1)

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -27,15 +25,16 @@ from nfsd3d.evaluate.classifier.model import SIZE, WEIGHTS, Classifier
 from nfsd3d.evaluate.oracle_fit import fit_oracle
 from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, composition_of, score_run
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prompts import PromptBank, ViewThresholds
-from nfsd3d.runs import checkpoints, preflight
-from nfsd3d.runs.files import replacing
+from nfsd3d.runs import checkpoints, directory, preflight
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
 from nfsd3d.train.run import train_and_export
+from nfsd3d.visualize.image_grid import grid, write_jpeg
 
 ORACLE_FIT = "the oracle fit"
 SAMPLE_SCALES = (7.5, 3.0)
@@ -60,8 +59,8 @@ class Trial(Job):
     @property
     def name(self) -> str:
         """A relative path that no other job shares."""
-        row = f"{preflight.slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
-        return f"{row}/{preflight.slug(self.prompt)}-{self.seed}"
+        row = f"{directory.slug(self.row)}-{self.recipe}" + (f"-{self.prior}" if self.prior else "")
+        return f"{row}/{directory.slug(self.prompt)}-{self.seed}"
 
 
 def trials_of(suite: Suite, tier: str, *, oracle_fit: bool) -> list[Trial]:
@@ -135,7 +134,7 @@ def perform(trial: Trial, output: Path, pictures: Path, classifier: Classifier, 
         evaluations = summary["network_evaluations"]
     image = None if images is None else f"images/{trial.name}.jpg"
     if image is not None:
-        write_jpeg(pictures / image, np.concatenate(list(images), axis=1), quality=90)
+        write_jpeg(pictures / image, grid([list(images)]))
     if not keep:
         shutil.rmtree(run_dir, ignore_errors=True)
     shared = {name: getattr(trial, name) for name in Record.__dataclass_fields__ if hasattr(trial, name)}
@@ -149,14 +148,6 @@ def perform(trial: Trial, output: Path, pictures: Path, classifier: Classifier, 
         cpu_seconds=round(time.process_time() - cpu, 1),
         image=image,
     )
-
-
-def write_jpeg(path: Path, picture: np.ndarray, quality: int) -> None:
-    """Writes a picture [H,W,3] atomically."""
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "JPEG", quality=quality)
-    with replacing(path) as temporary:
-        temporary.write_bytes(stream.getvalue())
 
 
 def _prior_fingerprint(config: Config, known: dict[str, str]) -> str:
@@ -196,7 +187,7 @@ def _train(trial: Trial, run_dir: Path) -> None:
             train_and_export(load_run_config(run_dir), resume=run_dir, console=console)
         else:
             train_and_export(
-                preflight.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console
+                directory.claim_run_dir(trial.config.replace(run_dir=str(run_dir)), "compare"), console=console
             )
     except RunFailed:
         if read_summary(run_dir).get("status") != "diverged":
@@ -227,7 +218,7 @@ def _samples(trial: Trial, classifier: Classifier) -> tuple[Any, dict[str, Any],
         if config.makes_images
         else viewing_cameras(config, VIEWS, SIZE)
     )
-    prior = build_prior(config)
+    prior = CountedPrior(build_prior(config))
     words = config.prompts
     thresholds = ViewThresholds(words.front_deg, words.back_deg, words.overhead_deg)
     bank = PromptBank.build(

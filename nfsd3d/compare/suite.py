@@ -17,7 +17,7 @@ import yaml
 from nfsd3d.compare.cores import shares, threads, usable_cores
 from nfsd3d.config.renamed import notice
 from nfsd3d.errors import InputError
-from nfsd3d.runs.preflight import slug
+from nfsd3d.runs.directory import slug
 
 _KEYS = {"config", "prompts", "seeds", "rows", "oracle_fit", "baseline", "equal_evaluations", "edits", "source_config"}
 

@@ -4,7 +4,7 @@ Hydra's grammar gives commas, quotes, brackets and ``${`` a meaning; prompts and
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -70,13 +70,22 @@ def quoted(text: str) -> str:
     return QuotedString(text=escape_interpolations(text), quote=Quote.double).with_quotes()
 
 
+def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Override]:
+    """The overrides that a command line means, without those that are no setting any more.
+
+    Raises:
+        InputError: not of Hydra's grammar.
+    """
+    current = [line for line in map(current_override, overrides) if line is not None]
+    return [parse_override(quote_sweep(line) if sweep else quote(line)) for line in current]
+
+
 def parse_override(text: str) -> Override:
     """The override that ``text`` means.
 
     Raises:
         InputError: not of Hydra's grammar.
     """
-    text = current_override(text)
     if not re.match(r"^[~+]*[^=\s]+=|^~", text):
         raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
     try:
@@ -93,11 +102,8 @@ def group_values(override: Override) -> list[str]:
     return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
 
 
-def first_values(overrides: Iterable[Override]) -> list[str]:
-    """The group overrides, each sweep replaced by its first value."""
-    return [
-        f"{override.get_key_element()}={group_values(override)[0]}"
-        if override.is_discrete_sweep()
-        else str(override.input_line)
-        for override in overrides
-    ]
+def first_value(override: Override) -> str:
+    """The override as text, a sweep replaced by its first value."""
+    if not override.is_discrete_sweep():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={group_values(override)[0]}"

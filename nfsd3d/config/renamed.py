@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from nfsd3d.errors import InputError
 
@@ -12,41 +11,72 @@ RENAMED = {
 }
 """Settings by their old dotted key; the old spellings go with version 0.3."""
 
+REMOVED = {"viewer": "the live viewer"}
+"""Settings that could only be false, by key, and the feature that they named; they go with version 0.3."""
+
 _noticed: set[str] = set()
 
 
 def notice(old: str, new: str) -> None:
     """Prints one line on stderr, once per process, that ``old`` is now called ``new``."""
+    _print_once(old, f"{old} is now called {new}; the old name works until version 0.3")
+
+
+def _print_once(old: str, text: str) -> None:
     if old not in _noticed:
         _noticed.add(old)
-        print(f"note: {old} is now called {new}; the old name works until version 0.3", file=sys.stderr)
+        print(f"note: {text}", file=sys.stderr)
 
 
-def current_override(override: str) -> str:
-    """The command-line override ``key=value`` with the current name of its key."""
+def _check_removed(key: str, value: object) -> None:
+    """Prints a notice that a removed setting has no effect.
+
+    Raises:
+        InputError: it asks for the feature that is not there.
+    """
+    if str(value).lower() != "false":
+        raise InputError(f"{key}={str(value).lower()} is not built yet: {REMOVED[key]} comes later; remove {key}")
+    _print_once(key, f"{key} is not a setting any more; remove it, it is an error from version 0.3 on")
+
+
+def current_override(override: str) -> str | None:
+    """The command-line override ``key=value`` with the current name of its key; None for a removed setting.
+
+    Raises:
+        InputError: a removed setting asks for a feature that is not there.
+    """
     key, separator, value = override.partition("=")
     bare = key.lstrip("+~")
+    if bare in REMOVED:
+        _check_removed(bare, value if separator else "false")
+        return None
     if bare not in RENAMED:
         return override
     notice(bare, RENAMED[bare])
     return f"{key.removesuffix(bare)}{RENAMED[bare]}{separator}{value}"
 
 
-def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, from YAML, with every old key replaced by its current one.
+def with_current_names(values: Mapping[str, object], group: str = "") -> dict[str, object]:
+    """The settings of a YAML file, those of ``group`` or of all, under their current names.
 
     Raises:
-        InputError: both spellings of one setting are given, with different values.
+        InputError: both spellings of one setting are given, or a removed setting asks for a feature that is not there.
     """
+    if group:
+        renamed = with_current_names({group: values})[group]
+        assert isinstance(renamed, dict)
+        return renamed
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for key in REMOVED.keys() & result.keys():
+        _check_removed(key, result.pop(key))
     for old, new in RENAMED.items():
-        group, name = old.split(".")
-        settings = result.get(group)
+        section, name = old.split(".")
+        settings = result.get(section)
         if not isinstance(settings, dict) or name not in settings:
             continue
-        value, current = settings.pop(name), settings.get(new.split(".")[1])
-        if current is not None and value is not None and current != value:
-            raise InputError(f"{old}={value}: is the old name of {new}={current}; remove {old}")
-        settings[new.split(".")[1]] = value if current is None else current
+        current = new.split(".")[1]
+        if current in settings and settings[current] != settings[name]:
+            raise InputError(f"{old}={settings[name]}: is the old name of {new}={settings[current]}; remove {old}")
+        settings[current] = settings.pop(name)
         notice(old, new)
     return result

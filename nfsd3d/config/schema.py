@@ -44,10 +44,6 @@ TEXTURE_SIZES = (64, 4096)
 """Texels per side of a mesh's texture, from and to."""
 
 
-def _not_built(feature: str) -> PydanticCustomError:
-    return _complete_error("{feature} is not built yet", feature=feature)
-
-
 def _complete_error(message: str, **values: object) -> PydanticCustomError:
     """An error whose message is told as it is: it names its settings itself, being about more than one value."""
     return PydanticCustomError("complete", message, values)
@@ -559,8 +555,6 @@ class Config(Settings):
     """Directory of the run; null: outputs/<config>/<prompt>/<time>."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
-    viewer: bool = False
-    """Live viewer."""
     source_run: str | None = None
     """What to start from, or to edit: the directory of a run with the same generator."""
     source_image: str | None = None
@@ -590,12 +584,6 @@ class Config(Settings):
     def makes_images(self) -> bool:
         """Whether the generator is flat: pictures, not a scene that cameras see."""
         return self.generator.type != "nerf"
-
-    @model_validator(mode="after")
-    def _built(self) -> Self:
-        if self.viewer:
-            raise _not_built("viewer=true")
-        return self
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:

@@ -17,6 +17,7 @@ from nfsd3d.api import Run
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.score_scene import composition_of
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade
 from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition
@@ -189,7 +190,7 @@ def half_trained_pairs(runs: Sequence[Run], count: int, rng: torch.Generator) ->
         views = sample_cameras(rng, number, WORLD_SIZE, camera_ranges(run.config.cameras))
         colors = 0.3 + 0.6 * torch.rand(number, 3, generator=rng)
         device = run.generator.device
-        rendering = run.generator.render_in_chunks(views.to(device), background=colors.to(device))
+        rendering = run.generator.render_in_chunks(views.to(device), RenderOptions(colors.to(device)))
         plain = colors[:, :, None, None].expand(-1, -1, WORLD_SIZE, WORLD_SIZE)
         clean.append(render_views([composition] * number, views, plain, ambient=0.6).image)
         distorted.append(rendering.image.clamp(0, 1).cpu())

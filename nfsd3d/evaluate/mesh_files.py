@@ -24,8 +24,10 @@ from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
 from nfsd3d.export.texture.rasterize import draw
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.visualize.images import Image, square, to_uint8
+from nfsd3d.visualize.image_grid import Image, square
+from nfsd3d.visualize.images import to_uint8
 
 BACKGROUND = 0.5
 """Gray, behind the mesh and behind the field."""
@@ -183,7 +185,7 @@ def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> 
     psnr, inside, ious, pictures = [], [], [], []
     for index in range(len(cameras)):
         camera = cameras[index]
-        view = generator.render_in_chunks(camera, background=torch.full((1, 3), BACKGROUND))
+        view = generator.render_in_chunks(camera, RenderOptions(torch.full((1, 3), BACKGROUND)))
         expected = view.image[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         opaque = (view.opacity[0, 0] > 0.5).cpu().numpy()
         image, shown = draw(mesh, camera)

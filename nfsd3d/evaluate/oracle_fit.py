@@ -18,20 +18,24 @@ from torch.nn.functional import adaptive_avg_pool2d
 from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
 from nfsd3d.config.schema import Config, TrainConfig
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.runs.directory import claim_folder
 from nfsd3d.runs.files import write_text
-from nfsd3d.runs.preflight import claim_folder
-from nfsd3d.runs.summary import write_summary
+from nfsd3d.runs.summary import Summary, write_summary
 from nfsd3d.shapes.world.grammar import Composition, parse_prompt
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
+from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import stop_requests
-from nfsd3d.train.loop import Diverged, Progress, Task, train
+from nfsd3d.train.loop import Progress, train
 from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import PREVIEW_VIEWS
 from nfsd3d.train.regularizers import penalty
-from nfsd3d.visualize.images import preview
+from nfsd3d.train.step import StepMetrics, StepResult
+from nfsd3d.train.task import Task
+from nfsd3d.visualize.images import Image, preview
 
 METHOD = "oracle_fit"
 """What ``summary.json`` of a fit calls its method."""
@@ -69,6 +73,26 @@ class TrueBatch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OracleFit(Task):
+    """Fitting ``nerf`` to true views, drawn from ``batches``; final."""
+
+    config: Config
+    nerf: NeRF
+    batches: list[TrueBatch]
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """See :func:`photometric_loss`."""
+        return photometric_loss(self.nerf, self.batches, self.rng, plan)
+
+    def preview(self) -> Image:
+        """Views of the scene."""
+        return preview(self.nerf, viewing_cameras(self.config, PREVIEW_VIEWS, self.config.train.preview_size))
+
+    def release_compiled(self) -> None:
+        """Nothing is compiled."""
+
+
 def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) -> Path:
     """Fits the oracle fit of the run that ``config`` describes into ``run_dir``, a new directory, and returns that.
 
@@ -91,10 +115,15 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     generator = build_generator(config)
     rng = torch.Generator().manual_seed(config.seed)
     batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
-    loss = partial(photometric_loss, generator, batches, rng)
-    show = partial(preview, generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
-    chunks = configured_chunks(config.machine)
-    task = Task(generator, build_optimizer(generator, config.train), rng, loss, show, chunks=chunks)
+    task = OracleFit(
+        generator=generator,
+        optimizer=build_optimizer(generator, config.train),
+        rng=rng,
+        chunks=configured_chunks(config.machine),
+        config=config,
+        nerf=generator,
+        batches=batches,
+    )
     progress = Progress()
     try:
         with stop_requests() as stop:
@@ -103,18 +132,18 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
         raise RunFailed(f"{run_dir}: diverged: {error}") from error
     write_text(run_dir / "config.yaml", config.to_yaml())
     # What was distilled, with which scale, and from what: the configuration says it, and nothing was.
-    instead = {"method": METHOD, "guidance_scale": None, "prior": None}
-    write_summary(
-        run_dir,
-        config,
+    outcome = Summary(
         status="done",
         reason=None,
+        method=METHOD,
+        guidance_scale=None,
+        prior=None,
         steps=progress.steps,
         seconds=progress.seconds,
         network_evaluations=0,
         final_metrics=progress.metrics,
-        **instead,
     )
+    write_summary(run_dir, config, outcome)
     return run_dir
 
 
@@ -139,9 +168,7 @@ def render_batches(
     return batches
 
 
-def photometric_loss(
-    generator: NeRF, batches: list[TrueBatch], rng: torch.Generator, plan: StepPlan
-) -> tuple[Tensor, dict[str, Tensor]]:
+def photometric_loss(generator: NeRF, batches: list[TrueBatch], rng: torch.Generator, plan: StepPlan) -> StepResult:
     """The loss of a step on one of ``batches``: half the squared error, summed over pixels and averaged over views.
 
     The regularisers are added. Both images stand before the same plain random colours, so that the opacity is learnt.
@@ -150,23 +177,19 @@ def photometric_loss(
     """
     batch = batches[int(torch.randint(len(batches), (), generator=rng))].resized(plan.resolution)
     background = torch.rand(plan.views, 3, generator=rng).to(batch.color.device)
-    rendering = generator.render(
-        batch.cameras,
-        rng,
-        background=background,
-        normals=plan.regularizers["orient"] > 0,
-        rays_per_chunk=plan.chunks.rays_per_chunk,
-    )
+    normals = plan.regularizers["orient"] > 0
+    options = RenderOptions(background, normals=normals, rays_per_chunk=plan.chunks.rays_per_chunk)
+    rendering = generator.render(batch.cameras, rng, options)
     error = rendering.image - batch.before(background)
     loss = WEIGHT * error.square().sum() / plan.views + penalty(rendering, plan.regularizers)
     seen = error.detach()
-    metrics = {
-        "grad_norm": 2 * WEIGHT * seen.flatten(1).norm(dim=1).mean(),
-        "psnr": -10 * seen.square().mean().log10(),
-        "opacity": rendering.opacity.detach().mean(),
-        "samples_per_ray": rendering.samples_per_ray,
-    }
-    return loss, metrics
+    metrics = StepMetrics(
+        grad_norm=2 * WEIGHT * seen.flatten(1).norm(dim=1).mean(),
+        psnr=-10 * seen.square().mean().log10(),
+        opacity=rendering.opacity.detach().mean(),
+        samples_per_ray=rendering.samples_per_ray,
+    )
+    return StepResult(loss, metrics)
 
 
 def _composition(prompt: str) -> Composition:

@@ -17,6 +17,7 @@ from nfsd3d.evaluate.classifier.model import SIZE, Classifier
 from nfsd3d.evaluate.geometry.iou import fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
 from nfsd3d.evaluate.sharpness import compare_appearance
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs import checkpoints
 from nfsd3d.shapes.world.grammar import Composition, parse_prompt
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -128,7 +129,7 @@ def views_of(run: Run) -> tuple[Tensor, Tensor]:
     """[24,3,64,64] views around the object before a plain gray background, and their opacity [24,1,64,64]."""
     cameras = viewing_cameras(run.config, VIEWS, SIZE)
     background = torch.tensor(BACKGROUND).expand(VIEWS, 3)
-    rendering = run.generator.render_in_chunks(cameras, background=background)
+    rendering = run.generator.render_in_chunks(cameras, RenderOptions(background))
     return rendering.image.clamp(0, 1).cpu(), rendering.opacity.cpu()
 
 

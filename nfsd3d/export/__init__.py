@@ -1,1 +1,1 @@
-"""From a generator to files: surface, simplification, mesh formats, pictures and video."""
+"""Mesh export: level set, marching cubes, simplification, texture and mesh file formats."""

@@ -1,9 +1,9 @@
-"""From a generator to a coloured mesh, with a texture where one can be made."""
+"""Mesh extraction: from a density field to a simplified, coloured mesh, with a texture if it can be unwrapped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,16 +16,16 @@ from nfsd3d.export.texture.bake import Colored, bake, surface_colors
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
 
 REACH = 0.03
-"""Of the world's half-width: how far before and behind the surface its colour is looked for."""
+"""Distance before and behind the surface over which its colour is composited, as a fraction of the radius."""
 
 COARSE_CELLS = 128
-"""Per axis, at most: the grid on which level and matter are looked for."""
+"""Maximum cells per axis of the grid on which the level and the hidden voxels are computed."""
 
 STAGES = {"density": 0.1, "surface": 0.2, "simplification": 0.25, "charts": 0.55, "colours": 1.0}
-"""What is done in turn, and which part of the time has passed after it (about, with a texture)."""
+"""The stages, and the cumulative fraction of the run time at the end of each (approximate, with a texture)."""
 
 OnProgress = Callable[[str, float], None]
-"""Is told the stage that begins or goes on, and the share in [0,1] of everything that is done."""
+"""Called with the present stage, and the fraction in [0,1] of the whole extraction that is done."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class MeshSettings:
 
 @dataclass(frozen=True)
 class ExtractedMesh:
-    """A mesh and how it came about.
+    """A mesh, and facts about its extraction.
 
-    ``level`` is the density of its surface, ``density_range`` that of the coarse grid. ``untextured`` says why there is
-    no texture although one was wanted.
+    ``level`` is the density of its surface, ``density_range`` that of the coarse grid. ``untextured`` is the reason if
+    a requested texture is missing.
     """
 
     mesh: SurfaceMesh
@@ -60,8 +60,8 @@ class ExtractedMesh:
     untextured: str | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Plain numbers about the mesh, for summaries."""
+    def facts(self) -> dict[str, object]:
+        """Plain values about the mesh, for summaries."""
         texture = self.mesh.texture
         return {
             "vertices": len(self.mesh.vertices),
@@ -85,26 +85,26 @@ def extract_mesh(
     Raises:
         InputError: the field is empty or full at the threshold, or not finite.
     """
-    tell = on_progress or (lambda stage, done: None)
+    progress = on_progress or (lambda stage, done: None)
     split = -(-settings.resolution // COARSE_CELLS)
     cells = -(-settings.resolution // split)
-    tell("density", 0.0)
+    progress("density", 0.0)
     grid = sample_density(solid.density, radius, cells + 1, device)
     level_set = _level_set(solid, grid, settings.threshold, device)
-    tell("surface", STAGES["density"])
+    progress("surface", STAGES["density"])
     surface = extract_surface(level_set, grid, split, settings.min_component)
-    tell("simplification", STAGES["surface"])
+    progress("simplification", STAGES["surface"])
     surface = simplify(surface, settings.max_faces)
-    # Rougher than the edges of the mesh a gradient is noise to it.
+    # The field's gradient below the length of the mesh's edges is noise.
     normals = surface_normals(level_set, surface, _mean_edge(surface) / 2)
     color = partial(surface_colors, solid, radius=radius, reach=REACH * radius, device=device)
     texture, untextured = None, None
     if settings.texture_size:
         try:
-            texture = _texture(surface, normals, color, settings, tell)
+            texture = _texture(surface, normals, color, settings, progress)
         except UnwrapFailed as error:
             untextured = f"{error}: colours are at the vertices instead"
-    tell("colours", 1.0)
+    progress("colours", 1.0)
     mesh = SurfaceMesh(surface.vertices, surface.faces, normals, color(surface.vertices, normals), texture)
     return ExtractedMesh(mesh, level_set.level, (float(grid.values.min()), float(grid.values.max())), untextured)
 
@@ -112,10 +112,10 @@ def extract_mesh(
 def _level_set(
     solid: Colored, grid: DensityGrid, threshold: float | Literal["auto"], device: torch.device | str
 ) -> LevelSet:
-    """What the threshold asks for.
+    """The level set of the threshold.
 
     Raises:
-        InputError: an empty field, or a threshold that no density reaches.
+        InputError: the field is empty.
     """
     if threshold == "auto":
         return visible_level_set(solid.density, grid, device)
@@ -127,29 +127,29 @@ def _texture(
     normals: FloatArray,
     color: Callable[[FloatArray, FloatArray], FloatArray],
     settings: MeshSettings,
-    tell: OnProgress,
+    progress: OnProgress,
 ) -> Texture:
     """The surface's texture.
 
     Raises:
-        UnwrapFailed: there are no charts for it.
+        UnwrapFailed: it could not be unwrapped.
     """
 
     def on_wait() -> None:
-        tell("charts", STAGES["simplification"])
+        progress("charts", STAGES["simplification"])
 
     on_wait()
     charts = unwrap(surface, settings.texture_size, settings.unwrap_timeout, on_wait)
     first, last = STAGES["charts"], STAGES["colours"]
 
-    def on_band(share: float) -> None:
-        tell("colours", first + share * (last - first))
+    def on_bake(share: float) -> None:
+        progress("colours", first + share * (last - first))
 
-    on_band(0.0)
-    return bake(surface, normals, charts, settings.texture_size, color, on_band)
+    on_bake(0.0)
+    return bake(surface, normals, charts, settings.texture_size, color, on_bake)
 
 
 def _mean_edge(surface: Surface) -> float:
-    """Mean length of the triangles' edges, in world units."""
+    """Mean edge length of the triangles, in world units."""
     corner = surface.vertices[surface.faces]
     return float(np.linalg.norm(corner - np.roll(corner, 1, axis=1), axis=-1).mean())

@@ -1,8 +1,11 @@
-"""Marching cubes on the level set of a density field: where to look, which parts, which way out.
+"""Marching cubes on an adaptively sampled level set: a closed mesh without floaters, with refined vertices.
 
-The field is sampled densely only in those cells of a coarse grid that the level set may cross; a cell that turns out
-to be crossed at its side brings in its neighbour, so the surface cannot leave what was sampled. Every vertex is then
-moved along its edge to where the field itself crosses the level.
+Design note. Problem: at 256^3 a dense grid costs 17 million evaluations of the field, nearly all far from the surface;
+and vertices interpolated between samples of a rough field are off by a large part of a voxel. Idea: sample densely only
+the cells of a coarse grid that the level set may cross. A cell crossed at its side adds its neighbour, so the surface
+cannot leave the sampled region. Each vertex is then moved along its edge to where the field itself crosses the level
+(regula falsi and bisection). Tests hold that the result equals that of a dense grid, and that a step is located to a
+16th of a voxel (tests/export/test_isosurface.py).
 """
 
 import math
@@ -20,23 +23,23 @@ from nfsd3d.export.marching_cubes_table import CORNERS, EDGES, triangle_table
 from nfsd3d.export.mesh import FloatArray
 
 NEAR = 3.0
-"""Before the softplus: a coarse sample so little below the level (a twentieth of its density) is near the surface."""
+"""Offset before the softplus: a coarse sample less far below the level (1/20 of its density) is near the surface."""
 
 REFINEMENTS = 8
-"""Looks at the field on each crossed edge: at least four halvings, so a 16th of a voxel in the worst field."""
+"""Root-finding steps per crossed edge, every second one a bisection: at worst accurate to 1/16 of a voxel."""
 
 NORMAL_SAMPLES = 16
-"""Differences around each vertex."""
+"""Directions of the finite differences around each vertex."""
 
 SHORTEST = 0.02
-"""Of an edge: as near as a vertex comes to a sample."""
+"""Smallest distance between a vertex and a sample, as a fraction of the edge."""
 
 
 @dataclass(frozen=True)
 class Surface:
     """A closed surface in world units: ``vertices`` [V,3] and ``faces`` [F,3], wound outward.
 
-    No vertex and no face is there twice, and every edge has two faces.
+    Vertices and faces are unique, and every edge has two faces.
     """
 
     vertices: FloatArray
@@ -46,14 +49,14 @@ class Surface:
 def extract_surface(level_set: LevelSet, grid: DensityGrid, split: int = 1, min_component: float = 0.02) -> Surface:
     """The closed surface of a level set, wound outward, without floaters and closed cavities.
 
-    ``grid`` is the coarse look at the density; its cells near the level are divided into ``split``^3. Outside the
-    cube is nothing, so a solid that touches the bounds is closed there.
+    ``grid`` is a coarse sampling of the density; its cells near the level are divided into ``split``^3. Space outside
+    the cube is empty, so a solid that touches the bounds is closed there.
 
-    Connected parts of less than ``min_component`` of the largest one's volume are floaters. Cavities that no path from
-    outside reaches cannot be seen, and training never sees them either: they are filled.
+    Connected components of less than ``min_component`` of the largest one's volume are floaters. Closed cavities are
+    invisible, in training too: they are filled.
 
     Raises:
-        InputError: nothing lies above the level, or all of the cube's side (the message gives the range of
+        InputError: no density is above the level, or all of the cube's boundary is (the message gives the range of
             densities); or a density is not finite.
     """
     coarse = level_set.on(grid)
@@ -79,10 +82,10 @@ def _no_surface(state: str, grid: DensityGrid, level: float) -> InputError:
 class _Lattice:
     """The samples near a level set: points of a regular lattice, in blocks of ``split``^3.
 
-    The world's cube has ``cells`` blocks per axis, and a margin of one block around it holds what is outside. A
-    point's index along an axis counts from the margin's first one. ``values`` [B,split,split,split] are differences
-    to the level before the softplus; ``place`` [cells+3]^3 is the row of each block, or -1; ``active`` [A,3] are the
-    blocks whose cells (between their points and their upper neighbours') are to be marched through.
+    The world's cube has ``cells`` blocks per axis, with a margin of one block around it for the outside. Indices of
+    points start at the margin. ``values`` [B,split,split,split] are offsets from the level before the softplus;
+    ``place`` [cells+3]^3 is each block's index in ``values``, or -1. ``active`` [A,3] are the blocks whose
+    cells, between their points and those of their upper neighbours, marching cubes visits.
     """
 
     values: FloatArray
@@ -103,11 +106,11 @@ class _Lattice:
         return 2 * self.radius / (self.cells * self.split)
 
     def world(self, points: NDArray) -> FloatArray:
-        """World positions of points, or places between them, [N,3]."""
+        """[N,3] world positions of points, or of places between them."""
         return ((points - self.split) * self.spacing - self.radius).astype(np.float32)
 
     def outside(self, points: NDArray) -> NDArray[np.bool_]:
-        """Which points [N,3] lie outside the world's cube."""
+        """[N] bool: whether points [N,3] are outside the world's cube."""
         beyond = (points < self.split) | (points > (self.cells + 1) * self.split)
         return np.logical_or.reduce(beyond, axis=-1)
 
@@ -124,10 +127,10 @@ class _Lattice:
 
 
 def _sample_near(level_set: LevelSet, coarse: FloatArray, split: int) -> _Lattice:
-    """Samples wherever the level set may be: where the ``coarse`` ones around a cell lie on both sides, or come near.
+    """Samples near the level set: in cells around which ``coarse`` samples have both signs, or come close to 0.
 
-    A cell's neighbours count as well as its own corners, and so do densities somewhat below the level: what is thinner
-    than a coarse cell hides between samples, but not its slopes.
+    The corners of a cell's neighbours count as its own do, and so do densities slightly below the level: a structure
+    thinner than a coarse cell may be between its samples, but its slopes are not.
     """
     cells = coarse.shape[0] - 1
     padded = np.pad(coarse, 1, constant_values=-LIMIT)
@@ -147,7 +150,7 @@ def _sample_near(level_set: LevelSet, coarse: FloatArray, split: int) -> _Lattic
 
 
 def _with_samples(lattice: _Lattice, blocks: NDArray[np.int64], level_set: LevelSet) -> _Lattice:
-    """The lattice with the samples of the cells of ``blocks`` [N,3], of which some may be there already."""
+    """The lattice with samples for the cells of ``blocks`` [N,3] added, where they are missing."""
     n = lattice.split
     needed = np.zeros(lattice.place.shape, dtype=bool)
     for offset in CORNERS:
@@ -166,7 +169,7 @@ def _with_samples(lattice: _Lattice, blocks: NDArray[np.int64], level_set: Level
 
 
 def _crossed_neighbours(lattice: _Lattice, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[M,3] the neighbours of ``blocks`` [N,3] at whose shared side the samples lie on both sides of the level."""
+    """[M,3] the neighbours of ``blocks`` [N,3] across a side that the level set crosses."""
     inside = lattice.cubes(blocks) > 0
     found = []
     for axis in range(3):
@@ -181,7 +184,7 @@ def _crossed_neighbours(lattice: _Lattice, blocks: NDArray[np.int64]) -> NDArray
 def _march(lattice: _Lattice) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray]:
     """Marching cubes: crossed edges, triangles, and the values at the ends of the edges.
 
-    An edge [V,2] is the flat index of its lower point and its axis; faces [F,3] are rows of it; values are [V,2].
+    Edges [V,2] are the flat index of the lower point, and the axis; faces [F,3] are indices of edges; values are [V,2].
     """
     table, counts = triangle_table()
     n, points = lattice.split, lattice.points
@@ -215,10 +218,10 @@ def _march(lattice: _Lattice) -> tuple[NDArray[np.int64], NDArray[np.int32], Flo
 
 
 def _on_the_level(level_set: LevelSet, lattice: _Lattice, edges: NDArray[np.int64], ends: FloatArray) -> FloatArray:
-    """[V,3] where the field itself crosses the level on each edge: regula falsi and bisection in turn.
+    """[V,3] vertices where the field crosses the level on each edge, by alternating regula falsi and bisection.
 
-    Edges that leave the world's cube are crossed at its side. Crossings keep a distance from the lattice's points, so
-    that no triangle loses its area.
+    Edges that leave the world's cube are crossed at its boundary. Vertices keep a distance from the lattice's points,
+    so that no triangle degenerates.
     """
     low = np.stack(np.unravel_index(edges[:, 0], (lattice.points,) * 3), axis=-1)
     step = np.eye(3, dtype=np.int64)[edges[:, 1]]
@@ -238,12 +241,12 @@ def _on_the_level(level_set: LevelSet, lattice: _Lattice, edges: NDArray[np.int6
 
 
 def _crossing(sides: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[V] where the line through ``values`` [V,2] at ``sides`` [V,2], one of them above 0, crosses 0."""
+    """[V] the zero of the line through ``values`` [V,2], of opposite signs, at ``sides`` [V,2]."""
     return sides[:, 0] - values[:, 0] * (sides[:, 1] - sides[:, 0]) / (values[:, 1] - values[:, 0])
 
 
 def _without_loose_parts(vertices: FloatArray, faces: NDArray[np.int32], min_component: float) -> Surface:
-    """The surface without the parts that bound floaters or cavities, or that lie in a filled cavity."""
+    """The surface without the components that bound floaters or cavities, or that are inside a filled cavity."""
     pairs = np.concatenate([faces[:, :2], faces[:, 1:]])
     graph = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(len(vertices),) * 2)
     count, part_of_vertex = connected_components(graph, directed=False)
@@ -251,7 +254,7 @@ def _without_loose_parts(vertices: FloatArray, faces: NDArray[np.int32], min_com
     corner = vertices[faces].astype(np.float64)
     tetrahedra = np.einsum("ij,ij->i", corner[:, 0], np.cross(corner[:, 1], corner[:, 2])) / 6
     volume = np.bincount(part, tetrahedra, minlength=count)
-    # A cavity is wound inward: its volume is negative.
+    # A cavity's surface is wound inward, so its signed volume is negative.
     kept = volume >= max(min_component * volume.max(), np.finfo(np.float64).tiny)
     order = np.argsort(-volume)[: np.count_nonzero(kept)]
     for rank, smaller in enumerate(order):
@@ -262,7 +265,7 @@ def _without_loose_parts(vertices: FloatArray, faces: NDArray[np.int32], min_com
 
 
 def _is_inside(point: NDArray[np.float64], triangles: NDArray[np.float64]) -> bool:
-    """Whether a closed surface of ``triangles`` [F,3,3] surrounds ``point`` [3]: by the solid angles that they fill."""
+    """Whether a closed surface of ``triangles`` [F,3,3] surrounds ``point`` [3]: by the sum of their solid angles."""
     a, b, c = np.moveaxis(triangles - point, 1, 0)
     la, lb, lc = (np.linalg.norm(side, axis=1) for side in (a, b, c))
     volume = np.einsum("ij,ij->i", a, np.cross(b, c))
@@ -272,11 +275,11 @@ def _is_inside(point: NDArray[np.float64], triangles: NDArray[np.float64]) -> bo
 
 
 def surface_normals(level_set: LevelSet, surface: Surface, step: float) -> FloatArray:
-    """[V,3] unit normals down the gradient of the field before the softplus, as seen from ``step`` world units away.
+    """[V,3] unit normals against the gradient of the field before the softplus, over ``step`` world units.
 
-    Hash grids are rough below the length of the mesh's edges, and the mesh has no room for it: ``step`` says how much
-    is smoothed. The gradient is the best fit to differences in all directions; where a field steps from one limit to
-    the other, these still tell its direction, which three along the axes would not.
+    Hash grids are rough below the length of the mesh's edges; finite differences over ``step`` smooth that. The
+    gradient is the least-squares fit to differences in many directions. Where a field steps from one limit to the
+    other, these still give its direction, which differences along three axes would not.
     """
     upper = spread_directions(2 * NORMAL_SAMPLES)[:NORMAL_SAMPLES]
     slope = np.zeros(surface.vertices.shape)
@@ -287,10 +290,9 @@ def surface_normals(level_set: LevelSet, surface: Surface, step: float) -> Float
 
 
 def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> FloatArray:
-    """[V,3] unit normals: ``preferred`` where it points to the same side as the faces, else the faces' own.
+    """[V,3] unit normals: ``preferred`` where it agrees with the adjacent faces, else their area-weighted mean.
 
-    The gradient of a field vanishes or turns on ridges thinner than a voxel; the mean of the adjacent faces,
-    weighted by area, does not.
+    The gradient of a field vanishes or flips on ridges thinner than a voxel; the mean of the adjacent faces does not.
     """
     corner = vertices[faces]
     areas = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
@@ -304,7 +306,7 @@ def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> Fl
 
 
 def _unit(vectors: NDArray) -> NDArray:
-    """Vectors of length 1; (near) zero vectors become +z, because mesh formats allow no zero normal."""
+    """Unit vectors; (nearly) zero vectors become +z, because mesh formats do not allow zero normals."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     up = np.array([0.0, 0.0, 1.0])
     return np.where(length > 1e-12, vectors / np.maximum(length, 1e-12), up)

@@ -1,8 +1,14 @@
-"""Where a density field becomes a surface: the level that views show, and what they do not see.
+"""The level set of a density field that becomes the mesh: its density threshold, and the voxels no view sees.
 
-Densities range over several orders of magnitude within a voxel, where linear interpolation between two samples would
-put every crossing next to the lower one. What varies smoothly is the value before the softplus: a level set here is
-where its difference to that of the level is 0.
+Design note. Problem: a trained field has no given threshold. Density is unconstrained inside the object, where no view
+sees it, and often so low there that a level set would be hollow. Idea: (1) choose the level whose level set, seen along
+parallel rays, agrees best with the depth at which volume rendering becomes opaque (``visible_level``); (2) count hidden
+voxels as solid (``hidden_voxels``). Measured (docs/benchmarks.md, "From a prompt to a mesh"): mean IoU of 24 meshes
+with the true solid .800, as the field's own, instead of .784 with the former extraction. Houses, whose undersides no
+camera sees, gain most.
+
+Densities span orders of magnitude within a voxel, and linear interpolation would put each crossing next to the lower
+sample. The value before the softplus varies smoothly, so offsets from the level are taken before the softplus.
 """
 
 import math
@@ -18,29 +24,29 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import FloatArray
-from nfsd3d.export.visibility_numba import look
+from nfsd3d.export.visibility_numba import mark_visible
 from nfsd3d.generators.nerf.launch_numba import launch
 
 LIMIT = 64.0
-"""Values before the softplus are clipped to the level's +-this: below it a float32 softplus tells nothing apart, and
-where a field steps from nothing to solid within a voxel, the symmetry puts the surface half-way between the samples."""
+"""Offsets from the level, before the softplus, are clipped to +-this. Below, a float32 softplus has no resolution;
+where a field steps from empty to solid within a voxel, the symmetry puts the surface half-way between the samples."""
 
 CANDIDATE_LEVELS = 24
 
 VIEWS = 12
-"""Directions, spread evenly, of the rays that levels are compared with."""
+"""Evenly spread directions of the rays that levels are compared with."""
 
 SAMPLES = 2
-"""On those rays, in a voxel's edge."""
+"""Samples per voxel edge along those rays."""
 
 MISS = 8.0
-"""Voxels that a ray counts which shows something where the level set is not, or the other way round."""
+"""Penalty, in voxels, of a ray on which only one of the two surfaces is hit; also the largest distance counted."""
 
 DIRECTIONS = 64
-"""From which a field is looked at to find what is hidden."""
+"""Viewing directions from which hidden voxels are found."""
 
 STEEPNESS = 40.0
-"""Of the side of what is hidden, before the softplus and per coarse cell: about what a sharp field has."""
+"""Slope of the hidden region's boundary, before the softplus and per coarse cell: about that of a sharp field."""
 
 POINTS_PER_BATCH = 2**18
 
@@ -94,19 +100,21 @@ def sample_density(density: Density, radius: float, resolution: int, device: tor
 
 
 def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
-    """The density whose level set lies closest to the surface that volume rendering shows.
+    """The density whose level set is closest to the surface that volume rendering shows.
 
-    A ray is stopped where its transmittance exp(-integral of density) has fallen to one half; rays that never fall
-    to it show the background. What it shows begins earlier: where the density that stops it would have to begin to
-    do so alone (the depth of one half lies inside the solid, the deeper the softer the field). Parallel rays in
-    :data:`VIEWS` directions are compared with the depth at which the same ray first enters {density > level} or what
-    is ``hidden`` [n,n,n]; the level with the smallest mean disagreement is returned. Disagreement is the distance of
-    both depths, at most :data:`MISS`; it is that where only one of the two hits. So the silhouettes decide first, the
-    place of the surface second. Directions along the axes alone would not do: rays that graze the flat sides of a soft
-    box are stopped far outside of what every other view shows.
+    A ray is stopped where its transmittance exp(-integral of density) reaches one half; a ray that never reaches it
+    shows the background. The depth of one half is inside the solid, the deeper the softer the field. The visible
+    surface is therefore taken to be in front of it: where the density that stops the ray would have to begin to stop
+    it alone.
+
+    Parallel rays in :data:`VIEWS` directions are compared with the depth at which the same ray first enters
+    {density > level} or what is ``hidden`` [n,n,n]; the level with the smallest mean disagreement is returned. The
+    disagreement is the distance of both depths, at most :data:`MISS`, which also counts if only one of them exists. So
+    silhouettes matter most, the position of the surface second. Axis-parallel directions alone do not suffice: rays
+    that graze the flat sides of a soft box are stopped far outside of the surface that all other views show.
 
     Raises:
-        InputError: no ray becomes opaque (an empty field).
+        InputError: no ray becomes opaque (the field is empty).
     """
     views = [_view(grid, hidden, direction) for direction in spread_directions(VIEWS)]
     if all((view.shown < 0).all() for view in views):
@@ -129,7 +137,7 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
 class _View:
     """R parallel rays through a grid, of K samples, ``1 / SAMPLES`` of a voxel's edge apart.
 
-    ``density`` and ``hidden`` [K,R] along them; ``shown`` [R] the sample at which what they show begins, or -1.
+    ``density`` and ``hidden`` [K,R] along them; ``shown`` [R] the sample of the visible surface, or -1.
     """
 
     density: FloatArray
@@ -137,12 +145,12 @@ class _View:
     shown: NDArray[np.float64]
 
     def above(self, level: float) -> "_View":
-        """Without the rays that meet nothing, at this level or a higher one."""
+        """Only the rays that hit something at ``level``; the others hit nothing at higher levels either."""
         meets = ((self.density > level) | self.hidden).any(axis=0)
         return _View(self.density[:, meets], self.hidden[:, meets], self.shown[meets])
 
     def disagreement(self, level: float) -> float:
-        """The sum over rays of the capped distance (voxels) between the level's solid and what they show."""
+        """The sum over rays of the capped distance (voxels) between the level set and the visible surface."""
         entered = _first_true((self.density > level) | self.hidden)
         hit, shown = entered >= 0, self.shown >= 0
         distance = np.minimum(np.abs(entered - self.shown) / SAMPLES, MISS)
@@ -150,7 +158,7 @@ class _View:
 
 
 def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.float64]) -> _View:
-    """Rays through every third voxel in a ``direction`` [3]; before its softplus the density is linear in between."""
+    """Rays through every third voxel in a ``direction`` [3]; interpolation is linear before the softplus."""
     ahead = torch.from_numpy(direction).float()
     right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.eye(3)[ahead.abs().argmin()]), dim=0)
     up = torch.linalg.cross(ahead, right)
@@ -159,7 +167,7 @@ def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.fl
     across = torch.arange(-reach, reach + 1, 3) * grid.spacing
     places = depth[:, None, None, None] * ahead + across[:, None, None] * right + across[:, None] * up
     known = np.stack([inverse_softplus(grid.values).astype(np.float32), hidden.astype(np.float32)])
-    # grid_sample counts axes from the last one on.
+    # grid_sample expects coordinates in reverse order of the axes.
     lookup = partial(torch.nn.functional.grid_sample, padding_mode="border", align_corners=True)
     before, covered = lookup(torch.from_numpy(known)[None], (places / grid.radius).flip(-1)[None])[0].flatten(2)
     inside = (places.abs().amax(-1) <= grid.radius).flatten(1)
@@ -170,9 +178,9 @@ def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.fl
 def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
     """[n,n,n] the voxels that no view from outside sees, of :data:`DIRECTIONS` spread evenly around the world.
 
-    Training looks at what views show. Behind that a field may be anything, and mostly is fog: thin enough to lie below
-    any level at which the surface is sharp, and yet too much of it to look through. Left as it is, the level set's
-    inside would be hollow, and open wherever the fog reaches the outside (the floor of a house that no camera sees).
+    Training constrains only what views show. Behind the surface the density is arbitrary, and mostly low: below any
+    level at which the surface is sharp, but opaque over its length. A level set of the density alone would be hollow
+    inside, and open where the low density reaches the outside (the floor of a house that no camera sees).
     """
     directions = spread_directions(DIRECTIONS)
     lengths = 1 / np.abs(directions).max(axis=1)  # each step enters the next layer of voxels
@@ -180,7 +188,7 @@ def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
     paths = np.round((directions * lengths[:, None])[:, None] * steps[:, None]).astype(np.int64)
     seen = torch.zeros(grid.values.shape, dtype=torch.bool)
     optical = torch.from_numpy(grid.values * np.float32(grid.spacing))
-    launch(look, optical, torch.from_numpy(paths), torch.from_numpy(lengths.astype(np.float32)), seen)
+    launch(mark_visible, optical, torch.from_numpy(paths), torch.from_numpy(lengths.astype(np.float32)), seen)
     return ~seen.numpy()
 
 
@@ -193,7 +201,7 @@ def spread_directions(count: int) -> NDArray[np.float64]:
 
 
 def _shown(optical: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[R] the sample at which what rays show begins, through samples [K,R] of this optical thickness; or -1."""
+    """[R] the sample of the visible surface along rays, for optical depths [K,R] of their samples; -1 for none."""
     total = np.cumsum(optical, axis=0, dtype=np.float64)
     stopped = _first_true(total > math.log(2))
     index = stopped.clip(min=0)[None]
@@ -209,15 +217,15 @@ def _first_true(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def density_range(grid: DensityGrid) -> str:
-    """The range of densities in words, for messages."""
+    """The range of densities, as text for messages."""
     return f"densities lie between {grid.values.min():.3g} and {grid.values.max():.3g}"
 
 
 @dataclass(frozen=True)
 class LevelSet:
-    """What is to become a surface: {``density`` > ``level``}, and what is hidden.
+    """The solid that becomes a mesh: {``density`` > ``level``}, and the hidden voxels.
 
-    ``hidden`` [n,n,n] in [0,1], over the world's cube, is above a half where no view sees; None for the density alone.
+    ``hidden`` [n,n,n] in [0,1], over the world's cube, is above a half in hidden voxels; None for the density alone.
     """
 
     density: Density
@@ -227,7 +235,7 @@ class LevelSet:
     device: torch.device | str = "cpu"
 
     def offset(self, points: FloatArray) -> FloatArray:
-        """[N] above 0 inside, at world ``points`` [N,3]: the density before its softplus, less the level's.
+        """[N] offsets, positive inside, at world ``points`` [N,3]: the density before its softplus minus the level's.
 
         Raises:
             InputError: a density is not finite.
@@ -240,31 +248,31 @@ class LevelSet:
         return np.maximum(offset, STEEPNESS * (hidden - 0.5))
 
     def on(self, grid: DensityGrid) -> FloatArray:
-        """[n,n,n] the offset at the points of a ``grid`` of the density (the one that ``hidden`` was found on)."""
+        """[n,n,n] offsets at the points of a ``grid`` of the density (the one that ``hidden`` was computed on)."""
         offset = before_softplus(grid.values, self.level)
         return offset if self.hidden is None else np.maximum(offset, STEEPNESS * (self.hidden - 0.5))
 
 
 def visible_level_set(density: Density, grid: DensityGrid, device: torch.device | str = "cpu") -> LevelSet:
-    """The solid that views show, found from the field itself: the visible level, and what is hidden behind it.
+    """The solid that views show, computed from the field itself: the visible level and the hidden voxels.
 
     Raises:
-        InputError: an empty field.
+        InputError: the field is empty.
     """
     hidden = hidden_voxels(grid)
     level = visible_level(grid, hidden)
-    # Blurred over a voxel, so that the side of what is hidden has no steps where it is what one sees.
+    # Blurred over a voxel, so that the hidden region's boundary has no steps where it becomes the surface.
     smooth = scipy.ndimage.gaussian_filter(hidden.astype(np.float32), 1.0)
     return LevelSet(density, level, smooth, grid.radius, device)
 
 
 def before_softplus(density: NDArray, level: float) -> FloatArray:
-    """What the softplus made ``density`` of, less the same of the level; above 0 where the density is above it."""
+    """The inverse softplus of ``density`` minus that of ``level``, clipped to +-``LIMIT``; positive above the level."""
     offset = inverse_softplus(density) - inverse_softplus(np.float64(level))
     return offset.clip(-LIMIT, LIMIT).astype(np.float32)
 
 
 def inverse_softplus(density: NDArray | np.floating) -> NDArray:
-    """log(exp(density) - 1), without overflow; densities are taken as at least 1e-30, where it is -69."""
+    """log(exp(density) - 1), without overflow; densities below 1e-30, where it is -69, count as 1e-30."""
     density = np.maximum(np.asarray(density, dtype=np.float64), 1e-30)
     return density + np.log(-np.expm1(-density))

@@ -1,10 +1,11 @@
-"""Marching cubes (Lorensen and Cline, 1987): how a level set crosses one cell, for each pattern of its corners' signs.
+"""The triangle table of marching cubes (Lorensen and Cline, 1987), derived so that meshes are closed.
 
-The table is derived, not copied. A cell's surface crosses each of its faces in segments between the crossed edges; on
-a face whose diagonals have opposite signs the corners inside are kept apart. Both cells at a face see the same signs,
-so their segments meet. The segments close to loops around the cell, and loops become triangles without a diagonal in
-a face, where the neighbour could have the same one. So each edge of the mesh has exactly two triangles, and the mesh
-is closed wherever the samples around it are outside.
+Design note. Problem: in the classic table, neighbouring cells can disagree about an ambiguous face (opposite signs on
+its diagonals), which leaves holes. Idea: derive the table. The surface crosses each face of a cell in segments between
+crossed edges; on an ambiguous face the inside corners are separated. Both cells at a face see the same signs, so their
+segments agree. Segments close to loops around the cell, and loops become triangles without a diagonal in a face, where
+the neighbour could have the same one. So each edge of the mesh has exactly two triangles, and the mesh is closed
+wherever the samples around it are outside.
 """
 
 import itertools
@@ -38,9 +39,9 @@ _FACES_OF_EDGE = [{f for f, face in enumerate(_FACES) if set(pair) <= set(face)}
 
 @cache
 def triangle_table() -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """The triangles of each of the 256 patterns as [256,T,3] edges, and how many each one has, [256].
+    """[256,T,3] the edges of each pattern's triangles, and [256] the number of its triangles.
 
-    Triangles are counter-clockwise seen from outside; unused places hold -1.
+    Triangles are counter-clockwise seen from outside; unused entries are -1.
     """
     patterns = [[t for loop in _loops(pattern) for t in _triangulate(loop)] for pattern in range(256)]
     counts = np.array([len(triangles) for triangles in patterns])
@@ -51,7 +52,7 @@ def triangle_table() -> tuple[NDArray[np.int8], NDArray[np.int64]]:
 
 
 def _loops(pattern: int) -> list[Loop]:
-    """The closed paths over crossed edges in which the surface meets the cell's faces."""
+    """The closed paths over crossed edges where the surface meets the cell's faces."""
     inside = [bool(pattern >> corner & 1) for corner in range(8)]
     following: dict[int, int] = {}
     for face in _FACES:
@@ -59,7 +60,7 @@ def _loops(pattern: int) -> list[Loop]:
         for k, (a, b) in enumerate(turns):
             if inside[a] or not inside[b]:
                 continue
-            # Here the way around the face enters the inside; it leaves it at the next crossing.
+            # Going around the face, this edge enters the inside; the next crossed one leaves it.
             leaves = next(turns[(k + n) % 4] for n in range(1, 4) if not inside[turns[(k + n) % 4][1]])
             following[_EDGE_OF[frozenset((a, b))]] = _EDGE_OF[frozenset(leaves)]
     loops = []
@@ -74,14 +75,14 @@ def _loops(pattern: int) -> list[Loop]:
 
 
 def _triangulate(loop: Loop) -> list[Triangle]:
-    """The triangles of a loop, with no diagonal whose ends lie on one face of the cell."""
+    """The triangles of a loop, without a diagonal whose ends are on the same face of the cell."""
     found = next(_triangulations(loop), None)
     assert found is not None, f"the loop {loop} has no triangulation inside its cell"
     return found
 
 
 def _triangulations(loop: Loop) -> Iterator[list[Triangle]]:
-    """All such triangulations: the triangle at the side from the last to the first edge, and what lies beside it."""
+    """All such triangulations, by recursion on the triangle at the side between the last and the first edge."""
     if len(loop) < 3:
         yield []
     for k in range(1, len(loop) - 1):

@@ -1,4 +1,4 @@
-"""The value that export passes around: a coloured triangle surface in world axes, with a texture or without."""
+"""The mesh type of export: a triangle mesh in world axes with vertex colours, and possibly a texture."""
 
 from dataclasses import dataclass, replace
 
@@ -11,11 +11,11 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Texture:
-    """A surface's colours as a picture: ``image`` [S,S,3] uint8, sRGB-encoded, row 0 at the top.
+    """A texture: ``image`` [S,S,3] uint8, sRGB-encoded, row 0 at the top, and its UV map.
 
-    ``uv`` [T,2] in [0,1] are the places of texture vertices in it, x to the right and y downwards (as glTF has it);
-    ``faces`` [F,3] int32 the texture vertices of the surface's triangles, in their order; ``source`` [T] int32 the
-    surface's vertex that each texture vertex belongs to (several, along the seams of the charts).
+    ``uv`` [T,2] in [0,1]: the positions of texture vertices, x to the right and y downwards (as in glTF). ``faces``
+    [F,3] int32: the texture vertices of the mesh's triangles, in the same order. ``source`` [T] int32: the mesh vertex
+    of each texture vertex (several texture vertices share one along the seams of charts).
     """
 
     uv: FloatArray
@@ -34,7 +34,7 @@ class SurfaceMesh:
     """A triangle mesh in world units and axes (right-handed, z-up, front at +x), counter-clockwise seen from outside.
 
     ``vertices`` [V,3]; ``faces`` [F,3] int32; ``normals`` [V,3] unit, outward; ``colors`` [V,3] in [0,1],
-    sRGB-encoded as the renders are; ``texture``, finer colours, where there are any.
+    sRGB-encoded as the renders are; ``texture``: colours at a higher resolution, or None.
     """
 
     vertices: FloatArray
@@ -44,7 +44,7 @@ class SurfaceMesh:
     texture: Texture | None = None
 
     def to_trimesh(self) -> trimesh.Trimesh:
-        """The same surface as a ``trimesh.Trimesh``, z-up, with 8-bit sRGB vertex colours."""
+        """The same mesh as a ``trimesh.Trimesh``, z-up, with 8-bit sRGB vertex colours."""
         return trimesh.Trimesh(
             vertices=self.vertices,
             faces=self.faces,
@@ -55,14 +55,14 @@ class SurfaceMesh:
 
 
 def reduced(texture: Texture, size: int) -> Texture:
-    """The texture with at most ``size`` texels per side: whole blocks of texels become one, their mean light."""
+    """The texture reduced to at most ``size`` texels per side: each is the mean of a block, in linear light."""
     block = -(-texture.size // size)
     if block == 1:
         return texture
     cut = texture.size // block * block
     light = srgb_to_linear(np.arange(256) / 255)[texture.image[:cut, :cut]]
     mean = light.reshape(cut // block, block, cut // block, block, 3).mean(axis=(1, 3))
-    # Places count from 0 to 1 over the texels that are left, of which a last odd one is cut off.
+    # UV coordinates refer to the cropped texture, without an incomplete last block.
     uv = (texture.uv * (texture.size / cut)).clip(0, 1).astype(np.float32)
     return replace(texture, uv=uv, image=np.round(linear_to_srgb(mean) * 255).astype(np.uint8))
 

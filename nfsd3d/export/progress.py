@@ -1,4 +1,4 @@
-"""What the terminal shows while a mesh is made: a bar where it can be redrawn, else nothing."""
+"""The progress bar of mesh extraction; invisible unless the console is a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 @contextmanager
 def mesh_progress(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """Yields what takes the name of the present stage, and the share in [0,1] of everything that is done."""
+    """Yields a callback (``extract.OnProgress``): the present stage, and the fraction in [0,1] that is done."""
     columns = (TextColumn("mesh"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)

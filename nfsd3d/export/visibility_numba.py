@@ -1,4 +1,4 @@
-"""Which voxels of a density grid a view sees, in numba."""
+"""Visibility of the voxels of a density grid from many directions, in numba."""
 
 import math
 
@@ -11,19 +11,20 @@ HALF = math.log(2.0)
 
 
 @kernel()
-def look(optical, paths, lengths, seen):  # type: ignore[no-untyped-def]
-    """Marks the voxels [n,n,n] bool that are ``seen`` from outside along one of D directions.
+def mark_visible(optical, paths, lengths, seen):  # type: ignore[no-untyped-def]
+    """Marks in ``seen`` [n,n,n] bool the voxels that are visible from outside along one of D directions.
 
-    ``optical`` [n,n,n] float32 are optical depths across a voxel's edge; ``paths`` [D,K,3] int64 the offsets of the
-    voxels that a ray passes on its way out, from 0 on; ``lengths`` [D] float32 its way through each, in edges. A voxel
-    is hidden from a direction if the surface that the ray shows lies before its middle: where the density that stops
-    the ray (halves its light) would have to begin to do so alone.
+    ``optical`` [n,n,n] float32: optical depths across a voxel's edge. ``paths`` [D,K,3] int64: offsets of the voxels
+    that a ray passes on its way out, starting with 0. ``lengths`` [D] float32: the ray's length in each, in edges.
+
+    A voxel is hidden from a direction if the ray's visible surface is in front of the voxel's centre: the place where
+    the density that stops the ray (halves its transmittance) would have to begin to stop it alone.
     """
     n = optical.shape[0]
     directions, steps = paths.shape[0], paths.shape[1]
     for layer in prange(n):
         i = np.int64(layer)
-        first = 0  # neighbours are mostly seen from the same direction
+        first = 0  # neighbours are mostly visible from the same direction
         for j in range(n):
             for k in range(n):
                 for turn in range(directions + 1):

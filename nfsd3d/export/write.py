@@ -1,8 +1,8 @@
-"""Mesh files. glTF and OBJ are y-up by convention, PLY and STL keep the world's z-up.
+"""Mesh file formats: GLB and OBJ (y-up by convention), PLY and STL (z-up, as the world).
 
-World axes (front +x, left +y, up +z) become glTF's (front +Z, left +X, up +Y): a cyclic permutation, so the
-surface is turned, not mirrored. OBJ gets the same axes, which is what modelling programs expect of it. A world unit
-is a unit of the file (a metre, in glTF): the object lies in the cube of half-width ``generator.radius``.
+World axes (front +x, left +y, up +z) become glTF's (front +Z, left +X, up +Y): a cyclic permutation, so the mesh is
+rotated, not mirrored. OBJ files have the same axes, as modelling programs expect. A world unit is a unit of the file (a
+metre, in glTF): the object lies in the cube of half-width ``generator.radius``.
 """
 
 import io
@@ -11,7 +11,6 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -24,8 +23,9 @@ from nfsd3d.export.mesh import SurfaceMesh, srgb_to_linear
 from nfsd3d.runs.files import write_bytes
 
 Extras = Mapping[str, str | int | float]
+Json = dict[str, object]
 Files = dict[str, bytes]
-"""Contents by file name, in the order of writing: what a file refers to comes before it."""
+"""Contents by file name, in the order of writing: a file comes after those it refers to."""
 
 GENERATOR = f"nfsd3d {nfsd3d.__version__}"
 UNITS = "1 unit = 1 world unit; the object lies in [-radius, radius]^3"
@@ -37,15 +37,15 @@ _STL_HEADER = 80
 
 
 def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras) -> list[Path]:
-    """Writes ``mesh`` in the format of ``path``'s suffix, each file atomically; ``extras`` is kept where it can be.
+    """Writes ``mesh`` in the format of ``path``'s suffix, each file atomically, with ``extras`` as metadata.
 
-    Returns ``path`` and what was written beside it: OBJ has its material in a file of its own, and its texture.
+    Returns ``path`` and the files written beside it: the material and texture of an OBJ.
 
     Raises:
-        InputError: the suffix is not a known format.
+        InputError: the suffix is no known format.
     """
     files = FORMATS[known_format(path.suffix.lstrip("."))](mesh, path.stem, extras)
-    # The one asked for, under exactly the name asked for, comes last: what it refers to is there already.
+    # The requested file, under exactly the requested name, comes last, after the files it refers to.
     *beside, (_, content) = files.items()
     for name, part in beside:
         write_bytes(path.with_name(name), part)
@@ -57,7 +57,7 @@ def write_meshes(mesh: SurfaceMesh, folder: Path, formats: Sequence[str], extras
     """Writes ``model.<format>`` for every format into ``folder``; returns the paths of all files.
 
     Raises:
-        InputError: one of the formats is not known; nothing is written then.
+        InputError: a format is unknown; nothing is written.
     """
     paths = [folder / f"model.{known_format(name)}" for name in formats]
     return [written for path in paths for written in write_mesh(mesh, path, extras)]
@@ -67,7 +67,7 @@ def known_format(name: str) -> str:
     """``name`` in lower case.
 
     Raises:
-        InputError: it is not a known format.
+        InputError: the format is unknown.
     """
     if name.lower() not in FORMATS:
         raise InputError(f"--formats, export.formats: {name!r} is not known: choose from {', '.join(FORMATS)}")
@@ -87,9 +87,9 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
 def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
     """A binary glTF 2.0 file: one mesh, y-up, with normals and a matt material; ``extras`` in ``asset.extras``.
 
-    The material's base colour is the texture, an embedded PNG (sRGB by specification), whose seams need vertices of
-    their own. Without a texture it is vertex colours, linear by specification. These are stored in 16 bits, because 8
-    linear bits leave only a handful of steps to the darkest fifth of the sRGB range.
+    The material's base colour is the texture, an embedded PNG (sRGB by specification); vertices are duplicated along
+    its seams. Without a texture, colours are vertex colours, linear by specification, in 16 bits: 8 linear bits would
+    leave only a handful of steps for the darkest fifth of the sRGB range.
     """
     buffer = _Buffer()
     texture = mesh.texture
@@ -101,8 +101,8 @@ def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
         "POSITION": buffer.array(positions, _FLOAT, "VEC3", **bounds),
         "NORMAL": buffer.array(normals, _FLOAT, "VEC3"),
     }
-    material: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    pictures: dict[str, Any] = {}
+    material: Json = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
+    images: Json = {}
     if texture is None:
         colors = np.full((len(positions), 4), 65535, dtype="<u2")
         colors[:, :3] = np.round(srgb_to_linear(mesh.colors.astype(np.float64)) * 65535)
@@ -111,7 +111,7 @@ def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
         attributes["TEXCOORD_0"] = buffer.array(texture.uv.astype("<f4"), _FLOAT, "VEC2")
         filters = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
         png = buffer.view(png_bytes(texture.image))
-        pictures = {
+        images = {
             "samplers": [{**filters, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}],
             "images": [{"bufferView": png, "mimeType": "image/png", "name": "albedo"}],
             "textures": [{"source": 0, "sampler": 0}],
@@ -132,7 +132,7 @@ def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
             {"name": "model", "primitives": [{"attributes": attributes, "indices": indices, "material": 0}]},
         ],
         "materials": [{"name": "albedo", "pbrMetallicRoughness": material}],
-        **pictures,
+        **images,
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": len(buffer.content)}],
@@ -145,21 +145,21 @@ def glb_bytes(mesh: SurfaceMesh, extras: Extras) -> bytes:
 
 
 class _Buffer:
-    """The binary part of a glTF file as it grows, with the views into it and the accessors of its arrays; final."""
+    """The binary chunk of a glTF file under construction, with its buffer views and accessors."""
 
     def __init__(self) -> None:
         self.content = bytearray()
-        self.views: list[dict[str, Any]] = []
-        self.accessors: list[dict[str, Any]] = []
+        self.views: list[Json] = []
+        self.accessors: list[Json] = []
 
-    def view(self, content: bytes, **properties: Any) -> int:
-        """Adds ``content``, padded to whole words; returns the index of its view."""
+    def view(self, content: bytes, **properties: object) -> int:
+        """Appends ``content``, padded to 4 bytes; returns the index of its buffer view."""
         self.views.append({"buffer": 0, "byteOffset": len(self.content), "byteLength": len(content), **properties})
         self.content += content + b"\0" * (-len(content) % 4)
         return len(self.views) - 1
 
-    def array(self, values: NDArray, component: int, kind: str, **properties: Any) -> int:
-        """Adds an array of vertices, or the indices (a "SCALAR" one); returns the index of its accessor."""
+    def array(self, values: NDArray, component: int, kind: str, **properties: object) -> int:
+        """Appends an array of vertex attributes, or of indices (``kind`` "SCALAR"); returns its accessor's index."""
         target = _ELEMENT_ARRAY_BUFFER if kind == "SCALAR" else _ARRAY_BUFFER
         view = self.view(values.tobytes(), target=target)
         accessor = {"bufferView": view, "componentType": component, "count": len(values), "type": kind, **properties}
@@ -172,12 +172,12 @@ def _glb(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 
 
 def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
-    """Wavefront OBJ, y-up, with its material and texture, if there is one, in files named after it.
+    """Wavefront OBJ, y-up, with material and texture, if there is one, in files named after it.
 
-    Positions with sRGB colours (the usual "v x y z r g b"), normals, texture coordinates (from the lower left corner),
-    faces. The positions are not doubled along seams: the surface stays closed.
+    It has positions with sRGB colours (the usual "v x y z r g b"), normals, texture coordinates (from the lower left
+    corner) and faces. Positions are not duplicated along seams, so the mesh stays closed.
     """
-    safe = re.sub(r"\s+", "_", stem)  # a name in an OBJ ends at a space
+    safe = re.sub(r"\s+", "_", stem)  # names in an OBJ end at a space
     facts = {"generator": GENERATOR, **extras, "axes": "+Y up, +Z front, +X left", "units": UNITS}
     comments = "".join(f"# {key}: {' '.join(str(value).split())}\n" for key, value in facts.items())
     text = io.StringIO()
@@ -194,7 +194,7 @@ def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
         material = f"{comments}newmtl albedo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {safe}.png\n"
         files = {f"{safe}.png": png_bytes(mesh.texture.image), f"{safe}.mtl": material.encode()}
         text.write("usemtl albedo\n")
-    # OBJ counts from 1; vertex and normal share their index.
+    # OBJ indices start at 1; a vertex and its normal share their index.
     np.savetxt(text, np.stack(corners, axis=-1).reshape(len(mesh.faces), -1) + 1, fmt=f"f {form} {form} {form}")
     return {**files, f"{stem}.obj": text.getvalue().encode()}
 
@@ -211,7 +211,7 @@ def _ply(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 
 
 def _stl(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
-    """Binary STL, z-up: the shape without colours."""
+    """Binary STL, z-up, without colours."""
     content = trimesh.exchange.stl.export_stl(mesh.to_trimesh())
     about = f"{GENERATOR}, z up: {' '.join(str(extras.get('prompt', '')).split())}"
     header = about.encode("ascii", "replace")[:_STL_HEADER].ljust(_STL_HEADER)
@@ -221,4 +221,4 @@ def _stl(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 FORMATS: dict[str, Callable[[SurfaceMesh, str, Extras], Files]] = {"glb": _glb, "obj": _obj, "ply": _ply, "stl": _stl}
 
 TEXTURED = frozenset({"glb", "obj"})
-"""The formats that hold a texture."""
+"""The formats that support a texture."""

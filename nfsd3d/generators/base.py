@@ -1,4 +1,4 @@
-"""The generator g(theta): whatever renders an image, or a latent, that the prior can classifier."""
+"""The generator g(theta): a differentiable renderer of images or latents that the prior can score."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,35 +10,61 @@ from torch.nn import Parameter
 
 from nfsd3d.cameras import Cameras
 
+SHADINGS = ("albedo", "lambertian", "textureless")
+"""The ``shading`` of :class:`RenderOptions`: see ``nerf.shade``."""
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How a generator renders a view. A batch of images ignores all of it: it has no background, light or geometry."""
+
+    background: Tensor | None = None
+    """[B,3] in [0,1]: replaces the scene's own background in each view."""
+    replaced: Tensor | None = None
+    """[B] bool: the views in which ``background`` applies; None for all. On the CPU, so that testing it needs no
+    host-device synchronisation."""
+    shading: str = "albedo"
+    """One of :data:`SHADINGS`."""
+    ambient: float = 0.1
+    """Ambient light in [0,1], besides the camera's point light; only used by shaded views."""
+    normals: bool = False
+    """Whether to compute normals where ``shading`` does not need them."""
+    rays_per_chunk: int | None = None
+    """Bounds the memory: rays that are composited together, and recomputed together in the backward pass. None for
+    all. Image and gradient are equal up to floating-point summation order."""
+
+
+DEFAULT_OPTIONS = RenderOptions()
+
 
 @dataclass(frozen=True)
 class Latents:
-    """B pictures as the prior's latent codes: ``latent`` [B,C,h,w], scaled as its denoiser expects; differentiable."""
+    """B images as latent codes: ``latent`` [B,C,h,w], scaled as the prior's denoiser expects; differentiable."""
 
     latent: Tensor
 
 
 @dataclass(frozen=True)
 class Images:
-    """B pictures, of whatever: ``image`` [B,3,H,W] in [0,1]; differentiable."""
+    """B images: ``image`` [B,3,H,W] in [0,1]; differentiable."""
 
     image: Tensor
 
 
 @dataclass(frozen=True)
 class Rendering(Images):
-    """What B cameras of H x W pixels see; everything but ``samples_per_ray`` is differentiable.
+    """B rendered views of H x W pixels; everything but ``samples_per_ray`` is differentiable.
 
-    ``image`` [B,3,H,W] in [0,1], over the background; ``opacity`` [B,1,H,W] in [0,1]; ``depth`` [B,1,H,W] the mean
-    distance from the camera at which light is stopped, in world units, and ``depth_variance`` [B,1,H,W] its variance
-    within the pixel (both mean something only where ``opacity`` is not near 0; an empty pixel has the distance
-    between the camera and the world's origin, and variance 0). ``samples_per_ray`` is the mean over all rays, a scalar
-    (a tensor like the others, because reading a number makes the program wait for a GPU).
+    ``image`` [B,3,H,W] in [0,1], over the background; ``opacity`` [B,1,H,W] in [0,1]. ``depth`` [B,1,H,W] is the
+    expected distance from the camera in world units, and ``depth_variance`` [B,1,H,W] its variance within the pixel.
+    Both are meaningful only where ``opacity`` is well above 0; an empty pixel has the distance between the camera and
+    the world's origin, and variance 0. ``samples_per_ray`` is the mean over all rays, a scalar tensor because reading
+    it as a number synchronises with a GPU.
 
-    Present when normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and
-    ``orientation`` [B,1,H,W], how far normals of visible samples face away: the sum of weight * max(n.d, 0)^2, weights
-    detached (Ref-NeRF, arXiv 2112.03907, eq. 11). ``albedo`` [B,3,H,W], over black, is present when the image is
-    shaded.
+    Present if normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and
+    ``orientation`` [B,1,H,W], the sum of weight * max(n.d, 0)^2 over samples with detached weights, which penalises
+    visible normals that face away (Ref-NeRF, arXiv 2112.03907, eq. 11). ``albedo`` [B,3,H,W], over black, is present
+    if the image is shaded.
     """
 
     opacity: Tensor
@@ -55,42 +81,32 @@ class Generator(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         ...
 
     def render(
-        self,
-        cameras: Cameras,
-        rng: torch.Generator | None = None,
-        *,
-        background: Tensor | None = None,
-        replaced: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-        rays_per_chunk: int | None = None,
+        self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS
     ) -> Images | Latents:
-        """The view of each camera; random only where ``rng`` (on the CPU) is given. See ``nerf.NeRF.render``.
+        """The view of each camera: a ``Rendering`` of a scene, or the images of a batch.
 
-        A scene gives a Rendering. Pictures are the same from everywhere, and have neither background nor light, and
-        are there at once.
+        Random only if ``rng`` (on the CPU) is given.
         """
         ...
 
     def update(self, step: int, rng: torch.Generator) -> None:
-        """What has to be done before training step ``step`` besides the optimiser's work."""
+        """Work before training step ``step`` other than the optimiser's."""
         ...
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
-        """Parameters by the name of the learning rate that they train with."""
+        """Parameters by the name of their learning rate."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint has to keep."""
+        """Everything that a checkpoint has to contain."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> object:
-        """Restores what ``state_dict`` gave."""
+        """Restores what ``state_dict`` returned."""
         ...
 
 
@@ -103,18 +119,9 @@ class ImageGenerator(nn.Module, ABC):
         return next(self.parameters()).device
 
     def render(
-        self,
-        cameras: Cameras,
-        rng: torch.Generator | None = None,
-        *,
-        background: Tensor | None = None,
-        replaced: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-        rays_per_chunk: int | None = None,
+        self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS
     ) -> Images | Latents:
-        """The images, one for each camera; what else belongs to a view has no effect."""
+        """The images, one per camera; ``rng`` and ``options`` have no effect."""
         return self.show()
 
     @abstractmethod

@@ -40,13 +40,11 @@ class GeneratorRow:
             seeded with ``facts.seed``.
         learning_rates: by the names of its ``parameter_groups``; the settings ``generator.learning_rate``.
         options: settings ``generator.options`` with their defaults: numbers, texts, true or false, lists of these.
-        recipe: ``image`` or ``latent``: the generator whose recipe (steps, cameras, resolution) a run starts from.
     """
 
     build: Callable[[Mapping[str, object], RunFacts], ImageGenerator]
     learning_rates: Mapping[str, float]
     options: Mapping[str, object] = field(default_factory=dict)
-    recipe: str = "image"
 
 
 TABLE: Table[GeneratorRow] = Table("generator", "choice", "nfsd3d.generators", {}, GeneratorRow, reserved=BUILTIN)

@@ -43,7 +43,6 @@ class AnalyticPrior:
         self._stds = stds
         self._prompts = {prompt: weights.to(means) for prompt, weights in prompts.items()}
         self._schedule = schedule.to(means.device)
-        self.evaluations = 0
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -95,7 +94,6 @@ class AnalyticPrior:
 
         Component k of p_t is a Gaussian around alpha mu_k of variance alpha² s_k² + sigma².
         """
-        self.evaluations += z_t.shape[0]
         alpha, sigma = self._schedule.alpha_sigma(t, z_t)
         variance = (alpha**2 * (self._stds**2)[None, :, None, None] + sigma**2)[..., 0, 0]  # [N,K]
         offset = z_t[:, None] - alpha[:, None] * self._means[None]  # [N,K,3,n,n]

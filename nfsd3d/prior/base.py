@@ -22,11 +22,6 @@ class Prior(Protocol):
     """
 
     @property
-    def evaluations(self) -> int:
-        """How many samples the denoiser has evaluated so far (a call on N rows counts N)."""
-        ...
-
-    @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that the denoiser was trained with."""
         ...
@@ -71,3 +66,63 @@ class Prior(Protocol):
         A denoiser that fills rows up, to shapes that it is compiled for, has no more than ``at_most`` then.
         """
         ...
+
+
+class WrappedPrior:
+    """A prior that passes every call on to another one; the base of those that change a few of them."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """See :class:`Prior`, as for everything below."""
+        return self._prior.schedule
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the encoder's images."""
+        return self._prior.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        return self._prior.latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self._prior.device
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """[N,L,D] text embeddings."""
+        return self._prior.embed(prompts)
+
+    def free_text_encoder(self) -> None:
+        """Frees the text encoder's memory."""
+        self._prior.free_text_encoder()
+
+    def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
+        """[B,C,h,w] latents of images [B,3,H,W]; differentiable."""
+        return self._prior.encode(image, checkpoint=checkpoint)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """[B,3,image_size,image_size] images of latents [B,C,h,w]; no gradient."""
+        return self._prior.decode(z)
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise; no gradient."""
+        return self._prior.predict_eps(z_t, t, context, at_most=at_most)
+
+
+class CountedPrior(WrappedPrior):
+    """``prior`` with the NFE (number of function evaluations) of its denoiser: a call on N batch entries counts N."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        self.evaluations = 0
+
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise; adds N to ``evaluations``."""
+        self.evaluations += len(z_t)
+        return super().predict_eps(z_t, t, context, at_most=at_most)

@@ -83,7 +83,6 @@ class StableDiffusionPrior:
         self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
         self._batch_unit = 1
-        self.evaluations = 0
 
     @classmethod
     def load(
@@ -276,7 +275,6 @@ class StableDiffusionPrior:
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
-        self.evaluations += count
         t = move(t, z_t.device)
         size = padded_batch_size(count, self._batch_unit, at_most)
         latents, *conditions = (padded(values, size) for values in (z_t.to(dtype), t, context.to(dtype)))
@@ -286,7 +284,6 @@ class StableDiffusionPrior:
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
-        self.evaluations += z_t.shape[0]
         t = move(t, z_t.device)
         output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)

@@ -1,10 +1,9 @@
-"""Checkpoints: tensors in a safetensors file, plain values in a JSON file beside it, and nothing pickled.
+"""Checkpoints: tensors in a safetensors file and plain values in a JSON file beside it; nothing is pickled.
 
-``step-XXXXXX.safetensors`` holds the generator's and the optimiser's tensors, those of VSD's second network where there
-is one, and the state of the random generator;
-``step-XXXXXX.json`` the number of finished steps, the sizes of the optimiser's groups, and the checksum of the first.
-The JSON file is written last: a checkpoint exists when it does. ``source.*`` is one of the generator alone:
-what the run started from, so that it goes on where that is no more.
+``step-XXXXXX.safetensors`` holds the tensors of the generator and the optimiser, those of VSD's LoRA network if there
+is one, and the state of the random generator. ``step-XXXXXX.json`` is its :class:`Header`. The JSON file is written
+last: a checkpoint exists when it does. ``source.*`` holds the generator that the run started from, so that the run can
+be resumed when its source is gone.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import replacing, write_json
+from nfsd3d.runs.metrics import Metrics, current_names
 
 FORMAT = "nfsd3d checkpoint 1"
 SOURCE = Path("checkpoints", "source.json")
-"""Within a run directory, where the run began with a source."""
+"""The source's checkpoint within the directory of a run that has one."""
 _GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
 _LORA, _LORA_OPTIMIZER = "lora.", "lora_optimizer."
 _OLD_PREFIXES = {"particle.": _LORA, "particle_optimizer.": _LORA_OPTIMIZER}
@@ -33,25 +33,43 @@ _OLD_PREFIXES = {"particle.": _LORA, "particle_optimizer.": _LORA_OPTIMIZER}
 
 
 class Learner(Protocol):
-    """A network that trains beside the generator, with an optimiser of its own."""
+    """A network that trains beside the generator, with its own optimiser."""
 
     optimizer: torch.optim.Optimizer
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name."""
+        """All trained tensors, by name."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restores what ``state_dict`` gave."""
+        """Restores a ``state_dict``."""
         ...
+
+
+class Record(TypedDict, total=False):
+    """The progress of a run: seconds and NFE since its start, and the metrics of the last logged step."""
+
+    seconds: float
+    network_evaluations: int
+    metrics: Metrics
+
+
+class Header(TypedDict):
+    """The JSON file: finished steps, number of parameters in each optimiser group, and the tensor file's checksum."""
+
+    format: str
+    sha256: str
+    step: int
+    group_sizes: list[int]
+    record: Record
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint says besides its tensors: finished ``steps``, and the ``record`` given to :func:`save`."""
+    """The plain values of a checkpoint: finished ``steps``, and the ``record`` given to :func:`save`."""
 
     steps: int
-    record: dict[str, Any]
+    record: Record
 
 
 def save(
@@ -61,14 +79,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
     *,
-    record: Mapping[str, Any],
+    record: Record,
     keep: int,
     lora: Learner | None = None,
 ) -> Path:
     """Writes the state after ``step`` finished steps into ``folder``; returns the path of the JSON file.
 
-    ``record`` holds plain values that a resumed run goes on with; ``lora`` is VSD's second network. Removes all
-    but the newest ``keep`` checkpoints.
+    ``record`` is the progress that a resumed run starts with; ``lora`` is VSD's LoRA network. Removes all but the
+    newest ``keep`` checkpoints.
     """
     tensors = _of_generator(generator) | _moments(optimizer, _OPTIMIZER)
     if lora is not None:
@@ -76,17 +94,17 @@ def save(
         tensors |= _moments(lora.optimizer, _LORA_OPTIMIZER)
     tensors[_RNG] = rng.get_state()
     path = folder / f"step-{step:06d}.json"
-    _write(path, tensors, step=step, group_sizes=_group_sizes(optimizer.state_dict()), record=dict(record))
+    _write(path, tensors, step, _group_sizes(optimizer), record)
     for old in list_checkpoints(folder)[:-keep]:
-        # The JSON first: a pair without it is no checkpoint, so that an interruption between the two leaves none half.
+        # The JSON file first: without it the pair is no checkpoint, so an interruption leaves no half of one.
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
 
 
 def save_source(run_dir: Path, generator: nn.Module) -> None:
-    """Keeps what a run starts from with the run; :func:`load_generator` reads it."""
-    _write(run_dir / SOURCE, _of_generator(generator), step=0, group_sizes=[], record={})
+    """Writes the generator that a run starts from into its directory; :func:`load_generator` reads it."""
+    _write(run_dir / SOURCE, _of_generator(generator), 0, [], {})
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -113,7 +131,7 @@ def latest(run_dir: Path) -> Path:
 
 
 def load_header(path: Path) -> Restored:
-    """What a checkpoint says besides its tensors, which are not read.
+    """The plain values of a checkpoint, from its JSON file alone.
 
     Raises:
         InputError: the file is missing, damaged or not a checkpoint's.
@@ -140,18 +158,18 @@ def load(
     rng: torch.Generator,
     lora: Learner | None = None,
 ) -> Restored:
-    """Restores everything :func:`save` wrote, in place.
+    """Restores everything that :func:`save` wrote, in place.
 
-    Learning rates and other settings of the optimisers' groups stay those of the optimisers given: they belong to the
-    configuration, which a resumed run may change.
+    Learning rates and other settings of the optimisers' groups are not restored: they belong to the configuration,
+    which a resumed run may change.
 
     Raises:
-        InputError: the files are missing, damaged, not a checkpoint, or of a generator or second network of another
+        InputError: the files are missing, damaged, not a checkpoint, or of a generator or LoRA network of another
             shape.
     """
     header, tensors = _read(path)
     _load_generator(path, generator, tensors)
-    if header["group_sizes"] != _group_sizes(optimizer.state_dict()):
+    if header["group_sizes"] != _group_sizes(optimizer):
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     begun = header["step"] > 0
     _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
@@ -170,13 +188,14 @@ def load(
     return Restored(header["step"], header["record"])
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> None:
-    """The pair of files, of which ``path`` is the JSON one."""
+def _write(path: Path, tensors: Mapping[str, Tensor], step: int, group_sizes: list[int], record: Record) -> None:
+    """Writes the pair of files; ``path`` is the JSON file."""
     with replacing(path.with_suffix(".safetensors")) as temporary:
         # Copies, because safetensors refuses tensors that share memory.
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
         checksum = _checksum(temporary)
-    write_json(path, {"format": FORMAT, "sha256": checksum, **header})
+    header = Header(format=FORMAT, sha256=checksum, step=step, group_sizes=group_sizes, record=record)
+    write_json(path, header)
 
 
 def _of_generator(generator: nn.Module) -> dict[str, Tensor]:
@@ -184,7 +203,7 @@ def _of_generator(generator: nn.Module) -> dict[str, Tensor]:
 
 
 def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """The optimiser's state, each tensor named by the parameter's number and what it is."""
+    """The optimiser's state; a tensor's name is ``prefix``, the parameter's index, and the moment's name."""
     return {
         f"{prefix}{index}.{name}": torch.as_tensor(value)
         for index, moments in optimizer.state_dict()["state"].items()
@@ -195,7 +214,7 @@ def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]
 def _load_moments(
     path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, begun: bool
 ) -> None:
-    """Gives the optimiser its saved state, which it has from the first finished step on (``begun``)."""
+    """Restores the optimiser's state; there must be one once a step is finished (``begun``)."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, prefix).items():
         index, moment = name.split(".", 1)
@@ -228,8 +247,8 @@ def _remedy(path: Path) -> str:
     return f"delete {path.stem}.* to go on from the checkpoint before it"
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """What a checkpoint's JSON file holds, checked."""
+def _read_header(path: Path) -> Header:
+    """The content of a checkpoint's JSON file, checked; metrics get their current names."""
     remedy = _remedy(path)
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
@@ -240,10 +259,12 @@ def _read_header(path: Path) -> dict[str, Any]:
     expected = {"step": int, "group_sizes": list, "record": dict, "sha256": str}
     if any(not isinstance(header.get(key), kind) for key, kind in expected.items()):
         raise InputError(f"{path} is incomplete: {remedy}")
-    return header
+    if "metrics" in header["record"]:
+        header["record"]["metrics"] = current_names(header["record"]["metrics"])
+    return cast("Header", header)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
     """Header and tensors of a checkpoint, checked."""
     header = _read_header(path)
     weights, remedy = path.with_suffix(".safetensors"), _remedy(path)
@@ -266,9 +287,9 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
-    """How many parameters each of the optimiser's groups has."""
-    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+def _group_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    """The number of parameters in each of the optimiser's groups."""
+    return [len(group["params"]) for group in optimizer.param_groups]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place and moved into it."""
+"""Atomic file writes: a temporary file in the same folder, moved into place when it is complete."""
 
 import contextlib
 import json
@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 @contextlib.contextmanager
@@ -23,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files that only the owner may read; give the mode that open() would have given.
+        # mkstemp makes files that only the owner may read; this is the mode that open() would have given.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -33,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure that files can be made in ``folder``, or where it would be made; leaves nothing behind.
+    """Checks that files can be created in ``folder``, or where it would be created; leaves no file.
 
     Raises:
         OSError: they cannot.
@@ -54,6 +53,6 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes plain values to ``path`` atomically, indented; a NaN or infinity raises ValueError."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

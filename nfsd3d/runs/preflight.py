@@ -1,14 +1,7 @@
-"""The checks between a valid configuration and the slow imports: device, model, prompt, source, run directory."""
+"""Checks of a valid configuration before torch is imported: device, samples, model, prompt, source."""
 
-import hashlib
-import itertools
-import re
-import tempfile
-import unicodedata
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import load_run_config
@@ -21,19 +14,16 @@ from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
 
-OUTPUTS = Path("outputs")
 SAMPLES_PER_RAY = 4
-"""The fewest that a ray through a full cube can do with; see the steps that `nfsd3d.generators.nerf.sampling.sampling`
-takes at most."""
+"""The minimum for a ray through a fully occupied cube; see the largest step size in
+`nfsd3d.generators.nerf.sampling.sampling`."""
 
 
 def check(config: Config, resume: Path | None = None) -> ModelSource | None:
-    """Makes sure that device, backend, model, prompt and source go together; returns where the model is.
+    """Checks that device, backend, model, prompt and source are compatible; returns where the model is.
 
-    None for a prior from outside the package that has no files.
-
-    ``resume`` is the directory of a run that goes on: it keeps what it started from. Nothing is downloaded, and nothing
-    slow is imported.
+    ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
+    neither torch nor another slow package is imported.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -64,7 +54,7 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
 
 
 def _check_samples(config: Config) -> None:
-    """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
+    """Raises `InputError` if a fully occupied scene has too few samples at the highest resolution."""
     if not isinstance(config.generator, NeRFConfig):
         return
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
@@ -76,7 +66,7 @@ def _check_samples(config: Config) -> None:
 
 
 def find_model(config: Config) -> ModelSource | None:
-    """Where the prior's model is, as far as this machine knows; None for a prior without files.
+    """Where the prior's model is: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
         InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
@@ -85,12 +75,15 @@ def find_model(config: Config) -> ModelSource | None:
 
 
 def _check_same_source(config: Config, run_dir: Path) -> None:
-    """Raises `InputError` where another source is asked for than the one that the run has kept."""
+    """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
     recorded = load_run_config(run_dir)
     for setting in ("source_run", "source_image"):
         theirs, ours = getattr(recorded, setting), getattr(config, setting)
         if theirs != ours:
-            raise InputError(f"{setting}={ours}: {run_dir} has started from {theirs} and goes on so; start a new run")
+            raise InputError(
+                f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "
+                "start a new run"
+            )
 
 
 def _check_source_run(config: Config, run_dir: str) -> None:
@@ -112,86 +105,17 @@ def _check_source_run(config: Config, run_dir: str) -> None:
             )
 
 
-def _flat(config: Config, setting: str) -> dict[str, Any]:
+def _flat(config: Config, setting: str) -> dict[str, object]:
     """The value of a setting, or those of a group's settings, by their dotted keys."""
 
-    def walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    def walk(key: str, value: object) -> Iterator[tuple[str, object]]:
         if isinstance(value, dict):
             for name, item in value.items():
                 yield from walk(f"{key}.{name}", item)
         else:
             yield key, value
 
-    value: Any = config.to_dict()
+    value = config.to_dict()
     for name in setting.split("."):
         value = value[name]
     return dict(walk(setting, value))
-
-
-def claim_run_dir(config: Config, name: str) -> Config:
-    """The configuration with a run directory that exists, is empty, and can be written to.
-
-    Without ``run_dir`` a new one is made: ``outputs/<name>/<prompt>/<time>``, even for runs of the same second.
-
-    Raises:
-        InputError: the given directory holds files already, or cannot be written to.
-    """
-    if config.run_dir is None:
-        return config.replace(run_dir=str(new_folder(OUTPUTS / name / slug(config.prompt), "")))
-    return config.replace(run_dir=str(claim_folder(Path(config.run_dir).expanduser())))
-
-
-def claim_folder(path: Path) -> Path:
-    """``path`` as an empty directory that can be written to, made if need be.
-
-    Raises:
-        InputError: it holds files already, or cannot be written to.
-    """
-    check_unused(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise InputError(f"run_dir={path}: cannot be written ({error.strerror}); choose another") from error
-    return path
-
-
-def check_unused(path: Path) -> None:
-    """Raises `InputError` unless ``path`` is absent or an empty directory."""
-    try:
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(f"run_dir={path}: already used; choose another, or go on with --resume {path}")
-        if path.exists() and not path.is_dir():
-            raise InputError(f"run_dir={path}: is a file; choose a directory")
-    except OSError as error:
-        raise InputError(f"run_dir={path}: cannot be read ({error.strerror}); choose another") from error
-
-
-def new_folder(parent: Path, prefix: str) -> Path:
-    """Makes ``parent/<prefix><time>``, numbered from 2 where that exists already.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    stamp = prefix + datetime.now().strftime("%Y%m%d-%H%M%S")
-    for number in itertools.count(1):
-        path = parent / (stamp if number == 1 else f"{stamp}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise InputError(f"{path}: cannot be made ({error.strerror}); choose another with run_dir=PATH") from error
-        return path
-    raise AssertionError("unreachable")
-
-
-def slug(text: str, limit: int = 60) -> str:
-    """A short name for files: lower-case ASCII letters, digits and dashes; with a hash where letters are left out."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    words = re.sub(r"[^a-z0-9]+", "-", decomposed.encode("ascii", "ignore").decode().lower()).strip("-")
-    if len(words) <= limit and words and all(letter.isascii() for letter in decomposed if letter.isalnum()):
-        return words
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{words[: limit - len(digest) - 1].rstrip('-')}-{digest}".lstrip("-")

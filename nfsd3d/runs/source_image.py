@@ -1,4 +1,4 @@
-"""The image file that an edit starts from; read without torch, so that errors are early."""
+"""The image file that an edit starts from; read without torch, so that errors come early."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +22,9 @@ def open_image(path: str) -> "Image":
         raise InputError(f"source_image={path}: no such file; give an image such as a PNG or a JPEG")
     try:
         with Image.open(place) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"source_image={path}: cannot be read as an image ({reason}); give a PNG or a JPEG") from error
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")

@@ -1,4 +1,4 @@
-"""summary.json: how a run went."""
+"""summary.json: the outcome of a run."""
 
 import json
 import platform
@@ -7,54 +7,98 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 
 import nfsd3d
+from nfsd3d.config.schedules import Schedule
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
 from nfsd3d.runs.files import write_json
+from nfsd3d.runs.metrics import Metrics, current_names
 
 PACKAGES = ("torch", "diffusers", "transformers", "numba", "nerfacc", "triton", "trimesh")
 
+RENAMED_CHUNKS = {"pixels_at_once": "rays_per_chunk", "rows_at_once": "unet_batch_size"}
+"""Names of version 0.1, read for one minor version."""
 
-def write_summary(
-    run_dir: Path, config: Config, *, status: str, reason: str | None, steps: int, seconds: float, **results: Any
-) -> None:
-    """Writes ``summary.json``: what was asked, how it ended, and on what it ran.
 
-    ``status`` is done, interrupted, diverged or failed; ``steps`` the number of finished steps; ``seconds`` the time
-    all parts of the run took together. ``results`` are added as they are (final metrics, exported files).
+class SmallerChunks(TypedDict):
+    """The chunk sizes since the step ``from_step`` (from 1), at which the configured ones did not fit into memory."""
+
+    from_step: int
+    rays_per_chunk: int | None
+    unet_batch_size: int | None
+    checkpoint_encoder: bool
+
+
+class Summary(TypedDict, total=False):
+    """summary.json; all keys but the results are always there.
+
+    ``status`` is done, interrupted, diverged or failed, ``reason`` says why. ``steps`` are finished ones;
+    ``seconds`` and ``network_evaluations`` (NFE) count from the start of the run, resumptions included. Results:
+    ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``.
     """
-    write_json(
-        run_dir / "summary.json",
-        {
-            "status": status,
-            "reason": reason,
-            "prompt": config.prompt,
-            "source_prompt": config.source_prompt,
-            "generator": config.generator.type,
-            "method": config.distill.method,
-            "guidance_scale": config.distill.guidance_scale,
-            "guidance_factor": config.distill.guidance_factor,
-            "prior": config.prior.model or config.prior.name,
-            "seed": config.seed,
-            "steps": steps,
-            "steps_planned": config.train.steps,
-            "seconds": round(seconds, 2),
-            **results,
-            "device": device_name(config.machine.device),
-            "peak_memory_mb": peak_memory_mb(config.machine.device),
-            "versions": versions(),
-            "git_revision": git_revision(),
-        },
+
+    status: str
+    reason: str | None
+    prompt: str
+    source_prompt: str | None
+    generator: str
+    method: str
+    guidance_scale: Schedule | None
+    guidance_factor: Schedule | None
+    prior: str | None
+    seed: int
+    steps: int
+    steps_planned: int
+    seconds: float
+    network_evaluations: int
+    final_metrics: Metrics
+    smaller_chunks: SmallerChunks
+    exported: list[str]
+    mesh: dict[str, object] | None
+    device: str
+    peak_memory_mb: dict[str, float]
+    versions: dict[str, str]
+    git_revision: str | None
+
+
+def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
+    """Writes ``summary.json``: what ``config`` asked for, the ``outcome``, and what the run used.
+
+    ``outcome`` has at least status, reason, steps and seconds, and replaces what follows from ``config``.
+    """
+    asked = Summary(
+        status="",
+        reason=None,
+        prompt=config.prompt,
+        source_prompt=config.source_prompt,
+        generator=config.generator.type,
+        method=config.distill.method,
+        guidance_scale=config.distill.guidance_scale,
+        guidance_factor=config.distill.guidance_factor,
+        prior=config.prior.model or config.prior.name,
+        seed=config.seed,
+        steps=0,
+        steps_planned=config.train.steps,
+        seconds=0.0,
     )
+    used = Summary(
+        device=device_name(config.machine.device),
+        peak_memory_mb=peak_memory_mb(config.machine.device),
+        versions=versions(),
+        git_revision=git_revision(),
+    )
+    write_json(run_dir / "summary.json", {**asked, **outcome, "seconds": round(outcome["seconds"], 2), **used})
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """The content of a run's ``summary.json``; empty if there is none (the run was killed, or is still going).
+def read_summary(run_dir: Path) -> Summary:
+    """The content of a run's ``summary.json``; empty without one (the run was killed, or has not ended).
+
+    Names of version 0.1 become current.
 
     Raises:
         InputError: the file is not valid.
@@ -63,9 +107,15 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}): delete it") from error
+    if "final_metrics" in content:
+        content["final_metrics"] = current_names(content["final_metrics"])
+    if "smaller_pieces" in content:
+        chunks = content.pop("smaller_pieces")
+        content["smaller_chunks"] = {RENAMED_CHUNKS.get(name, name): value for name, value in chunks.items()}
+    return cast("Summary", content)
 
 
 def device_name(device: str) -> str:

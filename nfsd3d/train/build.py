@@ -26,7 +26,7 @@ from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
 from nfsd3d.generators.base import Generator, ImageGenerator
 from nfsd3d.generators.images import ImageBatch
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.generators.plugins import TABLE as GENERATORS
 from nfsd3d.generators.plugins import RunFacts

@@ -1,4 +1,11 @@
-"""torch.compile for the prior's networks: whether, and before the first step instead of within it."""
+"""torch.compile for the prior's networks: which of them, and their warm-up before the first step.
+
+Problem: a network compiles, and its CUDA graph is captured, when it first meets a batch size. NFSD's batch size varies
+with the timesteps, so compiling would interrupt steps for minutes, and memory could run out in the middle of a run.
+Idea: :func:`step_rows` lists every batch size that a method can need, the prior pads to a few of them, and the warm-up
+runs each once, the largest first: the graphs of smaller batches reuse its memory.
+Measurement: no step compiles again (tests/train/test_compilation.py with every recompilation an error).
+"""
 
 import gc
 import os
@@ -26,20 +33,20 @@ IGNORED_WARNINGS = (
     "Dynamo detected a call to a `functools.lru_cache`",
     "The AccumulateGrad node's stream does not match",
 )
-"""Warnings of torch's while it compiles and records: of diffusers asking for torch's version, and of a gradient from
-the stream in which a recording is made.
+"""Warnings of torch without consequences here: diffusers' check of torch's version during compilation, and the stream
+of the gradient during capture.
 """
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept, unless ``TORCHINDUCTOR_CACHE_DIR`` says otherwise: not in a folder for what is
-    temporary, which is torch's choice.
+    """The folder of compiled code unless ``TORCHINDUCTOR_CACHE_DIR`` is set; torch's default is a temporary folder,
+    which does not survive a restart.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "nfsd3d" / "inductor"
 
 
-# Now: what of torch compiles asks for the variable when it is imported, which loading a model does, and fills it in.
+# On import: torch's compiler, which loading a model imports, reads the variable then and fills it in.
 os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
@@ -55,15 +62,15 @@ def wants_compilation(config: Config) -> bool:
     return config.machine.device != "cpu" and not embedded
 
 
-def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, say: Callable[[str], None]) -> None:
-    """Compiles what ``machine.compile`` asks for, at every shape that the steps have, and tells how long it took.
+def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callable[[str], None]) -> None:
+    """Compiles the networks that ``machine.compile`` asks for, at every shape of the steps; ``log`` gets the duration.
 
-    Code that was compiled before comes from the cache folder (see :func:`cache_folder`), in seconds. The UNet of VSD
-    stays as it is: its adaptation is switched on and off many times a step, and every switch would compile anew. So
-    does an encoder that is checkpointed, or sees a step's images in parts, or that latents do without.
+    Code from the cache folder (see :func:`cache_folder`) loads in seconds. VSD's UNet is not compiled: its LoRA is
+    switched on and off several times a step, and every switch would recompile it. An encoder is not compiled if it is
+    checkpointed, gets a step's images in several chunks, or is not used (latents).
 
     Raises:
-        InputError: compiling fails, and ``machine.compile`` is true. With auto the run goes on without.
+        InputError: compiling fails, and ``machine.compile`` is true. With ``auto`` the run continues uncompiled.
     """
     prior = parts.prior
     if not wants_compilation(config) or not isinstance(prior, StableDiffusionPrior):
@@ -73,10 +80,10 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, say: Callabl
     networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
     if not networks:
         return
-    say(f"compiling the {networks}; minutes the first time, seconds from the cache after")
+    log(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
     rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, chunks.unet_batch_size)
-    # One shape more than the limit would run uncompiled, and nobody would be told.
+    # Shapes beyond the limit would run uncompiled without a warning.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, len(rows) + 3)
     failure = None
@@ -89,43 +96,43 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, say: Callabl
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
                 warm_up_unet(prior, rows, chunks.unet_batch_size)
-    except Exception as error:  # compilers raise all kinds; memory may run out, too
+    except Exception as error:  # compilers raise many kinds; memory may run out, too
         release_compiled(prior)
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
         if config.machine.compile != "auto":
             raise InputError(f"machine.compile=true: {failure}; set machine.compile=false") from error
     if failure is not None:
-        gc.collect()  # behind the handler: its exception holds on to tensors
+        gc.collect()  # outside of except: the traceback refers to tensors
         torch.cuda.empty_cache()
-        say(f"machine.compile=auto: not compiled ({failure}); steps are slower")
+        log(f"machine.compile=auto: not compiled ({failure}); steps are slower")
         return
-    say(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
+    log(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
 
 
 def compiles_unet(method: Method) -> bool:
-    """Whether a method's UNet is compiled, where anything is."""
+    """Whether a method's UNet is compiled when compilation is on."""
     return not method.needs_lora
 
 
 def compiles_encoder(config: Config, chunks: ChunkSizes) -> bool:
-    """Whether the encoder is compiled, where anything is."""
+    """Whether the encoder is compiled when compilation is on."""
     at_once, views = chunks.unet_batch_size, config.train.batch_size
     whole = not chunks.checkpoint_encoder and (at_once is None or at_once >= views)
     return whole and not isinstance(config.generator, LatentConfig)
 
 
 def release_compiled(prior: Prior) -> None:
-    """Gives back what compiling took: code, and the memory of recorded graphs. The prior runs on uncompiled."""
+    """Frees compiled code and the memory of captured CUDA graphs; the prior then runs uncompiled."""
     if isinstance(prior, StableDiffusionPrior) and prior.is_compiled:
         prior.compile_nothing()
         torch.compiler.reset()
 
 
 def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
-    """All numbers of rows that steps of ``views`` may give the UNet in one call, without splitting and filling up.
+    """All batch sizes with which steps of ``views`` may call the UNet, before chunking and padding.
 
-    Of the method and of the one that follows it. Predictions that are always active come for every view; the others,
-    and Perp-Neg's, for any number of views; a noising moves any number of latents.
+    They are those of the method and of its second half. Predictions that every view needs are always in the batch; the
+    others, Perp-Neg's included, for any number of views. A noising moves any number of the latents.
     """
     found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
     always = sum(prediction not in method.active for prediction in method.of_prior)
@@ -135,12 +142,12 @@ def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
 
 
 def part_sizes(count: int, at_once: int | None) -> set[int]:
-    """How many rows the networks are given together of ``count``."""
+    """The sizes of the chunks of ``count`` batch entries."""
     return {part.stop - part.start for part in rows_in_parts(count, at_once)}
 
 
 def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
-    """The shapes of the UNet for these numbers of rows, split into ``at_once`` and filled up as the prior does."""
+    """The batch sizes for which the UNet is compiled: ``counts`` in chunks of ``at_once``, padded as the prior does."""
     sizes = {size for count in counts for size in part_sizes(count, at_once)}
     return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
@@ -156,13 +163,12 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
 
 
 def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
-    """Runs the UNet on each number of rows, at most ``at_once``; they do not count as evaluations."""
-    evaluations, device = prior.evaluations, prior.device
-    for count in sorted(rows, reverse=True):  # the fewer find room in the memory of the most
+    """Runs the UNet once on each number of batch entries, in calls of at most ``at_once``."""
+    device = prior.device
+    for count in sorted(rows, reverse=True):  # smaller batches reuse the memory of the largest
         prior.predict_eps(
             torch.zeros(count, *prior.latent_shape, device=device),
             torch.zeros(count, dtype=torch.int64),
             torch.zeros(count, *prior.context_shape, device=device),
             at_most=at_once,
         )
-    prior.evaluations = evaluations

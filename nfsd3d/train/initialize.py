@@ -1,4 +1,4 @@
-"""Where an edit starts, or any run that goes on from another: the generator takes the state of its source."""
+"""Initialisation from a source: the generator takes the state of another run, or of an image."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from nfsd3d.runs.source_image import open_image
 
 @torch.no_grad()
 def load_source(config: Config, generator: NeRF | ImageGenerator, prior: Prior, kept: Path | None = None) -> None:
-    """Gives ``generator`` the state of the run or the image that ``config`` names as its source, if any.
+    """Gives ``generator`` the state of the run or image that ``config`` names as its source, if any.
 
-    Or the one that a run has ``kept`` of it, whatever became of the source. An image is cut to a square around its
-    middle and resized to ``train.resolution``; every picture starts as it.
+    A resumed run reads the copy that it has ``kept`` instead, since the source may be gone. An image is cropped to a
+    square around its centre and resized to ``train.resolution``; all images of the batch start with it.
 
     Raises:
         InputError: the source cannot be read, or is of another generator.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag that the loop reads between steps."""
+"""SIGINT and SIGTERM handlers that set a flag, which the loop reads between steps."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ from types import FrameType
 class Interrupted(KeyboardInterrupt):
     """The user or the system asked the run to stop; its checkpoint is saved.
 
-    ``exit_code`` is 130 after SIGINT and 143 after SIGTERM; the message says how to go on.
+    ``exit_code`` is 130 after SIGINT and 143 after SIGTERM; the message says how to resume.
     """
 
     def __init__(self, signum: int, message: str) -> None:
@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Which signal asked to stop, if any; final."""
+    """The signal that asked to stop, if any; final."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -32,7 +32,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, a signal raises `Interrupted` where the program stands: there is nothing to save yet."""
+        """Within the block, a signal raises `Interrupted` immediately: there is nothing to save yet."""
         self.check()
         self._at_once = True
         try:
@@ -47,7 +47,7 @@ class StopRequest:
             raise Interrupted(self.signum, f"interrupted by signal {self.signum}")
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Remembers the signal; a second one gets the usual treatment (an exception where the program stands)."""
+        """Stores the signal; a second one raises `KeyboardInterrupt` immediately."""
         del frame
         if self.signum is not None:
             signal.default_int_handler(signum, None)
@@ -58,9 +58,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block, SIGINT and SIGTERM only set a flag; afterwards the former handlers are back.
+    """Within the block, SIGINT and SIGTERM only set a flag; afterwards the former handlers are restored.
 
-    Outside the main thread Python allows no handlers: there the flag stays unset and signals act as before.
+    Python allows handlers in the main thread only: in others the flag stays unset and signals act as before.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,9 +1,6 @@
-"""What the schedules say about one step, and the random choices that a step makes besides cameras and noise."""
+"""The settings of one step: every schedule of the configuration, evaluated at a fraction of training."""
 
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
 
 from nfsd3d.config.schedules import milestone_at, value_at
 from nfsd3d.config.schema import TrainConfig
@@ -14,11 +11,11 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 class StepPlan:
     """One step's settings.
 
-    ``progress`` is the fraction of training, in [0, 1). ``views`` square images of ``resolution`` pixels; timesteps
-    between the fractions ``t_min`` and ``t_max`` of the model's training steps; probabilities ``lambertian`` (of
-    shading with a light), ``textureless`` (of a white surface, among those) and ``random_background`` (of a view before
-    a plain random colour); ``ambient`` light; ``learning_rate_factor``; weights of the regularisers. ``chunks`` says
-    how much of it is computed at once.
+    ``progress`` is the fraction of training, in [0, 1). ``views`` square images have ``resolution`` pixels a side.
+    Timesteps lie between the fractions ``t_min`` and ``t_max`` of the model's training steps. Probabilities:
+    ``lambertian`` of shading with a light, ``textureless`` of a white surface among those, ``random_background`` of a
+    view on a plain random colour. ``ambient`` is the ambient light in [0, 1]. ``learning_rate_factor`` multiplies the
+    learning rates, ``regularizers`` holds the weights of the regularisers. ``chunks`` are the chunk sizes.
     """
 
     progress: float
@@ -56,21 +53,3 @@ def plan_at(train: TrainConfig, progress: float) -> StepPlan:
             "z_variance": value_at(weights.z_variance, progress),
         },
     )
-
-
-def draw_shading(rng: torch.Generator, lambertian: float, textureless: float) -> str:
-    """ "albedo", "lambertian" or "textureless", for all views of a step."""
-    lit, white = torch.rand(2, generator=rng).tolist()
-    if lit >= lambertian:
-        return "albedo"
-    return "textureless" if white < textureless else "lambertian"
-
-
-def draw_background(rng: torch.Generator, views: int, probability: float) -> tuple[Tensor, Tensor]:
-    """[views,3] a random colour for each view, uniform in [0,1], and [views] (bool) which views it stands behind.
-
-    The other views have the generator's own background.
-    """
-    # One number for all coins, spread evenly over [0,1): every view has its chance, and half means half of a batch.
-    coins = (torch.rand((), generator=rng) + torch.arange(views) / views) % 1
-    return torch.rand(views, 3, generator=rng), coins < probability

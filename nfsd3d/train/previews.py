@@ -1,4 +1,4 @@
-"""A generator as pictures: previews of a run, and the images that a 2D run is about."""
+"""Images of a generator: previews of a run, and the results of a 2D run."""
 
 from pathlib import Path
 
@@ -11,13 +11,14 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.train.build import viewing_cameras
 from nfsd3d.visualize import images
-from nfsd3d.visualize.images import Image, square, to_uint8, write_png
+from nfsd3d.visualize.image_grid import Image, square, write_png
+from nfsd3d.visualize.images import to_uint8
 
 PREVIEW_VIEWS = 4
 
 
 def preview(config: Config, generator: NeRF | ImageGenerator, prior: Prior) -> Image:
-    """Four views with opacity and normals of a scene; all the pictures of a 2D run."""
+    """An image grid: four views with opacity and normals of a scene, or all images of a 2D run."""
     if isinstance(generator, NeRF):
         return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
     return square([to_uint8(image) for image in images_of(generator, prior)])
@@ -25,7 +26,7 @@ def preview(config: Config, generator: NeRF | ImageGenerator, prior: Prior) -> I
 
 @torch.no_grad()
 def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
-    """[B,3,H,W] the images in [0,1], decoded by ``prior``, one after the other, where they are latents."""
+    """[B,3,H,W] the images in [0,1]; latents are decoded by ``prior``, one at a time to bound the memory."""
     shown = generator.show()
     if isinstance(shown, Latents):
         return torch.cat([prior.decode(latent) for latent in shown.latent.split(1)])
@@ -33,7 +34,7 @@ def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
 
 
 def write_images(generator: ImageGenerator, prior: Prior, folder: Path) -> list[Path]:
-    """Writes ``image.png``, all the pictures side by side, and each as ``images/NNN.png``; returns the paths."""
+    """Writes ``image.png``, a grid of all images, and each as ``images/NNN.png``; returns the paths."""
     images = [to_uint8(image) for image in images_of(generator, prior)]
     named = {folder / "image.png": square(images)}
     named |= {folder / "images" / f"{index:03d}.png": image for index, image in enumerate(images)}

@@ -1,17 +1,18 @@
-"""What the terminal shows while a run trains: a bar where it can be redrawn, else a line now and then."""
+"""The progress of training: a bar on a terminal, a line every 15 seconds elsewhere."""
 
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from nfsd3d.runs.metrics import Metrics
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
-class Display:
+class ProgressBar:
     """Progress over ``total`` steps of which ``done`` are finished; final, a context manager."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
@@ -34,8 +35,8 @@ class Display:
             )
             self._task = self._bar.add_task("training", total=total, completed=done, speed="", metrics="")
 
-    def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Shows that ``done`` steps are finished, and ``metrics`` (grad_norm, a scene's opacity) if they are new."""
+    def update(self, done: int, metrics: Metrics | None = None) -> None:
+        """Shows the number of finished steps; with new ``metrics`` also the gradient's norm and a scene's opacity."""
         speed = self.steps_per_second(done)
         if metrics is not None:
             opacity = f"opacity {metrics['opacity']:.3f}  " if "opacity" in metrics else ""
@@ -50,12 +51,12 @@ class Display:
             self.print(f"step {done}/{self._total}  {speed:.2f} steps/s  {_clock(left)} left  {self._text}")
 
     def steps_per_second(self, done: int) -> float:
-        """Mean speed of this session so far."""
+        """Mean speed since the start or the last resumption."""
         elapsed = time.monotonic() - self._started
         return (done - self._first) / elapsed if elapsed else 0.0
 
     def print(self, text: str) -> None:
-        """One line above the bar, as it is (no markup, not wrapped)."""
+        """Prints one line above the bar, without markup or wrapping."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Penalties on what a generator rendered; each is a scalar to be weighted and added to the loss."""
+"""Regularisers of a rendering: scalars that are weighted and added to the loss."""
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def penalty(rendering: Rendering, weights: dict[str, float]) -> Tensor:
     """The sum of the regularisers weighted by ``weights`` (keys sparsity, opaque, orient, z_variance; 0 skips one).
 
     Raises:
-        ValueError: the orientation penalty is wanted and ``rendering`` was made without normals.
+        ValueError: the orientation penalty has a weight, and ``rendering`` has no normals.
     """
     total = torch.zeros((), device=rendering.opacity.device)
     if weights["sparsity"]:

@@ -1,10 +1,9 @@
-"""After training: turntable and mesh of a scene, or the images; and the report."""
+"""The results of a run: turntable and mesh of a scene, or the images; and the report."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,7 +18,8 @@ from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.previews import images_of, write_images
-from nfsd3d.visualize.images import to_uint8, write_png, write_turntable
+from nfsd3d.visualize.image_grid import write_png
+from nfsd3d.visualize.images import to_uint8, write_turntable
 from nfsd3d.visualize.report import write_report
 
 REMEDIES = {
@@ -28,20 +28,20 @@ REMEDIES = {
     "images": "lower train.batch_size",
     "report": "set export.report=false",
 }
-"""What to change where a part's memory does not suffice."""
+"""The setting to change when a part does not fit into memory."""
 
 
 @dataclass
 class Exported:
-    """The ``files`` written (relative to the run), facts about the ``mesh``, and what went wrong, if anything."""
+    """The ``files`` written (relative to the run), facts about the ``mesh``, and the reasons of a ``failure``."""
 
     files: list[str] = field(default_factory=list)
-    mesh: dict[str, Any] | None = None
+    mesh: dict[str, object] | None = None
     failure: str | None = None
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Within the block, a part that cannot be made (no surface, no space, no memory) is told in ``failure``."""
+        """Within the block, errors (no surface, no space, no memory) are added to ``failure`` instead of raised."""
         try:
             yield
         except (InputError, OSError) as error:
@@ -53,16 +53,18 @@ class Exported:
         self.failure = reason if self.failure is None else f"{self.failure}; {reason}"
 
 
-def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]) -> Exported:
-    """Writes what ``config.export`` asks for into ``run_dir``; ``on_view`` is called between views, and in between.
+def export_results(
+    config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]
+) -> Exported:
+    """Writes what ``config.export`` asks for into ``run_dir``: a scene's turntable and mesh, or the images.
 
-    Of a scene that is turntable and mesh; images are written as they are. When a part cannot be made, the others are
-    made nevertheless.
+    A part that fails does not prevent the others. The callback ``on_view`` is called between views and parts; it may
+    raise to interrupt the export.
     """
     exported = Exported()
     mesh = None
     if isinstance(parts.generator, NeRF):
-        mesh = _finish_scene(config, run_dir, parts.generator, exported, console, on_view)
+        mesh = _export_scene(config, run_dir, parts.generator, exported, console, on_view)
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
@@ -78,7 +80,7 @@ def finish(config: Config, run_dir: Path, parts: Parts, console: Console, on_vie
     return exported
 
 
-def _finish_scene(
+def _export_scene(
     config: Config,
     run_dir: Path,
     generator: NeRF,
@@ -86,7 +88,7 @@ def _finish_scene(
     console: Console,
     on_view: Callable[[], None],
 ) -> SurfaceMesh | None:
-    """Turntable and mesh, noted in ``exported``; returns the mesh if there is one."""
+    """Writes turntable and mesh and lists them in ``exported``; returns the mesh if there is one."""
     settings, radius = config.export, generator.settings.radius
     if settings.turntable:
         with exported.part("turntable"):
@@ -97,7 +99,7 @@ def _finish_scene(
                 sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
                 video=viewing_cameras(config, frames, size),
                 radius=radius,
-                on_view=on_view,
+                on_progress=on_view,
             )
             exported.files += [path.name for path in written]
     on_view()

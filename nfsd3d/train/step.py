@@ -1,7 +1,6 @@
-"""One optimisation step, on one screen: render, encode, predict the noise, turn it into a gradient, inject it."""
+"""One optimisation step of score distillation: render, encode, predict the noise, form the gradient, inject it."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,21 +9,21 @@ from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.config.schedules import Schedule, value_at
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.types import Method
-from nfsd3d.generators.base import Generator, Images, Latents, Rendering
-from nfsd3d.prior.base import Prior
+from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
+from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prompts import PromptBank
-from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
+from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.regularizers import penalty
-from nfsd3d.train.rng import fork
+from nfsd3d.train.rng import draw_background, draw_shading, fork
 
 
 @dataclass(frozen=True)
 class Distillation:
     """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
 
-    ``guidance_factor`` multiplies s over training; ``lora`` is VSD's second network.
+    ``guidance_factor`` multiplies s over training; ``lora`` is VSD's LoRA network.
     """
 
     method: Method
@@ -39,6 +38,40 @@ class Distillation:
         return value_at(self.guidance_scale, progress) * value_at(self.guidance_factor, progress)
 
 
+@dataclass(frozen=True)
+class StepMetrics:
+    """Scalars that a step reports, on the generator's device; None where a step has no such number.
+
+    ``grad_norm`` is the mean over views of the L2 norm of the gradient on the latent (of an oracle fit: on the image).
+    Methods that read delta_C split it: ``grad_norm_delta_c`` is the norm of the condition part w s delta_C,
+    ``grad_norm_rest`` that of the rest (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD). A scene has
+    ``opacity`` (mean over pixels) and ``samples_per_ray``, VSD ``lora_loss``, an oracle fit ``psnr`` (dB). The loop
+    adds ``grad_norm_parameters``, the norm of the gradient on the generator's parameters before it is clipped.
+    """
+
+    grad_norm: Tensor
+    grad_norm_delta_c: Tensor | None = None
+    grad_norm_rest: Tensor | None = None
+    psnr: Tensor | None = None
+    opacity: Tensor | None = None
+    samples_per_ray: Tensor | None = None
+    lora_loss: Tensor | None = None
+    grad_norm_parameters: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that the step has, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A scalar ``loss`` to differentiate, the step's ``metrics``, and its NFE: ``evaluations`` of the denoiser."""
+
+    loss: Tensor
+    metrics: StepMetrics
+    evaluations: int = 0
+
+
 def step_loss(
     generator: Generator,
     prior: Prior,
@@ -48,36 +81,33 @@ def step_loss(
     plan: StepPlan,
     rng: torch.Generator,
     source: Generator | None = None,
-    step_lora: bool = True,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A scalar whose gradient is the step's, and metrics (scalars on the generator's device, no synchronisation).
+) -> StepResult:
+    """The loss of one step, without host-device synchronisation.
 
-    The scalar's value means nothing; its gradient is w(t) times the method's direction, summed over the latent and
-    averaged over the views, plus a scene's regularisers. A method that edits needs the ``source``, which is seen as
-    ``generator`` is: by the same cameras, before the same background, in the same light, sampled at the same points;
-    and the same noise is added. VSD's second network is trained one step on what was rendered; without
-    ``step_lora`` that leaves it with the gradient, and its optimiser's step is the caller's. Every method takes as
-    much from ``rng``, so that with one seed all of them see the same cameras, timesteps and noise. ``plan.chunks``
-    bounds what is computed at once.
-
-    Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the latent; where the method reads
-    delta_C, ``grad_norm_delta_c``, that of its condition part w s delta_C, and ``grad_norm_rest``, that of what is left
-    (delta_D for NFSD, eps_uncond - eps for SDS, 0 for CSD); of a scene also ``opacity`` and ``samples_per_ray``; with
-    VSD ``lora_loss``, the second network's.
+    Only the gradient of the loss has a meaning: w(t) times the method's direction, summed over the latent and averaged
+    over the views, plus a scene's regularisers. An editing method needs the ``source``. It is rendered with the same
+    cameras, background, light and sample positions as ``generator``, and gets the same noise. VSD's LoRA network gets
+    the gradient of its own loss; the caller steps its optimiser. Every method takes equally many numbers from ``rng``,
+    so that one seed gives all methods the same cameras, timesteps and noise. ``plan.chunks`` bounds the memory.
     """
-    prior = in_chunks(prior, plan.chunks.unet_batch_size, plan.chunks.checkpoint_encoder)
-    # Cameras stay on the CPU, where what follows from them (view words, Perp-Neg's weights) waits for nobody.
+    chunks, lora = plan.chunks, distillation.lora
+    method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
+    if chunks.unet_batch_size is not None or chunks.checkpoint_encoder:
+        prior = in_chunks(prior, chunks.unet_batch_size, chunks.checkpoint_encoder)
+    prior = counted = CountedPrior(prior)
+
+    # On the CPU: view words and Perp-Neg's weights depend on them, and would synchronise with a GPU.
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
-    look: dict[str, Any] = dict(background=background, replaced=replaced, shading=shading, ambient=plan.ambient)
-    look["rays_per_chunk"] = plan.chunks.rays_per_chunk
-    same_points = rng.clone_state()
-    view = generator.render(cameras, rng, **look, normals=plan.regularizers["orient"] > 0)
-    z = _latent(prior, view)
+    normals = plan.regularizers["orient"] > 0
+    options = RenderOptions(
+        background, replaced, shading, plan.ambient, normals=normals, rays_per_chunk=chunks.rays_per_chunk
+    )
+    same_positions = rng.clone_state()
+    view = generator.render(cameras, rng, options)
+    z = _encoded(prior, view)
 
-    method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
-    lora = distillation.lora
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
     own = fork(rng)  # the noise, and what only some methods draw
@@ -85,7 +115,7 @@ def step_loss(
     source_z_t = None
     if source is not None:
         with torch.no_grad():
-            source_z = _latent(prior, source.render(cameras, same_points, **look))
+            source_z = _encoded(prior, source.render(cameras, same_positions, replace(options, normals=False)))
         source_z_t = prior.schedule.add_noise(source_z, noise, t)
     predictions = predict_noise(
         prior,
@@ -96,7 +126,7 @@ def step_loss(
         noise=noise,
         threshold=distillation.threshold,
         source=source_z_t,
-        lora=None if lora is None else lora.at(cameras, plan.chunks.unet_batch_size),
+        lora=None if lora is None else lora.at(cameras, chunks.unet_batch_size),
         view_weights=bank.view_weights(cameras),
     )
 
@@ -104,21 +134,27 @@ def step_loss(
     grad = w * method.function(predictions, s)
     loss = inject_gradient(z, grad)
 
-    metrics = {"grad_norm": _norm(grad)}
-    if {"cond", "uncond"} <= set(method.predictions):
-        condition = w * s * (predictions.cond - predictions.uncond)
-        metrics |= {"grad_norm_delta_c": _norm(condition), "grad_norm_rest": _norm(grad - condition)}
-    if isinstance(view, Rendering):
-        loss = loss + penalty(view, plan.regularizers)
-        metrics |= {"opacity": view.opacity.detach().mean(), "samples_per_ray": view.samples_per_ray}
+    delta_c = w * s * (predictions.cond - predictions.uncond) if {"cond", "uncond"} <= set(method.predictions) else None
+    scene = view if isinstance(view, Rendering) else None
+    if scene is not None:
+        loss = loss + penalty(scene, plan.regularizers)
+    lora_loss, evaluations = None, counted.evaluations
     if lora is not None:
-        metrics["lora_loss"] = lora.learn(
-            z, contexts["plain"], cameras, own, step=step_lora, unet_batch_size=plan.chunks.unet_batch_size
-        )
-    return loss, metrics
+        size = chunks.unet_batch_size
+        lora_loss = lora.learn(z, contexts["plain"], cameras, own, step=False, unet_batch_size=size)
+        evaluations += plan.views * (1 + method.needs_lora)  # learning; predicting
+    metrics = StepMetrics(
+        grad_norm=_norm(grad),
+        grad_norm_delta_c=None if delta_c is None else _norm(delta_c),
+        grad_norm_rest=None if delta_c is None else _norm(grad - delta_c),
+        opacity=None if scene is None else scene.opacity.detach().mean(),
+        samples_per_ray=None if scene is None else scene.samples_per_ray,
+        lora_loss=lora_loss,
+    )
+    return StepResult(loss, metrics, evaluations)
 
 
-def _latent(prior: Prior, view: Images | Latents) -> Tensor:
+def _encoded(prior: Prior, view: Images | Latents) -> Tensor:
     return view.latent if isinstance(view, Latents) else prior.encode(view.image)
 
 

@@ -12,9 +12,9 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = False) -> str:
-    """An SVG of one line per series of (x, y) points; with ``logarithmic``, points of y <= 0 are left out.
+    """An SVG of one line per series of (x, y) points; with ``logarithmic``, points of y <= 0 are omitted.
 
-    Returns "" when no points are left.
+    Returns "" if no points remain.
     """
     lines = {name: [(x, y) for x, y in points if y > 0 or not logarithmic] for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -52,6 +52,6 @@ def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = 
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """The range with a little room, and never empty."""
+    """The range with a margin of 5 %; never empty."""
     room = 0.05 * (high - low) or 0.05 * abs(low) or 0.5
     return low - room, high + room

@@ -1,4 +1,4 @@
-"""report.html: one page that needs nothing besides itself, neither files nor network."""
+"""report.html: a self-contained page of a run, without external files or network access."""
 
 import base64
 import io
@@ -6,7 +6,6 @@ from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 
@@ -16,25 +15,26 @@ from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.runs.files import write_text
-from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.runs.summary import read_summary
-from nfsd3d.visualize.charts import Points, line_chart
+from nfsd3d.runs.metrics import read_metrics, series
+from nfsd3d.runs.summary import Summary, read_summary
+from nfsd3d.visualize.charts import line_chart
 
 MAX_TEXTURE = 1024
-"""Texels per side of the page's copy of the mesh, at most."""
+"""Maximum texels per side of the page's copy of the mesh."""
 
 MAX_MESH_BYTES = 24 * 2**20
 MAX_FACES = 60_000
-"""A mesh whose file is larger, its texture reduced, is simplified to so many triangles for the page."""
+"""A mesh whose file, with its texture reduced, exceeds ``MAX_MESH_BYTES`` is simplified to ``MAX_FACES`` triangles."""
 
 MAX_VIDEO_BYTES = 4 * 2**20
-"""A larger video is not embedded; the page names the file instead."""
+"""A larger video is not embedded; the page refers to the file."""
 
 PLOTS: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("gradient on the latent", {"all": "grad_norm", "condition": "grad_norm_delta_c", "rest": "grad_norm_rest"}, True),
     ("gradient of the parameters", {"": "grad_norm_parameters"}, True),
     ("mean opacity", {"": "opacity"}, False),
     ("samples per ray", {"": "samples_per_ray"}, False),
+    ("loss of the LoRA network", {"": "lora_loss"}, False),
     ("timesteps (fraction)", {"t_max": "t_max", "t_min": "t_min"}, False),
     ("steps per second", {"": "steps_per_second"}, False),
 )
@@ -42,12 +42,12 @@ PLOTS: tuple[tuple[str, dict[str, str], bool], ...] = (
 
 
 def write_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> None:
-    """Writes ``report.html`` from what lies in ``run_dir``, and from ``mesh`` if there is one."""
+    """Writes ``report.html`` from the files in ``run_dir``, and ``mesh`` if there is one."""
     write_text(run_dir / "report.html", render_report(run_dir, config, mesh))
 
 
 def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> str:
-    """The page's text; parts that the run has not made are left out."""
+    """The page's HTML; sections without data are omitted."""
     sections = [
         f"<h1>{escape(config.prompt)}</h1>",
         f'<p class="facts">{_facts(config, read_summary(run_dir))}</p>',
@@ -67,7 +67,7 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
     )
 
 
-def _facts(config: Config, summary: dict[str, Any]) -> str:
+def _facts(config: Config, summary: Summary) -> str:
     progress = (0.0, 1.0)  # a scale that changes is told by its ends
     scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
     scales = dict.fromkeys(f"{value_at(scale, at) * value_at(factor, at):g}" for at in progress)
@@ -100,13 +100,13 @@ def _turntable(run_dir: Path) -> str:
 
 
 def _images(run_dir: Path) -> str:
-    named = {"the pictures": run_dir / "image.png", "what they started from": run_dir / "source.png"}
+    named = {"the images": run_dir / "image.png", "their initial images": run_dir / "source.png"}
     parts = [
         f'<img src="data:image/png;base64,{_base64(path.read_bytes())}" alt="{name}"><p class="note">{name}</p>'
         for name, path in named.items()
         if path.exists()
     ]
-    return "<h2>ImageBatch</h2>" + "".join(parts) if parts else ""
+    return "<h2>Images</h2>" + "".join(parts) if parts else ""
 
 
 def _viewer(mesh: SurfaceMesh | None) -> str:
@@ -116,7 +116,7 @@ def _viewer(mesh: SurfaceMesh | None) -> str:
     if small.texture is not None:
         small = replace(small, texture=reduced(small.texture, MAX_TEXTURE))
     content = glb_bytes(small, {})
-    if len(content) > MAX_MESH_BYTES:  # without its texture, which its triangles carry
+    if len(content) > MAX_MESH_BYTES:  # with vertex colours instead of the texture
         small = simplify_mesh(mesh, MAX_FACES)
         content = glb_bytes(small, {})
     model = _base64(content)
@@ -137,11 +137,9 @@ def _plots(path: Path) -> str:
     metrics = read_metrics(path)
     charts = []
     for title, lines, logarithmic in PLOTS:
-        series: dict[str, Points] = {
-            label: [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
-            for label, key in lines.items()
-        }
-        chart = line_chart(title, series, logarithmic=logarithmic)
+        chart = line_chart(
+            title, {label: series(metrics, key) for label, key in lines.items()}, logarithmic=logarithmic
+        )
         if chart:
             charts.append(f"<figure>{chart}</figure>")
     return f'<h2>Training</h2><div class="plots">{"".join(charts)}</div>' if charts else ""

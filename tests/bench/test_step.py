@@ -10,7 +10,7 @@ from nfsd3d.bench.step import PARTS, StepTiming, bench_step
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.field import HashGridField
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.train.build import build_generator, build_parts, camera_ranges
 
 SPEC = HashGridSpec(levels=2, features=2, log2_entries=6, base_resolution=3, growth=2.0)

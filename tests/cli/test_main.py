@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 import types
@@ -9,12 +10,14 @@ import pytest
 import yaml
 
 import nfsd3d
-from nfsd3d.cli.main import main
+from nfsd3d.cli.main import COMMANDS, main
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
+from nfsd3d.config.experiments import config_root
+from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files import resolve
-from nfsd3d.runs import preflight
+from nfsd3d.runs import directory, preflight
 from nfsd3d.train.interrupts import Interrupted
 
 ROOT = Path(nfsd3d.__file__).parent.parent
@@ -30,7 +33,7 @@ def model(tmp_path_factory) -> Path:
     files |= {"text_encoder/model.safetensors": "", "tokenizer/vocab.json": "{}", "tokenizer/merges.txt": ""}
     files |= {"scheduler/scheduler_config.json": "{}"}
     negative = compose("nfsd", ["prompt=x", *SETTLED]).negative_prompt
-    words = ["a", "red", "pink", "house", "mushroom", *preflight.slug(negative, 1000).split("-")]
+    words = ["a", "red", "pink", "house", "mushroom", *directory.slug(negative, 1000).split("-")]
     files["vocabulary.json"] = json.dumps({"words": words, "groups": {"objects": ["house", "mushroom"]}})
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -60,7 +63,7 @@ def runs(monkeypatch) -> list:
         if config.seed == 13:
             raise ZeroDivisionError("a bug")
         if config.seed == 143:
-            raise Interrupted(15, "interrupted after step 3; go on with: launch.py --resume x")
+            raise Interrupted(15, "interrupted after step 3; resume with: launch.py --resume x")
         run_dir = Path(config.run_dir)
         (run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         summary = {"status": "done", "reason": None, "steps": config.train.steps, "seconds": 1.5}
@@ -68,7 +71,7 @@ def runs(monkeypatch) -> list:
         return run_dir
 
     module = types.ModuleType("nfsd3d.train.run")
-    module.train_and_export = run
+    module.train_and_export = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "nfsd3d.train.run", module)
     return asked
 
@@ -89,6 +92,10 @@ BAD_COMMANDS = [
     (["--resume", "nowhere"], "nowhere: no such run directory"),
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
     (["evaluate", "no-run"], "no-run"),
+    (["evalute", "no-run"], "unknown command evalute (did you mean evaluate?)"),
+    (["checkmesh"], "unknown command checkmesh (did you mean check-mesh?)"),
+    (["prompt=a red house", "viewer=true"], "viewer=true is not built yet: the live viewer comes later"),
+    (["check-mesh"], "RUN_DIR: give one or several, or --install"),
     (["compare", "--tier", "no"], "no such tier; choose one of"),
     (["decompose", "--image", "no.png"], "--image: needs --prompt TEXT"),
     (["prompt=a red huose"], "does not know 'huose' (did you mean house"),
@@ -330,9 +337,18 @@ def test_a_sweep_over_a_runs_configuration(runs):
 def test_help_names_the_keys_and_choices(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for word in ("prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir"):
-        assert word in shown
-    assert max(map(len, shown.splitlines())) <= 120
+    words = ["prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir", *COMMANDS]
+    words += ["prior.vae", "prior.layout", "prior.offline", "prompts.views", "prompts.perp_neg", "distill.weighting"]
+    words += ["distill.guidance_factor", "sigma_over_alpha", "lowmem", "130 or 143"]
+    assert [word for word in words if word not in shown] == []
+    assert max(map(len, shown.replace(str(config_root()), "").splitlines())) <= 100
+    assert "scripts/" not in shown  # which an installed wheel lacks
+
+
+def test_every_setting_that_help_names_exists(capsys):
+    main(["--help"])
+    named = set(re.findall(r"\b([a-z_]+\.[a-z_.]+)=", capsys.readouterr().out))
+    assert len(named) > 15 and named <= set(known_keys())
 
 
 def test_version(capsys):
@@ -350,7 +366,7 @@ def test_doctor(capsys, elsewhere):
 
 def test_run_directories_of_one_second_differ(elsewhere):
     config = compose("nfsd", ["prompt=a red house", *SETTLED])
-    directories = {preflight.claim_run_dir(config, "nfsd").run_dir for _ in range(5)}
+    directories = {directory.claim_run_dir(config, "nfsd").run_dir for _ in range(5)}
     assert len(directories) == 5
     assert all(Path(directory).is_dir() for directory in directories)
 
@@ -364,20 +380,20 @@ def test_run_directories_of_one_second_differ(elsewhere):
     ],
 )
 def test_slug(text, name):
-    assert preflight.slug(text) == name
+    assert directory.slug(text) == name
 
 
 def test_slugs_that_leave_something_out_differ():
     for one, other in (("蘑菇", "房子"), ("x" * 99, "x" * 98), ("a red 蘑菇", "a red 房子")):
-        first, second = preflight.slug(one), preflight.slug(other)
+        first, second = directory.slug(one), directory.slug(other)
         assert first != second and max(map(len, (first, second))) <= 60
-    assert preflight.slug("蘑菇").isalnum() and preflight.slug("a red 蘑菇").startswith("a-red-")
+    assert directory.slug("蘑菇").isalnum() and directory.slug("a red 蘑菇").startswith("a-red-")
 
 
 def test_an_unwritable_run_directory(monkeypatch, elsewhere):
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(preflight.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(directory.tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match=r"run_dir=here: cannot be written \(Permission denied\)"):
-        preflight.claim_folder(Path("here"))
+        directory.claim_folder(Path("here"))

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from nfsd3d.cameras import CameraRanges
 from nfsd3d.config import hardware, schema
-from nfsd3d.config.compose import compose, config_root, find_experiment, load_run_config, to_config
+from nfsd3d.config.compose import compose, load_run_config, to_config
+from nfsd3d.config.experiments import config_root, find_experiment
 from nfsd3d.config.overrides import parse_override, quote, quote_sweep
 from nfsd3d.config.schedules import milestone_at, value_at
 from nfsd3d.config.schema import Config, DistillConfig, Settings
@@ -377,7 +378,6 @@ def test_bad_overrides_name_setting_value_and_remedy(overrides, message):
         ("prompts.front_deg=150", "front_deg must not exceed back_deg"),
         ("run_dir=", "run_dir"),
         ("distill.guidance_scale=[[0,-1]]", "distill.guidance_scale"),
-        ("viewer=true", "viewer=true is not built yet"),
         ("source_prompt=x", "distill=nfsd: does not read source_prompt=x: leave it out to start from what is there"),
         ("source_prompt=x", "or edit that with --config configs/dds.yaml"),
         ("source_image=x", "cannot make a NeRF of source_image=x"),
@@ -454,7 +454,7 @@ def test_a_run_takes_no_group_overrides(config, tmp_path, override):
 
 def test_a_config_older_than_a_setting_with_a_default(config, tmp_path):
     content = yaml.safe_load(config.to_yaml())
-    del content["viewer"], content["distill"]["threshold"]
+    del content["source_image"], content["distill"]["threshold"]
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert compose(path, ["distill.threshold=0.3"]).distill.threshold == 0.3

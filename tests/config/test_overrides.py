@@ -1,8 +1,8 @@
-"""The grammar of ``key=value``; that prompts survive it is shown with whole configurations in test_config.py."""
+"""The grammar of ``key=value``; test_compose.py shows with whole configurations that prompts survive it."""
 
 import pytest
 
-from nfsd3d.config.overrides import first_values, group_values, parse_override, quote, quote_sweep, split_prompts
+from nfsd3d.config.overrides import first_value, group_values, parse_override, quote, quote_sweep, split_prompts
 from nfsd3d.errors import InputError
 
 
@@ -49,4 +49,4 @@ def test_a_sweep_separates_paths_too():
 def test_the_values_of_a_group():
     fixed, swept = parse_override("distill=sds"), parse_override("prior=auto,sd21")
     assert (group_values(fixed), group_values(swept)) == (["sds"], ["auto", "sd21"])
-    assert first_values([fixed, swept]) == ["distill=sds", "prior=auto"]
+    assert [first_value(fixed), first_value(swept)] == ["distill=sds", "prior=auto"]

@@ -11,6 +11,7 @@ from nfsd3d.distill.methods import METHODS
 from nfsd3d.distill.noising import IntervalNoise, InversionNoise, RandomNoise, ddim_invert
 from nfsd3d.guidance import guided
 from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import NoiseSchedule
 
 NOISINGS = {"random": RandomNoise(), "interval": IntervalNoise(), "inversion": InversionNoise()}
@@ -35,7 +36,7 @@ def setting(times, training_steps=1000):
     z = 0.5 * torch.randn(len(times), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     contexts = {"cond": prior.embed(["bright"]), "uncond": prior.embed([""])}
     contexts = {name: context.expand(len(times), -1, -1) for name, context in contexts.items()}
-    return prior, z, torch.tensor(times), contexts
+    return CountedPrior(prior), z, torch.tensor(times), contexts
 
 
 def step(prior, z, eps, t, t_next):

@@ -15,7 +15,7 @@ from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.geometry.iou import ellipsoid_iou, fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.shapes.world.objects import OBJECTS

@@ -48,12 +48,11 @@ class Painted:
     def __init__(self, mesh, opacity=1.0):
         self.mesh, self.opacity = mesh, opacity
 
-    def render_in_chunks(self, camera, *, background):
+    def render_in_chunks(self, camera, options):
         image, shown = draw(self.mesh, camera)
         opacity = torch.from_numpy(shown).float()[None, None] * self.opacity
-        picture = torch.from_numpy(image).permute(2, 0, 1)[None] * opacity + background[:, :, None, None] * (
-            1 - opacity
-        )
+        picture = torch.from_numpy(image).permute(2, 0, 1)[None] * opacity
+        picture += options.background[:, :, None, None] * (1 - opacity)
         nothing = torch.zeros_like(opacity)
         return Rendering(picture, opacity, nothing, nothing, None, None, None, torch.tensor(0.0))
 

@@ -16,6 +16,7 @@ from nfsd3d.config.compose import compose
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.evaluate import oracle_fit
 from nfsd3d.evaluate.oracle_fit import fit_oracle, photometric_loss, render_batches
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.checkpoints import list_checkpoints
 from nfsd3d.shapes.world.grammar import parse_prompt
 from nfsd3d.shapes.world.render import render_views
@@ -67,7 +68,7 @@ def psnr(generator, prompt):
     """In dB, against unlit true views from all around that no fit has seen, before green."""
     cameras = orbit(6, 32, elevation_deg=20.0)
     green = torch.tensor([0.2, 0.6, 0.3]).expand(6, 3)
-    seen = generator.render_in_chunks(cameras, background=green).image
+    seen = generator.render_in_chunks(cameras, RenderOptions(green)).image
     truth = render_views([parse_prompt(prompt)] * 6, cameras, green[:, :, None, None].expand_as(seen), ambient=1.0)
     return float(-10 * (seen - truth.image).square().mean().log10())
 
@@ -141,13 +142,14 @@ def test_the_loss_is_half_the_squared_error_and_the_regularisers(console, rng):
     )
     plan = plan_at(config.train, 0.0)
     state = rng.get_state()
-    loss, metrics = photometric_loss(generator, batches, rng, plan)
-    mean = 10 ** (-float(metrics["psnr"]) / 10)
+    result = photometric_loss(generator, batches, rng, plan)
+    loss, metrics = result.loss, result.metrics
+    mean = 10 ** (-float(metrics.psnr) / 10)
     assert loss.item() == pytest.approx(0.5 * mean * 3 * 32 * 32, rel=1e-4)
-    assert metrics["grad_norm"].item() <= (2 * loss.item()) ** 0.5 * 1.0001  # the mean of norms, at most the norm
+    assert metrics.grad_norm.item() <= (2 * loss.item()) ** 0.5 * 1.0001  # the mean of norms, at most the norm
     rng.set_state(state)
     sparse = replace(plan, regularizers={**plan.regularizers, "sparsity": 20.0})
-    regularised, _ = photometric_loss(generator, batches, rng, sparse)
+    regularised = photometric_loss(generator, batches, rng, sparse).loss
     assert regularised.item() > loss.item() + 20 * 0.1  # sqrt(opacity^2 + .01) is at least a tenth
 
 

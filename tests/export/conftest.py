@@ -1,4 +1,4 @@
-"""An analytic solid that stands for a trained generator."""
+"""An analytic solid in place of a trained generator."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Colours: what views show of a surface, at its vertices and at the texels of its charts."""
+"""Texture baking: the colours of a surface at its vertices and at the texels of its charts."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def color_at(solid, reach=0.08, x=0.0):
     return surface_colors(solid, points, FRONT[None], 1.0, reach)[0]
 
 
-def test_what_is_opaque_hides_what_lies_behind():
+def test_an_opaque_layer_hides_the_layers_behind():
     solid = Layers((0.0, 0.0, BLUE), (-0.04, 1e4, RED), (-9, 1e4, GREEN))
     np.testing.assert_allclose(color_at(solid), RED, atol=1e-4)
 
@@ -55,13 +55,13 @@ def test_layers_are_composited_as_along_a_ray():
     np.testing.assert_allclose(color_at(solid), [share, 1 - share, 0], atol=1e-3)
 
 
-def test_what_is_thin_still_has_its_colour_and_what_is_empty_gives_none():
+def test_a_thin_layer_has_its_colour_and_empty_space_has_none():
     solid = Layers((-0.02, 0.0, BLUE), (-0.05, 1e-3, RED), (-9, 0.0, BLUE))
     np.testing.assert_allclose(color_at(solid), RED, atol=1e-3)
     assert np.isfinite(color_at(Layers((-9, 0.0, BLUE), (-10, 0.0, RED)))).all()
 
 
-def test_samples_stay_in_the_world():
+def test_samples_stay_inside_the_worlds_cube():
     seen = []
 
     class Watched(Layers):
@@ -88,7 +88,7 @@ def by_place(points, normals):
     return np.stack([points[:, 1] + 0.5, points[:, 2] + 0.5, np.zeros(len(points))], axis=-1)
 
 
-def test_texels_have_the_colour_of_their_place_on_the_surface(square):
+def test_texels_have_the_colour_of_their_point_on_the_surface(square):
     surface, charts = square
     texture = bake(surface, np.tile(FRONT, (4, 1)), charts, 128, by_place)
     assert texture.image.shape == (128, 128, 3) and texture.image.dtype == np.uint8
@@ -100,7 +100,7 @@ def test_texels_have_the_colour_of_their_place_on_the_surface(square):
     np.testing.assert_array_equal(texture.faces, charts.faces)
 
 
-def test_texels_outside_the_charts_are_like_the_nearest_inside(square):
+def test_texels_outside_the_charts_have_the_colour_of_the_nearest_inside(square):
     surface, charts = square
     texture = bake(
         surface, np.tile(FRONT, (4, 1)), charts, 64, lambda p, n: np.tile(np.float32([0.2, 0.4, 0.6]), (len(p), 1))
@@ -110,7 +110,7 @@ def test_texels_outside_the_charts_are_like_the_nearest_inside(square):
     assert np.abs(texture.image[10, 60:].astype(int) - texture.image[10, 59].astype(int)).max() < 8
 
 
-def test_a_texel_is_the_mean_of_its_looks_in_linear_light(square):
+def test_a_texel_is_the_mean_of_its_samples_in_linear_light(square):
     surface, charts = square
     asked = []
 
@@ -127,17 +127,17 @@ def test_a_texel_is_the_mean_of_its_looks_in_linear_light(square):
     assert (np.abs(inside.astype(int) - half) <= 1).mean() > 0.8
 
 
-def test_a_texture_is_the_same_in_bands(square, monkeypatch):
+def test_a_texture_baked_in_bands_is_the_same(square, monkeypatch):
     surface, charts = square
     whole = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place)
-    monkeypatch.setattr(bake_module, "LOOKS_AT_ONCE", 7 * 50 * SUPERSAMPLING**2)
+    monkeypatch.setattr(bake_module, "SAMPLES_PER_BAND", 7 * 50 * SUPERSAMPLING**2)
     shares = []
     bands = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place, shares.append)
     np.testing.assert_allclose(bands.image.astype(int), whole.image.astype(int), atol=1)
     assert len(shares) == 8 and shares == sorted(shares) and shares[-1] == 1
 
 
-def test_triangles_too_small_for_a_texel_are_not_forgotten(square):
+def test_triangles_smaller_than_a_texel_get_their_colour(square):
     surface, charts = square
     tiny = charts.uv.copy()
     tiny[3:] = np.float32([[0.02, 0.97], [0.0201, 0.97], [0.0201, 0.9701]])

@@ -1,4 +1,4 @@
-"""From a generator to a coloured mesh."""
+"""Mesh extraction: from a field to a coloured mesh."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_a_ball_becomes_a_closed_ball(ball, resolution, max_faces):
 
 
 @pytest.mark.parametrize(("resolution", "expected"), [(16, 16), (128, 128), (130, 130), (200, 200), (257, 258)])
-def test_the_resolution_is_at_least_what_was_asked_for(ball, resolution, expected, monkeypatch):
+def test_the_resolution_is_at_least_the_setting(ball, resolution, expected, monkeypatch):
     """Cells are halved, cut in three, ... from at most 128 per axis."""
     made = []
 
@@ -71,7 +71,7 @@ def test_a_texture_shows_the_colours_of_the_field(ball):
     assert np.abs(error).max() < 0.05 and np.sqrt((error**2).mean()) < 0.01  # at the seams too
 
 
-def test_without_charts_there_are_vertex_colours_and_a_reason(ball, monkeypatch):
+def test_a_failed_unwrapping_leaves_vertex_colours_and_a_reason(ball, monkeypatch):
     def fail(surface, size, timeout, on_wait):
         raise UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
 
@@ -82,7 +82,7 @@ def test_without_charts_there_are_vertex_colours_and_a_reason(ball, monkeypatch)
     assert extracted.facts["texture_size"] is None and extracted.facts["untextured"] == extracted.untextured
 
 
-def test_progress_is_told_in_order(ball):
+def test_progress_is_reported_in_order(ball):
     told = []
     extract_mesh(ball, 1.0, settings(max_faces=2000, texture_size=64), on_progress=lambda *step: told.append(step))
     assert list(dict.fromkeys(stage for stage, _ in told)) == list(extract_module.STAGES)
@@ -90,7 +90,7 @@ def test_progress_is_told_in_order(ball):
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
 
 
-def test_an_interruption_passes_through(ball):
+def test_an_exception_from_the_progress_callback_is_raised(ball):
     def interrupt(stage, done):
         if stage == "colours":
             raise KeyboardInterrupt

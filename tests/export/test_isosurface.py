@@ -1,4 +1,4 @@
-"""The level set of a density: closed, outward, without floaters and cavities, and where the field crosses the level."""
+"""The mesh of a level set: closed, wound outward, without floaters and cavities, with refined vertices."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_a_ball_becomes_a_closed_ball(split):
     np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), 0.5, atol=1e-3)  # far within a voxel
 
 
-def test_vertices_lie_where_the_field_itself_crosses_the_level():
+def test_vertices_are_where_the_field_crosses_the_level():
     """A density that grows very unevenly along an edge, where a straight line would miss by half a voxel."""
 
     def density(points):
@@ -54,12 +54,12 @@ def test_vertices_lie_where_the_field_itself_crosses_the_level():
     np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), radius, atol=2e-3)
 
 
-def test_a_step_is_found_to_a_16th_of_a_voxel():
+def test_a_step_is_located_to_a_16th_of_a_voxel():
     surface = surface_of(solid(ball), cells=32)
     assert np.abs(np.linalg.norm(surface.vertices, axis=1) - 0.5).max() < 2 / 32 / 16
 
 
-def test_the_refined_grid_gives_what_a_dense_one_gives(torch_rough):
+def test_adaptive_sampling_gives_the_surface_of_a_dense_grid(torch_rough):
     """Of a rough field, with branches, holes and thin parts: marching cubes on all cells finds the same surface."""
     sparse, dense = surface_of(torch_rough, 1.0, 24, split=2), surface_of(torch_rough, 1.0, 48)
     assert len(dense.faces) > 2000
@@ -94,7 +94,7 @@ def test_only_the_neighbourhood_of_the_surface_is_sampled():
     assert asked < 0.15 * 257**3
 
 
-def test_a_part_that_leaves_what_was_expected_is_followed():
+def test_a_surface_that_leaves_the_sampled_cells_is_followed():
     """A thin rod between the points of the coarse grid, of which only the thick end is seen there."""
 
     def density(points):
@@ -111,7 +111,7 @@ def test_axes_are_not_swapped():
     np.testing.assert_allclose(surface.vertices.max(0), [0.6, 0.4, 0.2], atol=0.01)
 
 
-def test_floaters_and_cavities_go_and_what_is_in_a_cavity():
+def test_floaters_and_cavities_are_removed_with_everything_in_a_cavity():
     def density(points):
         hollow = ball(points) & ~ball(points, 0.35)
         return 100.0 * (hollow | ball(points, 0.25) | ball(points, 0.08, (0.8, 0.8, 0.8))).float()
@@ -136,7 +136,7 @@ def test_a_solid_that_touches_the_bounds_is_closed_there(split):
     assert 1.0 <= np.abs(mesh.bounds).max() <= 1 + 0.05 * 2 / 48
 
 
-def test_normals_point_down_the_gradient():
+def test_normals_point_against_the_gradient():
     def density(points):
         return torch.nn.functional.softplus(60 * (0.5 - points.norm(dim=-1)))
 
@@ -168,7 +168,7 @@ def test_a_threshold_without_a_surface_is_an_error_with_the_range(inside, height
         surface_of(solid(inside, height), level)
 
 
-def test_densities_that_are_not_finite_are_an_error_wherever_they_are():
+def test_a_density_that_is_not_finite_is_an_error():
     with pytest.raises(InputError, match=r"not finite \(729 of 729"):
         sample_density(lambda points: points[:, 0] / 0.0, 1.0, 9)
 

@@ -1,4 +1,4 @@
-"""The level that rendering shows, and what it hides."""
+"""The level that rendering shows, and the voxels that no view sees."""
 
 import numpy as np
 import pytest
@@ -38,19 +38,19 @@ def shown(density, cells=64):
 
 
 def test_the_level_is_where_rays_become_opaque():
-    """A fog of density 0.2 around a ball of density 100: the ball is what a picture shows."""
+    """Density 0.2 around a ball of density 100: an image shows the ball."""
     surface, level = shown(balls((0.4, 100.0, ORIGIN), (0.9, 0.2, ORIGIN)))
     assert 0.2 < level < 100
     np.testing.assert_allclose(np.linalg.norm(surface.vertices, axis=1), 0.4, atol=0.04)
 
 
-def test_thick_fog_is_its_own_surface():
-    """Density 5 over a diameter of 1.6 is opaque: the picture shows the fog, although a core is denser."""
+def test_a_uniform_opaque_density_has_its_surface_at_its_boundary():
+    """Density 5 over a diameter of 1.6 is opaque: an image shows its boundary, although a core is denser."""
     surface, _ = shown(balls((0.1, 100.0, ORIGIN), (0.8, 5.0, ORIGIN)))
     assert np.linalg.norm(surface.vertices, axis=1).min() > 0.7
 
 
-def test_a_soft_surface_lies_where_it_begins_to_stop_the_light():
+def test_a_soft_surface_is_where_it_begins_to_stop_rays():
     """Density 100 (0.5 - r): a central ray is half stopped at r = 0.38, by a density that needs 0.06 for it."""
     surface, _ = shown(lambda points: 100 * (0.5 - points.norm(dim=-1)).clamp(min=0), 96)
     assert np.linalg.norm(surface.vertices, axis=1).mean() == pytest.approx(0.44, abs=0.025)
@@ -74,7 +74,7 @@ def test_the_outline_of_a_soft_box_is_what_slanting_views_show(towards):
     assert (opaque & solid).sum() > 0.85 * (opaque | solid).sum()
 
 
-def test_what_no_view_sees_is_hidden_and_the_rest_is_not():
+def test_exactly_the_voxels_that_no_view_sees_are_hidden():
     grid = sample_density(balls((0.5, 100.0, ORIGIN)), 1.0, 65)
     hidden = hidden_voxels(grid)
     axis = np.linspace(-1, 1, 65)
@@ -84,10 +84,11 @@ def test_what_no_view_sees_is_hidden_and_the_rest_is_not():
     assert not hidden_voxels(thin).any()
 
 
-def test_a_shell_of_fog_open_below_is_solid_where_views_do_not_see():
-    """A dense cup upside down on the cube's floor, full of fog and in a thin haze, which is denser than the fog.
+def test_the_low_density_inside_a_shell_open_below_is_solid():
+    """A dense cup upside down on the cube's floor: low density inside, and slightly more, but transparent, outside.
 
-    Views see the cup through the haze. The level that leaves out the haze leaves out the fog: alone it is hollow.
+    Views see the cup through the density outside. A level above that is above the density inside, too: a level set
+    alone would be hollow.
     """
 
     def density(points):
@@ -125,7 +126,7 @@ def test_an_open_cup_stays_hollow():
 
 
 @pytest.mark.parametrize("height", [0.0, 0.01])
-def test_an_empty_field_is_an_error_with_its_range_and_what_to_try(height):
+def test_an_empty_field_is_an_error_with_its_range_and_a_remedy(height):
     grid = sample_density(balls((0.5, height, ORIGIN)), 1.0, 33)
     with pytest.raises(InputError, match=rf"empty.*between 0 and {height:g}.*train longer.*threshold"):
         visible_level(grid, np.zeros(grid.values.shape, bool))

@@ -1,4 +1,4 @@
-"""The table of marching cubes: closed, outward, and the same from both sides of a face."""
+"""The marching cubes table: closed, wound outward, and consistent across faces."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_two_cells_meet_in_the_same_segments_and_have_no_diagonal_there(axis):
         }
 
 
-def test_triangles_turn_away_from_what_is_inside():
+def test_triangles_face_away_from_the_inside():
     for corner in range(8):
         a, b, c = MIDDLES[triangles(1 << corner)[0]]
         outward = (a + b + c) / 3 - CORNERS[corner]

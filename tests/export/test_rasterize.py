@@ -1,4 +1,4 @@
-"""Triangles on pixels, and a mesh as a camera sees it."""
+"""The rasteriser, and unlit images of a mesh."""
 
 import numpy as np
 import trimesh
@@ -8,7 +8,7 @@ from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb, srgb_to_lin
 from nfsd3d.export.texture.rasterize import draw, rasterize
 
 
-def test_a_pixel_belongs_to_the_triangle_over_its_middle():
+def test_a_pixel_shows_the_triangle_over_its_centre():
     found = rasterize(np.array([[[0, 0, 0], [8, 0, 0], [0, 8, 0]]]), 8, 8)
     rows, columns = np.nonzero(found.covered)
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {
@@ -33,7 +33,7 @@ def test_the_nearest_triangle_is_seen_and_both_windings_are():
         assert (found.face[found.covered] == (0 if order[0] is near else 1)).all()
 
 
-def test_what_lies_beyond_the_picture_or_has_no_area_is_no_trouble():
+def test_triangles_outside_the_image_or_without_area_are_ignored():
     beyond = [
         [[-9, -9, 0], [-5, -9, 0], [-9, -5, 0]],
         [[1, 1, 0], [5, 5, 0], [3, 3, 0]],
@@ -65,7 +65,7 @@ def test_a_ball_has_the_outline_and_the_colours_that_perspective_gives():
         assert (image[~shown] == 0).all()
 
 
-def test_a_texture_is_looked_up_across_the_surface_in_perspective():
+def test_texture_coordinates_are_perspective_correct():
     """A tilted square, half of its texture white: the border is straight, and in the middle of the square."""
     vertices = np.array([[0.9, -0.5, -0.5], [0.9, 0.5, -0.5], [-0.9, 0.5, 0.5], [-0.9, -0.5, 0.5]], np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
@@ -76,7 +76,7 @@ def test_a_texture_is_looked_up_across_the_surface_in_perspective():
     up = np.tile(np.float32([0, 0, 1]), (4, 1))
     mesh = SurfaceMesh(vertices, faces, up, np.full((4, 3), 0.5, np.float32), texture)
     camera = orbit(1, 128, 30.0)
-    picture, shown = draw(mesh, camera)
+    image, shown = draw(mesh, camera)
     rays = camera.rays()
     normal = np.cross(vertices[1] - vertices[0], vertices[2] - vertices[0])
     origin, direction = rays.origins.numpy(), rays.directions.numpy()
@@ -84,7 +84,7 @@ def test_a_texture_is_looked_up_across_the_surface_in_perspective():
     place = origin + along[:, None] * direction
     clear = shown.ravel() & (np.abs(place[:, 0]) > 0.05)
     assert clear.sum() > 500
-    np.testing.assert_array_equal(picture.reshape(-1, 3)[clear, 0] > 0.5, place[clear, 0] < 0)
+    np.testing.assert_array_equal(image.reshape(-1, 3)[clear, 0] > 0.5, place[clear, 0] < 0)
 
 
 def test_textures_are_filtered_in_linear_light():
@@ -94,12 +94,12 @@ def test_textures_are_filtered_in_linear_light():
     middle = np.full((4, 2), 0.5, np.float32)
     texture = Texture(middle, np.arange(4, dtype=np.int32), faces, image)
     mesh = SurfaceMesh(vertices, faces, vertices, np.zeros((4, 3), np.float32), texture)
-    picture, shown = draw(mesh, orbit(1, 32, 0.0))
+    image, shown = draw(mesh, orbit(1, 32, 0.0))
     assert shown.any()
-    np.testing.assert_allclose(srgb_to_linear(picture[shown]), 0.5, atol=1e-5)
+    np.testing.assert_allclose(srgb_to_linear(image[shown]), 0.5, atol=1e-5)
 
 
-def test_what_lies_behind_the_camera_is_not_drawn():
+def test_triangles_behind_the_camera_are_not_drawn():
     sphere = trimesh.creation.icosphere(subdivisions=2, radius=0.5)
     vertices = (sphere.vertices + np.array([4.0, 0, 0])).astype(np.float32)
     mesh = SurfaceMesh(vertices, sphere.faces.astype(np.int32), vertices, np.zeros_like(vertices))

@@ -1,4 +1,4 @@
-"""Fewer triangles, the same shape, and closed as before."""
+"""Mesh simplification: fewer triangles, the same shape, still closed."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def lump() -> Surface:
 
 
 @pytest.mark.parametrize("max_faces", [20_000, 4000])
-def test_a_rough_surface_keeps_to_the_budget_and_closed(lump, max_faces):
+def test_a_rough_surface_meets_the_budget_and_stays_closed(lump, max_faces):
     assert len(lump.faces) > 50_000
     small = simplify(lump, max_faces)
     assert 0.7 * max_faces < len(small.faces) <= max_faces
@@ -35,11 +35,11 @@ def test_a_rough_surface_keeps_to_the_budget_and_closed(lump, max_faces):
     assert mesh.volume == pytest.approx(whole.volume, rel=0.02)
 
 
-def test_a_small_surface_is_left_as_it_is(lump):
+def test_a_small_surface_is_unchanged(lump):
     assert simplify(lump, len(lump.faces)) is lump
 
 
-def test_a_surface_that_collapses_would_open_is_left_as_it_is(lump, monkeypatch):
+def test_a_surface_that_collapses_would_open_is_unchanged(lump, monkeypatch):
     def torn(vertices, faces, target_count, agg):
         return vertices, faces[1 : target_count + 1]
 
@@ -47,7 +47,7 @@ def test_a_surface_that_collapses_would_open_is_left_as_it_is(lump, monkeypatch)
     assert simplify(lump, 4000) is lump
 
 
-def test_folds_are_taken_out_pair_by_pair():
+def test_folds_are_removed_in_pairs():
     tetrahedron = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
     pillow = np.array([[5, 6, 7], [7, 6, 5]])
     twice = np.array([[1, 2, 3], [3, 2, 1]])  # one pair on a triangle that is there already
@@ -58,7 +58,7 @@ def test_folds_are_taken_out_pair_by_pair():
     assert without_folds(tetrahedron).tolist() == tetrahedron.tolist()
 
 
-def test_sheets_that_touch_in_an_edge_are_drawn_apart():
+def test_sheets_that_touch_at_an_edge_are_separated():
     """Two tetrahedra with one edge in common: each keeps its shape, and the edge is no longer in common."""
     vertices = np.float32([[0, 0, 0], [0, 0, 1], [1, 0, 0.5], [1, 1, 0.5], [-1, 0, 0.5], [-1, -1, 0.5]])
     tetrahedron = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
@@ -80,7 +80,7 @@ def test_sheets_that_touch_in_an_edge_are_drawn_apart():
         assert (np.sign(mates) * np.sign(surface.vertices[own, 0]) >= 0).all()
 
 
-def test_a_side_that_is_halved_makes_two_triangles():
+def test_a_triangle_with_a_split_side_becomes_two():
     fan = np.float32([[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]])
     # Two wedges around the z axis, each closed by a flat lid, below and above.
     wedges = np.array([[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2], [0, 1, 4], [0, 5, 1], [0, 4, 5], [1, 5, 4]])
@@ -113,7 +113,7 @@ def test_a_finished_mesh_keeps_shape_normals_and_colours():
     assert simplify_mesh(mesh, 10**6) is mesh
 
 
-def test_a_surface_of_which_only_folds_are_left_stays_as_it_is(monkeypatch):
+def test_a_surface_whose_collapses_leave_only_folds_is_unchanged(monkeypatch):
     ball = trimesh.creation.icosphere(1)
     surface = Surface(ball.vertices.astype(np.float32), ball.faces.astype(np.int32))
     fold = np.array([[0, 1, 2], [0, 2, 1]], np.int32)

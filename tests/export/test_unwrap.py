@@ -1,4 +1,4 @@
-"""Charts: the same triangles, flat, apart from each other; and a time limit that holds."""
+"""UV unwrapping: disjoint charts of the same triangles, and a time limit."""
 
 import signal
 import subprocess
@@ -47,14 +47,14 @@ def endless(tmp_path, monkeypatch) -> list:
     return started
 
 
-def test_a_process_that_takes_too_long_is_ended(torus, endless):
+def test_a_process_over_the_time_limit_is_killed(torus, endless):
     with pytest.raises(UnwrapFailed, match=r"not done after 0\.5 s"):
         unwrap(torus, 256, timeout=0.5)
     (process,) = endless
     assert process.poll() == -signal.SIGKILL
 
 
-def test_an_interruption_while_waiting_ends_the_process_too(torus, endless):
+def test_an_exception_while_waiting_kills_the_process(torus, endless):
     def interrupt():
         raise KeyboardInterrupt
 
@@ -64,7 +64,7 @@ def test_an_interruption_while_waiting_ends_the_process_too(torus, endless):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_a_failure_is_told_with_its_reason(torus, tmp_path, monkeypatch):
+def test_a_failure_has_the_reason_of_xatlas(torus, tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
     worker.write_text("raise SystemExit('no charts today')\n")
     monkeypatch.setattr(unwrap_module, "WORKER", worker)

@@ -1,4 +1,4 @@
-"""Mesh files say the same as the mesh, in the axes and colours of their format."""
+"""Mesh files have the mesh's content, in the axes and colours of their format."""
 
 import json
 import struct
@@ -61,7 +61,7 @@ def test_glb_reloads_y_up_with_its_shape(mesh, tmp_path):
     assert loaded.volume == pytest.approx(mesh.to_trimesh().volume)  # turned, not mirrored
 
 
-def test_glb_says_where_it_comes_from_and_keeps_normals_and_linear_colours(mesh):
+def test_glb_has_metadata_normals_and_linear_colours(mesh):
     document, body = read_glb(glb_bytes(mesh, EXTRAS))
     assert document["asset"]["generator"] == f"nfsd3d {nfsd3d.__version__}"
     assert document["asset"]["extras"].items() >= EXTRAS.items()
@@ -96,7 +96,7 @@ def test_other_formats_reload_with_shape_and_up_axis(mesh, tmp_path, name, top_a
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"model.{name}"]
 
 
-def test_a_textured_glb_has_its_picture_inside_and_is_closed_across_seams(textured, tmp_path):
+def test_a_textured_glb_embeds_its_image_and_is_closed_across_seams(textured, tmp_path):
     (path,) = write_mesh(textured, tmp_path / "model.glb", EXTRAS)
     document, body = read_glb(path.read_bytes())
     material = document["materials"][0]["pbrMetallicRoughness"]
@@ -135,7 +135,7 @@ def test_an_obj_has_its_material_and_texture_beside_it_under_its_own_name(textur
     np.testing.assert_allclose(1 - places[:, 1], expected, atol=1e-3)
 
 
-def test_text_formats_say_where_they_come_from(mesh, tmp_path):
+def test_text_formats_have_metadata_in_comments(mesh, tmp_path):
     write_meshes(mesh, tmp_path, ["obj", "ply", "stl"], EXTRAS)
     obj = (tmp_path / "model.obj").read_text()
     assert '# prompt: a "red" cube and snow ☃' in obj.splitlines() and "# axes: +Y up" in obj
@@ -145,7 +145,7 @@ def test_text_formats_say_where_they_come_from(mesh, tmp_path):
     assert (tmp_path / "model.stl").read_bytes().startswith(b"nfsd3d")
 
 
-def test_what_is_there_stays_when_a_mesh_cannot_be_written(textured, tmp_path, monkeypatch):
+def test_existing_files_stay_if_a_mesh_cannot_be_written(textured, tmp_path, monkeypatch):
     (tmp_path / "model.obj").write_text("the former one")
     monkeypatch.setattr(write, "write_bytes", lambda path, content: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

@@ -3,6 +3,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import NoiseSchedule, ddim_sample
 
 WEIGHTS = {"": [0.3, 0.7], "mostly left": [0.95, 0.05], "left": [1.0, 0.0], "right": [0.0, 1.0]}
@@ -79,7 +80,7 @@ def test_conditional_and_guided_samples_are_of_the_condition():
 
 @pytest.mark.parametrize(("scale", "evaluations"), [(1.0, 5 * 4), (3.0, 2 * 5 * 4)])
 def test_sampling_costs_one_or_two_evaluations_a_step(scale, evaluations):
-    prior = make_prior()
+    prior = CountedPrior(make_prior())
     finished = []
     arguments = {"guidance_scale": scale, "steps": 5, "on_step": finished.append}
     ddim_sample(prior, prior.embed(["left"] * 4), prior.embed([""]), rng=torch.Generator(), **arguments)

@@ -6,6 +6,7 @@ import torch
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 
@@ -23,8 +24,9 @@ def test_one_batched_call_equals_separate_ones_and_costs_what_it_must(prior, nam
     z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng).to(prior.device)
     t = torch.tensor(TIMES)
     contexts = PromptBank.build(prior, "a red cube", "dull").contexts(orbit(4, 8))
-    p = predict_noise(prior, z_t, t, contexts, METHODS[name], noise=noise, threshold=200)
-    assert prior.evaluations == evaluations
+    counted = CountedPrior(prior)
+    p = predict_noise(counted, z_t, t, contexts, METHODS[name], noise=noise, threshold=200)
+    assert counted.evaluations == evaluations
     for prediction in METHODS[name].predictions:
         for row, step in enumerate(TIMES):
             one = slice(row, row + 1)

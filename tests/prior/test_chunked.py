@@ -26,7 +26,7 @@ def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monke
     results = chunks.encode(image), chunks.decode(z), chunks.predict_eps(z, t, context)
     for result, value in zip(results, expected, strict=True):
         torch.testing.assert_close(result, value, rtol=1e-4, atol=1e-4)
-    assert counted == [2, 1] and chunks.evaluations == prior.evaluations == 6
+    assert counted == [2, 1]
 
 
 def test_nothing_to_split_is_the_prior_itself(prior):

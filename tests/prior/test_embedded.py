@@ -8,6 +8,7 @@ import torch
 import nfsd3d
 from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
@@ -83,17 +84,18 @@ def views_after(prompt: str, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     parts = build_parts(config)
     cameras = orbit(VIEWS, 64, elevation_deg=15)
     gray = torch.full((VIEWS, 3), 0.5)
-    before = parts.generator.render_in_chunks(cameras, background=gray).image
+    before = parts.generator.render_in_chunks(cameras, RenderOptions(gray)).image
     for step in range(steps):
         plan = plan_at(config.train, step / config.train.steps)
         for group in parts.optimizer.param_groups:
             group["lr"] = group["base_lr"] * plan.learning_rate_factor
         parts.generator.update(step, parts.rng)
-        loss, _ = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+        arguments = parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges
+        loss = step_loss(*arguments, plan, parts.rng).loss
         parts.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parts.optimizer.step()
-    return before, parts.generator.render_in_chunks(cameras, background=gray).image
+    return before, parts.generator.render_in_chunks(cameras, RenderOptions(gray)).image
 
 
 def test_sixty_steps_come_nearer_to_the_truth_than_the_start_and_than_a_wrong_prompt():

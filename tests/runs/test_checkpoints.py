@@ -187,3 +187,9 @@ def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
     late = checkpoints.save(tmp_path, 1, *parts(), record={}, keep=1)
     with pytest.raises(InputError, match="optimiser's state does not fit"):
         checkpoints.load(late, *parts())
+
+
+def test_metrics_of_version_0_1_are_read_under_current_names(tmp_path):
+    path, _ = save(tmp_path)
+    _edit(record={"seconds": 1.5, "metrics": {"particle_loss": 0.5}})(path)
+    assert checkpoints.load_header(path).record == {"seconds": 1.5, "metrics": {"lora_loss": 0.5}}

@@ -1,7 +1,7 @@
-"""Steps with recorded networks are the steps without: no result is used once it is written over, no pass comes twice.
+"""Steps with captured CUDA graphs equal eager steps: no result is read after a replay has overwritten it.
 
-The GPU is fake, and so is recording: a call has its result in the memory of the one before, spoils what recordings
-that share its memory have given, and can be differentiated only until the next.
+The GPU and the capture are fake. A replay writes its result into the memory of the previous one, overwrites with NaN
+the results of graphs in the same memory pool, and can be differentiated only until the next replay.
 """
 
 import copy
@@ -28,12 +28,12 @@ ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda", "machine.precision"
 
 
 NEAR = 1e-3
-"""How far apart gradients may be, relative to their norm."""
+"""Tolerance of gradients, relative to their norm."""
 
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """The calls of recordings: which one's, and whether to be differentiated."""
+    """The replays so far: (number of the graph, whether the replay is to be differentiated)."""
     calls, of_pool, handles, numbers = [], {}, iter(range(99)), iter(range(99))
 
     def record(function, arguments, *, num_warmup_iters, pool):
@@ -75,7 +75,7 @@ def recordings(monkeypatch):
 
 
 def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
-    """Of two steps of a method on a scene, at timesteps on both sides of NFSD's threshold."""
+    """The gradients of two steps of a method on a scene, with timesteps on both sides of NFSD's threshold."""
     method = METHODS[name]
     config = configure(**ON_CUDA, **{"machine.compile": compiled, "prompts.perp_neg": perp_neg,
                                      "train.t_min": 0.05, "train.t_max": 0.4})  # fmt: skip
@@ -92,8 +92,10 @@ def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
         generator.update(0, rng)
         plan = replace(plan_at(config.train, 0.7), chunks=chunks)
         for _ in range(2):
-            loss, _ = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
+            loss = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source).loss
             parameters = list(generator.field.parameters())
+            if lora is not None:
+                lora.optimizer.step()
             found.append([gradient.clone() for gradient in torch.autograd.grad(loss, parameters)])
         assert gpu.errors == []
     return found, prior
@@ -107,7 +109,7 @@ def assert_near(found, expected):
 
 
 @pytest.mark.parametrize(("name", "perp_neg"), [*((name, False) for name in sorted(METHODS)), ("nfsd", True)])
-def test_recorded_networks_give_the_steps_of_others(configure, narrow, recordings, name, perp_neg):
+def test_captured_networks_give_the_same_steps(configure, narrow, recordings, name, perp_neg):
     common = dict(perp_neg=perp_neg, chunks=ChunkSizes())
     expected, _ = gradients_of_steps(configure, narrow, name, compiled=False, **common)
     assert recordings == []
@@ -120,7 +122,7 @@ def test_recorded_networks_give_the_steps_of_others(configure, narrow, recording
     assert_near(found, expected)
 
 
-def test_an_encoder_that_sees_images_one_by_one_is_not_recorded(configure, narrow, recordings):
+def test_an_encoder_that_gets_single_images_is_not_captured(configure, narrow, recordings):
     common = dict(perp_neg=False, chunks=ChunkSizes(unet_batch_size=1))
     expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
     found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
@@ -128,7 +130,7 @@ def test_an_encoder_that_sees_images_one_by_one_is_not_recorded(configure, narro
     assert_near(found, expected)
 
 
-def test_the_fake_capture_finds_a_second_pass(recordings):
+def test_the_fake_capture_detects_a_second_forward_pass(recordings):
     network = torch.nn.Linear(3, 3).requires_grad_(False)
     captured = CapturedGraph(network.forward)
     first, second = (torch.rand(2, 3, requires_grad=True) for _ in range(2))

@@ -28,7 +28,7 @@ def test_a_fork_leaves_its_stream_alone(rng):
 
 
 def seen(config, monkeypatch):
-    """What a run's steps drew: cameras, timesteps and (of methods that add noise) noise; and how it began."""
+    """The cameras, timesteps, noise (None where a method computes it) and first latents of a run's steps."""
     cameras, times, noises, begun = [], [], [], []
     sample, method = step.sample_cameras, METHODS[config.distill.method]
 

@@ -32,8 +32,8 @@ from nfsd3d.train.compilation import (
 )
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.run import distillation
 from nfsd3d.train.step import Distillation, step_loss
+from nfsd3d.train.task import ScoreDistillation
 
 
 def test_auto_is_stable_diffusion_on_cuda():
@@ -95,12 +95,12 @@ def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, view
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
     compile_prior(config, parts, ChunkSizes(), lambda text: None)
-    task = distillation(config, parts)
+    task = ScoreDistillation.of(config, parts)
     try:
         with torch.compiler.set_stance("fail_on_recompile"):
             for _ in range(6):
                 plan = replace(plan_at(config.train, 0.0), t_min=0.1, t_max=0.4)  # on both sides of NFSD's threshold
-                task.step_loss(plan)[0].backward()
+                task.step(plan).loss.backward()
     finally:
         torch.compiler.reset()
 

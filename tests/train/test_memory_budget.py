@@ -1,4 +1,4 @@
-"""Memory that is predicted, against memory that small models really take."""
+"""The predicted memory is what small models use."""
 
 import gc
 import io
@@ -14,6 +14,7 @@ from nfsd3d.cli.launch import print_plan
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.chunked import in_chunks
@@ -21,20 +22,13 @@ from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import run
+from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.compilation import step_rows
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
 from nfsd3d.train.memory.chunking import ChunkSizes
-from nfsd3d.train.memory.footprint import (
-    SampleBytes,
-    encoder_peak,
-    network_peak,
-    rows_at_most,
-    sample_bytes,
-    samples_at_most,
-    unet_peak,
-)
+from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 from nfsd3d.train.run import train_and_export
 
@@ -83,7 +77,7 @@ def test_attention_keeps_no_matrix_of_weights():
 
 @pytest.mark.parametrize("checkpoint", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dtype):
+def test_the_encoders_predicted_memory_is_what_it_uses(narrow, checkpoint, dtype):
     prior = random_prior(narrow, dtype=dtype, image_size=64)
     image = torch.rand(2, 3, prior.image_size, prior.image_size, requires_grad=True)
     _, kept = saved_bytes(lambda: in_chunks(prior, None, checkpoint).encode(image))
@@ -93,7 +87,7 @@ def test_the_encoders_prediction_is_what_it_really_takes(narrow, checkpoint, dty
         live = counter.live
         z.sum().backward()
     assert live == pytest.approx(kept, rel=0.2)  # what autograd keeps is what is left, and the result
-    predicted = network_peak(prior.without_weights(), None, checkpoint, views=2, rows=2)
+    predicted = network_peak(prior.without_weights(), ChunkSizes(checkpoint_encoder=checkpoint), 2, 2)
     # The CPU's attention and convolutions take a little besides.
     assert predicted == pytest.approx(counter.peak, rel=0.25)
 
@@ -108,20 +102,22 @@ def test_a_prior_without_weights_has_the_same_shapes():
 
 def test_full_size_predictions_follow_chunks():
     prior = random_prior("sd21", "meta", torch.bfloat16).without_weights()
-    whole, low = (network_peak(prior, rows, ckpt, 1, 3) / GIB for rows, ckpt in ((None, False), (1, True)))
+    whole, low = (network_peak(prior, chunks, 1, 3) / GIB for chunks in (ChunkSizes(), ChunkSizes(None, 1, True)))
     assert 1.2 < whole < 2.5 and low < 0.65 * whole
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize("lit", [False, True])
-def test_the_bytes_of_a_sample_foretell_larger_views(configure, backend, lit):
+def test_the_bytes_of_a_sample_predict_larger_views(configure, backend, lit):
     config = configure(**{"generator.normals": "finite_difference", "generator.samples_per_ray": 48},
                        **{f"backend.{name}": backend for name in ("field", "sampler")})  # fmt: skip
     nerf, ranges = build_generator(config), CameraRanges()
     size = sample_bytes(nerf, ranges, normals=lit)
     assert all(parameter.grad is None for parameter in nerf.parameters())
     cameras = orbit(2, 40)
-    view, kept = saved_bytes(lambda: nerf.render(cameras, shading="lambertian" if lit else "albedo"))
+    view, kept = saved_bytes(
+        lambda: nerf.render(cameras, options=RenderOptions(shading="lambertian" if lit else "albedo"))
+    )
     count = float(view.samples_per_ray) * 2 * 40 * 40
     assert size.packed == pytest.approx(16, rel=0.05)  # a ray's index, start and end
     assert size.kept * count == pytest.approx(kept, rel=0.15)
@@ -137,7 +133,7 @@ def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure)
     assert int(nerf.occupancy.occupied.sum()) == 1
 
 
-def test_live_bytes_without_what_turned_out_to_be_known():
+def test_a_peak_can_leave_out_tensors_afterwards():
     with LiveBytes() as counter:
         kept, other = torch.zeros(100), torch.zeros(100)
         del other
@@ -155,7 +151,7 @@ def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
     assert samples_at_most(build_generator(configure()), 1, 2) == 4 * 24
 
 
-def test_too_few_samples_for_the_finest_views_are_told_before_the_start():
+def test_too_few_samples_for_the_highest_resolution_are_an_error_before_the_start():
     """Not at the step where the resolution rises."""
     choices = ["prompt=a red cube", "prior=shapes", "machine=cpu", "train.resolution=[[0.0,64],[0.5,256]]"]
     with pytest.raises(InputError, match=r"generator\.max_samples=262144: too few for 262144 rays.*1048576"):
@@ -199,7 +195,7 @@ def test_chunks_shrink_until_the_budget_fits():
     assert "machine.checkpoint_encoder" in made_up(count=0).budget(ChunkSizes()).remedy
 
 
-def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
+def test_captured_graphs_keep_their_memory_while_a_scene_is_rendered():
     for count in (10**6, 10**5):
         eager = made_up(count=count).budget(ChunkSizes())
         recorded = made_up(count=count, graphs=lambda chunks: GIB // chunks.unet_batch_size).budget(
@@ -213,10 +209,10 @@ def test_recorded_graphs_keep_their_memory_while_a_scene_is_rendered():
         )
         for compiled in ("false", "true")
     }
-    assert "graphs" not in told["false"] and "recorded graphs of encoder and UNet 1." in told["true"]
+    assert "graphs" not in told["false"] and "CUDA graphs of encoder and UNet 1." in told["true"]
 
 
-def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure):
+def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
     prior = StableDiffusionPrior.load(EMBEDDED)
     generator = build_generator(configure())
     eager, recorded, vsd = (
@@ -234,24 +230,25 @@ def test_a_step_with_recorded_graphs_needs_no_less_than_both_networks(configure)
         assert 0 < recorded.graphs(chunks) < vsd.graphs(whole) and recorded.networks(chunks) > 0
 
 
-def test_a_source_is_encoded_by_a_graph_of_its_own(configure):
+def test_a_source_has_its_own_graph_of_the_encoder(configure):
     prior, config = StableDiffusionPrior.load(EMBEDDED), configure(**{"machine.compile": True})
     shapes, views = prior.without_weights(), config.train.batch_size
-    both, alone = (encoder_peak(shapes, views, without_gradient=without) for without in (False, True))
+    both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
     for name, encoders in (("dds", both + alone), ("bridge", both)):
-        unet = unet_peak(shapes, None, rows_at_most(METHODS[name], views, perp_neg=False))
+        entries = max(step_rows(METHODS[name], views, perp_neg=False))
+        unet = network_peak(shapes, ChunkSizes(), views, entries, encodes=False)
         found = estimator(prior, build_generator(config), METHODS[name], config)
         assert found.graphs(ChunkSizes()) == unet + encoders
 
 
-def test_the_budget_says_what_it_is_made_of():
+def test_the_budget_lists_its_parts():
     text = str(Budget(GIB, GIB // 2, 2 * GIB, 0, 4194304, 512))
     assert text.startswith("3.50 GB at views of 512 pixels: the prior's weights 1.00, scene and optimiser 0.50")
     assert "4,194,304 samples (generator.max_samples caps them) 2.00" in text and "UNet" not in text
 
 
-def test_vsds_second_network_counts_with_what_it_keeps_to_learn(configure):
+def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure):
     prior = StableDiffusionPrior.load(EMBEDDED, "cpu", torch.bfloat16)
     config = configure(**{"distill.method": "vsd"})
     generator = build_generator(config)
@@ -270,10 +267,10 @@ def learning(lora):
     lora.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
 
 
-def test_the_largest_batch_has_all_predictions_of_all_views():
-    counts = {name: rows_at_most(method, 2, perp_neg=False) for name, method in METHODS.items()}
+def test_the_largest_batch_holds_all_predictions():
+    counts = {name: max(step_rows(method, 2, perp_neg=False)) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
-    assert rows_at_most(METHODS["nfsd"], 1, perp_neg=True) == 5
+    assert max(step_rows(METHODS["nfsd"], 1, perp_neg=True)) == 5
 
 
 @pytest.fixture
@@ -291,7 +288,7 @@ def embedded(configure, monkeypatch):
     return pretend
 
 
-def test_the_gpus_memory_is_looked_at_before_the_start(embedded):
+def test_chunks_are_fitted_to_the_free_memory_before_the_start(embedded):
     chunks, said = embedded(10 * GIB)
     assert chunks == ChunkSizes() and len(said) == 1 and said[0].startswith("memory, predicted: 0.")
     chunks, said = embedded(10 * GIB, memory_gb=0.001)
@@ -310,7 +307,7 @@ def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
     assert found.weights > 20e6  # the embedded networks, text encoder gone
 
 
-def test_a_dry_run_says_what_the_samples_may_come_to(capsys, monkeypatch):
+def test_a_dry_run_prints_the_number_of_samples_and_the_predicted_memory(capsys, monkeypatch):
     config = compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba"])
     print_plan(config, _source(), "somewhere")
     output = capsys.readouterr().out
@@ -334,9 +331,9 @@ def test_a_run_on_a_gpu_starts_with_chunks_that_fit(configure, monkeypatch):
     parts = build_parts(config)
     # The device is fake as far as the decision goes; the parts are on the CPU.
     monkeypatch.setattr(run, "build_parts", lambda config, **kept: parts)
-    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, say: ChunkSizes(256, 1, True))
-    seen, original = [], run.step_loss
-    monkeypatch.setattr(run, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
+    monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, log: ChunkSizes(256, 1, True))
+    seen, original = [], task.step_loss
+    monkeypatch.setattr(task, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
     on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
     train_and_export(on_gpu, console=Console(file=io.StringIO()))
     assert seen == [ChunkSizes(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

@@ -1,4 +1,4 @@
-"""Steps in chunks: the same numbers, and what happens where memory runs out (which is simulated on the CPU)."""
+"""Chunked steps have the same results; an out-of-memory error, simulated on the CPU, leads to a retry."""
 
 import io
 import json
@@ -17,13 +17,14 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import run
+from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
-from nfsd3d.train.loop import Task, differentiate
 from nfsd3d.train.memory.chunking import SMALLEST_PIXELS, ChunkSizes
+from nfsd3d.train.memory.retry import differentiate
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
-from nfsd3d.train.step import step_loss
+from nfsd3d.train.step import StepMetrics, StepResult, step_loss
+from nfsd3d.train.task import Task
 
 OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
@@ -31,20 +32,18 @@ pytestmark = pytest.mark.usefixtures("tiny_prior")
 
 
 def gradient_of(config, chunks):
-    """The loss, the number of evaluations and every parameter's gradient of a step at the start."""
+    """Loss, metrics, NFE, every parameter's gradient, and the generator's state after a step."""
     parts = build_parts(config)
     plan = replace(plan_at(config.train, 0.6), chunks=chunks)
     parts.generator.update(0, parts.rng)
-    loss, metrics = step_loss(
-        parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-    )
-    loss.backward()
+    result = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    result.loss.backward()
     gradients = {name: value.grad for name, value in parts.generator.named_parameters()}
-    return loss.detach(), metrics, parts.prior.evaluations, gradients, parts.rng.get_state()
+    return result.loss.detach(), result.metrics.tensors(), result.evaluations, gradients, parts.rng.get_state()
 
 
 @pytest.mark.parametrize("method", ["nfsd", "sdi"])
-def test_chunks_change_nothing(configure, method):
+def test_chunks_do_not_change_the_step(configure, method):
     config = configure(
         **{
             "distill.method": method,
@@ -65,14 +64,14 @@ def test_chunks_change_nothing(configure, method):
     assert torch.equal(divided[4], rng)
 
 
-def test_chunks_shrink_to_an_end():
+def test_chunks_shrink_to_the_smallest():
     chunks, seen = ChunkSizes(), []
     while chunks is not None:
         seen.append(chunks)
         chunks = chunks.smaller(views=4, resolution=64)
     assert seen[1] == ChunkSizes(8192, 4, True)
     assert seen[-1] == ChunkSizes(SMALLEST_PIXELS, 1, True) and len(seen) == 4
-    assert str(seen[-1]) == "4,096 pixels at once, 1 rows of the prior at once, checkpointed encoder"
+    assert str(seen[-1]) == "4,096 rays per chunk, 1 latent per batch, checkpointed encoder"
     # Less than the whole is never a larger number than was asked for.
     assert ChunkSizes(rays_per_chunk=300).smaller(4, 64) == ChunkSizes(300, 4, True)
     assert ChunkSizes(rays_per_chunk=10**9).smaller(1, 128).rays_per_chunk == 128**2 // 2
@@ -82,8 +81,8 @@ SIMULATED = torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
 
 def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
-    """From the given step on (counted from 1), a step whose chunks do not fit runs out of memory, once rendered."""
-    original, seen = run.step_loss, []
+    """From ``at_step`` on (counted from 1), a step whose chunks do not fit runs out of memory after rendering."""
+    original, seen = task.step_loss, []
 
     def step(*arguments):
         result = original(*arguments)
@@ -93,7 +92,7 @@ def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
             raise error
         return result
 
-    monkeypatch.setattr(run, "step_loss", step)
+    monkeypatch.setattr(task, "step_loss", step)
     return seen
 
 
@@ -101,18 +100,18 @@ def final_tensors(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
 
 
-def test_a_step_that_does_not_fit_is_done_in_smaller_chunks(configure, tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_is_retried_with_smaller_chunks(configure, tmp_path, monkeypatch):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO()))
     console, released = Console(file=io.StringIO(), width=80), []
     with monkeypatch.context() as patch:
-        patch.setattr(run, "release_compiled", lambda prior: released.append(len(seen)))
+        patch.setattr(task, "release_compiled", lambda prior: released.append(len(seen)))
         seen = scarce_memory(patch, lambda chunks: chunks.unet_batch_size == 1)
         run_dir = train_and_export(configure(**OFF, run_dir=tmp_path / "scarce"), console=console)
     # Step 1 fits, step 2 at the third attempt, and the smaller chunks stay.
     assert [chunks.unet_batch_size for chunks in seen] == [None, None, 2, 1, 1, 1, 1, 1]
     printed = console.file.getvalue()
     assert released == [2, 3, 8, 8]  # before each repetition; before the export, and whatever happens
-    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 rows" in printed
+    assert printed.count("out of memory") == 1 and "step 2: out of memory; from here on 1 latent per batch" in printed
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("done", 6)
     assert summary["smaller_chunks"] == {
@@ -170,13 +169,13 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
         "GET was unable to find an engine to execute this computation",
     ],
 )
-def test_a_lack_of_memory_outside_of_torch_leads_to_smaller_chunks_too(configure, monkeypatch, words):
+def test_out_of_memory_errors_of_other_libraries_lead_to_smaller_chunks_too(configure, monkeypatch, words):
     seen = scarce_memory(monkeypatch, lambda chunks: chunks.unet_batch_size == 1, error=RuntimeError(words))
     run_dir = train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
     assert seen[-1].unet_batch_size == 1 and read_summary(run_dir)["status"] == "done"
 
 
-def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configure, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_occupancy_update_releases_compiled_code(configure, tmp_path, monkeypatch):
     changes = {**OFF, "generator.occupancy_interval": 1, "generator.occupancy_warmup": 0, "train.steps": 4}
     straight = train_and_export(
         configure(**changes, run_dir=tmp_path / "straight"), console=Console(file=io.StringIO())
@@ -197,7 +196,7 @@ def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configu
 
     with monkeypatch.context() as patch:
         patch.setattr(OccupancyGrid, "update", scarce(lambda call: call == 3))
-        patch.setattr(run, "release_compiled", lambda prior: released.append(len(calls)))
+        patch.setattr(task, "release_compiled", lambda prior: released.append(len(calls)))
         run_dir = train_and_export(configure(**changes, run_dir=tmp_path / "scarce"), console=console)
     assert calls == [0, 1, 2, 2, 3] and released[0] == 3
     assert "step 3: out of memory; from here on uncompiled" in console.file.getvalue()
@@ -212,11 +211,11 @@ def test_a_lack_of_memory_for_the_occupancy_grid_costs_what_was_compiled(configu
 
 
 class Kept:
-    """What a step keeps for its backward pass."""
+    """Stands for the tensors that a step keeps for its backward pass."""
 
 
 class Scarce(torch.autograd.Function):
-    """A backward pass that runs out of memory if it is to."""
+    """The identity; its backward pass runs out of memory if ``fails``."""
 
     @staticmethod
     def forward(ctx, value, kept, fails):
@@ -230,24 +229,32 @@ class Scarce(torch.autograd.Function):
         return gradient, None, None
 
 
-def test_a_repeated_step_has_the_memory_of_the_one_that_failed(configure):
-    """Also of one that failed in its backward pass, when everything was there."""
+def test_a_retried_step_starts_with_the_memory_of_the_failed_one_freed(configure):
+    """The failure is in the backward pass, when all tensors of the step exist."""
     parameter, alive, before = torch.nn.Parameter(torch.ones(3)), weakref.WeakSet(), []
 
-    def step(plan):
-        before.append(len(alive))
-        kept = Kept()
-        alive.add(kept)
-        return Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1), {}
+    class ScarceTask(Task):
+        def step(self, plan):
+            before.append(len(alive))
+            kept = Kept()
+            alive.add(kept)
+            loss = Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1)
+            return StepResult(loss, StepMetrics(loss.detach()))
+
+        def preview(self):
+            raise NotImplementedError
+
+        def release_compiled(self):
+            pass
 
     plan = replace(plan_at(configure().train, 0.5), chunks=ChunkSizes())
     optimizer = torch.optim.SGD([parameter], 1.0)
-    task = Task(None, optimizer, torch.Generator(), step, preview=lambda: None)
-    _, fitting = differentiate(task, plan)
+    scarce = ScarceTask(generator=None, optimizer=optimizer, rng=torch.Generator())
+    _, fitting = differentiate(scarce, plan)
     assert before == [0, 0, 0] and fitting.unet_batch_size == 1 and parameter.grad.tolist() == [1, 1, 1]
 
 
-def test_another_error_of_a_step_is_no_lack_of_memory(configure, monkeypatch):
+def test_other_errors_of_a_step_are_not_retried(configure, monkeypatch):
     scarce_memory(monkeypatch, lambda chunks: False, error=RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="multiplied"):
         train_and_export(configure(**OFF, **{"train.steps": 2}), console=Console(file=io.StringIO()))
@@ -260,7 +267,7 @@ def test_configured_chunks_are_used_from_the_start(configure, monkeypatch):
     assert seen == [ChunkSizes(256, 1, False)] * 2
 
 
-def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch, tmp_path):
+def test_vsds_lora_network_learns_a_retried_step_once(configure, monkeypatch, tmp_path):
     monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: StableDiffusionPrior.load(EMBEDDED))
     changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
     changes |= {"train.steps": 3, "train.log_every": 1}
@@ -273,7 +280,7 @@ def test_vsds_second_network_learns_a_repeated_step_once(configure, monkeypatch,
             )
             ends.append(final_tensors(run_dir))
     steps = [
-        {float(value) for name, value in end.items() if name.startswith("particle_optimizer.") and "step" in name}
+        {float(value) for name, value in end.items() if name.startswith("lora_optimizer.") and "step" in name}
         for end in ends
     ]
     assert steps == [{3.0}, {3.0}]

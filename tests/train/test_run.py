@@ -19,8 +19,9 @@ from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import loop, run
+from nfsd3d.train import loop, run, task
 from nfsd3d.train.build import build_generator, build_parts
+from nfsd3d.train.divergence import Diverged, all_finite
 from nfsd3d.train.interrupts import Interrupted, StopRequest
 from nfsd3d.train.run import train_and_export
 
@@ -50,14 +51,14 @@ def metrics_without_times(run_dir):
 
 def stop_after(step, signum, monkeypatch):
     """The process gets a signal during the given step (counted from 1)."""
-    original, count = run.step_loss, iter(range(1, 1000))
+    original, count = task.step_loss, iter(range(1, 1000))
 
     def signalling(*arguments):
         if next(count) == step:
             os.kill(os.getpid(), signum)
         return original(*arguments)
 
-    monkeypatch.setattr(run, "step_loss", signalling)
+    monkeypatch.setattr(task, "step_loss", signalling)
 
 
 def test_a_run_leaves_everything_behind(configure, console):
@@ -160,14 +161,14 @@ def test_a_finished_run_may_be_made_longer(configure, console, monkeypatch):
 
 def test_an_interruption_of_the_export_is_resumed_there(configure, console, monkeypatch):
     config = configure()
-    original = run.finish
+    original = run.export_results
 
     def interrupted(*arguments, on_view):
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, on_view=on_view)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "finish", interrupted)
+        patch.setattr(run, "export_results", interrupted)
         with pytest.raises(Interrupted, match="after step 6"):
             train_and_export(config, console=console)
     run_dir = train_and_export(config, resume=_path(config), console=console)
@@ -201,13 +202,13 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(configure, console):
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(configure, console, monkeypatch):
-    original, count = run.step_loss, iter(range(100))
+    original, count = task.step_loss, iter(range(100))
 
     def poisoned(*arguments):
-        loss, metrics = original(*arguments)
-        return loss * (float("nan") if next(count) == 4 else 1.0), metrics
+        result = original(*arguments)
+        return replace(result, loss=result.loss * (float("nan") if next(count) == 4 else 1.0))
 
-    monkeypatch.setattr(run, "step_loss", poisoned)
+    monkeypatch.setattr(task, "step_loss", poisoned)
     config = configure()
     with pytest.raises(RunFailed, match=r"diverged.*gradient norm is nan at step 5"):
         train_and_export(config, console=console)
@@ -229,24 +230,23 @@ class SecondNetwork(torch.nn.Linear):
 @pytest.mark.parametrize("second", [False, True])
 def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path, second):
     """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
-    original, count = run.step_loss, iter(range(100))
+    original, count = task.step_loss, iter(range(100))
 
     def poisoned(*arguments):
-        loss, metrics = original(*arguments)
+        result = original(*arguments)
         bad = next(count) == 2
         if second:
-            task.lora(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
-        return loss * (float("inf") if bad and not second else 1.0), metrics
+            trained.lora(torch.ones(2)).sum().mul(float("inf") if bad else 1.0).backward()
+        return replace(result, loss=result.loss * (float("inf") if bad and not second else 1.0))
 
-    monkeypatch.setattr(run, "step_loss", poisoned)
+    monkeypatch.setattr(task, "step_loss", poisoned)
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
-    task = run.distillation(config, build_parts(config))
-    task = replace(task, lora=SecondNetwork() if second else None)
+    trained = replace(task.ScoreDistillation.of(config, build_parts(config)), lora=SecondNetwork() if second else None)
     elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
-    with pytest.raises(loop.Diverged, match=r"gradient norm is (inf|nan) at step 5"):
-        loop.train(elsewhere, tmp_path, task, loop.Progress(), StopRequest(), console)
-    assert loop.all_finite(task.generator)
-    assert task.lora is None or all(value.isfinite().all() for value in task.lora.state_dict().values())
+    with pytest.raises(Diverged, match=r"gradient norm is (inf|nan) at step 5"):
+        loop.train(elsewhere, tmp_path, trained, loop.Progress(), StopRequest(), console)
+    assert all_finite(trained.generator)
+    assert trained.lora is None or all(value.isfinite().all() for value in trained.lora.state_dict().values())
     assert checkpoints.step_of(checkpoints.latest(tmp_path)) == 4
 
 
@@ -315,7 +315,7 @@ def test_an_unexpected_error_is_in_the_summary(configure, console, monkeypatch):
     def broken(*arguments):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(run, "step_loss", broken)
+    monkeypatch.setattr(task, "step_loss", broken)
     config = configure()
     with pytest.raises(ZeroDivisionError):
         train_and_export(config, console=console)

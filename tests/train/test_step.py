@@ -21,8 +21,8 @@ def metrics_of(config, method):
     parts = build_parts(config)
     distillation = Distillation(METHODS[method], 7.5, "sigma2", parts.distillation.threshold)
     plan = plan_at(config.train, 0.0)
-    _, metrics = step_loss(parts.generator, parts.prior, parts.bank, distillation, parts.ranges, plan, parts.rng)
-    return parts, {name: float(value) for name, value in metrics.items()}
+    result = step_loss(parts.generator, parts.prior, parts.bank, distillation, parts.ranges, plan, parts.rng)
+    return result.evaluations, {name: float(value) for name, value in result.metrics.tensors().items()}
 
 
 def test_the_metrics_split_the_gradient(configure):
@@ -39,12 +39,12 @@ def test_the_metrics_split_the_gradient(configure):
 
 def test_a_step_costs_no_more_evaluations_than_its_method_needs(configure):
     evaluations = {
-        method: metrics_of(configure(**{"train.t_min": 0.5, "train.t_max": 0.98}), method)[0].prior.evaluations
+        method: metrics_of(configure(**{"train.t_min": 0.5, "train.t_max": 0.98}), method)[0]
         for method in ("sds", "csd", "nfsd")
     }
     assert evaluations == {"sds": 4, "csd": 4, "nfsd": 6}  # for two views
     early = configure(**{"train.t_min": 0.0, "train.t_max": 0.1})
-    assert metrics_of(early, "nfsd")[0].prior.evaluations == 4
+    assert metrics_of(early, "nfsd")[0] == 4
 
 
 SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}
@@ -52,9 +52,9 @@ GENERATIVE = sorted(name for name, method in METHODS.items() if not (method.need
 
 
 def step_of(config, progress=0.0, **options):
-    """One step of a run: its parts, the loss and the metrics."""
+    """One step of a run: its parts and its result."""
     parts = build_parts(config)
-    loss, metrics = step_loss(
+    result = step_loss(
         parts.generator,
         parts.prior,
         parts.bank,
@@ -64,7 +64,7 @@ def step_of(config, progress=0.0, **options):
         parts.rng,
         **options,
     )
-    return parts, loss, metrics
+    return parts, result
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_a_step_costs_what_the_table_says(configure, method, evaluations, perp_n
     changes = {**SUFFIXES, "train.t_min": 0.75, "train.t_max": 0.75, "cameras.overhead_probability": 0.0}
     config = configure(**changes, **{"distill.method": method, "prompts.perp_neg": perp_neg})
     for progress in (0.0, 0.75):
-        parts, _, metrics = step_of(config, progress)
+        _, result = step_of(config, progress)
         second_half_of_bridge = method == "bridge" and progress > 0.5
         extra = 2 if perp_neg and not second_half_of_bridge else 0
-        assert parts.prior.evaluations == config.train.batch_size * (evaluations + extra)
-        assert all(value.isfinite() for value in metrics.values())
+        assert result.evaluations == config.train.batch_size * (evaluations + extra)
+        assert all(value.isfinite() for value in result.metrics.tensors().values())
 
 
 @pytest.mark.parametrize("method", GENERATIVE)
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_steps(configure, method):
         parts, values = build_parts(config), []
         for progress in (0.0, 0.4, 0.6):
             arguments = parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges
-            loss, _ = step_loss(*arguments, plan_at(config.train, progress), parts.rng)
+            loss = step_loss(*arguments, plan_at(config.train, progress), parts.rng).loss
             parts.optimizer.zero_grad()
             loss.backward()
             parts.optimizer.step()
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_steps(configure, method):
 def test_the_guidance_scale_may_change_over_training(configure):
     def norm(progress, scale, factor=1.0):
         changes = {"distill.method": "csd", "distill.guidance_scale": scale, "distill.guidance_factor": factor}
-        return float(step_of(configure(**NO_REGULARIZERS, **changes), progress)[2]["grad_norm"])
+        return float(step_of(configure(**NO_REGULARIZERS, **changes), progress)[1].metrics.grad_norm)
 
     rising, falling = [[0.0, 1.0], [1.0, 5.0]], [[0.0, 1.0], [1.0, 0.0]]
     assert norm(0.5, rising) == norm(0.5, 3.0) == norm(0.5, 6.0, falling)
@@ -134,21 +134,21 @@ def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_pa
     values = base_config.to_dict()
     prompts = {**values["prompts"], "perp_neg": perp_neg}
     config = Config.from_dict({**values, "prompts": prompts, "distill": own.to_dict()["distill"]})
-    parts, loss, metrics = step_of(config)
-    assert parts.distillation.method.function is mine and parts.prior.evaluations == 4
-    assert loss.isfinite() and all(value.isfinite() for value in metrics.values())
-    assert metrics["grad_norm"] > 0
+    parts, result = step_of(config)
+    assert parts.distillation.method.function is mine and result.evaluations == 4
+    assert result.loss.isfinite() and all(value.isfinite() for value in result.metrics.tensors().values())
+    assert result.metrics.grad_norm > 0
 
 
 @pytest.mark.parametrize("random_background", [0.0, 0.5])
 def test_the_gradient_reaches_every_group_of_parameters(configure, random_background):
     config = configure(**{"train.random_background": random_background})  # half of two views have the learnt one
     parts = build_parts(config)
-    loss, metrics = step_loss(
+    result = step_loss(
         parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan_at(config.train, 0), parts.rng
     )
-    assert not any(value.requires_grad for value in metrics.values())
-    loss.backward()
+    assert not any(value.requires_grad for value in result.metrics.tensors().values())
+    result.loss.backward()
     for name, parameters in parts.generator.parameter_groups().items():
         assert max(float(parameter.grad.abs().max()) for parameter in parameters) > 0, name
 
@@ -156,10 +156,10 @@ def test_the_gradient_reaches_every_group_of_parameters(configure, random_backgr
 def test_the_orientation_penalty_asks_for_normals(configure):
     config = configure(**{"train.regularizers.orient": 1.0, "generator.normals": "finite_difference"})
     parts = build_parts(config)
-    loss, _ = step_loss(
+    result = step_loss(
         parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan_at(config.train, 0), parts.rng
     )
-    assert torch.isfinite(loss)
+    assert torch.isfinite(result.loss)
 
 
 @pytest.mark.parametrize("method", GENERATIVE)
@@ -175,7 +175,8 @@ def test_descent_makes_the_render_brighter_as_the_prompt_asks(configure, method)
     brightness = []
     for step in range(25):
         parts.generator.update(step, parts.rng)
-        loss, _ = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+        arguments = parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges
+        loss = step_loss(*arguments, plan, parts.rng).loss
         parts.optimizer.zero_grad()
         loss.backward()
         parts.optimizer.step()

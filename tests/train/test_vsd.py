@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
-from nfsd3d.train import run
+from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.plan import plan_at
@@ -49,7 +49,7 @@ def without_times(run_dir):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch):
     straight = train_and_export(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
     config = configure(**VSD, run_dir=tmp_path / "interrupted")
-    original, count = run.step_loss, iter(range(1, 100))
+    original, count = task.step_loss, iter(range(1, 100))
 
     def signalling(*arguments, **options):
         if next(count) == 2:
@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_pa
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "step_loss", signalling)
+        patch.setattr(task, "step_loss", signalling)
         with pytest.raises(Interrupted):
             train_and_export(config, console=console)
     run_dir = train_and_export(config, resume=tmp_path / "interrupted", console=console)
@@ -77,10 +77,11 @@ def test_a_step_costs_three_evaluations_and_one_trained(configure):
     lora = parts.distillation.lora
     before = {name: value.clone() for name, value in lora.state_dict().items()}
     plan = plan_at(config.train, 0.0)
-    _, metrics = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
-    assert parts.prior.evaluations == config.train.batch_size * (3 + 1)
+    result = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    assert result.evaluations == config.train.batch_size * (3 + 1)
+    lora.optimizer.step()
     assert any(not torch.equal(value, before[name]) for name, value in lora.state_dict().items())
-    assert not any(value.requires_grad for value in metrics.values())
+    assert not any(value.requires_grad for value in result.metrics.tensors().values())
 
 
 def test_several_lora_teach_one_second_network(configure_2d):
@@ -90,9 +91,10 @@ def test_several_lora_teach_one_second_network(configure_2d):
     plan = plan_at(config.train, 0.0)
     values = next(iter(parts.generator.parameters()))
     step = (parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan)
-    loss, _ = step_loss(*step, parts.rng)
-    loss.backward()
-    assert parts.prior.evaluations == 3 * (3 + 1)
+    result = step_loss(*step, parts.rng)
+    result.loss.backward()
+    lora.optimizer.step()
+    assert result.evaluations == 3 * (3 + 1)
     assert values.grad.flatten(1).norm(dim=1).gt(0).all()
     assert not values.grad[0].allclose(values.grad[1])  # each lora has a gradient of its own
     learnt = {name: value.clone() for name, value in lora.state_dict().items()}
@@ -102,5 +104,6 @@ def test_several_lora_teach_one_second_network(configure_2d):
     pictures = next(iter(others.generator.parameters()))
     pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
     step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
+    others.distillation.lora.optimizer.step()
     state_dict = others.distillation.lora.state_dict()
     assert any(not torch.equal(value, learnt[name]) for name, value in state_dict.items())

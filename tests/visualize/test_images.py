@@ -1,4 +1,4 @@
-"""ImageBatch and videos of renderings."""
+"""Previews, contact sheets, turntables and image grids."""
 
 import imageio.v3 as imageio
 import numpy as np
@@ -7,15 +7,8 @@ import torch
 
 from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Rendering
-from nfsd3d.visualize.images import (
-    contact_sheet,
-    depth_image,
-    normal_image,
-    preview,
-    turntable_frames,
-    write_png,
-    write_video,
-)
+from nfsd3d.visualize.image_grid import write_png
+from nfsd3d.visualize.images import contact_sheet, depth_image, normal_image, preview, turntable_frames, write_video
 
 
 def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5) -> Rendering:
@@ -36,7 +29,7 @@ def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5)
 class Disc:
     """A generator whose brightness tells the azimuth of the camera."""
 
-    def render_in_chunks(self, cameras, *, normals=False):
+    def render_in_chunks(self, cameras, options):
         assert len(cameras) == 1
         return rendering(cameras.height, value=float(cameras.azimuth[0]) / 7)
 
@@ -53,7 +46,7 @@ def test_normals_are_colours_on_white():
     assert (normal_image(rendering(solid=False)) == 255).all()
 
 
-def test_sheets_have_a_column_for_each_camera():
+def test_image_grids_have_one_column_per_camera():
     assert preview(Disc(), orbit(4, 16)).shape == (3 * 16, 4 * 16, 3)
     sheet = contact_sheet(Disc(), orbit(8, 16))
     assert sheet.shape == (2 * 16, 8 * 16, 3)
@@ -61,9 +54,9 @@ def test_sheets_have_a_column_for_each_camera():
     assert (np.diff(top) > 0).all()  # azimuth grows to the right
 
 
-def test_each_view_is_announced():
+def test_progress_is_reported_after_each_view():
     calls = []
-    list(turntable_frames(Disc(), orbit(3, 16), 1.0, on_view=lambda: calls.append(1)))
+    list(turntable_frames(Disc(), orbit(3, 16), 1.0, on_progress=lambda: calls.append(1)))
     assert len(calls) == 3
 
 
@@ -76,7 +69,7 @@ def test_a_video_reloads_with_its_frames(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["turntable.mp4"]
 
 
-def test_a_picture_that_cannot_be_finished_leaves_nothing(tmp_path):
+def test_an_incomplete_video_leaves_no_file(tmp_path):
     def broken():
         yield np.zeros((16, 16, 3), np.uint8)
         raise RuntimeError("no more frames")

@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, harmless."""
+"""The report page: complete, self-contained, safe."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_the_page_holds_all_parts(configure, run_dir, mesh):
     assert text.count("<svg") == 2  # of the metrics that were logged
 
 
-def test_the_page_needs_nothing_besides_itself(configure, run_dir, mesh):
+def test_the_page_has_no_external_references(configure, run_dir, mesh):
     text = render_report(run_dir, configure(), mesh)
     for _, attributes in Tags(text).seen:
         for name in ("src", "href"):
@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_besides_itself(configure, run_dir, mesh):
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|import\s*\(|fetch\(|XMLHttpRequest", text)
 
 
-def test_parts_that_a_run_has_not_made_are_left_out(configure, tmp_path):
+def test_sections_without_data_are_omitted(configure, tmp_path):
     names = [name for name, _ in Tags(render_report(tmp_path, configure(), None)).seen]
     assert not {"video", "img", "canvas", "svg"} & set(names)
 
@@ -97,7 +97,7 @@ def test_a_large_mesh_is_simplified_for_the_page(configure, run_dir, mesh, monke
     assert "320 triangles, vertex colours (100 with vertex colours shown here)" in small
 
 
-def test_a_large_video_is_named_and_not_embedded(configure, run_dir, monkeypatch):
+def test_a_large_video_is_referred_to_and_not_embedded(configure, run_dir, monkeypatch):
     monkeypatch.setattr(report, "MAX_VIDEO_BYTES", 3)
     text = render_report(run_dir, configure(), None)
     assert "<video" not in text and "turntable.mp4" in text
@@ -135,7 +135,7 @@ def test_a_chart_draws_its_points_in_proportion():
     assert (a[1] - b[1]) * 3 == pytest.approx(b[1] - c[1], abs=0.5)  # up is towards smaller y
 
 
-def test_a_logarithmic_chart_shows_factors_and_leaves_out_zero():
+def test_a_logarithmic_chart_shows_factors_and_omits_zero():
     ((a, b, c),) = points_of(line_chart("decay", {"": [(0, 0.0), (1, 100.0), (2, 10.0), (3, 1.0)]}, logarithmic=True))
     assert b[1] - a[1] == pytest.approx(c[1] - b[1], abs=0.2)
     assert line_chart("nothing", {"": [(0, 0.0)]}, logarithmic=True) == ""

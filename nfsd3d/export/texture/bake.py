@@ -1,4 +1,4 @@
-"""The colours of a surface: what rays along its normals show, at its vertices or at the texels of its charts."""
+"""Texture baking: surface colours composited along the normals, at vertices or at the texels of charts."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -15,32 +15,32 @@ from nfsd3d.export.texture.rasterize import rasterize
 from nfsd3d.export.texture.unwrap import Charts
 
 SUPERSAMPLING = 2
-"""Looks per texel and axis."""
+"""Colour samples per texel and axis."""
 
 COLOR_SAMPLES = 8
-"""Along the normal at each look."""
+"""Field samples along the normal for each colour."""
 
 SLANT = 2.0
-"""How much longer the way of a view into the surface is than its depth, on the mean over all views that see it."""
+"""Mean ratio, over all views of a surface point, of a ray's length below the surface to its depth."""
 
 FAINTEST = 0.01
-"""Of what a ray shows: a sample of a smaller share is left out."""
+"""Field samples with a smaller fraction of the total weight are ignored."""
 
 POINTS_PER_BATCH = 2**15
 
-LOOKS_AT_ONCE = 2**19
-"""In a band of the texture."""
+SAMPLES_PER_BAND = 2**19
+"""Maximum colour samples in a band of the texture."""
 
 
 class Colored(Protocol):
-    """What has densities and colours; neither function keeps a gradient."""
+    """A field of densities and colours, evaluated without gradient."""
 
     def density(self, positions: Tensor) -> Tensor:
         """[N] densities at the world points ``positions`` [N,3]."""
         ...
 
     def albedo(self, positions: Tensor) -> Tensor:
-        """[N,3] sRGB colours in [0,1], as seen from everywhere, at the world points ``positions`` [N,3]."""
+        """[N,3] view-independent sRGB colours in [0,1] at the world points ``positions`` [N,3]."""
         ...
 
 
@@ -53,11 +53,11 @@ def surface_colors(
     reach: float,
     device: torch.device | str = "cpu",
 ) -> FloatArray:
-    """[N,3] the colour that views show at each of the surface's ``points`` [N,3], with outward ``normals`` [N,3].
+    """[N,3] the colour that views show at surface ``points`` [N,3] with outward ``normals`` [N,3].
 
-    A ray into the surface is composited as in rendering, from ``reach`` world units before it to as much behind it, in
-    the cube of half-width ``radius``; what it has not absorbed by then is shared out among what it has met. One ray
-    against the normal stands for all views, so the field counts :data:`SLANT` times on it.
+    A ray against the normal is composited as in rendering, from ``reach`` world units before to ``reach`` behind the
+    surface, inside the cube of half-width ``radius``; weights are normalised to sum to 1. One ray represents all views,
+    so densities are multiplied by :data:`SLANT`.
     """
     depths = torch.linspace(-reach, reach, COLOR_SAMPLES, device=device)
     step = SLANT * (depths[1] - depths[0])
@@ -69,7 +69,7 @@ def surface_colors(
         along = (origin[:, None] + depths[None, :, None] * inward[:, None]).clamp(-radius, radius)
         optical = solid.density(along.reshape(-1, 3)).float().reshape(-1, COLOR_SAMPLES) * step
         before = torch.nn.functional.pad(optical[:, :-1].cumsum(1), (1, 0))
-        # expm1: where there is almost nothing, what little there is decides.
+        # expm1 keeps precision where the density is almost zero.
         weights = torch.exp(-before) * -torch.expm1(-optical) + torch.finfo(torch.float32).tiny
         weights *= weights > FAINTEST * weights.sum(1, keepdim=True)
         albedo = torch.zeros_like(along)
@@ -85,13 +85,13 @@ def bake(
     charts: Charts,
     size: int,
     color: Callable[[FloatArray, FloatArray], FloatArray],
-    on_band: Callable[[float], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Texture:
     """The texture of ``size``^2 texels; ``color`` gives the sRGB colours [N,3] at surface points with normals.
 
-    A texel is the mean, in linear light, of looks at the surface spread over it. Texels outside the charts take the
-    colour of the nearest one inside, so that no filter brings in a foreign colour at a seam. It is made in bands of
-    rows; ``on_band`` is told which share is done.
+    A texel is the mean, in linear light, of colour samples spread over it. Texels outside the charts have the colour of
+    the nearest one inside, so that texture filtering does not bleed at seams. The texture is baked in bands of rows;
+    ``on_progress`` is called with the fraction that is done.
     """
     corners = np.zeros((len(charts.faces), 3, 3))
     corners[..., :2] = charts.uv[charts.faces] * (size * SUPERSAMPLING)
@@ -105,7 +105,7 @@ def bake(
         directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
         return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
 
-    rows = max(1, LOOKS_AT_ONCE // (size * SUPERSAMPLING**2))
+    rows = max(1, SAMPLES_PER_BAND // (size * SUPERSAMPLING**2))
     for top in range(0, size, rows):
         height = min(rows, size - top)
         found = rasterize(corners - [0, top * SUPERSAMPLING, 0], height * SUPERSAMPLING, size * SUPERSAMPLING)
@@ -114,9 +114,9 @@ def bake(
             drawn[face] = True
             light, there = _texels(light_at(face, found.weights[found.covered]), found.covered)
             image[top : top + height], known[top : top + height] = _encoded(light), there
-        if on_band is not None:
-            on_band((top + height) / size)
-    # Triangles too small to cover the middle of a look, in texels that are free.
+        if on_progress is not None:
+            on_progress((top + height) / size)
+    # Triangles that cover no sample's centre get a texel that is still empty.
     slivers = np.flatnonzero(~drawn)
     column, row = (corners[slivers, :, :2].mean(axis=1) / SUPERSAMPLING).astype(np.int64).clip(0, size - 1).T
     free = ~known[row, column]
@@ -127,7 +127,7 @@ def bake(
 
 
 def _texels(light: NDArray, covered: NDArray[np.bool_]) -> tuple[NDArray, NDArray[np.bool_]]:
-    """[H,W,3] the mean of the looks ``light`` [N,3] at the places ``covered`` in each texel, and [H,W] where any is."""
+    """[H,W,3] mean of the samples ``light`` [N,3], at the ``covered`` pixels, per texel; [H,W] whether it has any."""
     height, width = (side // SUPERSAMPLING for side in covered.shape)
     row, column = (place // SUPERSAMPLING for place in np.nonzero(covered))
     index = row * width + column
@@ -143,6 +143,6 @@ def _encoded(light: NDArray) -> NDArray[np.uint8]:
 
 
 def _padded(image: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image with every unknown pixel like the nearest known one."""
+    """The image with every unknown pixel replaced by the nearest known one."""
     nearest = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     return image[tuple(nearest)]

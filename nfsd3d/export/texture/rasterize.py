@@ -1,4 +1,4 @@
-"""Triangles on a grid of pixels: which one is seen where; for the charts of textures and for pictures of a mesh."""
+"""A software rasteriser with a z-buffer, for texture charts and for unlit images of a mesh."""
 
 from dataclasses import dataclass
 
@@ -12,29 +12,29 @@ from nfsd3d.export.texture.rasterize_numba import fill
 from nfsd3d.generators.nerf.launch_numba import launch
 
 BANDS = 16
-"""Into which a picture is cut; each is filled by one thread."""
+"""Horizontal bands of an image, each filled by one thread."""
 
 NEAREST = 1e-3
-"""World units before the camera; what is nearer is not drawn."""
+"""Near plane, in world units from the camera."""
 
 
 @dataclass(frozen=True)
 class Fragments:
-    """What the middle of each pixel shows: ``face`` [H,W] int32, -1 for nothing; barycentric ``weights`` [H,W,3]."""
+    """The triangle at the centre of each pixel: ``face`` [H,W] int32, -1 for none; barycentric ``weights`` [H,W,3]."""
 
     face: NDArray[np.int32]
     weights: FloatArray
 
     @property
     def covered(self) -> NDArray[np.bool_]:
-        """[H,W] where there is a triangle."""
+        """[H,W] bool: whether there is a triangle."""
         return self.face >= 0
 
 
 def rasterize(triangles: NDArray, height: int, width: int) -> Fragments:
-    """The nearest of ``triangles`` [F,3,3] at the middle of every pixel.
+    """The nearest of ``triangles`` [F,3,3] at the centre of every pixel.
 
-    Their columns are x to the right and y downwards, in pixels, and a depth that is linear across the picture.
+    Their columns are x to the right and y downwards, in pixels, and a depth that is linear across the image.
     """
     nearest = torch.full((height, width), torch.inf, dtype=torch.float64)
     face = torch.full((height, width), -1, dtype=torch.int32)
@@ -45,23 +45,23 @@ def rasterize(triangles: NDArray, height: int, width: int) -> Fragments:
 
 
 def draw(mesh: SurfaceMesh, camera: Cameras) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """What ``camera`` (a batch of one) sees of the mesh without any light.
+    """An unlit image of the mesh, seen by ``camera`` (a batch of one).
 
-    Returns sRGB colours [H,W,3] (of the texture if there is one), 0 where the mesh is not, and where it is, [H,W].
-    Triangles that reach behind the camera are left out.
+    Returns sRGB colours [H,W,3] (of the texture if there is one), 0 outside the mesh; and [H,W] bool, its silhouette.
+    Triangles that reach behind the camera are not drawn.
     """
     height, width = camera.height, camera.width
     to_world = camera.rotations[0].numpy().astype(np.float64)
     local = (mesh.vertices - camera.positions[0].numpy().astype(np.float64)) @ to_world
     depth = np.maximum(-local[:, 2], NEAREST)
     scale = height / 2 / np.tan(float(camera.fovy[0]) / 2) / depth
-    # Not the depth but its inverse is linear across the picture.
+    # The inverse depth is linear across the image.
     screen = np.stack([width / 2 + local[:, 0] * scale, height / 2 - local[:, 1] * scale, -1 / depth], axis=-1)
     before = np.flatnonzero((depth[mesh.faces] > NEAREST).all(axis=1))
     found = rasterize(screen[mesh.faces[before]], height, width)
     covered = found.covered
     face = before[found.face[covered]]
-    # Weights across the picture are not those across the surface, which has more of the nearer corners.
+    # Perspective correction: screen-space weights to barycentric weights on the surface.
     weights = found.weights[covered] / depth[mesh.faces[face]]
     image = np.zeros((height, width, 3), np.float32)
     image[covered] = colors_at(mesh, face, weights / weights.sum(axis=1, keepdims=True))
@@ -79,7 +79,7 @@ def colors_at(mesh: SurfaceMesh, face: NDArray[np.int64], weights: NDArray) -> F
 
 
 def _texel_light(texture: Texture, uv: NDArray) -> NDArray:
-    """[N,3] linear light at ``uv`` [N,2], filtered bilinearly as graphics cards do."""
+    """[N,3] linear light at ``uv`` [N,2], filtered bilinearly, as by graphics hardware."""
     last = texture.size - 1
     place = (uv * texture.size - 0.5).clip(0, last)
     low = np.minimum(place.astype(np.int64), max(last - 1, 0))

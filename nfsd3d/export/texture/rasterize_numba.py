@@ -1,4 +1,4 @@
-"""Filling triangles on a grid of pixels, in numba."""
+"""The z-buffer rasterisation kernel, in numba."""
 
 import math
 
@@ -9,11 +9,11 @@ from nfsd3d.generators.nerf.launch_numba import kernel
 
 @kernel()
 def fill(triangles, bands, nearest, face, weights):  # type: ignore[no-untyped-def]
-    """For every pixel the nearest of the triangles that cover its middle.
+    """Finds for every pixel the nearest of the triangles that cover its centre.
 
-    ``triangles`` [F,3,3] float64: x, y in pixels, and a depth that is linear across the triangle. The rows are shared
-    out over ``bands``. ``nearest`` [H,W] float64 starts as infinity, ``face`` [H,W] int32 as -1; ``weights`` [H,W,3]
-    float32 are the barycentric ones. The earlier of two equally near triangles stays.
+    ``triangles`` [F,3,3] float64: x, y in pixels, and a depth that is linear across the triangle. The rows are split
+    into ``bands``. ``nearest`` [H,W] float64 starts as infinity, ``face`` [H,W] int32 as -1; ``weights`` [H,W,3]
+    float32 are the barycentric ones. Of two equally near triangles the first is kept.
     """
     height, width = face.shape
     for band in prange(bands):

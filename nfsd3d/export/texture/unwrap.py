@@ -1,4 +1,4 @@
-"""A surface laid out flat in charts, for a texture."""
+"""UV unwrapping of a surface into texture charts, by xatlas in a process with a time limit."""
 
 import contextlib
 import subprocess
@@ -16,19 +16,19 @@ from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.mesh import FloatArray
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.2
 
 
 class UnwrapFailed(RuntimeError):
-    """There are no charts for this surface: it took too long, or xatlas gave up. The message says which."""
+    """The surface could not be unwrapped: the time limit was exceeded, or xatlas failed. The message says which."""
 
 
 @dataclass(frozen=True)
 class Charts:
     """``uv`` [T,2] in [0,1], x to the right and y downwards in the texture; ``faces`` [F,3] of texture vertices.
 
-    The faces are the surface's, in their order. A texture vertex belongs to the surface's vertex ``source`` [T]; along
-    the seams between charts several belong to one.
+    The faces are the surface's, in the same order. ``source`` [T] is the surface vertex of each texture vertex; along
+    the seams between charts, several texture vertices share one.
     """
 
     uv: FloatArray
@@ -39,11 +39,11 @@ class Charts:
 def unwrap(surface: Surface, size: int, timeout: float, on_wait: Callable[[], None] | None = None) -> Charts:
     """Charts of ``surface`` for a texture of ``size``^2 texels, by xatlas, in at most ``timeout`` seconds.
 
-    xatlas runs in a process of its own, because nothing else can stop it: on some surfaces it does not come to an end.
-    ``on_wait`` is called now and then meanwhile; what it raises ends the process too.
+    xatlas runs in a separate process, because on some surfaces it does not terminate and cannot be interrupted.
+    ``on_wait`` is called every 0.2 s meanwhile; an exception that it raises kills the process, too.
 
     Raises:
-        UnwrapFailed: the time is up, or xatlas fails.
+        UnwrapFailed: the time limit is exceeded, or xatlas fails.
     """
     with tempfile.TemporaryDirectory(prefix="nfsd3d-") as folder:
         given, result = Path(folder) / "surface.npz", Path(folder) / "charts.npz"
@@ -65,7 +65,7 @@ def _run(command: list[str], timeout: float, on_wait: Callable[[], None] | None)
                 if time.monotonic() >= end:
                     raise UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_BETWEEN_LOOKS)
+                    process.wait(POLL_SECONDS)
                 if on_wait is not None:
                     on_wait()
         finally:

@@ -1,8 +1,8 @@
-"""The process that runs xatlas, to be ended when it takes too long: ``unwrap_worker.py IN.npz OUT.npz``.
+"""The subprocess that runs xatlas, so that it can be killed after a time limit: ``unwrap_worker.py IN.npz OUT.npz``.
 
-It is run as a file and imports nothing of the package. IN holds ``vertices`` [V,3] float32, ``faces`` [F,3] uint32,
-and the ``size`` of the texture in texels; OUT ``source`` [T] (the vertex that each texture vertex belongs to),
-``faces`` [F,3] (of texture vertices) and ``uv`` [T,2] in [0,1].
+It is run as a file and imports nothing of the package. IN has ``vertices`` [V,3] float32, ``faces`` [F,3] uint32 and
+the ``size`` of the texture in texels. OUT has ``source`` [T] (the vertex of each texture vertex), ``faces`` [F,3] (of
+texture vertices) and ``uv`` [T,2] in [0,1].
 """
 
 import sys
@@ -11,10 +11,10 @@ import numpy as np
 import xatlas
 
 PADDING = 3
-"""Texels between charts: a filter that reaches a texel beyond a chart meets no other."""
+"""Texels between charts: a filter that reaches one texel beyond a chart meets no other chart."""
 
 MAX_COST = 8.0
-"""Of growing a chart; with xatlas's own 2 there are half as many charts more, and with them seams."""
+"""Maximum cost of growing a chart; xatlas's default of 2 gives half again as many charts and seams."""
 
 
 def main(given: str, result: str) -> None:

@@ -1,4 +1,4 @@
-"""What a ray sees behind the object."""
+"""The learned background of a scene: a colour for every direction, by spherical harmonics and a small MLP."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from nfsd3d.generators.nerf.field import mlp
 
 
 class Background(nn.Module):
-    """A learnt colour for every direction: real spherical harmonics up to degree 3 and a small network.
+    """A trainable colour per direction: real spherical harmonics up to degree 3 as inputs of a small MLP.
 
     ``forward`` maps unit directions [N,3] to colours [N,3] in [0,1].
     """

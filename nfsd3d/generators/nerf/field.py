@@ -1,4 +1,4 @@
-"""A density and a colour at every point of space: hash encoding, a small network and a blob in the middle."""
+"""The radiance field: density and albedo at every point, from a hash encoding, a small MLP and a density bias."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.device import move
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
-# Corners of a tetrahedron: four evaluations give a central difference (the odd terms cancel), instead of six.
+# Corners of a tetrahedron: four evaluations give a central difference, instead of six.
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
-# Density gradients (per world unit squared) far below this one have no direction: their normal goes to zero.
+# Density gradients (per world unit squared) far below this have no reliable direction: their normal goes to zero.
 SMALLEST_GRADIENT = 1e-3
 
 
 FusedNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""[N,O] of features [N,I] and the weights [H,I] and [O,H] of a network of one hidden layer."""
+"""[N,O] of features [N,I] and the weights [H,I] and [O,H] of an MLP of one hidden layer."""
 
 
-InOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""What a function gives for each of positions [N,3] in the unit cube, computed in another order than they have."""
+SpatialOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Evaluates a function on Morton-sorted positions [N,3] in the unit cube; results are in the original order."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class FieldSample:
 
 
 class HashGridField(nn.Module):
-    """Density and albedo in the cube [-radius, radius]^3; beyond it the border's values go on.
+    """Density and albedo in the cube [-radius, radius]^3; outside it, the encoding of the nearest border point.
 
-    The density is softplus(network + ``blob_scale`` (1 - |x| / ``blob_std``)): a blob in the middle of the world to
-    start from, of ``blob_std`` world units (Magic3D, arXiv 2211.10440). The network has ``hidden_layers`` ReLU layers
-    of ``hidden_width`` without biases; ``tensor_cores`` lets a kernel that computes it as a whole (see
-    ``fused_network``) round its factors to TF32. Positions are world units [N,3].
+    The density is softplus(network + ``blob_scale`` (1 - |x| / ``blob_std``)). The second term starts the scene as a
+    blob of ``blob_std`` world units at the origin (Magic3D, arXiv 2211.10440). The network has ``hidden_layers`` ReLU
+    layers of ``hidden_width``, without biases. ``tensor_cores`` allows a fused kernel (``fused_network``) to round its
+    factors to TF32. Positions are world units [N,3].
     """
 
     def __init__(
@@ -74,17 +75,17 @@ class HashGridField(nn.Module):
         return self._density(positions, self._raw(positions)[:, 0])
 
     def analytic_normals(self, positions: Tensor) -> Tensor:
-        """[N,3] unit normals: down the gradient of the density, by one backward pass; no gradient flows from them."""
+        """[N,3] unit normals against the density's gradient, from one backward pass; not differentiable."""
         with torch.enable_grad():
             positions = positions.detach().requires_grad_()
-            # Detached parameters: a kernel's backward computes every gradient that its inputs ask for.
+            # Detached parameters: a kernel's backward pass computes the gradient of every input that requires one.
             frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
             sample: FieldSample = torch.func.functional_call(self, frozen, (positions,))
             (gradient,) = torch.autograd.grad(sample.density.sum(), positions)
         return outward(gradient)
 
     def finite_difference_normals(self, positions: Tensor, eps: float) -> Tensor:
-        """[N,3] unit normals by differences over ``eps`` world units, differentiable to the parameters."""
+        """[N,3] unit normals from finite differences over ``eps`` world units; differentiable."""
         offsets = move(torch.tensor(TETRAHEDRON, dtype=positions.dtype), positions.device)
         around = positions[None] + eps * offsets[:, None]
         density = self.density(around.reshape(-1, 3)).reshape(4, -1)
@@ -92,8 +93,8 @@ class HashGridField(nn.Module):
 
     def _raw(self, positions: Tensor) -> Tensor:
         inside = (positions / (2 * self.radius) + 0.5).clamp(0, 1)
-        # Neighbours in space share entries of the table: gradients to it queue for each other less, and are added up
-        # before they are written. Gradients to positions do without.
+        # In Morton order, neighbours share entries of the table, and its gradient needs fewer atomic additions. The
+        # gradient with respect to positions has none.
         trained = torch.is_grad_enabled() and not inside.requires_grad
         if self._in_order is None or not trained:
             return self._encoded(inside)
@@ -121,11 +122,10 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
 
 
 def fused_network(backend: str, inputs: int, width: int, layers: int, *, tensor_cores: bool) -> FusedNetwork | None:
-    """The kernel that computes such an ``mlp`` as a whole; None where torch computes it layer by layer.
+    """The fused kernel for such an ``mlp``; None if torch computes it layer by layer.
 
-    There is one for ``backend`` "triton" and a single hidden layer that is not too large for it. Without
-    ``tensor_cores`` it takes longer than torch (8.0 and 5.7 ms for 4.1 million points on an H100) and a third of the
-    memory, which float32 is short of.
+    It exists for ``backend`` "triton" and a single hidden layer that fits into registers. Without ``tensor_cores`` it
+    takes longer than torch (8.0 and 5.7 ms for 4.1 million points on an H100), but a third of the memory.
     """
     if backend != "triton" or layers != 1:
         return None
@@ -134,10 +134,10 @@ def fused_network(backend: str, inputs: int, width: int, layers: int, *, tensor_
     return partial(perceptron, tensor_cores=tensor_cores) if fits(inputs, width, tensor_cores=tensor_cores) else None
 
 
-def ordering(backend: str) -> InOrder | None:
-    """How points are computed in the order of space; None where it is not worth while.
+def ordering(backend: str) -> SpatialOrder | None:
+    """The evaluation in Morton order for ``backend`` "triton"; None for the others.
 
-    It is for ``backend`` "triton", on a GPU: thousands of points add to the table at a time.
+    It pays on a GPU, where thousands of points add to the table at the same time.
     """
     if backend != "triton":
         return None
@@ -147,6 +147,6 @@ def ordering(backend: str) -> InOrder | None:
 
 
 def outward(gradient: Tensor) -> Tensor:
-    """[N,3] the unit vectors against ``gradient`` [N,3], smoothly shrinking to zero where it vanishes."""
+    """[N,3] unit vectors against ``gradient`` [N,3]; their length falls smoothly to zero where it vanishes."""
     length = (gradient.square().sum(-1, keepdim=True) + SMALLEST_GRADIENT**2).sqrt()
     return -gradient / length

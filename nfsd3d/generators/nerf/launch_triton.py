@@ -1,10 +1,8 @@
-"""How the Triton kernels of this package are launched: on a GPU, or in Triton's interpreter on the CPU.
+"""Launch of Triton kernels, on a GPU or in Triton's interpreter on the CPU.
 
-Triton decides when it is imported: ``TRITON_INTERPRET=1`` in the environment makes every kernel run in the
-interpreter (numpy, slow, for tests). Only modules named ``*_triton`` import this one, and they when they are used.
+Triton chooses when it is imported: with ``TRITON_INTERPRET=1`` in the environment every kernel runs in the interpreter
+(numpy, slow, for tests). Only Triton kernel modules import this one, and those are imported on first use.
 """
-
-from typing import Any
 
 import torch
 import triton
@@ -17,7 +15,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def check_device(tensor: Tensor, setting: str) -> None:
-    """Raises InputError where Triton kernels cannot work on ``tensor``; ``setting`` asked for them."""
+    """Raises InputError, naming the ``setting`` that chose Triton, if its kernels cannot process ``tensor``."""
     if tensor.device.type != "cuda" and not INTERPRETED:
         raise InputError(
             f"{setting}=triton works on CUDA only (and, for tests, in Triton's interpreter: TRITON_INTERPRET=1); "
@@ -25,12 +23,14 @@ def check_device(tensor: Tensor, setting: str) -> None:
         )
 
 
-def launch(kernel: Any, programs: tuple[int, ...], *arguments: Tensor | float | None, **constants: int) -> None:
+def launch(
+    kernel: triton.JITFunction, programs: tuple[int, ...], *arguments: Tensor | float | None, **constants: int
+) -> None:
     """Runs a kernel as a grid of ``programs`` on the device of its first argument, a tensor.
 
-    Products and sums are rounded one by one, as torch's own operations round them: a fused multiply-add would move a
-    position within a fine cell by more than the kernels may differ from their references, and a sample across the
-    border of a cell. The kernels wait for memory, not for arithmetic. (Products of matrices are fused all the same.)
+    Fused multiply-adds are disabled, so that products and sums are rounded one by one, as by torch's operations. A
+    fused one would move a position within a fine cell by more than the tests' tolerance, and could move a sample
+    across a cell's border. The kernels are memory-bound, so this costs no time. Matrix products are fused regardless.
     """
     first = arguments[0]
     assert isinstance(first, Tensor)
@@ -39,5 +39,5 @@ def launch(kernel: Any, programs: tuple[int, ...], *arguments: Tensor | float | 
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is not below ``count``: sizes of Triton's tensors are powers of two."""
+    """The smallest power of two >= ``count``; the sizes of Triton's tensors must be powers of two."""
     return 1 << max(count - 1, 0).bit_length()

@@ -1,11 +1,16 @@
-"""A network of one hidden ReLU layer in Triton, for CUDA: one kernel forward, one backward, nothing hidden in memory.
+"""A fused MLP of one hidden ReLU layer in Triton, for CUDA: one kernel forward, one backward (as in tiny-cuda-nn).
 
-float32 or float64. In torch such a network is two products and a ReLU, whose hidden layers go to memory and back; these
-kernels read what goes in, write what comes out, and the backward one computes the hidden layer again. No two programs
-write to one place: on one kind of device the results are the same from run to run.
+float32 or float64. No two programs write to the same address: results are deterministic on one kind of device.
+
+Design note. Problem: in torch such an MLP is two matrix products and a ReLU, which write the hidden layer of every
+point to memory and read it back; float32 lacks the memory, and the field's network dominates rendering. Idea: kernels
+that keep the hidden layer in registers, read only the features and write only the outputs; the backward kernel
+recomputes the hidden layer. With tensor cores, factors are rounded to TF32. Measured on an H100, 4.1 million points,
+forward and backward: 1.13 ms with TF32, 8.00 ms in float32, torch in float32 5.70 ms (docs/benchmarks.md, "Stable
+Diffusion on a GPU"); without tensor cores the kernels therefore save memory, not time.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import triton
@@ -13,36 +18,37 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch, power_of_two
 
-# Rows and columns of Triton's products, at least.
+# Minimum rows and columns of Triton's matrix products.
 SMALLEST = 16
-# Rows that Hopper's tensor cores multiply together (wgmma): with fewer, Triton falls back to Ampere's instructions, and
-# the gradients of the weights, whole in every warp, no longer fit into registers.
+# Rows of a product on Hopper's tensor cores (wgmma). With fewer, Triton falls back to Ampere's instructions; every warp
+# then holds the whole gradient of the weights, which no longer fits into registers.
 ROWS = 64
-# Numbers of the padded hidden weights, whose gradient the 128 threads of a program have in their registers, and hidden
-# units, at most: with more the registers spill so much that torch may be as fast.
+# Maximum number of padded hidden weights, whose gradient the 128 threads of a program keep in registers, and of hidden
+# units. Beyond these, register spilling makes the kernel about as slow as torch.
 LARGEST = 2048
 LARGEST_ON_TENSOR_CORES = 4096
 MOST_UNITS = 128
-# Points of one tile: with tensor cores ROWS of them, as they are the rows of some products. Without, a thread holds
-# whole rows of what it multiplies, and has registers for half as many.
-# The interpreter's time goes with the number of operations, whatever their size.
+# Points of one tile. With tensor cores ROWS, because points are the rows of some products. Without, a thread holds
+# whole rows of the factors, and has registers for half as many.
+# The interpreter's time is proportional to the number of operations, whatever their size.
 TENSOR_CORE_BLOCK = 512 if INTERPRETED else ROWS
 PLAIN_BLOCK = 512 if INTERPRETED else 32
-# Each tile is loaded when its turn comes, and other programs of the multiprocessor compute meanwhile: to have the next
-# one on its way, Triton would put it into shared memory as the products want it, where a warp's threads, that read
-# neighbouring points, would write to one bank after the other (4.1 million points on an H100: 1.4 ms instead of .3).
+# No software pipelining: while a tile is loaded, other programs of the multiprocessor compute. A prefetched tile would
+# go to shared memory in the layout of the products, with bank conflicts between a warp's threads, which load
+# neighbouring points (4.1 million points on an H100: 1.4 ms instead of .3).
 STAGES = 1
-# Programs for each of a GPU's multiprocessors: as many forward ones fit at a time (32 features, 64 units, compiled for
-# sm_90: 128 registers a thread; backward, with 247 registers, two). Each walks over many
-# tiles, loads the weights once and adds up their gradients.
+# Persistent programs per multiprocessor of the GPU: so many forward programs are resident (32 features, 64 units,
+# compiled for sm_90: 128 registers a thread; of the backward ones, with 247 registers, two). Each program loops over
+# many tiles, loads the weights once and adds up their gradients.
 PROGRAMS = 4
 PROGRAMS_ON_CPU = 3
 
 
 def fits(inputs: int, units: int, *, tensor_cores: bool) -> bool:
-    """Whether the kernels have room for a hidden layer of so many ``units``."""
+    """Whether the kernels' registers suffice for a hidden layer of ``units``."""
     padded_units = _padded_units(units, tensor_cores)
     largest = LARGEST_ON_TENSOR_CORES if tensor_cores else LARGEST
     return padded_units <= MOST_UNITS and padded_units * _padded(inputs) <= largest
@@ -51,19 +57,23 @@ def fits(inputs: int, units: int, *, tensor_cores: bool) -> bool:
 def perceptron(features: Tensor, hidden: Tensor, output: Tensor, *, tensor_cores: bool) -> Tensor:
     """[N,O] ``output`` [O,H] times relu(``hidden`` [H,I] times each row of ``features`` [N,I]).
 
-    ``tensor_cores``: factors of products in float32 are rounded to TF32 (10 bits behind the point), sums are not;
-    otherwise, and in float64, all is computed as precisely as it is stored. Whatever the strides of ``features``, the
-    gradient to them lies feature by feature in memory (strides 1, N), as the encoding's backward pass reads it.
+    ``tensor_cores``: factors of float32 products are rounded to TF32 (10 bits of mantissa), sums are not. Otherwise,
+    and in float64, everything is computed in the precision of the inputs. Whatever the strides of ``features``, their
+    gradient is stored feature by feature (strides 1, N), as the encoding's backward pass reads it.
 
-    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(features, "backend.field")
     return _Perceptron.apply(features, hidden, output, tensor_cores and _has_tf32(features))
 
 
+class _Context(Context, Protocol):
+    tensor_cores: bool
+
+
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, hidden: Tensor, output: Tensor, tensor_cores: bool) -> Tensor:
+    def forward(ctx: _Context, features: Tensor, hidden: Tensor, output: Tensor, tensor_cores: bool) -> Tensor:
         hidden, output = hidden.contiguous(), output.contiguous()
         count = features.shape[0]
         result = features.new_empty(count, output.shape[0])
@@ -85,14 +95,14 @@ class _Perceptron(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         features, hidden, output = ctx.saved_tensors
         count = features.shape[0]
         programs = _programs(features, ctx.tensor_cores)
         wanted = ctx.needs_input_grad
         to_features = features.new_empty_strided(features.shape, (1, max(count, 1))) if wanted[0] else None
-        # Each program's own sums, in memory for the most there can be: what goes with the points is measured on few of
-        # them to predict what many take. The sum of none is zero.
+        # Partial sums, allocated for the maximum number of programs: the memory of many points is predicted from few,
+        # so what does not grow with the points must not depend on them. An empty sum is zero.
         most = _most_programs(features)
         to_hidden = hidden.new_empty(most, *hidden.shape)[:programs] if wanted[1] else None
         to_output = output.new_empty(most, *output.shape)[:programs] if wanted[2] else None
@@ -120,7 +130,7 @@ class _Perceptron(torch.autograd.Function):
 
 
 def _has_tf32(features: Tensor) -> bool:
-    """Whether there are such products of ``features``: of float32, on GPUs since Ampere (and in the interpreter)."""
+    """Whether TF32 products exist for ``features``: float32, on GPUs since Ampere (and in the interpreter)."""
     on_gpu = features.device.type == "cuda"
     return features.dtype == torch.float32 and (
         not on_gpu or torch.cuda.get_device_capability(features.device) >= (8, 0)
@@ -128,7 +138,7 @@ def _has_tf32(features: Tensor) -> bool:
 
 
 def _programs(features: Tensor, tensor_cores: bool) -> int:
-    """How many programs share the tiles: none has nothing to do."""
+    """The number of programs that share the tiles; at most one per tile."""
     tiles = triton.cdiv(features.shape[0], TENSOR_CORE_BLOCK if tensor_cores else PLAIN_BLOCK)
     return min(tiles, _most_programs(features))
 
@@ -158,22 +168,22 @@ def _constants(features: Tensor, hidden: Tensor, output: Tensor, tensor_cores: b
         "PADDED_OUTPUTS": _padded(output.shape[0]),
         "BLOCK": TENSOR_CORE_BLOCK if tensor_cores else PLAIN_BLOCK,
         "TENSOR_CORES": tensor_cores,
-        # Known when compiled, so that threads that lie side by side read numbers that do.
+        # A compile-time constant, so that the loads of neighbouring threads are coalesced.
         "BY_FEATURE": features.stride(0) == 1,
         "num_stages": STAGES,
     }
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-# Numbers of points and strides change from call to call: they are never compiled in ("do_not_specialize"). Points are
-# counted in int64. Tiles are [numbers of a point, points]: points that lie side by side in memory are read and written
-# side by side. What is transposed is so that the tensor cores have ROWS rows; padding is zero and adds nothing.
+# The number of points and the strides vary between calls; "do_not_specialize" avoids a compilation for each value.
+# Points are counted in int64. Tiles are [values of a point, points], so that loads and stores of neighbouring points
+# are coalesced. Transpositions give the tensor cores ROWS rows. Padding is zero and adds nothing.
 
 
 @triton.jit
 def _rounded(x, TENSOR_CORES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """To the nearest TF32, whose 13 bits less tensor cores otherwise cut off: always towards zero, so that errors add
-    up. (Veltkamp's splitting; NaN stays NaN, and what is beyond 4e34 becomes it.)
+    """``x`` rounded to the nearest TF32. Tensor cores would truncate the 13 surplus bits, always towards zero, and the
+    errors would accumulate. (Veltkamp's splitting; NaN stays NaN, and values beyond 4e34 become NaN.)
     """
     if TENSOR_CORES:
         large = x * 8193.0
@@ -204,7 +214,7 @@ def _features(  # type: ignore[no-untyped-def]
     features, by_point, by_feature, n, count,
     INPUTS: tl.constexpr, PADDED_INPUTS: tl.constexpr, TENSOR_CORES: tl.constexpr, BY_FEATURE: tl.constexpr,
 ):  # fmt: skip
-    """[PADDED_INPUTS, BLOCK] of the points ``n``; zeros outside."""
+    """[PADDED_INPUTS, BLOCK] features of the points ``n``; zeros outside."""
     feature = tl.arange(0, PADDED_INPUTS)[:, None]
     place = n[None, :] if BY_FEATURE else n[None, :] * by_point
     shown = (feature < INPUTS) & (n < count)[None, :]
@@ -225,7 +235,7 @@ def _forward(  # type: ignore[no-untyped-def]
         n = block * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
         x = _features(features, by_point, by_feature, n, count, INPUTS, PADDED_INPUTS, TENSOR_CORES, BY_FEATURE)
         h = _product(first, x, TENSOR_CORES)
-        # Compared so that NaN stays, as in torch.
+        # A NaN compares false and is kept, as in torch.
         h = _rounded(tl.where(h < 0, 0.0, h), TENSOR_CORES)
         y = _product(tl.trans(h), tl.trans(second), TENSOR_CORES)
         tl.store(result + n[:, None] * OUTPUTS + row, y, mask=(n < count)[:, None] & (row < OUTPUTS))
@@ -238,7 +248,7 @@ def _backward(  # type: ignore[no-untyped-def]
     PADDED_INPUTS: tl.constexpr, PADDED_UNITS: tl.constexpr, PADDED_OUTPUTS: tl.constexpr,
     BLOCK: tl.constexpr, TENSOR_CORES: tl.constexpr, BY_FEATURE: tl.constexpr,
 ):  # fmt: skip
-    """What nobody wants is None, and left out."""
+    """The gradients that are not None."""
     program = tl.program_id(0)
     first = _matrix(hidden, UNITS, INPUTS, PADDED_UNITS, PADDED_INPUTS, TENSOR_CORES)
     second = _matrix(output, OUTPUTS, UNITS, PADDED_OUTPUTS, PADDED_UNITS, TENSOR_CORES)

@@ -1,4 +1,12 @@
-"""A neural radiance field in a hash grid, seen by ray marching through an occupancy grid."""
+"""A NeRF in a hash grid (Instant-NGP) as a generator: volume rendering of its views by ray marching.
+
+Design note on chunked rendering. Problem: the backward pass needs every sample's activations, which exceed the memory
+of a small GPU at 512 pixels. Idea: all rays are marched once, then composited ``rays_per_chunk`` at a time under
+``torch.utils.checkpoint``, which recomputes each chunk in the backward pass and frees it before the next. Marching once
+keeps random numbers and step length those of the undivided view, so image and gradient are equal up to floating-point
+summation order. Measured: tests/generators/nerf/test_nerf.py holds that chunks of 100 of 1,152 rays keep less than a
+tenth of the memory.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,18 +22,19 @@ from torch.utils.checkpoint import checkpoint
 
 from nfsd3d.cameras import Cameras, Rays
 from nfsd3d.device import move
-from nfsd3d.generators.base import Rendering
+from nfsd3d.generators.base import DEFAULT_OPTIONS, SHADINGS, Rendering, RenderOptions
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
 from nfsd3d.generators.nerf.field import HashGridField
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
-from nfsd3d.generators.nerf.shading import needs_normals, shade
 
-# Points that export functions evaluate together.
+# Points that the field is evaluated at together, without gradient.
 POINTS_PER_CHUNK = 2**18
-# Normals cost several evaluations of the field; samples of a smaller weight do without.
+# Rays that are rendered together, without gradient.
+RAYS_PER_CHUNK = 2**15
+# Samples of a smaller weight have no normal, which costs several evaluations of the field.
 SMALLEST_VISIBLE_WEIGHT = 1e-3
 # Opacity below which a pixel has no depth.
 SMALLEST_OPACITY = 1e-6
@@ -66,7 +75,7 @@ class NeRFSettings:
 
 
 class NeRF(nn.Module):
-    """A generator (see ``nfsd3d.generators.base.Generator``) of views of one object."""
+    """A generator (see ``base.Generator``) of views of one scene."""
 
     def __init__(
         self,
@@ -76,9 +85,9 @@ class NeRF(nn.Module):
         sampler_backend: str = "torch",
         tensor_cores: bool = False,
     ) -> None:
-        """``tensor_cores``: the field's network may round its factors to TF32 (see ``HashGridField``).
+        """``tensor_cores``: the field's MLP may round its factors to TF32 (see ``HashGridField``).
 
-        Raises InputError for a backend that is not there.
+        Raises InputError for a backend that is not installed.
         """
         super().__init__()
         self.settings = settings
@@ -106,7 +115,7 @@ class NeRF(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.occupancy.density.device
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
@@ -118,92 +127,61 @@ class NeRF(nn.Module):
         }
 
     def update(self, step: int, rng: torch.Generator) -> None:
-        """Renews the occupancy grid every ``occupancy_interval`` steps (at step 0 too); ``rng`` is on the CPU."""
+        """Updates the occupancy grid every ``occupancy_interval`` steps (at step 0 too); ``rng`` is on the CPU."""
         if step % self.settings.occupancy_interval == 0:
             self.occupancy.update(self.density, step, rng)
 
     def render(
-        self,
-        cameras: Cameras,
-        rng: torch.Generator | None = None,
-        *,
-        background: Tensor | None = None,
-        replaced: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-        rays_per_chunk: int | None = None,
+        self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS
     ) -> Rendering:
-        """The view of each of the B cameras.
+        """The view of each of the B cameras; differentiable.
 
         ``rng``, a generator on the CPU, jitters the samples along the rays; without it the view is deterministic.
-        ``background`` [B,3] in [0,1] replaces the generator's own: in all views, or in those where ``replaced`` [B]
-        (bool, on the CPU, so that nobody waits for a GPU to learn whether there are any) is true. ``shading`` is one
-        of ``shading.SHADINGS``, with ``ambient`` light in [0,1] besides the camera's lamp. ``normals`` asks for normals
-        where shading needs none.
-
-        ``rays_per_chunk`` bounds the memory: so many pixels of all views are coloured together, and coloured again in
-        the backward pass, where each part's memory is free before the next part needs it. All rays are sampled first
-        and once, with the same numbers from ``rng`` and the same length of a step: image and gradient are those of the
-        undivided view, but for the order of additions.
         """
-        given = cameras.azimuth, background, replaced
-        with self.occupancy.side_stream.ahead(self.occupancy.occupied, *given) as outlive:
-            bundle = self._bundle(cameras, background, replaced)
+        inputs = cameras.azimuth, options.background, options.replaced
+        with self.occupancy.side_stream.ahead(self.occupancy.occupied, *inputs) as keep:
+            bundle = self._bundle(cameras, options)
             samples = self._march(bundle.rays, rng)
-            outlive([*bundle.tensors, *samples.tensors])
+            keep([*bundle.tensors, *samples.tensors])
         samples = self._pruned(samples, bundle.rays)
-        parts = list(_parts(bundle, samples, rays_per_chunk))
-        if len(parts) == 1:
-            return _images(self._render_samples(*parts[0], shading, ambient, normals), cameras)
-        seen = [
-            # The forward pass draws nothing: there is no random state to keep.
-            checkpoint(
-                self._render_samples, *part, shading, ambient, normals, use_reentrant=False, preserve_rng_state=False
-            )
-            for part in parts
+        chunks = list(_chunks(bundle, samples, options.rays_per_chunk))
+        if len(chunks) == 1:
+            return _images(self._composite(*chunks[0], options), cameras)
+        channels = [
+            # The forward pass draws no random numbers, so there is no state to preserve.
+            checkpoint(self._composite, *chunk, options, use_reentrant=False, preserve_rng_state=False)
+            for chunk in chunks
         ]
-        return _images({name: torch.cat([part[name] for part in seen]) for name in seen[0]}, cameras)
+        return _images(_concatenated(channels), cameras)
 
     @torch.no_grad()
-    def render_in_chunks(
-        self,
-        cameras: Cameras,
-        *,
-        background: Tensor | None = None,
-        shading: str = "albedo",
-        ambient: float = 0.1,
-        normals: bool = False,
-        pixels: int = 2**15,
-    ) -> Rendering:
-        """``render`` of many or large views, without gradient and jitter, ``pixels`` rays at a time."""
-        bundle = self._bundle(cameras, background)
-        bundles = [bundle.part(first, first + pixels) for first in range(0, len(bundle.rays), pixels)]
-        parts = [
-            self._render_samples(part, self.sample(part.rays, None), shading, ambient, normals) for part in bundles
-        ]
-        return _images({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, cameras)
+    def render_in_chunks(self, cameras: Cameras, options: RenderOptions = DEFAULT_OPTIONS) -> Rendering:
+        """``render`` of many or large views without gradient and jitter; each chunk of rays is marched on its own."""
+        bundle, count = self._bundle(cameras, options), options.rays_per_chunk or RAYS_PER_CHUNK
+        chunks = [bundle.part(first, first + count) for first in range(0, len(bundle.rays), count)]
+        return _images(_concatenated([self._composite(c, self.sample(c.rays, None), options) for c in chunks]), cameras)
 
     @torch.no_grad()
     def density(self, positions: Tensor) -> Tensor:
         """[N] density at world ``positions`` [N,3], without gradient; N may be millions."""
-        return self._in_parts(self.field.density, positions)
+        return self._in_chunks(self.field.density, positions)
 
     @torch.no_grad()
     def albedo(self, positions: Tensor) -> Tensor:
         """[N,3] albedo in [0,1] at world ``positions`` [N,3], without gradient; N may be millions."""
-        return self._in_parts(lambda part: self.field(part).albedo, positions)
+        return self._in_chunks(lambda chunk: self.field(chunk).albedo, positions)
 
     @torch.no_grad()
     def normals(self, positions: Tensor) -> Tensor:
         """[N,3] unit analytic normals at world ``positions`` [N,3], without gradient; N may be millions."""
-        return self._in_parts(self.field.analytic_normals, positions)
+        return self._in_chunks(self.field.analytic_normals, positions)
 
-    def _in_parts(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
-        return torch.cat([function(part) for part in positions.to(self.device).split(POINTS_PER_CHUNK)])
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
+        return torch.cat([function(chunk) for chunk in positions.to(self.device).split(POINTS_PER_CHUNK)])
 
-    def _bundle(self, cameras: Cameras, background: Tensor | None, replaced: Tensor | None = None) -> "_Bundle":
+    def _bundle(self, cameras: Cameras, options: RenderOptions) -> "_Bundle":
         cameras = cameras.to(self.device)
+        background, replaced = options.background, options.replaced
         if background is None or replaced is None or replaced.all():
             replaced = None
         elif not replaced.any():
@@ -220,7 +198,7 @@ class NeRF(nn.Module):
         )
 
     def _behind(self, bundle: "_Bundle") -> Tensor:
-        """[R,3] what each ray sees behind the object."""
+        """[R,3] each ray's background colour."""
         if bundle.background is None:
             return self._own_background(bundle.rays.directions)
         if bundle.replaced is None:
@@ -233,9 +211,9 @@ class NeRF(nn.Module):
         return self.background(directions)
 
     def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
-        """The intervals to evaluate, ``max_samples`` at most; jittered with ``rng`` (on the CPU) if given.
+        """The samples of ``rays``, at most ``max_samples``; jittered with ``rng`` (on the CPU) if given.
 
-        With ``prune_alpha`` those that contribute nothing are left out, which costs a pass over the density of all.
+        With ``prune_alpha``, samples that do not contribute are dropped, which costs one evaluation of all densities.
         """
         return self._pruned(self._march(rays, rng), rays)
 
@@ -254,32 +232,31 @@ class NeRF(nn.Module):
     def _pruned(self, samples: RaySamples, rays: Rays) -> RaySamples:
         if self.settings.prune_alpha == 0:
             return samples
-        # As in the occupancy grid: an empty or foggy scene keeps samples to learn from.
+        # At most the mean, as in the occupancy grid: a scene of low density everywhere keeps samples to train on.
         threshold = self.occupancy.density.mean().clamp(max=-math.log1p(-self.settings.prune_alpha) / self.step_size)
-        density = self._in_parts(self.field.density, samples.positions(rays))
+        density = self._in_chunks(self.field.density, samples.positions(rays))
         return contributing(samples, density, threshold)
 
-    def _render_samples(
-        self, bundle: "_Bundle", samples: RaySamples, shading: str, ambient: float, normals: bool
-    ) -> dict[str, Tensor]:
-        """What each of R rays sees through its samples: the fields of Rendering as [R,C]."""
+    def _composite(self, bundle: "_Bundle", samples: RaySamples, options: RenderOptions) -> dict[str, Tensor]:
+        """The fields of Rendering as [R,C], composited along each of R rays; and "samples" [R,1], their number."""
+        shaded = needs_normals(options.shading)
         rays = bundle.rays
         with torch.no_grad():
             positions = samples.positions(rays)
-            # Depths are counted from the middle of the world, which keeps the variance's digits.
+            # Depths are relative to the origin's distance, for the variance's precision.
             middles = rays.origins.norm(dim=-1)
             depth = samples.t_mids - middles[samples.ray_indices]
         sample = self.field(positions)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
-        normal = self._normals(positions, weights) if normals or needs_normals(shading) else None
+        normal = self._normals(positions, weights) if options.normals or shaded else None
         to_light = None if normal is None else F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1)
-        colour = shade(shading, sample.albedo, normal, to_light, ambient)
+        colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
         columns = {"opacity": torch.ones_like(depth)[:, None], "image": colour,
                    "depth": depth[:, None], "depth_variance": depth.square()[:, None]}  # fmt: skip
         if normal is not None:
             columns["normal"] = normal
-        if needs_normals(shading):
+        if shaded:
             columns["albedo"] = sample.albedo
         values = torch.cat(list(columns.values()), dim=-1)
         sums = accumulate(values, samples, weights=weights, backend=self.sampler_backend)
@@ -299,10 +276,10 @@ class NeRF(nn.Module):
         return seen
 
     def _normals(self, positions: Tensor, weights: Tensor) -> Tensor:
-        """[S,3] normals of the samples that can be seen, zero for the others."""
+        """[S,3] normals of the visible samples, zero for the others."""
         visible = (weights.detach() > SMALLEST_VISIBLE_WEIGHT).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
-            # They have a backward pass of their own, whose tensors a checkpoint around them is not to recompute.
+            # Analytic normals run a backward pass; an enclosing checkpoint must not recompute its saved tensors.
             with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
                 normals = self.field.analytic_normals(positions[visible])
         else:
@@ -312,9 +289,9 @@ class NeRF(nn.Module):
 
 @dataclass(frozen=True)
 class _Bundle:
-    """R rays with the light [R,3] of each.
+    """R rays, and for each the position of its light [R,3].
 
-    ``background`` [R,3] replaces the generator's own, if given, for all rays or for those of ``replaced`` [R] (bool).
+    ``background`` [R,3] replaces the scene's own for all rays, or for those of ``replaced`` [R] bool.
     """
 
     rays: Rays
@@ -335,26 +312,50 @@ class _Bundle:
         )
 
 
-def _parts(bundle: _Bundle, samples: RaySamples, pixels: int | None) -> Iterator[tuple[_Bundle, RaySamples]]:
-    """``pixels`` rays at a time (None: all) with their samples; views of the same memory, apart from the indices."""
-    if pixels is None or pixels >= len(bundle.rays):
+def _chunks(bundle: _Bundle, samples: RaySamples, count: int | None) -> Iterator[tuple[_Bundle, RaySamples]]:
+    """``count`` rays at a time (None: all) with their samples; views of the same memory, except for the indices."""
+    if count is None or count >= len(bundle.rays):
         yield bundle, samples
         return
-    bounds = [*range(0, len(bundle.rays), pixels), len(bundle.rays)]
-    ends = [*samples.offsets[:-1:pixels].tolist(), samples.ray_indices.shape[0]]
+    bounds = [*range(0, len(bundle.rays), count), len(bundle.rays)]
+    ends = [*samples.offsets[:-1:count].tolist(), samples.ray_indices.shape[0]]
     for (first, last), (start, end) in zip(pairwise(bounds), pairwise(ends), strict=True):
-        part = RaySamples(
+        chunk = RaySamples(
             samples.ray_indices[start:end] - first,
             samples.t_starts[start:end],
             samples.t_ends[start:end],
             samples.offsets[first : last + 1] - start,
         )
-        yield bundle.part(first, last), part
+        yield bundle.part(first, last), chunk
+
+
+def _concatenated(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _images(channels: dict[str, Tensor], cameras: Cameras) -> Rendering:
-    samples_per_ray = channels.pop("samples").mean()
     shape = (len(cameras), cameras.height, cameras.width, -1)
-    images = {name: values.reshape(shape).permute(0, 3, 1, 2) for name, values in channels.items()}
+    images = {name: values.reshape(shape).permute(0, 3, 1, 2) for name, values in channels.items() if name != "samples"}
     absent: dict[str, Tensor | None] = {"normal": None, "orientation": None, "albedo": None}
-    return Rendering(**{**absent, **images}, samples_per_ray=samples_per_ray)  # type: ignore[arg-type]
+    return Rendering(**{**absent, **images}, samples_per_ray=channels["samples"].mean())  # type: ignore[arg-type]
+
+
+def needs_normals(shading: str) -> bool:
+    """Whether ``shading`` depends on normals."""
+    return shading != "albedo"
+
+
+def shade(shading: str, albedo: Tensor, normals: Tensor | None, to_light: Tensor | None, ambient: float) -> Tensor:
+    """[N,3] colours in [0,1] under a point light (DreamFusion, arXiv 2209.14988, sec. 3.1).
+
+    ``albedo``: the albedo [N,3] itself. ``lambertian``: albedo times ``ambient`` + (1 - ambient) max(n.l, 0), with
+    ``normals`` n [N,3] and unit vectors ``to_light`` l [N,3]. ``textureless``: the same on white.
+    """
+    if shading not in SHADINGS:
+        raise ValueError(f"shading {shading!r}: choose one of {', '.join(SHADINGS)}")
+    if not needs_normals(shading):
+        return albedo
+    if normals is None or to_light is None:
+        raise ValueError(f"shading {shading!r} needs normals and directions to the light")
+    brightness = ambient + (1 - ambient) * (normals * to_light).sum(-1, keepdim=True).clamp(min=0)
+    return brightness * (albedo if shading == "lambertian" else torch.ones_like(albedo))

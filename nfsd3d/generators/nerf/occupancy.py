@@ -1,4 +1,4 @@
-"""The occupancy grid: which cells of the world's cube are worth sampling (arXiv 2201.05989, appendix E.2)."""
+"""The occupancy grid: the cells that ray marching samples (Instant-NGP, arXiv 2201.05989, appendix E.2)."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from nfsd3d.device import SideStream, move
 class OccupancyGrid(nn.Module):
     """``resolution``^3 cells over [-radius, radius]^3, each with a running maximum of the density seen in it.
 
-    A cell is occupied where a ray's step of ``step_size`` through that density would have an alpha of at least
-    ``alpha_threshold``, or where the density is at least the grid's mean: an empty or foggy scene keeps cells to
-    learn in. Everything is occupied before the first update. The state is in the ``state_dict``.
+    A cell is occupied if a step of ``step_size`` through its density has an alpha of at least ``alpha_threshold``, or
+    if its density is at least the grid's mean: a scene of low density everywhere keeps cells to train in. All cells are
+    occupied before the first update. The state is in the ``state_dict``.
     """
 
     density: Tensor
@@ -29,18 +29,18 @@ class OccupancyGrid(nn.Module):
         self.density_threshold = -math.log1p(-alpha_threshold) / step_size
         self.decay = decay
         self.warmup = warmup
-        # For what is asked of the cells: they change seldom, and a GPU is busy.
+        # For reads of the cells, which change seldom: no wait for the GPU's queued work.
         self.side_stream = SideStream()
         self.register_buffer("density", torch.zeros(resolution**3))
         self.register_buffer("occupied", torch.ones(resolution, resolution, resolution, dtype=torch.bool))
 
     @torch.no_grad()
     def update(self, density_fn: Callable[[Tensor], Tensor], step: int, rng: torch.Generator) -> None:
-        """Looks at the density at one random point in each chosen cell, and forgets the rest by ``decay``.
+        """Samples the density at one random point in each chosen cell, after all cells have decayed by ``decay``.
 
-        ``density_fn`` maps world positions [N,3] to densities [N]; if it fails, the grid is as it was. All cells are
-        chosen in the first ``warmup`` steps, later a random quarter and as many of the occupied ones. ``rng`` is a
-        generator on the CPU.
+        ``density_fn`` maps world positions [N,3] to densities [N]; if it raises, the grid is unchanged. All cells are
+        chosen in the first ``warmup`` steps; later a random quarter of all, and as many of the occupied ones. ``rng``
+        is a generator on the CPU.
         """
         cells = self._choose(step, rng)
         corners = torch.stack([cells // self.resolution**2, cells // self.resolution % self.resolution,

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from nfsd3d.shapes.training.common import TeacherSettings, progress_bar
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -74,10 +71,3 @@ def load_pictures(folder: Path, settings: TeacherSettings) -> ImageDataset:
         captions.extend(texts)
         degraded.extend(bad for _, bad in objects)
     return ImageDataset(np.concatenate(images), captions, np.array(degraded))
-
-
-def write_grid(path: Path, images: Tensor, per_row: int = 8, scale: int = 2) -> None:
-    """A PNG of images [N,3,H,W] in [0,1], ``per_row`` side by side (a last, incomplete row is left out), enlarged."""
-    rows = [torch.cat(list(row), dim=-1) for row in images.split(per_row) if len(row) == per_row]
-    sheet = F.interpolate(torch.cat(rows, dim=-2)[None], scale_factor=scale, mode="nearest")[0]
-    iio.imwrite(path, (sheet.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())

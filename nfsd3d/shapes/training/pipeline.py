@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_pictures, train_autoencoder
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, save_state
-from nfsd3d.shapes.training.dataset import load_pictures, render_pictures, write_grid
+from nfsd3d.shapes.training.dataset import load_pictures, render_pictures
 from nfsd3d.shapes.training.denoiser import (
     build_denoiser,
     build_scheduler,
@@ -28,6 +28,8 @@ from nfsd3d.shapes.training.denoiser import (
     vocabulary_words,
 )
 from nfsd3d.shapes.world.grammar import held_out
+from nfsd3d.visualize.image_grid import grid, in_rows, write_png
+from nfsd3d.visualize.images import to_uint8
 
 
 def export_model(
@@ -58,7 +60,7 @@ def export_model(
 
 
 def write_sample_sheet(model: Path, path: Path, device: torch.device, guidance_scale: float = 5.0) -> None:
-    """A PNG of 30-step DDIM samples for every held-out prompt, four a row, one row an object."""
+    """Writes a PNG of 30-step DDIM samples of every held-out prompt; four of each object."""
     from nfsd3d.prior.schedule import ddim_sample
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
@@ -67,7 +69,13 @@ def write_sample_sheet(model: Path, path: Path, device: torch.device, guidance_s
     rng = torch.Generator().manual_seed(0)
     context, empty = prior.embed(prompts), prior.embed([""])
     z = ddim_sample(prior, context, empty.expand_as(context), guidance_scale=guidance_scale, steps=30, rng=rng)
-    write_grid(path, prior.decode(z).clamp(0, 1).cpu())
+    write_samples(path, prior.decode(z).clamp(0, 1).cpu())
+
+
+def write_samples(path: Path, images: Tensor) -> None:
+    """Writes a PNG of images [N,3,H,W] in [0,1], eight per row and twice as large."""
+    enlarged = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    write_png(path, grid(in_rows([to_uint8(image) for image in enlarged], 8)))
 
 
 def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a run's steps will take at most, known before the first, and what is done about it."""
+"""The predicted peak memory of a run's steps, and the chunk sizes with which it stays below a limit."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,31 +15,23 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, camera_ranges, find_method
-from nfsd3d.train.compilation import compiles_encoder, compiles_unet, wants_compilation
+from nfsd3d.train.compilation import compiles_encoder, compiles_unet, step_rows, wants_compilation
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
-from nfsd3d.train.memory.footprint import (
-    SampleBytes,
-    encoder_peak,
-    network_peak,
-    rows_at_most,
-    sample_bytes,
-    samples_at_most,
-    unet_peak,
-)
+from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 
 GIB = 2**30
 RESERVE = GIB // 2
-"""What is left to libraries (their workspaces and code), and to the gaps between tensors."""
+"""Bytes reserved for libraries (workspaces, code) and for fragmentation."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes at the largest moment of a run's steps.
+    """Peak bytes of a run's steps.
 
-    ``weights`` of the prior's networks; ``scene``: parameters, gradients and the optimiser's moments of the generator
-    and of VSD's second network; ``samples``: ``sample_count`` of them at most along the rays of all views, as the
-    moment has them; ``networks``: activations of encoder and UNet; ``graphs``: those of what is recorded as CUDA
-    graphs, whose memory nothing else uses in between. ``resolution`` is that of the largest views.
+    ``weights`` of the prior's networks; ``scene``: parameters, gradients and optimiser moments of the generator and
+    of VSD's LoRA network; ``samples``: at most ``sample_count`` of them along the rays of all views; ``networks``:
+    activations of encoder and UNet; ``graphs``: activations in captured CUDA graphs, whose memory pools are never
+    shared. ``resolution`` is that of the largest views.
     """
 
     weights: int
@@ -52,12 +44,12 @@ class Budget:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """The sum of all parts."""
         return self.weights + self.scene + self.samples + self.networks + self.graphs
 
     @property
     def remedy(self) -> str:
-        """The settings to lower, those of the largest part."""
+        """The settings to change, those of the largest part."""
         parts = {
             "set machine.rays_per_chunk=16384, or lower generator.max_samples or train.resolution": self.samples,
             "set machine.unet_batch_size=1, machine.checkpoint_encoder=true, or a lower train.batch_size": self.networks
@@ -72,17 +64,17 @@ class Budget:
         if self.sample_count:
             parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
         parts["encoder and UNet"] = self.networks
-        parts["recorded graphs of encoder and UNet"] = self.graphs
+        parts["CUDA graphs of encoder and UNet"] = self.graphs
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """Predicts the memory of a run's steps in any chunks.
+    """Predicts the memory of a run's steps with any chunk sizes.
 
-    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` gives the bytes of
-    the activations of encoder and UNet in such chunks; ``graphs`` those of recorded graphs.
+    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` and ``graphs`` give
+    the corresponding bytes of a :class:`Budget` with such chunks.
     """
 
     weights: int
@@ -95,7 +87,7 @@ class Estimator:
     graphs: Callable[[ChunkSizes], int] = lambda chunks: 0
 
     def budget(self, chunks: ChunkSizes) -> Budget:
-        """At the largest moment of a step: while the prior works, or in the rendering's own backward pass."""
+        """The peak of a step: while the prior's networks run, or in the backward pass of the rendering."""
         pixels = self.views * self.resolution**2
         share = 1.0 if chunks.rays_per_chunk is None else min(1.0, chunks.rays_per_chunk / pixels)
         whole = share == 1.0
@@ -108,7 +100,7 @@ class Estimator:
         return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
 
     def fitted(self, chunks: ChunkSizes, limit: int) -> tuple[ChunkSizes, Budget]:
-        """The largest chunks, from ``chunks`` down, that take no more than ``limit`` bytes; else the smallest."""
+        """The first of ``chunks`` and ever smaller ones that takes at most ``limit`` bytes; else the smallest."""
         budget = self.budget(chunks)
         while budget.total > limit:
             smaller = chunks.smaller(self.views, self.resolution)
@@ -118,11 +110,11 @@ class Estimator:
         return chunks, budget
 
 
-def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, say: Callable[[str], None]) -> ChunkSizes:
-    """``chunks``, or smaller ones whose predicted memory the run's GPU has and ``machine.memory_gb`` allows.
+def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, log: Callable[[str], None]) -> ChunkSizes:
+    """``chunks``, or smaller ones whose predicted memory fits into the free GPU memory and ``machine.memory_gb``.
 
-    ``say`` is told the prediction, and which setting to lower where the smallest chunks do not fit. With another prior
-    than one in Stable Diffusion's layout nothing is known.
+    ``log`` gets the prediction, and the setting to lower where the smallest chunks do not fit. There is no prediction
+    for a prior that is not in Stable Diffusion's layout.
     """
     if not isinstance(parts.prior, StableDiffusionPrior):
         return chunks
@@ -130,24 +122,24 @@ def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, say: Calla
     available = available_bytes(parts.generator.device)
     allowed = config.machine.memory_gb
     limit = available if allowed is None else min(available, int(allowed * GIB))
-    whose = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
+    allowance = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
     fitting, budget = found.fitted(chunks, limit)
-    say(f"memory, predicted: {budget}")
+    log(f"memory, predicted: {budget}")
     if fitting != chunks:
-        say(f"memory: {fitting}, to fit into {whose}; the results are the same")
+        log(f"memory: {fitting}, to fit into {allowance}; the results are the same")
     if budget.total > limit:
-        say(f"warning: the prediction is above {whose}: {budget.remedy}")
+        log(f"warning: the prediction is above {allowance}: {budget.remedy}")
     return fitting
 
 
 def available_bytes(device: torch.device) -> int:
-    """What tensors of this process may take on a GPU, those that are there included."""
+    """Bytes that this process's tensors may use on a GPU, including those in use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - RESERVE
 
 
 def predicted(config: Config) -> str | None:
-    """The memory that a run of a preset would take, before anything of it is there; None where that is not known."""
+    """The predicted memory of a run with a preset prior, without loading it; None where there is no prediction."""
     named = config.prior.model is None and config.prior.vae is None and config.prior.name in ARCHITECTURES
     if not named or config.makes_images:
         return None
@@ -160,10 +152,7 @@ def predicted(config: Config) -> str | None:
 
 
 def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> Estimator:
-    """Of a run of ``config`` with these parts.
-
-    Draws nothing from the run's random numbers and leaves no gradient behind.
-    """
+    """The estimator of a run of ``config`` with these parts; it uses none of the run's random numbers."""
     train, ranges = config.train, camera_ranges(config.cameras)
     views, resolution = train.batch_size, int(highest(train.resolution))
     parameters = [value for group in generator.parameter_groups().values() for value in group]
@@ -174,27 +163,26 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
     if isinstance(generator, NeRF):
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
         count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
-    rows = rows_at_most(method, views, perp_neg=config.prompts.perp_neg)
+    entries = max(step_rows(method, views, perp_neg=config.prompts.perp_neg))
     compiled = wants_compilation(config)
     unet = compiled and compiles_unet(method)
 
     def activations(chunks: ChunkSizes) -> int:
         encodes = not (compiled and compiles_encoder(config, chunks))
-        split = chunks.unet_batch_size, chunks.checkpoint_encoder
-        return network_peak(shapes, *split, views, 0 if unet else rows, lora, encodes=encodes)
+        return network_peak(shapes, chunks, views, 0 if unet else entries, lora, encodes=encodes)
 
-    def recorded(chunks: ChunkSizes) -> int:
-        size = unet_peak(shapes, chunks.unet_batch_size, rows) if unet else 0
+    def captured(chunks: ChunkSizes) -> int:
+        size = network_peak(shapes, chunks, views, entries, encodes=False) if unet else 0
         if compiled and compiles_encoder(config, chunks):
-            uses = (False, True) if method.needs_source else (False,)  # a source is encoded without gradient
-            size += sum(encoder_peak(shapes, views, without_gradient=use) for use in uses)
+            uses = (True, False) if method.needs_source else (True,)  # a source is encoded without gradient
+            size += sum(network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in uses)
         return size
 
-    # Rendering in other chunks changes nothing of the networks'.
-    of_networks, of_graphs = cache(activations), cache(recorded)
+    # The networks' memory does not depend on the rays of a chunk.
+    of_networks, of_graphs = cache(activations), cache(captured)
     return Estimator(
         weights=_size_of(prior.tensors()),
-        # Parameter, gradient and two moments.
+        # A parameter, its gradient and two moments.
         scene=4 * _size_of([*parameters, *further]),
         networks=lambda chunks: of_networks(replace(chunks, rays_per_chunk=None)),
         views=views,

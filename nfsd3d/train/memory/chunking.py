@@ -1,20 +1,20 @@
-"""How a step is split so that it fits into memory."""
+"""Chunk sizes: how a step is split so that it fits into memory."""
 
 from dataclasses import dataclass, replace
 
 from nfsd3d.config.schema import MachineConfig
 
 SMALLEST_PIXELS = 4096
-"""Pixels at once below which nothing is gained: the rest of a step takes more memory than their samples."""
+"""Smaller chunks of rays save nothing: the rest of a step takes more memory than their samples."""
 
 
 @dataclass(frozen=True)
 class ChunkSizes:
-    """What a step computes at once; its numbers depend on it no further than by the order of additions.
+    """Chunk sizes of a step; results are equal up to floating-point summation order.
 
-    ``rays_per_chunk`` of the views are rendered together, and rendered again, as many at a time, in the backward pass;
-    the prior's networks see ``unet_batch_size`` latents or images together; None is all. With ``checkpoint_encoder``
-    the encoder computes the activations of each of its blocks again in the backward pass instead of keeping them.
+    ``rays_per_chunk`` rays of the views are rendered together, and recomputed together in the backward pass. The
+    prior's networks get at most ``unet_batch_size`` latents or images in one call. None means all. With
+    ``checkpoint_encoder`` the encoder recomputes the activations of each block in the backward pass.
     """
 
     rays_per_chunk: int | None = None
@@ -22,9 +22,9 @@ class ChunkSizes:
     checkpoint_encoder: bool = False
 
     def smaller(self, views: int, resolution: int) -> "ChunkSizes | None":
-        """The next smaller chunks of a step of ``views``, ``resolution`` pixels squared; None if these are the last.
+        """The next smaller chunks of a step with ``views`` of ``resolution`` pixels a side; None after the smallest.
 
-        Half the pixels, one branch of the denoiser at a time and then half its rows, and a checkpointed encoder.
+        Half the rays; one prediction of the denoiser at a time, then half its batch; a checkpointed encoder.
         """
         pixels = min(self.rays_per_chunk or views * resolution**2, views * resolution**2)
         smaller = replace(
@@ -36,11 +36,12 @@ class ChunkSizes:
         return None if smaller == self else smaller
 
     def __str__(self) -> str:
-        counts = {"pixels": self.rays_per_chunk, "rows of the prior": self.unet_batch_size}
-        parts = [f"{count:,} {noun} at once" for noun, count in counts.items() if count is not None]
-        return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "all at once"
+        parts = [] if self.rays_per_chunk is None else [f"{self.rays_per_chunk:,} rays per chunk"]
+        if self.unet_batch_size is not None:
+            parts.append(f"{self.unet_batch_size} latent{'s' * (self.unet_batch_size > 1)} per batch")
+        return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "one chunk"
 
 
 def configured_chunks(machine: MachineConfig) -> ChunkSizes:
-    """What a step computes at once, unless that does not fit into memory."""
+    """The chunk sizes of the configuration, which are made smaller where they do not fit."""
     return ChunkSizes(machine.rays_per_chunk, machine.unet_batch_size, machine.checkpoint_encoder)

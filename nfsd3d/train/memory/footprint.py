@@ -1,6 +1,4 @@
-"""How much memory the parts of a step take, found out by running them: the prior's networks on the device that has
-shapes and no memory, and a few pixels of the scene for real.
-"""
+"""The memory of a step: networks are traced on PyTorch's meta device, rendering is measured on a few pixels."""
 
 from dataclasses import dataclass
 
@@ -8,22 +6,22 @@ import torch
 from torch import Tensor
 
 from nfsd3d.cameras import CameraRanges, orbit
-from nfsd3d.distill.types import Method
-from nfsd3d.generators.base import Rendering
+from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 
 PROBES = (4, 8)
-"""Pixels squared of the two views from which the bytes of a sample follow."""
+"""Sides in pixels of the two views whose difference gives the bytes of a sample."""
 
 
 @dataclass(frozen=True)
 class SampleBytes:
-    """What one sample along a ray takes: ``packed`` as a position on its ray, ``kept`` for the backward pass of the
-    rendering, and at the ``peak`` of rendering and backward pass.
+    """Bytes of one sample along a ray: of its ``packed`` position on the ray, ``kept`` for the backward pass besides,
+    and besides at the ``peak`` of rendering and backward pass.
     """
 
     packed: float
@@ -31,23 +29,15 @@ class SampleBytes:
     peak: float
 
 
-def rows_at_most(method: Method, views: int, *, perp_neg: bool) -> int:
-    """The largest batch of the UNet in a step: all predictions, or the noising, in all views."""
-    both = (method, method.then or method)
-    pairs = len(method.condition_pairs) if perp_neg else 0
-    most = max(len(each.of_prior) for each in both) + 2 * pairs
-    return views * max(most, *(each.noising.batch_entries for each in both))
-
-
 def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
-    """Samples of all views of a step, however full the scene: every ray all through the cube, up to the cap."""
+    """Samples of all views of a step if every ray crosses the whole cube, up to ``generator.max_samples``."""
     return min(nerf.settings.max_samples, views * resolution**2 * nerf.settings.samples_per_ray)
 
 
 def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBytes:
-    """Measured on two small views, so that what does not go with the samples falls out.
+    """The bytes of a sample, measured on two small views; memory that does not depend on their size cancels.
 
-    Every cell is occupied meanwhile: a scene that is mostly empty has too few samples to divide by.
+    Every cell is marked as occupied meanwhile: a nearly empty scene has too few samples to divide by.
     """
     occupied = nerf.occupancy.occupied
     before = occupied.clone()
@@ -62,7 +52,7 @@ def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBy
 
 
 def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[float, float, float, float]:
-    """The samples of one view, and the bytes of their places, those kept for the backward pass, and the most of all."""
+    """The number of samples of one view, and the three bytes of :class:`SampleBytes` for all of them together."""
     cameras = orbit(1, size, distance=ranges.distance[0], fovy_deg=ranges.fovy_deg[1]).to(nerf.device)
     before = [(value, value.grad) for value in nerf.parameters()]
     for value, _ in before:
@@ -74,11 +64,11 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
         packed = counter.live
         del samples
     with LiveBytes(known) as counter:
-        view = nerf.render(cameras, shading="lambertian" if normals else "albedo")
+        view = nerf.render(cameras, options=RenderOptions(shading="lambertian" if normals else "albedo"))
         count = float(view.samples_per_ray) * size**2
         kept = counter.live
         _loss(view).backward()
-        # Gradients of the parameters do not go with the samples; they are counted with the scene.
+        # The parameters' gradients do not depend on the samples; they are counted with the scene.
         peak = counter.peak_without([value.grad for value, _ in before if value.grad is not None])
     for value, grad in before:
         value.grad = grad
@@ -91,56 +81,40 @@ def _loss(view: Rendering) -> Tensor:
 
 def network_peak(
     prior: StableDiffusionPrior,
-    unet_batch_size: int | None,
-    checkpoint: bool,
+    chunks: ChunkSizes,
     views: int,
-    rows: int,
+    entries: int,
     lora: LoraNetwork | None = None,
     *,
     encodes: bool = True,
+    gradient: bool = True,
 ) -> int:
-    """Bytes of the activations of encoder and UNet at their largest, found out with a prior without weights.
+    """Bytes of the activations of encoder and UNet at their largest, from a trace on PyTorch's meta device.
 
-    Of a step whose UNet sees ``rows`` (0: it is not counted), and whose second network (of the same prior), if any,
-    learns from ``views``. The encoder counts if the step ``encodes`` by these means.
+    ``prior`` is without weights. The UNet predicts ``entries`` batch entries (0: none), and the LoRA network of the
+    same prior, if any, learns from ``views``. Unless ``encodes`` is false the encoder encodes ``views`` images, and
+    unless ``gradient`` is false it is differentiated.
     """
-    split = in_chunks(prior, unet_batch_size, checkpoint)
+    split = in_chunks(prior, chunks.unet_batch_size, chunks.checkpoint_encoder)
     image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
-    inputs = _unet_inputs(prior, max(rows, views))
+    inputs = _unet_inputs(prior, max(entries, views))
     with LiveBytes([*prior.tensors(), image, *inputs]) as counter:
-        z = split.encode(image) if encodes else inputs[0][:views]
-        if rows:
-            split.predict_eps(*(value[:rows] for value in inputs))
+        with torch.set_grad_enabled(gradient):
+            z = split.encode(image) if encodes else inputs[0][:views]
+        if entries:
+            split.predict_eps(*(value[:entries] for value in inputs))
         if lora is not None:
             cameras, rng = orbit(views, prior.image_size), torch.Generator()
-            lora.learn(z, inputs[2][:views], cameras, rng, step=False, unet_batch_size=unet_batch_size)
-        if encodes:
+            lora.learn(z, inputs[2][:views], cameras, rng, step=False, unet_batch_size=chunks.unet_batch_size)
+        if encodes and gradient:
             z.sum().backward()
     return counter.peak
 
 
-def unet_peak(prior: StableDiffusionPrior, unet_batch_size: int | None, rows: int) -> int:
-    """Bytes of the activations of the UNet alone, likewise."""
-    inputs = _unet_inputs(prior, rows)
-    with LiveBytes([*prior.tensors(), *inputs]) as counter:
-        in_chunks(prior, unet_batch_size, False).predict_eps(*inputs)
-    return counter.peak
-
-
-def encoder_peak(prior: StableDiffusionPrior, views: int, *, without_gradient: bool) -> int:
-    """Bytes of the activations of the encoder alone, forward and backward; ``without_gradient`` forward alone."""
-    image = torch.empty(views, 3, prior.image_size, prior.image_size, device="meta", requires_grad=True)
-    with LiveBytes([*prior.tensors(), image]) as counter, torch.set_grad_enabled(not without_gradient):
-        z = prior.encode(image)
-        if not without_gradient:
-            z.sum().backward()
-    return counter.peak
-
-
-def _unet_inputs(prior: StableDiffusionPrior, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Noised latents, timesteps and contexts of so many rows, without memory."""
+def _unet_inputs(prior: StableDiffusionPrior, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised latents, timesteps and contexts of so many batch entries, on the meta device."""
     return (
-        torch.empty(rows, *prior.latent_shape, device="meta"),
-        torch.zeros(rows, dtype=torch.int64),
-        torch.empty(rows, *prior.context_shape, device="meta"),
+        torch.empty(count, *prior.latent_shape, device="meta"),
+        torch.zeros(count, dtype=torch.int64),
+        torch.empty(count, *prior.context_shape, device="meta"),
     )

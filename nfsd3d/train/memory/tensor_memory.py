@@ -1,7 +1,8 @@
-"""What tensors take, moment by moment: counted where they are made, on any device, the one without memory too."""
+"""The memory of tensors over time, counted as they are created; on any device, the meta device included."""
 
 import weakref
 from collections.abc import Callable, Iterable
+from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
@@ -15,27 +16,31 @@ _ATTENTION = F.scaled_dot_product_attention
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within the block, adds up what new tensors take until they are gone; final, a context manager.
+    """Counts the bytes of tensors that are created within the block until they are freed; final, a context manager.
 
-    ``live`` bytes now, ``peak`` bytes at most. Attention counts as the fused kernels have it, which keep their inputs
-    and their result and no matrix of weights. Not seen: what a kernel takes for itself while it runs.
+    ``live`` bytes now, ``peak`` bytes at most. Attention counts as the fused kernels compute it: they keep their inputs
+    and their result, and no matrix of weights. Workspaces of kernels are not counted.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        """``known`` tensors, such as parameters and inputs, are not counted."""
+        """``known`` tensors (parameters, inputs) are not counted."""
         super().__init__()
         self.live = 0
         self.peak = 0
-        # What came (and went, negative), in bytes, with the number of the storage: its place when it came.
+        # (index of the storage, its bytes; negative when it is freed); the index is that of its first entry.
         self._changes: list[tuple[int, int]] = []
-        self._known = list(known)  # kept, so that no other storage gets one of their addresses
+        self._known = list(known)  # keeps their addresses from being reused
         self._counted = {_address(tensor): -1 for tensor in self._known}
-        # Not a mode: a checkpoint's second forward pass, which is part of the backward pass, would not see it.
+        # Patched, because a TorchFunctionMode is not active in the backward pass, where checkpoints recompute.
         self._attention = patch.object(F, "scaled_dot_product_attention", _fused_attention)
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and _address(leaf) not in self._counted:
@@ -51,7 +56,7 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self._forget, address, number, storage.nbytes()).atexit = False
 
     def peak_without(self, tensors: Iterable[Tensor]) -> int:
-        """Bytes at most, had these tensors, which are still there, been known from the start."""
+        """The peak if these tensors, which still exist, had been known from the start."""
         left_out = {self._counted[_address(tensor)] for tensor in tensors if _address(tensor) in self._counted}
         live = peak = 0
         for number, size in self._changes:
@@ -69,9 +74,11 @@ class LiveBytes(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._attention.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        self._attention.__exit__(kind, error, traceback)
 
 
 def _address(tensor: Tensor) -> int:
@@ -79,7 +86,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor, *further: Any, **options: Any) -> Tensor:
-    """Attention which, on the device without memory, keeps what the fused kernels of a GPU keep."""
+    """Attention that keeps on the meta device what the fused kernels of a GPU keep."""
     if query.is_meta:
         return _AttentionShapes.apply(query, key, value)
     return _ATTENTION(query, key, value, *further, **options)

@@ -1,6 +1,6 @@
-"""Calls every Triton kernel as on a GPU, except that it is compiled and not run; prints what came out as JSON.
+"""Compiles every Triton kernel for a GPU without running it; prints the results as JSON.
 
-Run by test_kernels_triton.py in a process of its own: where TRITON_INTERPRET is set, Triton has no compiler.
+Run by test_launch_triton.py in a process of its own: with TRITON_INTERPRET set, Triton has no compiler.
     python tests/generators/nerf/compile_triton.py CAPABILITY        (such as 90)
 """
 
@@ -18,7 +18,8 @@ import nfsd3d.generators.nerf.mlp_triton as network
 import nfsd3d.generators.nerf.morton_triton as ordering
 import nfsd3d.generators.nerf.sampling.triton_kernels as sampling
 from nfsd3d.generators.nerf import launch_triton
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import Lines, RaySamples
 

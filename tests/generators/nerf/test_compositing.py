@@ -1,4 +1,4 @@
-"""Packed volume rendering against nerfacc's dense functions, a slow loop, closed forms, and its reference in Triton."""
+"""Packed volume rendering: torch and Triton against nerfacc's dense functions, a slow loop and closed forms."""
 
 import math
 from dataclasses import fields
@@ -120,7 +120,7 @@ def test_kernels_equal_torch_in_float64(rng: torch.Generator, fast_backend: tupl
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_only_what_is_asked_for_is_differentiated(rng: torch.Generator, fast_backend: tuple[str, torch.device]) -> None:
+def test_only_required_gradients_are_computed(rng: torch.Generator, fast_backend: tuple[str, torch.device]) -> None:
     backend, device = fast_backend
     samples = on(device, pack([3, 0, 4], rng))
     values, weights = torch.randn(7, 2, generator=rng).to(device), torch.rand(7, generator=rng).to(device)
@@ -201,7 +201,7 @@ def test_opacity_of_a_uniform_medium(rng: torch.Generator, implementation: tuple
         assert float(opacity) <= 1 + 1e-6
 
 
-def test_an_opaque_ray_does_not_blur_the_thin_ones_after_it(
+def test_an_opaque_ray_does_not_reduce_the_precision_of_later_rays(
     rng: torch.Generator, implementation: tuple[str, torch.device]
 ) -> None:
     """The running sum over all rays is much larger than a thin ray's own optical depth."""
@@ -217,7 +217,7 @@ def test_an_opaque_ray_does_not_blur_the_thin_ones_after_it(
     torch.testing.assert_close(weights[-64:].cpu(), render_weights(density[-64:], alone), rtol=1e-4, atol=0)
 
 
-def test_an_opaque_sample_does_not_blur_its_own_ray(implementation: tuple[str, torch.device]) -> None:
+def test_an_opaque_sample_does_not_reduce_the_precision_of_its_ray(implementation: tuple[str, torch.device]) -> None:
     """The transmittance before it is that of the samples before it, to the last digits."""
     backend, device = implementation
     edges = torch.arange(5.0) / 10
@@ -229,7 +229,7 @@ def test_an_opaque_sample_does_not_blur_its_own_ray(implementation: tuple[str, t
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_what_contributes_equals_a_slow_loop(name: str, rng: torch.Generator) -> None:
+def test_contributing_samples_equal_a_slow_loop(name: str, rng: torch.Generator) -> None:
     samples = pack(COUNTS[name], rng)
     density = 40 * densities(samples, rng)  # opaque after a sample or two
     found = contributing(samples, density, torch.tensor(60.0))

@@ -10,7 +10,8 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.background import Background, spherical_harmonics
 from nfsd3d.generators.nerf.field import HashGridField, outward
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 SPEC = HashGridSpec(levels=4, features=2, log2_entries=10, base_resolution=4, growth=1.6)
 
@@ -58,7 +59,7 @@ def test_normals_of_a_ball_point_outwards(device: torch.device, rng: torch.Gener
     assert not field.analytic_normals(x).requires_grad
 
 
-def test_both_normals_agree_on_a_learnt_field(device: torch.device, rng: torch.Generator) -> None:
+def test_both_normals_agree_on_a_trained_field(device: torch.device, rng: torch.Generator) -> None:
     """The encoding is piecewise linear: a small difference hardly ever crosses a kink."""
     field = make_field(device)
     torch.nn.init.normal_(field.encoding.table)
@@ -91,7 +92,7 @@ def test_vanishing_gradients_give_vanishing_normals() -> None:
     torch.testing.assert_close(normals, torch.tensor([[0.0, 0, 0], [-1, 0, 0], [0, 1, 0]]), atol=1e-3, rtol=0)
 
 
-def test_border_goes_on_beyond_the_cube(device: torch.device) -> None:
+def test_the_border_extends_beyond_the_cube(device: torch.device) -> None:
     field = make_field(device, blob_scale=0.0)
     torch.nn.init.normal_(field.encoding.table)
     inside = torch.tensor([[1.0, 0.3, -0.2], [0.5, 1.0, -1.0]], device=device)
@@ -145,7 +146,7 @@ def test_tcnn_encodes_with_gradients(count: int) -> None:
     assert bool(table.grad.any()) == (count > 0)
 
 
-def test_tcnn_is_never_asked_to_encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tcnn_gets_no_empty_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is nothing, it writes no gradient of its tables: what comes back is whatever lay there."""
 
     class Unwritten(torch.autograd.Function):
@@ -181,7 +182,7 @@ def test_tcnn_is_never_asked_to_encode_nothing(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(encoding.grid.params.grad, x.detach().sum().expand(SPEC.width))
 
 
-def test_tcnn_absent_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tinycudann_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tinycudann", None)
     with pytest.raises(InputError, match=r"backend\.field=tcnn.*backend\.field=torch"):
         hash_encoding(SPEC, "tcnn")

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding, layout_of
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.layout import layout_of
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.hashgrid.torch_reference import interpolate
 
 # Tables small enough that most vertices collide; numbers of points, levels and features that are no powers of two.
@@ -83,7 +85,7 @@ def test_kernels_equal_torch_for_other_widths(features: int, fast_backend: tuple
         torch.testing.assert_close(fast, reference, atol=1e-5 * float(reference.abs().max()), rtol=1e-4)
 
 
-def test_kernels_equal_torch_in_float64_and_whatever_the_strides(fast_backend: tuple[str, torch.device]) -> None:
+def test_kernels_equal_torch_in_float64_and_for_any_strides(fast_backend: tuple[str, torch.device]) -> None:
     """The layout of positions and gradients in memory must not matter: here every second row and column by column."""
     backend, device = fast_backend
     positions = points(602).to(device).double()[::2]
@@ -99,7 +101,7 @@ def test_kernels_equal_torch_in_float64_and_whatever_the_strides(fast_backend: t
 
 
 @pytest.mark.gpu
-def test_more_numbers_than_32_bits_can_count() -> None:
+def test_more_than_2_to_31_elements() -> None:
     """More than 2^31 features of a table of more than 2^31 numbers; only the last points and entries are compared."""
     pytest.importorskip("triton")
     if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 50 * 2**30:
@@ -163,7 +165,7 @@ def test_interpolates_vertices_and_linear_functions_exactly(implementation: tupl
     torch.testing.assert_close(encoding(x.to(device))[:, 0].cpu(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_hash_is_the_papers(implementation: tuple[str, torch.device]) -> None:
+def test_the_hash_is_that_of_the_paper(implementation: tuple[str, torch.device]) -> None:
     """At a vertex of a hashed level the encoding is the entry that eq. 4 of arXiv 2201.05989 names (uint32)."""
     backend, device = implementation
     spec = HashGridSpec(levels=1, features=1, log2_entries=8, base_resolution=50, growth=1.0)
@@ -184,7 +186,7 @@ def test_layout_is_dense_where_it_fits() -> None:
     assert layout.total == 125 + 512 + 512
 
 
-def test_nan_positions_stay_visible(implementation: tuple[str, torch.device]) -> None:
+def test_nan_positions_give_nan_features(implementation: tuple[str, torch.device]) -> None:
     backend, device = implementation
     positions = points(8).to(device)
     positions[3, 1] = float("nan")

@@ -1,4 +1,4 @@
-"""How numba kernels are compiled and called."""
+"""Compilation and launch of numba kernels."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from nfsd3d.generators.nerf import launch_numba
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 
-def test_a_folder_that_cannot_be_written_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder_only_disables_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     njit = numba.njit
 
@@ -35,7 +36,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_only(monkeypatch: pytes
     assert result.tolist() == [0, 2, 4, 6, 8]
 
 
-def test_other_errors_of_the_compiler_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_compiler_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**options):
         raise RuntimeError("out of order")
 
@@ -52,7 +53,7 @@ def test_scalars_keep_their_type() -> None:
     assert seen[2] == 3
 
 
-def test_two_threads_may_encode_at_once() -> None:
+def test_two_threads_can_encode_at_the_same_time() -> None:
     """Numba's workqueue layer would abort the process."""
     encoding = hash_encoding(HashGridSpec(levels=4, log2_entries=8), "numba")
     torch.nn.init.normal_(encoding.table)

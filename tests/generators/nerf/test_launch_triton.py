@@ -1,4 +1,4 @@
-"""How Triton kernels are launched, and that Triton's compiler takes what its interpreter takes."""
+"""Launch of Triton kernels, and their compilation for GPUs."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_a_kernel_is_launched_with_its_constants_and_without_fused_multiply_adds
     assert calls == [((2, 5), (values, 1.5, None), {"BLOCK": 64, "enable_fp_fusion": False})]
 
 
-def test_the_cpu_is_refused_unless_triton_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_tensor_is_an_input_error_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_triton, "INTERPRETED", True)
     launch_triton.check_device(torch.ones(1), "backend.field")
     monkeypatch.setattr(launch_triton, "INTERPRETED", False)

@@ -1,4 +1,4 @@
-"""The field's network in one Triton kernel: against torch's layers, and where the field uses it."""
+"""The fused MLP kernel: against torch's layers, and its use by the field."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nfsd3d.generators.nerf.field import HashGridField, fused_network
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 pytest.importorskip("triton")
 
@@ -127,7 +127,7 @@ def test_float64_is_never_rounded(network: Network, triton_device: torch.device)
         assert distance(one, other) <= 1e-13
 
 
-def test_whatever_the_strides(triton_device: torch.device) -> None:
+def test_any_strides_of_the_features(triton_device: torch.device) -> None:
     """Here every second point and feature, transposed weights and a gradient that lies output by output."""
     given, gradient = random_inputs("odd", 1001, triton_device)
     expected = results(layers, given, gradient)
@@ -139,7 +139,7 @@ def test_whatever_the_strides(triton_device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2), (0, 2)])
-def test_only_gradients_that_are_asked_for_are_computed(
+def test_only_required_gradients_are_computed(
     wanted: tuple[int, ...], triton_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, gradient = random_inputs("odd", 1001, triton_device)
@@ -162,14 +162,14 @@ def test_only_gradients_that_are_asked_for_are_computed(
 
 
 @pytest.mark.parametrize("network", [exact, quick])
-def test_the_same_bits_again(network: Network, triton_device: torch.device) -> None:
+def test_results_are_deterministic(network: Network, triton_device: torch.device) -> None:
     given, gradient = random_inputs("recipe", 20_011, triton_device)
     for one, other in zip(results(network, given, gradient), results(network, given, gradient), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("network", [exact, quick])
-def test_nan_stays_visible_and_where_it_is(network: Network, triton_device: torch.device) -> None:
+def test_nan_stays_nan_in_its_row(network: Network, triton_device: torch.device) -> None:
     given, gradient = random_inputs("odd", 9, triton_device)
     given[0][3, 1] = float("nan")
     found = results(network, given, gradient)
@@ -180,7 +180,7 @@ def test_nan_stays_visible_and_where_it_is(network: Network, triton_device: torc
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("network", [exact, quick])
-def test_more_numbers_than_32_bits_can_count(network: Network) -> None:
+def test_more_than_2_to_31_elements(network: Network) -> None:
     if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 30 * 2**30:
         pytest.skip("no CUDA device with 30 GiB of free memory")
     (_, hidden, output), _ = random_inputs("recipe", 1, torch.device("cuda"))
@@ -237,13 +237,13 @@ def test_the_fields_network_is_the_kernel(triton_device: torch.device, monkeypat
     )
 
 
-def test_two_hidden_layers_are_torchs(triton_device: torch.device) -> None:
+def test_two_hidden_layers_are_computed_by_torch(triton_device: torch.device) -> None:
     reference, field = (make_field(backend, triton_device, layers=2) for backend in ("torch", "triton"))
     x = torch.rand(50, 3, generator=torch.Generator().manual_seed(1)).to(triton_device)
     torch.testing.assert_close(field.density(x), reference.density(x), atol=1e-5, rtol=1e-5)
 
 
-def test_what_has_a_kernel() -> None:
+def test_which_networks_have_a_kernel() -> None:
     for backend in ("torch", "numba", "tcnn"):
         assert fused_network(backend, 32, 64, 1, tensor_cores=True) is None
     for tensor_cores in (False, True):

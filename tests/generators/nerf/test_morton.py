@@ -1,4 +1,4 @@
-"""Points in the order of Morton's curve, and what is computed of them back in its place."""
+"""Morton sorting, and results back in the original order."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def code(cell):
     return sum(((value >> bit) & 1) << (3 * bit + axis) for axis, value in enumerate(cell) for bit in range(BITS))
 
 
-def test_the_order_is_mortons(triton_device):
+def test_the_order_is_that_of_morton_codes(triton_device):
     rng = torch.Generator().manual_seed(0)
     positions = torch.rand(1500, 3, generator=rng)
     positions[:4] = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0.5], [0.25, 1, 0]])
@@ -24,19 +24,19 @@ def test_the_order_is_mortons(triton_device):
     assert (codes[order].diff() >= 0).all() and codes.unique().shape[0] > 1400
 
 
-def test_neighbours_follow_each_other(triton_device):
+def test_consecutive_points_are_neighbours(triton_device):
     positions = torch.rand(4096, 3, generator=torch.Generator().manual_seed(0)).to(triton_device)
     steps = [points.diff(dim=0).norm(dim=1).mean() for points in (positions, positions[space_order(positions)])]
     assert steps[1] < 0.2 * steps[0]
 
 
-def test_what_is_outside_or_no_number_has_a_place_too(triton_device):
+def test_points_outside_the_cube_and_nan_are_sorted_too(triton_device):
     positions = torch.tensor([[0.5, 0.5, 0.5], [-3.0, 9.0, 0.1], [float("nan"), 0.2, float("inf")]]).to(triton_device)
     assert sorted(space_order(positions).tolist()) == [0, 1, 2]
     assert space_order(positions[:0]).shape == (0,)
 
 
-def test_a_function_meets_positions_in_order_and_its_results_are_where_they_were(triton_device):
+def test_a_function_gets_sorted_positions_and_its_results_are_in_the_original_order(triton_device):
     positions = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)).to(triton_device)
     met = []
     weight = torch.tensor([2.0, 3.0, 5.0], device=triton_device, requires_grad=True)
@@ -46,7 +46,7 @@ def test_a_function_meets_positions_in_order_and_its_results_are_where_they_were
     torch.testing.assert_close(weight.grad, positions.sum(0))
 
 
-def test_everything_comes_back_to_its_place():
+def test_values_return_to_the_original_order():
     rng = torch.Generator().manual_seed(0)
     values = torch.rand(50, 4, generator=rng, dtype=torch.float64).requires_grad_()
     order = torch.randperm(50, generator=rng)

@@ -1,4 +1,4 @@
-"""The NeRF: what it renders, what it learns, and the scenes that could break it."""
+"""The NeRF: rendering, training on views, and degenerate scenes."""
 
 from dataclasses import fields, replace
 
@@ -7,8 +7,8 @@ import torch
 
 from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
-from nfsd3d.generators.base import Rendering
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.base import Rendering, RenderOptions
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
 from nfsd3d.generators.nerf.sampling.sampling import intersect_cube
 
@@ -49,7 +49,7 @@ def psnr(image: torch.Tensor, target: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("shading", "prune_alpha"), [("albedo", 0.0), ("albedo", 0.01), ("lambertian", 0.0)])
-def test_learns_a_ball_from_its_views(shading: str, prune_alpha: float, rng: torch.Generator) -> None:
+def test_fits_a_ball_to_its_views(shading: str, prune_alpha: float, rng: torch.Generator) -> None:
     nerf = make_nerf(replace(SMALL, background="color", prune_alpha=prune_alpha))
     optimizer = torch.optim.Adam(
         [
@@ -63,7 +63,7 @@ def test_learns_a_ball_from_its_views(shading: str, prune_alpha: float, rng: tor
     wall = torch.full((6, 3), 0.5)
     for step in range(120):
         nerf.update(step, rng)
-        rendering = nerf.render(cameras, rng, background=wall, shading=shading, ambient=0.7)
+        rendering = nerf.render(cameras, rng, RenderOptions(background=wall, shading=shading, ambient=0.7))
         loss = (rendering.image - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -71,7 +71,7 @@ def test_learns_a_ball_from_its_views(shading: str, prune_alpha: float, rng: tor
 
     unseen = orbit(5, 24, elevation_deg=10.0, start_deg=31.0)
     with torch.no_grad():
-        rendering = nerf.render(unseen, background=wall[:5], shading=shading, ambient=0.7)
+        rendering = nerf.render(unseen, options=RenderOptions(background=wall[:5], shading=shading, ambient=0.7))
     assert psnr(rendering.image, ball_views(unseen)) > 20
     hit = (ball_views(unseen) != 0.5).any(1, keepdim=True)
     assert ((rendering.opacity > 0.5) == hit).float().mean() > 0.93
@@ -81,7 +81,7 @@ def test_learns_a_ball_from_its_views(shading: str, prune_alpha: float, rng: tor
     if prune_alpha:
         nerf.settings = replace(nerf.settings, prune_alpha=0.0)
         with torch.no_grad():
-            everything = nerf.render(unseen, background=wall[:5], shading=shading, ambient=0.7)
+            everything = nerf.render(unseen, options=RenderOptions(background=wall[:5], shading=shading, ambient=0.7))
         assert rendering.samples_per_ray < 0.8 * everything.samples_per_ray
         assert psnr(rendering.image, everything.image) > 35
 
@@ -90,7 +90,7 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
     backend = "numba" if device.type == "cpu" else "torch"
     nerf = make_nerf(backend=backend).to(device)
     cameras = orbit(3, 8).resized(10, 14)
-    rendering = nerf.render(cameras, rng, shading="lambertian")
+    rendering = nerf.render(cameras, rng, RenderOptions(shading="lambertian"))
     assert rendering.image.shape == rendering.albedo.shape == rendering.normal.shape == (3, 3, 10, 14)
     for name in ("opacity", "depth", "depth_variance", "orientation"):
         assert getattr(rendering, name).shape == (3, 1, 10, 14)
@@ -104,8 +104,10 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
-def test_kernels_render_and_train_like_torch(normals: str, fast_backend: tuple[str, torch.device]) -> None:
-    """A shaded view with everything in it, and every parameter's gradient, from one and the same field."""
+def test_kernels_render_and_give_gradients_like_the_torch_reference(
+    normals: str, fast_backend: tuple[str, torch.device]
+) -> None:
+    """Every channel of a shaded view and every parameter's gradient, from the same field."""
     backend, device = fast_backend
     found = {}
     for name in ("torch", backend):
@@ -113,7 +115,7 @@ def test_kernels_render_and_train_like_torch(normals: str, fast_backend: tuple[s
         torch.nn.init.normal_(nerf.field.encoding.table, std=0.3, generator=torch.Generator().manual_seed(1))
         nerf, rng = nerf.to(device), torch.Generator().manual_seed(5)
         nerf.update(0, rng)
-        rendering = nerf.render(orbit(2, 13), rng, shading="lambertian", normals=True)
+        rendering = nerf.render(orbit(2, 13), rng, RenderOptions(shading="lambertian", normals=True))
         assert rendering.samples_per_ray > 2
         generator = torch.Generator().manual_seed(7)
         loss = sum((value * torch.randn(value.shape, generator=generator).to(device)).sum()
@@ -134,13 +136,13 @@ def test_normals_only_when_asked() -> None:
     assert plain.normal is None
     assert plain.orientation is None
     assert plain.albedo is None
-    assert nerf.render(cameras, normals=True).normal is not None
-    assert nerf.render(cameras, normals=True).albedo is None
+    assert nerf.render(cameras, options=RenderOptions(normals=True)).normal is not None
+    assert nerf.render(cameras, options=RenderOptions(normals=True)).albedo is None
 
 
 def test_blob_faces_the_camera() -> None:
     nerf = make_nerf(replace(SMALL, density_blob_scale=200.0))
-    rendering = nerf.render(orbit(4, 9), normals=True)
+    rendering = nerf.render(orbit(4, 9), options=RenderOptions(normals=True))
     towards = orbit(4, 9).positions / 2.5
     centre = rendering.normal[:, :, 4, 4]
     assert (torch.nn.functional.normalize(centre, dim=-1) * towards).sum(-1).min() > 0.97
@@ -150,7 +152,7 @@ def test_blob_faces_the_camera() -> None:
 @pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
 def test_training_with_shading_and_normals_gives_finite_gradients(normals: str, rng: torch.Generator) -> None:
     nerf = make_nerf(replace(SMALL, normals=normals))
-    rendering = nerf.render(orbit(2, 12), rng, shading="textureless")
+    rendering = nerf.render(orbit(2, 12), rng, RenderOptions(shading="textureless"))
     loss = rendering.image.sum() + rendering.depth_variance.sum() + rendering.orientation.sum()
     (loss + rendering.depth.sum() + rendering.normal.sum()).backward()
     for name in ("encoding", "network"):
@@ -160,11 +162,11 @@ def test_training_with_shading_and_normals_gives_finite_gradients(normals: str, 
 
 
 def test_orientation_trains_normals_and_not_weights(rng: torch.Generator) -> None:
-    """With analytic normals, which carry no gradient, nothing of it is left."""
+    """Analytic normals are not differentiable, so there the penalty has no gradient."""
     for normals, moves in (("analytic", False), ("finite_difference", True)):
         nerf = make_nerf(replace(SMALL, normals=normals))
         torch.nn.init.normal_(nerf.field.encoding.table)
-        orientation = nerf.render(orbit(2, 12), rng, normals=True).orientation
+        orientation = nerf.render(orbit(2, 12), rng, RenderOptions(normals=True)).orientation
         assert orientation.max() > 1e-3
         assert orientation.requires_grad == moves
         if moves:
@@ -181,7 +183,9 @@ def test_backends_render_the_same(rng: torch.Generator) -> None:
         views = [
             images(
                 nerf.render(
-                    cameras, None if seed is None else torch.Generator().manual_seed(seed), shading="lambertian"
+                    cameras,
+                    None if seed is None else torch.Generator().manual_seed(seed),
+                    RenderOptions(shading="lambertian"),
                 )
             )
             for nerf in (reference, fast)
@@ -190,11 +194,11 @@ def test_backends_render_the_same(rng: torch.Generator) -> None:
             torch.testing.assert_close(views[1][name], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_chunks_make_no_difference() -> None:
+def test_a_view_rendered_in_chunks_is_the_whole_view() -> None:
     nerf = make_nerf(replace(SMALL, normals="analytic"))
     cameras = orbit(3, 11)
-    whole = nerf.render(cameras, shading="lambertian")
-    parts = nerf.render_in_chunks(cameras, shading="lambertian", pixels=50)
+    whole = nerf.render(cameras, options=RenderOptions(shading="lambertian"))
+    parts = nerf.render_in_chunks(cameras, RenderOptions(shading="lambertian", rays_per_chunk=50))
     for name, expected in images(whole).items():
         found = images(parts)[name]
         assert not found.requires_grad
@@ -206,12 +210,12 @@ def test_chunks_make_no_difference() -> None:
 def test_training_views_in_chunks_have_the_same_gradient(shading: str, normals: str) -> None:
     cameras, colours, replaced = orbit(3, 11), torch.rand(3, 3), torch.tensor([True, False, True])
     results = []
-    for pixels in (None, 10**6, 50):
+    for count in (None, 10**6, 50):
         nerf = make_nerf(replace(SMALL, normals=normals, max_samples=6000))
         torch.nn.init.normal_(nerf.field.encoding.table, std=0.1)
         rng = torch.Generator().manual_seed(5)
-        look = dict(background=colours, replaced=replaced, shading=shading, normals=True)
-        rendering = nerf.render(cameras, rng, **look, rays_per_chunk=pixels)
+        options = RenderOptions(colours, replaced, shading, normals=True, rays_per_chunk=count)
+        rendering = nerf.render(cameras, rng, options)
         factors = torch.Generator().manual_seed(6)
         values = {name: value for name, value in images(rendering).items() if value.requires_grad}
         sum((value * torch.randn(value.shape, generator=factors)).sum() for value in values.values()).backward()
@@ -231,7 +235,7 @@ def test_training_views_in_chunks_have_the_same_gradient(shading: str, normals: 
 @pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
 def test_chunks_keep_less_for_the_backward_pass(normals: str) -> None:
     kept = {}
-    for pixels in (None, 100):
+    for count in (None, 100):
         nerf, seen = make_nerf(replace(SMALL, normals=normals)), {}
 
         def keep(tensor: torch.Tensor, seen: dict = seen) -> torch.Tensor:
@@ -239,8 +243,8 @@ def test_chunks_keep_less_for_the_backward_pass(normals: str) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            rendering = nerf.render(orbit(2, 24), shading="lambertian", rays_per_chunk=pixels)
-        kept[pixels] = sum(seen.values())
+            rendering = nerf.render(orbit(2, 24), options=RenderOptions(shading="lambertian", rays_per_chunk=count))
+        kept[count] = sum(seen.values())
         assert rendering.image.requires_grad
     assert kept[100] < 0.1 * kept[None]
 
@@ -265,7 +269,7 @@ def test_nothing_to_see_is_background_with_zero_gradients(backend: str, backgrou
     if background == "color":
         torch.testing.assert_close(own.image, torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1).expand(2, 3, 7, 7))
     colours = torch.rand(2, 3)
-    rendering = nerf.render(cameras, rng, background=colours, shading="lambertian")
+    rendering = nerf.render(cameras, rng, RenderOptions(background=colours, shading="lambertian"))
     torch.testing.assert_close(rendering.image, colours[:, :, None, None].expand(2, 3, 7, 7))
     assert rendering.opacity.abs().max() == 0
     assert rendering.depth_variance.abs().max() == 0
@@ -279,41 +283,41 @@ def test_nothing_to_see_is_background_with_zero_gradients(backend: str, backgrou
 
 
 @pytest.mark.parametrize("background", ["learned", "color"])
-def test_some_views_keep_the_generators_own_background(background: str, rng: torch.Generator) -> None:
+def test_views_that_are_not_replaced_keep_the_scenes_own_background(background: str, rng: torch.Generator) -> None:
     nerf = make_nerf(replace(SMALL, background=background, background_color=(0.1, 0.5, 0.9)))
     cameras, colours = orbit(3, 7), torch.rand(3, 3, generator=rng)
-    own, plain = nerf.render(cameras).image, nerf.render(cameras, background=colours).image
+    own, plain = nerf.render(cameras).image, nerf.render(cameras, options=RenderOptions(background=colours)).image
     assert all(not torch.equal(a, b) for a, b in zip(own, plain, strict=True))
     for replaced in ([True, False, True], [False, True, True], [True] * 3, [False] * 3):
         mask = torch.tensor(replaced)
-        mixed = nerf.render(cameras, background=colours, replaced=mask).image
+        mixed = nerf.render(cameras, options=RenderOptions(background=colours, replaced=mask)).image
         assert torch.equal(mixed, torch.where(mask[:, None, None, None], plain, own))
 
 
-def test_a_background_that_nobody_sees_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fully_replaced_background_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     nerf, cameras, colours = make_nerf(), orbit(2, 5), torch.rand(2, 3)
     seen = []
     monkeypatch.setattr(nerf.background, "forward", lambda directions: seen.append(1) or directions.abs())
-    nerf.render(cameras, background=colours, replaced=torch.tensor([True, True]))
+    nerf.render(cameras, options=RenderOptions(background=colours, replaced=torch.tensor([True, True])))
     assert seen == []
-    nerf.render(cameras, background=colours, replaced=torch.tensor([True, False]))
+    nerf.render(cameras, options=RenderOptions(background=colours, replaced=torch.tensor([True, False])))
     assert seen == [1]
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.3, 1.2, 50.0])
 def test_cameras_inside_the_cube_and_far_away(distance: float, rng: torch.Generator) -> None:
     nerf = make_nerf()
-    rendering = nerf.render(orbit(2, 9, distance=max(distance, 1e-4)), rng, normals=True)
+    rendering = nerf.render(orbit(2, 9, distance=max(distance, 1e-4)), rng, RenderOptions(normals=True))
     rendering.image.sum().backward()
     assert all(value.isfinite().all() for value in images(rendering).values())
     assert all(parameter.grad.isfinite().all() for parameter in nerf.parameters())
 
 
-def test_dense_fog_and_a_solid_cube_stay_finite(rng: torch.Generator) -> None:
+def test_a_scene_of_low_density_everywhere_and_a_solid_cube_give_finite_gradients(rng: torch.Generator) -> None:
     for scale, opaque in ((-3.0, False), (1e4, True)):
         nerf = make_nerf(replace(SMALL, density_blob_scale=scale, density_blob_std=1e6))
         cameras = orbit(2, 9)
-        rendering = nerf.render(cameras, rng, normals=True)
+        rendering = nerf.render(cameras, rng, RenderOptions(normals=True))
         near, far = intersect_cube(cameras.rays(), 1.0)
         seen = rendering.opacity.permute(0, 2, 3, 1).reshape(-1)[far - near > 0.2]
         assert (seen > 0.99).all() == opaque

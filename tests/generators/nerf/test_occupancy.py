@@ -1,4 +1,4 @@
-"""The occupancy grid keeps what is there, forgets what is gone and never locks an empty scene."""
+"""The occupancy grid: keeps density, decays where it vanished, and stays open in an empty scene."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_axes_are_not_mixed_up(rng: torch.Generator) -> None:
     assert occupied[:, 1].min() == 0
 
 
-def test_forgets_what_has_gone_and_finds_what_is_new_after_warmup(rng: torch.Generator) -> None:
+def test_after_warmup_vanished_density_decays_and_new_density_is_found(rng: torch.Generator) -> None:
     grid = make_grid(warmup=1)
     grid.update(ball(0.3, -0.5), 0, rng)
     assert grid.occupied[distances(grid, -0.5) < 0.2].all()
@@ -71,7 +71,7 @@ def test_after_warmup_only_a_part_of_the_cells_is_evaluated(rng: torch.Generator
     assert 24**3 // 4 < seen[1] <= 24**3 // 2
 
 
-def test_an_empty_scene_stays_open(rng: torch.Generator) -> None:
+def test_an_empty_scene_stays_occupied(rng: torch.Generator) -> None:
     grid = make_grid()
     for step in range(10):
         grid.update(lambda x: torch.zeros(x.shape[0]), step, rng)
@@ -80,7 +80,7 @@ def test_an_empty_scene_stays_open(rng: torch.Generator) -> None:
     assert grid.occupied.any()
 
 
-def test_a_thin_fog_keeps_its_denser_half(rng: torch.Generator) -> None:
+def test_a_low_density_everywhere_keeps_its_denser_half(rng: torch.Generator) -> None:
     """Below the threshold everywhere, the mean of the densities decides."""
     grid = make_grid()
     grid.update(lambda x: 1e-3 * (1 + x[:, 2]), 0, rng)

@@ -50,7 +50,7 @@ def on(device: torch.device, rays: Rays) -> Rays:
 
 @pytest.mark.parametrize("jittered", [False, True])
 @pytest.mark.parametrize(("resolution", "radius"), [(16, 1.0), (17, 1.0), (23, 1.7)])
-def test_kernels_give_the_bits_of_torch(
+def test_kernels_are_bit_identical_to_torch(
     resolution: int, radius: float, jittered: bool, fast_backend: tuple[str, torch.device]
 ) -> None:
     backend, device = fast_backend
@@ -188,7 +188,7 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_input_error(monkeypatch: 
 
 
 @pytest.mark.gpu
-def test_nerfacc_finds_the_same_matter() -> None:
+def test_nerfacc_finds_the_same_samples() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if nerfacc_obstacle() is not None:

@@ -1,24 +1,24 @@
-"""Volume rendering of packed samples (NeRF, arXiv 2003.08934, eq. 3; Max 1995).
+"""Volume rendering: alpha compositing of packed samples along rays (NeRF, arXiv 2003.08934, eq. 3; Max 1995).
 
-``backend`` is the sampler's, a key of ``samplers.SAMPLERS``: ``triton`` composites in Triton too, all others in torch,
-which is the reference.
+``backend`` is the sampler's, a key of ``sampling.SAMPLERS``: ``triton`` composites with Triton kernels, all others with
+the torch reference implementation.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples
 
-# Light left on a ray, below which what follows is hidden.
+# Transmittance of a ray below which the samples behind are dropped.
 SMALLEST_TRANSMITTANCE = 1e-4
 
 
 def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torch") -> Tensor:
-    """[S] the weight of each sample in its ray's colour: T_i (1 - exp(-density_i * dt_i)).
+    """[S] each sample's weight in its ray's colour: T_i (1 - exp(-density_i * dt_i)).
 
     T_i = exp(-sum of density_j * dt_j over the ray's samples before i) is the transmittance. ``density`` [S] is in
     1/world unit. The weights of a ray sum to its opacity, at most 1.
@@ -32,26 +32,26 @@ def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torc
 
 
 def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
-    """[S] for each sample the sum of ``values`` [S] over the samples before it on its ray."""
+    """[S] per sample the sum of ``values`` [S] over the samples before it on its ray."""
     return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
 
 
 def contributing(samples: RaySamples, density: Tensor, least_density: Tensor) -> RaySamples:
-    """The samples whose ``density`` [S] is at least ``least_density`` (a scalar) and that light still reaches.
+    """The samples with a ``density`` [S] of at least ``least_density`` (a scalar) that are not hidden.
 
-    That is, before which at least `SMALLEST_TRANSMITTANCE` of it is left.
+    A sample is hidden if the transmittance in front of it is below :data:`SMALLEST_TRANSMITTANCE`.
     """
     depth = density * (samples.t_ends - samples.t_starts)
     reached = exclusive_sum(depth, samples) <= -math.log(SMALLEST_TRANSMITTANCE)
     kept = (density >= least_density) & reached
     offsets = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[samples.offsets]
-    indices = kept.nonzero()[:, 0]  # once: on a GPU this waits
+    indices = kept.nonzero()[:, 0]  # only once: synchronises with a GPU
     ray_indices, t_starts, t_ends = (x[indices] for x in (samples.ray_indices, samples.t_starts, samples.t_ends))
     return RaySamples(ray_indices, t_starts, t_ends, offsets)
 
 
 def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = None, backend: str = "torch") -> Tensor:
-    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C], times their ``weights`` [S] if given.
+    """[n_rays, C] per ray the sum of its samples' ``values`` [S,C], times their ``weights`` [S] if given.
 
     Zero for a ray without samples.
     """
@@ -66,16 +66,16 @@ def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = 
 
 class _ExclusiveSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+    def forward(ctx: Context, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
         ctx.save_for_backward(offsets, ray_indices)
-        # One running sum over all rays; float64, because each ray's own sum is a difference of two large numbers.
+        # One running sum over all rays, in float64 because each ray's sum is the difference of two large numbers.
         ends = values.double().cumsum(0)
         running = torch.nn.functional.pad(ends, (1, 0))
         return (running[:-1] - running[offsets[ray_indices]]).to(values.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None]:
         offsets, ray_indices = ctx.saved_tensors
         ends = gradient.double().cumsum(0)
         running = torch.nn.functional.pad(ends, (1, 0))
@@ -84,12 +84,12 @@ class _ExclusiveSum(torch.autograd.Function):
 
 class _SumByRay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+    def forward(ctx: Context, values: Tensor, offsets: Tensor, ray_indices: Tensor) -> Tensor:
         ctx.save_for_backward(ray_indices)
         return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, initial=0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ray_indices,) = ctx.saved_tensors
         return gradient[ray_indices], None, None

@@ -1,10 +1,8 @@
-"""Volume rendering of packed samples in Triton, for CUDA: the reference of ``compositing``, forward and backward.
+"""Volume rendering kernels in Triton, for CUDA: the formulas of ``compositing``, forward and backward.
 
-float32 or float64. Each ray's sums are its own, so that they need no more digits than the values have; no two programs
-write to one place, so that the results are the same from run to run.
+float32 or float64. Each ray is summed on its own, so that its sums need no more precision than its values. No two
+programs write to the same address, so that results are deterministic.
 """
-
-from typing import Any
 
 import torch
 import triton
@@ -12,34 +10,36 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch, power_of_two
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples
 
-# Samples of one ray that are looked at together: a ray through the shell of an object has some tens.
+# Samples of one ray that are processed together: a ray through an object's shell has a few tens.
 STEPS = 32
-# Numbers of one program of 128 threads (Triton's default, 4 warps), 4 to 8 for each, by kind of tile: enough loads on
-# their way to hide the memory's latency, few enough registers for many programs at a time.
-# The interpreter's time goes with the number of operations, whatever their size.
+# Elements of one program of 128 threads (Triton's default, 4 warps): 4 to 8 per thread, by kind of tile. That is enough
+# loads in flight to hide the memory latency, and few enough registers for many concurrent programs.
+# The interpreter's time is proportional to the number of operations, whatever their size.
 TILE = 2048 if INTERPRETED else 512
 WIDE_TILE = 4096 if INTERPRETED else 1024
-# Terms of the series of 1 - exp(-x) that are left out change nothing below SMALL.
+# Terms of the series of 1 - exp(-x): below SMALL, further terms are smaller than the rounding error.
 TERMS = {torch.float32: 5, torch.float64: 11}
 SMALL = tl.constexpr(0.1)
 
 
 def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
-    """[S] the weight of each sample in its ray's colour; see ``compositing.render_weights``.
+    """[S] each sample's weight in its ray's colour; see ``compositing.render_weights``.
 
-    Differentiable to ``density`` only. Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    Differentiable with respect to ``density`` only. Raises InputError for tensors that are not on a GPU, except in
+    Triton's interpreter.
     """
     check_device(density, "backend.sampler")
     return _RenderWeights.apply(density, samples.t_starts, samples.t_ends, samples.offsets)
 
 
 def accumulate(values: Tensor, samples: RaySamples, weights: Tensor | None = None) -> Tensor:
-    """[n_rays, C] for each ray the sum of its samples' ``values`` [S,C]; see ``compositing.accumulate``.
+    """[n_rays, C] per ray the sum of its samples' ``values`` [S,C]; see ``compositing.accumulate``.
 
-    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(values, "backend.sampler")
     return _SumByRay.apply(values, weights, samples.offsets, samples.ray_indices)
@@ -47,7 +47,7 @@ def accumulate(values: Tensor, samples: RaySamples, weights: Tensor | None = Non
 
 class _RenderWeights(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
+    def forward(ctx: Context, density: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
         density, t_starts, t_ends = density.contiguous(), t_starts.contiguous(), t_ends.contiguous()
         n_rays = offsets.shape[0] - 1
         weights, behind = torch.empty_like(density), torch.empty_like(density)
@@ -71,7 +71,7 @@ class _RenderWeights(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         t_starts, t_ends, offsets, weights, behind = ctx.saved_tensors
         n_rays = offsets.shape[0] - 1
         to_density = torch.empty_like(weights)
@@ -95,7 +95,7 @@ class _RenderWeights(torch.autograd.Function):
 
 class _SumByRay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weights: Tensor | None, offsets: Tensor, ray_indices: Tensor) -> Tensor:
+    def forward(ctx: Context, values: Tensor, weights: Tensor | None, offsets: Tensor, ray_indices: Tensor) -> Tensor:
         values = values.contiguous()
         weights = None if weights is None else weights.contiguous()
         n_rays, channels = offsets.shape[0] - 1, values.shape[1]
@@ -120,7 +120,7 @@ class _SumByRay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         values, weights, ray_indices = ctx.saved_tensors
         count, channels = values.shape
         padded = power_of_two(channels)
@@ -145,13 +145,13 @@ class _SumByRay(torch.autograd.Function):
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-# Numbers of rays and samples change from call to call: they are never compiled in ("do_not_specialize"). Samples are
-# counted in int64.
+# The numbers of rays and samples vary between calls; "do_not_specialize" avoids a compilation for each value. Samples
+# are counted in int64.
 
 
 @triton.jit
 def _bounds(offsets, ray, n_rays):  # type: ignore[no-untyped-def]
-    """[RAYS, 1] each ray's first sample and the one after its last, and how many the longest ray has."""
+    """[RAYS, 1] each ray's first sample and the one after its last, and the longest ray's number of samples."""
     begin = tl.load(offsets + ray, mask=ray < n_rays, other=0)
     end = tl.load(offsets + ray + 1, mask=ray < n_rays, other=0)
     return begin[:, None], end[:, None], tl.max(end - begin, axis=0).to(tl.int32)
@@ -159,14 +159,14 @@ def _bounds(offsets, ray, n_rays):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _optical_depth(density, t_starts, t_ends, at, inside):  # type: ignore[no-untyped-def]
-    """Density times length of the samples ``at``; zero outside."""
+    """Optical depth, density times length, of the samples ``at``; zero outside."""
     length = tl.load(t_ends + at, mask=inside, other=0.0) - tl.load(t_starts + at, mask=inside, other=0.0)
     return tl.load(density + at, mask=inside, other=0.0) * length
 
 
 @triton.jit
 def _opacity(depth, TERMS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """1 - exp(-depth), by its series where the difference would cancel."""
+    """1 - exp(-depth), by its series for small depths, where the difference would cancel."""
     is_small = tl.abs(depth) < SMALL
     small = tl.where(is_small, depth, 0.0)
     series = 1 - small * (1 / (TERMS + 1))
@@ -180,7 +180,7 @@ def _weights(  # type: ignore[no-untyped-def]
     density, t_starts, t_ends, offsets, weights, behind, n_rays,
     RAYS: tl.constexpr, STEPS: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """The weights, and for the backward pass the transmittance ``behind`` each sample."""
+    """The weights, and the transmittance ``behind`` each sample for the backward pass."""
     ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
     begin, end, longest = _bounds(offsets, ray, n_rays)
     passed = tl.zeros([RAYS], density.dtype.element_ty)
@@ -188,7 +188,7 @@ def _weights(  # type: ignore[no-untyped-def]
         at = begin + first + tl.arange(0, STEPS)[None, :]
         inside = at < end
         depth = _optical_depth(density, t_starts, t_ends, at, inside)
-        # Summed up one sample late: an inclusive sum less the sample's own depth would cancel behind opaque ones.
+        # An exclusive sum, of shifted samples: an inclusive one minus the own depth would cancel behind opaque samples.
         late = _optical_depth(density, t_starts, t_ends, at - 1, inside & (at > begin))
         before = passed[:, None] + tl.cumsum(late, axis=1)
         passed += tl.sum(late, axis=1)
@@ -201,12 +201,12 @@ def _weights_backward(  # type: ignore[no-untyped-def]
     gradient, t_starts, t_ends, offsets, weights, behind, to_density, n_rays,
     RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """A sample's depth raises its own weight by its transmittance, and lowers all later ones by themselves."""
+    """Derivatives by a sample's depth: + ``behind`` of its own weight, - w_j of each later weight w_j."""
     ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
     begin, end, longest = _bounds(offsets, ray, n_rays)
     passed = tl.zeros([RAYS], to_density.dtype.element_ty)
     for first in range(0, longest, STEPS):
-        # From the last tile back to the first; ascending within it, which lies side by side in memory.
+        # From the last tile to the first; ascending within a tile, so that loads are coalesced.
         at = end - first - STEPS + tl.arange(0, STEPS)[None, :]
         inside = at >= begin
         later = inside & (at + 1 < end)
@@ -223,8 +223,8 @@ def _sum_by_ray(  # type: ignore[no-untyped-def]
     values, weights, offsets, sums, n_rays,
     CHANNELS: tl.constexpr, PADDED: tl.constexpr, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """The samples of RAYS rays are one axis, so that channels of samples that follow each other lie side by side: of
-    two axes, Triton's versions differ in which of them lies along the threads of a warp.
+    """Sums of RAYS rays. Their samples are one axis, so that consecutive samples' channels are adjacent: Triton's
+    versions differ in which of two axes is laid along the threads of a warp.
     """
     lane = tl.arange(0, RAYS * STEPS)
     ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS

@@ -1,103 +1,23 @@
-"""Multiresolution hash encoding (Instant-NGP, arXiv 2201.05989): sizes, parameters and the choice of backend."""
+"""Multiresolution hash encoding (Instant-NGP, arXiv 2201.05989): the trainable table and the choice of backend."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.hashgrid.layout import Layout, layout_of
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
-# Spatial hash of Teschner et al. 2003, as in Instant-NGP (eq. 4).
-PRIMES = (1, 2654435761, 805459861)
-
-Interpolate = Callable[[Tensor, Tensor, "Layout"], Tensor]
-
-
-@dataclass(frozen=True)
-class HashGridSpec:
-    """Sizes of a hash grid: level l has floor(``base_resolution`` * ``growth``^l) cells along each axis.
-
-    Every grid vertex has ``features`` numbers. A level whose vertices fit into 2^``log2_entries`` entries is stored
-    densely; the vertices of finer levels share that many entries through a hash.
-    """
-
-    levels: int = 8
-    features: int = 2
-    log2_entries: int = 15
-    base_resolution: int = 8
-    growth: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Raises InputError for sizes that make no grid."""
-        for name in ("levels", "features", "log2_entries", "base_resolution"):
-            if getattr(self, name) < 1:
-                raise InputError(f"generator.encoding.{name}={getattr(self, name)}: must be at least 1")
-        if self.log2_entries > 28:
-            raise InputError(f"generator.encoding.log2_entries={self.log2_entries}: must be at most 28")
-        if self.growth < 1:
-            raise InputError(
-                f"generator.encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones"
-            )
-        if self.resolutions[-1] > 2**20:
-            raise InputError(
-                f"generator.encoding: the finest level would have {self.resolutions[-1]} cells per axis; "
-                "lower generator.encoding.growth or levels"
-            )
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Cells along each axis, for each level."""
-        return tuple(int(self.base_resolution * self.growth**level) for level in range(self.levels))
-
-    @property
-    def width(self) -> int:
-        """Length of an encoded position."""
-        return self.levels * self.features
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each level of a hash grid lies in the one table of all levels.
-
-    Tensors of length L: ``resolutions`` int64, ``offsets`` int64 (the level's first entry), ``hashed`` bool. A dense
-    level keeps vertex (i, j, k) at i + j n + k n^2 with n = resolution + 1; a hashed one at
-    (i P0 xor j P1 xor k P2) and (2^log2_entries - 1), ``entry_mask``.
-    """
-
-    resolutions: Tensor
-    offsets: Tensor
-    hashed: Tensor
-    entry_mask: int
-    total: int
-
-    def to(self, device: torch.device) -> "Layout":
-        """The same layout with its tensors on ``device``."""
-        return Layout(
-            self.resolutions.to(device), self.offsets.to(device), self.hashed.to(device), self.entry_mask, self.total
-        )
-
-
-def layout_of(spec: HashGridSpec) -> Layout:
-    """Places the levels of ``spec`` one after the other."""
-    capacity = 2**spec.log2_entries
-    vertices = [(resolution + 1) ** 3 for resolution in spec.resolutions]
-    sizes = torch.tensor([min(count, capacity) for count in vertices])
-    ends = sizes.cumsum(0)
-    return Layout(
-        resolutions=torch.tensor(spec.resolutions),
-        offsets=ends - sizes,
-        hashed=torch.tensor([count > capacity for count in vertices]),
-        entry_mask=capacity - 1,
-        total=int(ends[-1]),
-    )
+Interpolate = Callable[[Tensor, Tensor, Layout], Tensor]
+"""A backend: the features [N, L * F] of positions [N,3], a table [entries, F] and its layout."""
 
 
 class HashEncoding(nn.Module):
-    """Trilinear interpolation in a table of learnt features, at several resolutions.
+    """Trilinear interpolation in a table of trainable features, at several resolutions.
 
-    ``forward`` maps positions [N,3] in the unit cube to [N, levels * features] and is differentiable once, to the
-    table and to the positions. Beyond the cube the border cells are extrapolated.
+    ``forward`` maps positions [N,3] in the unit cube to features [N, levels * features]. It is differentiable once,
+    with respect to the table and to the positions. Positions outside the cube extrapolate the border cells.
     """
 
     def __init__(self, spec: HashGridSpec, interpolate: Interpolate) -> None:
@@ -105,7 +25,7 @@ class HashEncoding(nn.Module):
         self.width = spec.width
         self._interpolate = interpolate
         self._layout = layout_of(spec)
-        # Nearly zero, as in Instant-NGP: the network starts from a constant and hash collisions start without a bias.
+        # Near zero, as in Instant-NGP: the network starts from a constant, and hash collisions start without a bias.
         self.table = nn.Parameter(torch.empty(self._layout.total, spec.features).uniform_(-1e-4, 1e-4))
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -153,9 +73,9 @@ ENCODINGS: dict[str, Callable[[HashGridSpec], nn.Module]] = {
 
 
 def hash_encoding(spec: HashGridSpec, backend: str) -> nn.Module:
-    """The encoding of ``spec`` by a backend of ENCODINGS; all but ``tcnn`` share their ``state_dict``.
+    """The encoding of ``spec`` by a backend of ENCODINGS; all but ``tcnn`` have interchangeable ``state_dict``s.
 
-    Raises InputError for an unknown backend or one that is not there.
+    Raises InputError for an unknown backend, or one that is not installed.
     """
     if backend not in ENCODINGS:
         raise InputError(f"backend.field={backend}: unknown; choose one of {', '.join(ENCODINGS)}")

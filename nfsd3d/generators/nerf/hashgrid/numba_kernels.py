@@ -1,8 +1,13 @@
-"""Hash encoding in numba, for the CPU: the same maths as ``hashgrid_torch``, forward and backward."""
+"""Hash encoding kernels in numba, for the CPU: the formulas of ``torch_reference``, forward and backward.
+
+Two choices make them fast (docs/benchmarks.md, "Hash encoding": 64 times the speed of the reference). The forward pass
+encodes a block of points level by level, so that the block's features stay in the L1 cache. In the backward pass each
+thread owns whole levels of the table: no atomic additions, and sums have a fixed order.
+"""
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,18 +16,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nfsd3d.errors import InputError
-from nfsd3d.generators.nerf.hashgrid.encoding import PRIMES, Layout
+from nfsd3d.generators.nerf.autograd import Context
+from nfsd3d.generators.nerf.hashgrid.layout import PRIMES, Layout
 from nfsd3d.generators.nerf.launch_numba import kernel, launch
 
 UINT = np.uint32
 PRIME_Y, PRIME_Z = UINT(PRIMES[1]), UINT(PRIMES[2])
-# Points that one thread encodes at a time, level by level: their features stay in the fast cache.
+# Points that one thread encodes level by level; their features fit into the L1 cache.
 BLOCK = 1024
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
 def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
-    """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``hashgrid_torch.interpolate``.
+    """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``torch_reference.interpolate``.
 
     Raises InputError for tensors that are not on the CPU.
     """
@@ -31,9 +37,13 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
     return _Interpolate.apply(positions, table, layout)
 
 
+class _Context(Context, Protocol):
+    layout: Layout
+
+
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
         features = table.new_empty(positions.shape[0], layout.resolutions.shape[0] * table.shape[1])
         launch(_kernels(table.shape[1]).forward, positions, table, *_arguments(layout), features)
@@ -43,7 +53,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         positions, table = ctx.saved_tensors
         kernels, levels = _kernels(table.shape[1]), _arguments(ctx.layout)
         gradient = gradient.contiguous()
@@ -63,8 +73,8 @@ def _arguments(layout: Layout) -> tuple[Tensor, Tensor, Tensor, np.uint32]:
 
 @njit(inline="always")
 def _cell(coordinate, resolution):  # type: ignore[no-untyped-def]
-    """The cell of a coordinate in [0,1] and the position within it; the last cell holds its far border too."""
-    # float32 holds these integers exactly, and does not widen float32 arithmetic as numba's int64 would.
+    """The cell of a coordinate in [0,1] and the position within it; the last cell includes its far border."""
+    # float32 represents these integers exactly; numba's int64 would widen the arithmetic to float64.
     scaled = coordinate * np.float32(resolution)
     cell = min(max(np.int32(scaled), np.int32(0)), np.int32(resolution - 1))
     return UINT(cell), scaled - np.float32(cell)
@@ -74,7 +84,7 @@ def _cell(coordinate, resolution):  # type: ignore[no-untyped-def]
 def _entries(i, j, k, resolution, offset, hashed, mask):  # type: ignore[no-untyped-def]
     """The entries of a cell's 8 vertices: bit 0 of the corner's number is its x, bit 1 its y, bit 2 its z.
 
-    Unsigned, because numba tests every signed index for being negative, at half the speed.
+    Indices are unsigned: numba tests every signed index for being negative, which halves the speed.
     """
     if hashed:
         y0, z0 = UINT(j * PRIME_Y), UINT(k * PRIME_Z)
@@ -109,7 +119,7 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels(width: int) -> _Kernels:
-    """The kernels for entries of ``width`` features, a constant to the compiler so that it unrolls their loops."""
+    """The kernels for entries of ``width`` features, a compile-time constant so that the compiler unrolls the loops."""
 
     @kernel()
     def forward(positions, table, resolutions, offsets, hashed, mask, features):  # type: ignore[no-untyped-def]
@@ -133,8 +143,8 @@ def _kernels(width: int) -> _Kernels:
     def backward_table(  # type: ignore[no-untyped-def]
         positions, resolutions, offsets, hashed, mask, workers, gradient, to_table
     ):
-        # One thread owns a level's entries, so that no two add to the same one, and sums come in a fixed order. Each
-        # takes every workers-th level: coarse levels, which stay in the cache, are faster than fine ones.
+        # One thread owns a level's entries: no two threads add to the same entry, and sums have a fixed order.
+        # Threads take every workers-th level: coarse levels, which stay in the cache, are faster than fine ones.
         for worker in prange(workers):
             for level in range(worker, resolutions.shape[0], workers):
                 resolution, offset, is_hashed = resolutions[level], offsets[level], hashed[level]

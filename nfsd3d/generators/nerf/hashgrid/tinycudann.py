@@ -1,18 +1,18 @@
-"""The hash encoding of tiny-cuda-nn (the only file that imports tinycudann)."""
+"""tiny-cuda-nn's hash encoding, behind the interface of ``HashEncoding`` (the only file that imports tinycudann)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 
 class TcnnHashEncoding(nn.Module):
-    """tiny-cuda-nn's hash grid in float32: the same family of encodings, not the same numbers.
+    """tiny-cuda-nn's hash grid in float32: the same family of encodings, with different values.
 
-    Its grid of level l has ceil(base * growth^l - 1) cells, shifted by half a cell, and its own order of entries, so
-    that checkpoints do not move between this and the other backends.
+    Its level l has ceil(base * growth^l - 1) cells, shifted by half a cell, and its own order of entries. Checkpoints
+    are therefore not interchangeable between this and the other backends.
     """
 
     def __init__(self, spec: HashGridSpec) -> None:
@@ -41,6 +41,6 @@ class TcnnHashEncoding(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """[N, levels * features] for positions [N,3] in [0,1] on a CUDA device."""
         if not len(positions):
-            # tiny-cuda-nn would leave the gradient of its tables unwritten, whatever lies there in memory.
+            # For no positions tiny-cuda-nn leaves the gradient of its table uninitialised.
             return self.grid(F.pad(positions, (0, 0, 0, 1)))[:0]
         return self.grid(positions)

@@ -1,16 +1,16 @@
-"""Hash encoding in plain torch: the reference that the kernels are compared with."""
+"""Hash encoding in plain torch: the reference implementation that tests compare the kernels with."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.generators.nerf.hashgrid.encoding import PRIMES, Layout
+from nfsd3d.generators.nerf.hashgrid.layout import PRIMES, Layout
 
 
 def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
     """[N, L * F] trilinear interpolation (arXiv 2201.05989, section 3) at positions [N,3] in the unit cube.
 
-    Differentiable to ``table`` [entries, F] and to ``positions``; any device, float32 or float64.
+    Differentiable with respect to ``table`` [entries, F] and ``positions``; any device, float32 or float64.
     """
     entries, weights = corners(positions, layout)
     features = F.embedding_bag(entries.reshape(-1, 8), table, per_sample_weights=weights.reshape(-1, 8), mode="sum")
@@ -21,7 +21,7 @@ def corners(positions: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The table entries [N,L,8] of the 8 vertices around each position at each level, and their weights [N,L,8]."""
     resolutions = layout.resolutions[:, None]
     scaled = positions[:, None, :] * resolutions.to(positions.dtype)
-    # The last cell also holds its far border, and positions beyond it.
+    # The last cell includes its far border and extrapolates positions outside the cube.
     cells = scaled.detach().floor().long().clamp(min=0).minimum(resolutions - 1)
     fractions = scaled - cells
 

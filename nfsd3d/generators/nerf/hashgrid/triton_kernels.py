@@ -1,10 +1,15 @@
-"""Hash encoding in Triton, for CUDA: the same maths as ``hashgrid_torch``, forward and backward.
+"""Hash encoding kernels in Triton, for CUDA: the formulas of ``torch_reference``, forward and backward.
 
-float32 or float64. The sums of the backward pass to the table come in no fixed order, so that its last bits change
-from run to run; everything else is deterministic.
+float32 or float64. The gradient with respect to the table is a sum of atomic additions in no fixed order, so that its
+last bits differ from run to run. Everything else is deterministic.
+
+Design note. Problem: the backward pass adds 8 values per point and level to the table, and thousands of threads add to
+the same entries of coarse levels at once; these atomic additions serialise. Idea: one thread processes RUN consecutive
+points, which are neighbours in space (see ``morton_triton``), and adds their gradients up in a register while they stay
+in one cell. Measured: see RUN, and docs/benchmarks.md, "Stable Diffusion on a GPU", kernels.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import triton
@@ -12,44 +17,49 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nfsd3d.generators.nerf.hashgrid.encoding import PRIMES, Layout
+from nfsd3d.generators.nerf.autograd import Context
+from nfsd3d.generators.nerf.hashgrid.layout import PRIMES, Layout
 from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch, power_of_two
 
 PRIME_Y, PRIME_Z = tl.constexpr(PRIMES[1]), tl.constexpr(PRIMES[2])
 
-# Numbers of a feature tile in one program of 128 threads (Triton's default, 4 warps): each thread has 4 numbers of 8
-# corners on their way from memory, which hides its latency, in few enough registers (40 to 64 with 2 features, compiled
+# Elements of a feature tile in one program of 128 threads (Triton's default, 4 warps). Each thread has 4 elements of 8
+# corners in flight, which hides the memory latency. It needs few enough registers (40 to 64 with 2 features, compiled
 # for sm_90) for an SM to hold 1,000 to 1,600 threads.
-# The interpreter's time goes with the number of operations, whatever their size.
+# The interpreter's time is proportional to the number of operations, whatever their size.
 TILE = 4096 if INTERPRETED else 512
-# Points that follow each other, neighbours in space (see ``space_order_triton``) or on a ray, whose gradients one
-# thread adds up for as long as they stay in one cell: hardly one in 32 atomic additions to the few and much wanted
-# entries of coarse levels is left; fine levels, where nobody queues, keep theirs. Measured on an H100 with the samples
-# of a view of 512 pixels: 4.3 ms for runs of 32 points, 4.5 for 16, 5.2 for 8, 6.9 for 4.
+# Consecutive points, neighbours in space (see ``morton_triton``) or on a ray, whose gradients one thread adds up while
+# they stay in one cell. On coarse levels, whose few entries are contended, this leaves about 1 in 32 atomic additions;
+# fine levels have little contention and keep most of theirs. Measured on an H100 with the samples of a view of 512
+# pixels: 4.3 ms for runs of 32 points, 4.5 for 16, 5.2 for 8, 6.9 for 4.
 RUN = 32
 
 
 def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
-    """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``hashgrid_torch.interpolate``.
+    """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``torch_reference.interpolate``.
 
-    The result lies feature by feature in memory (strides 1, N), as the kernels write it and matrix products read it.
+    The result is stored feature by feature (strides 1, N): the kernels write and matrix products read it in this order.
 
-    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(positions, "backend.field")
     return _Interpolate.apply(positions, table, layout)
 
 
+class _Context(Context, Protocol):
+    layout: Layout
+
+
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
         count, levels, width = positions.shape[0], layout.resolutions.shape[0], table.shape[1]
-        # In the table's type under autocast too: the network's first layer rounds, as it does the reference's output.
+        # In the table's type under autocast too; the network's first layer then rounds it, as with the reference.
         features = table.new_empty_strided((count, levels * width), (1, max(count, 1)))
         padded = power_of_two(width)
         block = max(TILE // padded, 1)
-        # Levels last: the programs of one level run together, and its part of the table stays in the L2 cache.
+        # Levels are the slow axis: the programs of one level run together, and its entries stay in the L2 cache.
         launch(
             _forward,
             (triton.cdiv(count, block), levels),
@@ -68,7 +78,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         positions, table = ctx.saved_tensors
         count, levels, width = positions.shape[0], ctx.layout.resolutions.shape[0], table.shape[1]
         padded = power_of_two(width)
@@ -116,13 +126,13 @@ def _arguments(layout: Layout) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
-# Numbers of points and strides change from call to call: they are never compiled in ("do_not_specialize"). Products
-# that may exceed 2^31 (points times features, entries times features) are int64.
+# The number of points and the strides vary between calls; "do_not_specialize" avoids a compilation for each value.
+# Products that may exceed 2^31 (points times features, entries times features) are int64.
 
 
 @triton.jit
 def _level(level, resolutions, offsets, hashed):  # type: ignore[no-untyped-def]
-    """Resolution, first entry, whether hashed, and what a vertex' y and z are multiplied with for its entry."""
+    """Resolution, first entry, whether hashed, and the factors of a vertex's y and z in its entry's index."""
     resolution = tl.load(resolutions + level).to(tl.int32)
     is_hashed = tl.load(hashed + level)
     side = (resolution + 1).to(tl.uint32)
@@ -133,9 +143,9 @@ def _level(level, resolutions, offsets, hashed):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _cell(coordinate, resolution):  # type: ignore[no-untyped-def]
-    """The cell of a coordinate in [0,1] and the position within it; the last cell holds its far border too.
+    """The cell of a coordinate in [0,1] and the position within it; the last cell includes its far border.
 
-    Not NaN is compared, so that a NaN, which no integer can hold, becomes cell 0 and stays NaN in the position.
+    Comparisons with NaN are false here: a NaN gets cell 0, and stays NaN in the position.
     """
     cells = resolution.to(coordinate.dtype)
     scaled = coordinate * cells
@@ -155,9 +165,9 @@ def _cells(positions, n, inside, resolution):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _entry(i, j, k, corner, is_hashed, times_y, times_z, mask):  # type: ignore[no-untyped-def]
-    """A vertex' entry, counted from its level's first: bit 0 of ``corner`` is its x, bit 1 its y, bit 2 its z.
+    """A vertex's entry, relative to its level's first: bit 0 of ``corner`` is its x, bit 1 its y, bit 2 its z.
 
-    uint32, which wraps as the hash wants; the vertices of a dense level are fewer than 2^32.
+    uint32 wraps around, as the hash requires; a dense level has fewer than 2^32 vertices.
     """
     i = i + (corner & 1)
     j = (j + ((corner >> 1) & 1)) * times_y
@@ -201,9 +211,9 @@ def _backward_table(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Each of RUNS runs of STEPS points adds to the table when its cell changes, and at its end.
 
-    The 8 corners of a run are threads that lie side by side: those of neighbours along x, which share 32 bytes of
-    memory on dense levels and every second time on hashed ones, travel together. (One axis holds runs and corners:
-    of two, Triton's versions differ in which lies side by side.)
+    The 8 corners of a run are adjacent threads, so that additions to neighbours along x are coalesced: they share 32
+    bytes of memory on dense levels, and every second time on hashed ones. Runs and corners share one tensor axis,
+    because Triton's versions differ in which of two axes is laid along the threads of a warp.
     """
     level = tl.program_id(1)
     resolution, offset, is_hashed, times_y, times_z = _level(level, resolutions, offsets, hashed)
@@ -237,7 +247,7 @@ def _backward_positions(  # type: ignore[no-untyped-def]
     positions, table, resolutions, offsets, hashed, mask, gradient, by_point, by_feature, to_positions, count, levels,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """All levels of a block of points in one program, which writes each sum once."""
+    """All levels of a block of points in one program, which writes each gradient once."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     feature = tl.arange(0, PADDED)[None, :]
     inside = n < count

@@ -1,6 +1,5 @@
-"""Ray marching by nerfacc's CUDA kernel (the only file that imports its CUDA part)."""
+"""Ray marching with nerfacc's CUDA kernels (the only file that imports them)."""
 
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -8,14 +7,14 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.generators.nerf.sampling.sampling import Lines
+from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
 
 @cache
 def nerfacc_obstacle() -> str | None:
-    """Why nerfacc's CUDA kernels cannot be used, in a few words; None when they can.
+    """Why nerfacc's CUDA kernels cannot be used, in one line; None when they can.
 
-    It compiles them when they are first asked for, which takes minutes, and says in many ways that it could not.
+    nerfacc compiles them on first use, which takes minutes; a failure raises exceptions of many types.
     """
     try:
         from nerfacc.cuda._backend import _C
@@ -34,10 +33,8 @@ def check_nerfacc() -> None:
         )
 
 
-def march_nerfacc(
-    lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
-    """The samples that ``nerfacc.traverse_grids`` finds; see ``samplers.March``.
+def march_nerfacc(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
+    """The samples of ``nerfacc.traverse_grids``; implements ``types.March``.
 
     Raises InputError where nerfacc is not installed or its CUDA kernels cannot be used.
     """
@@ -56,11 +53,11 @@ def march_nerfacc(
         lines.directions,
         occupancy.occupied[None],
         aabbs,
-        # nerfacc's intervals start at the near plane; ours have their first middle ``shift`` steps behind it.
+        # nerfacc's first interval starts at the near plane; our first middle is ``shift`` steps behind it.
         near_planes=lines.near + (lines.shift - 0.5) * step,
         far_planes=lines.far,
         step_size=step,
     )
-    # Of each ray, packed_info [R,2] has its first sample and how many there are.
+    # packed_info [R,2] holds each ray's first sample and its number of samples.
     offsets = torch.nn.functional.pad(samples.packed_info[:, 1].cumsum(0), (1, 0))
     return offsets, lambda total: (samples.ray_indices, samples.vals)

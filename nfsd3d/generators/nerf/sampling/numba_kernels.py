@@ -1,7 +1,6 @@
-"""Ray marching through the occupancy grid in numba, for the CPU; the same bits as ``samplers.march_torch``."""
+"""Ray marching through the occupancy grid in numba, for the CPU; bit-identical to ``sampling.march_torch``."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,13 +10,11 @@ from torch import Tensor
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.launch_numba import kernel, launch
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.generators.nerf.sampling.sampling import Lines
+from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
 
-def march_numba(
-    lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
-    """Counts the samples of every ray, then fills them in; see ``samplers.March``.
+def march_numba(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
+    """Counts the samples of every ray, then writes them; implements ``types.March``.
 
     Raises InputError for tensors that are not on the CPU.
     """

@@ -1,7 +1,7 @@
-"""Where along each ray the field is evaluated: steps of equal length through the occupied cells.
+"""Ray marching: samples at equal steps along each ray, in occupied cells only (packed samples, as in nerfacc).
 
-The torch functions here are the reference; ``samplers_numba`` and ``samplers_triton`` give the same bits faster, on a
-CPU and on a GPU.
+``march_torch`` is the reference implementation. ``numba_kernels`` and ``triton_kernels`` give the same bits faster, on
+a CPU and on a GPU.
 """
 
 import math
@@ -15,14 +15,15 @@ from nfsd3d.cameras import Rays
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+from nfsd3d.generators.nerf.sampling.types import Fill, Lines, March
 
-# Candidates (rays x steps) that the torch reference looks at together, which bounds its memory.
+# Candidates (rays x steps) that the torch reference tests together; bounds its memory.
 CHUNK = 2**22
 
 
 @dataclass(frozen=True)
 class RaySamples:
-    """S intervals on ``n_rays`` rays, packed: sorted by ray, then by depth; a ray may have none.
+    """S intervals on ``n_rays`` rays, packed: sorted by ray, then by depth. A ray may have none.
 
     ``ray_indices`` [S] int64; ``t_starts``, ``t_ends`` [S] distances from the rays' origins in world units;
     ``offsets`` [n_rays + 1] int64: the samples of ray r are ``offsets[r]:offsets[r + 1]``.
@@ -35,7 +36,7 @@ class RaySamples:
 
     @property
     def n_rays(self) -> int:
-        """Number of rays, those without samples too."""
+        """Number of rays, including those without samples."""
         return self.offsets.shape[0] - 1
 
     @property
@@ -45,39 +46,18 @@ class RaySamples:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them."""
+        """All its tensors."""
         return self.ray_indices, self.t_starts, self.t_ends, self.offsets
 
     def positions(self, rays: Rays) -> Tensor:
-        """[S,3] middles of the intervals in the world."""
+        """[S,3] world positions of the intervals' middles."""
         origins, directions = rays.origins[self.ray_indices], rays.directions[self.ray_indices]
         return origins + directions * self.t_mids[:, None]
 
 
 def step_length(radius: float, samples_per_ray: int) -> float:
-    """World units between samples: the cube's diagonal holds ``samples_per_ray`` of them."""
+    """World units between samples, if the cube's diagonal has ``samples_per_ray`` of them."""
     return 2 * math.sqrt(3) * radius / samples_per_ray
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Rays with the part of each that lies in the cube, and where on it the first sample falls.
-
-    ``near``, ``far`` [R] distances of entry (0 when the ray starts inside) and exit; a ray that misses has far <=
-    near. ``shift`` [R] in (0,1]: the first sample lies ``shift`` steps behind ``near``.
-    """
-
-    origins: Tensor
-    directions: Tensor
-    near: Tensor
-    far: Tensor
-    shift: Tensor
-
-
-# A sampler's two passes: the offsets [R + 1] of the packed samples, and a function that, given the last of them as a
-# number S (which is read from a GPU once, because reading waits), gives their ray indices [S] int64 and middles [S].
-# The first alone is enough to see that the step has to grow.
-March = Callable[[Lines, float, OccupancyGrid], tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]]
 
 
 def sample_rays(
@@ -91,12 +71,12 @@ def sample_rays(
 ) -> RaySamples:
     """The intervals of ``step_size`` world units whose middles lie in occupied cells.
 
-    Each ray starts with half a step, or with a random part of one drawn from ``jitter`` (a generator on the CPU).
-    At most ``max_samples`` samples come back: for a view with more of them the step is made longer for all rays, so
-    that none is cut off.
+    The first sample of a ray is half a step inside the cube, or a random part of one, drawn from ``jitter`` (a
+    generator on the CPU). At most ``max_samples`` samples are returned: if there were more, the step is lengthened for
+    all rays, so that no ray is truncated.
 
-    Raises InputError for an unknown or absent ``backend`` (a key of SAMPLERS), and where ``max_samples`` leaves
-    fewer than two steps across the cube.
+    Raises InputError for an unknown ``backend`` (the keys of SAMPLERS) or one that is not installed, and if
+    ``max_samples`` leaves fewer than two steps across the cube.
     """
     if backend not in SAMPLERS:
         raise InputError(f"backend.sampler={backend}: unknown; choose one of {', '.join(SAMPLERS)}")
@@ -124,18 +104,16 @@ def sample_rays(
 
 
 def intersect_cube(rays: Rays, radius: float) -> tuple[Tensor, Tensor]:
-    """Distances [R] at which rays enter (at least 0) and leave the cube [-radius, radius]^3; far <= near: a miss."""
-    # A ray along a face crosses its planes far away rather than at 0/0.
+    """Distances [R] at which rays enter (at least 0) and leave the cube [-radius, radius]^3; a miss has far <= near."""
+    # A ray parallel to a face crosses its plane far away, instead of at 0/0.
     directions = torch.where(rays.directions.abs() < 1e-9, 1e-9, rays.directions)
     low, high = (-radius - rays.origins) / directions, (radius - rays.origins) / directions
     near = torch.minimum(low, high).amax(-1).clamp(min=0)
     return near, torch.maximum(low, high).amin(-1)
 
 
-def march_torch(
-    lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
-    """The reference: every candidate of every ray, then those in occupied cells."""
+def march_torch(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
+    """The reference implementation of :data:`March`: tests every candidate of every ray."""
     n_rays = lines.near.shape[0]
     span = float((lines.far - lines.near).max()) if n_rays else 0.0
     candidates = torch.arange(max(math.ceil(span / step) + 1, 1), device=lines.near.device)
@@ -155,7 +133,7 @@ def march_torch(
 
 
 def is_occupied(points: Tensor, occupancy: OccupancyGrid) -> Tensor:
-    """Bool [...] whether ``points`` [...,3] (world) lie in occupied cells; beyond the cube its border cells count."""
+    """[...] bool: whether world ``points`` [...,3] lie in occupied cells; outside the cube the border cells count."""
     resolution = occupancy.resolution
     cells = (points * (resolution / (2 * occupancy.radius)) + resolution / 2).floor().long().clamp(0, resolution - 1)
     i, j, k = cells.unbind(-1)

@@ -1,10 +1,8 @@
-"""Ray marching through the occupancy grid in Triton, for CUDA; the same bits as ``samplers.march_torch``.
+"""Ray marching through the occupancy grid in Triton, for CUDA; bit-identical to ``sampling.march_torch``.
 
-The bits can be promised because every product and sum is rounded as it is written (``kernels_triton.launch`` forbids
-fused multiply-adds), as torch's separate operations round them on the same device.
+The bits agree because ``launch_triton.launch`` disables fused multiply-adds: every product and every sum is rounded on
+its own, as by torch's separate operations on the same device.
 """
-
-from collections.abc import Callable
 
 import torch
 import triton
@@ -13,21 +11,19 @@ from torch import Tensor
 
 from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.generators.nerf.sampling.sampling import Lines
+from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
-# Rays of one program and candidates that it looks at together on each: a warp per 32 candidates of one ray, so that
-# what it writes lies side by side; neighbouring rays, which cross the cube about as long, so that few wait for others.
-# The interpreter's time goes with the number of operations, whatever their size.
+# Rays of one program, and candidates that it tests together on each. A warp takes 32 candidates of one ray, so that
+# its writes are coalesced. A program's rays are neighbours and have similar lengths in the cube, so few lanes idle.
+# The interpreter's time is proportional to the number of operations, whatever their size.
 RAYS = 512 if INTERPRETED else 16
 STEPS = 32
 
 
-def march_triton(
-    lines: Lines, step: float, occupancy: OccupancyGrid
-) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
-    """Counts the samples of every ray, then fills them in; see ``samplers.March``. Waits for nobody.
+def march_triton(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
+    """Counts the samples of every ray, then writes them; implements ``types.March`` without host synchronisation.
 
-    Raises InputError for tensors that are not on a GPU, unless Triton interprets.
+    Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(lines.near, "backend.sampler")
     n_rays, resolution = lines.near.shape[0], occupancy.resolution
@@ -57,13 +53,13 @@ def march_triton(
     return offsets, fill
 
 
-# A tile of RAYS times STEPS candidates has one axis, with the steps of a ray side by side: of two axes, Triton's
-# versions differ in which of them lies along the threads of a warp.
+# A tile of RAYS times STEPS candidates is one axis, with the steps of a ray adjacent: Triton's versions differ in which
+# of two axes is laid along the threads of a warp.
 
 
 @triton.jit
 def _rays_of(lane, n_rays, RAYS: tl.constexpr, STEPS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The ray of each candidate of this program, and whether there is one."""
+    """The ray of each candidate of this program, and whether it exists."""
     ray = tl.program_id(0).to(tl.int64) * RAYS + lane // STEPS
     return ray, ray < n_rays
 
@@ -77,7 +73,7 @@ def _axis(origins, directions, ray, inside, axis):  # type: ignore[no-untyped-de
 
 @triton.jit
 def _span(near, far, shift, step, ray, inside):  # type: ignore[no-untyped-def]
-    """Entry, exit and first step of the rays, and how many candidates the longest has, at least."""
+    """Entry, exit and shift of the rays, and an upper bound on the candidates of the longest one."""
     begin = tl.load(near + ray, mask=inside, other=0.0)
     end = tl.load(far + ray, mask=inside, other=0.0)
     candidates = (end - begin) / step
@@ -87,9 +83,9 @@ def _span(near, far, shift, step, ray, inside):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _cell(origin, direction, t, scale, half, resolution):  # type: ignore[no-untyped-def]
-    """The cell along one axis of a point of the ray; beyond the cube the border's."""
+    """The cell along one axis of a point of the ray; outside the cube, the border cell."""
     cell = tl.floor((origin + t * direction) * scale + half)
-    # In this form a NaN, which no integer can hold, becomes cell 0.
+    # Comparisons with NaN are false: a NaN gets cell 0.
     cell = tl.where(cell > 0, cell, 0.0)
     return tl.where(cell < resolution - 1, cell, resolution - 1.0).to(tl.int32)
 
@@ -123,7 +119,7 @@ def _fill(  # type: ignore[no-untyped-def]
     origins, directions, near, far, shift, step, occupied, scale, half, resolution, n_rays, offsets, ray_indices,
     t_mids, RAYS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """What ``_count`` does, but the samples are written, each ray's from its offset on."""
+    """As ``_count``, but writes the samples, each ray's from its offset on."""
     lane = tl.arange(0, RAYS * STEPS)
     ray, inside = _rays_of(lane, n_rays, RAYS, STEPS)
     x, to_x = _axis(origins, directions, ray, inside, 0)

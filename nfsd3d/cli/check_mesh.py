@@ -1,0 +1,100 @@
+"""``nfsd3d check-mesh RUN_DIR``: compares exported meshes with the NeRF's views and opens them in other programs."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nfsd3d.cli.options import plain
+from nfsd3d.errors import InputError
+from nfsd3d.runs.files import write_json
+
+TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
+LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
+"""Least mean PSNR in dB, and silhouette IoU, between views of the mesh and of the NeRF."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints one line of JSON per run; returns 0, or 1 if a mesh is open, unlike the NeRF, or invalid.
+
+    Raises:
+        InputError: no run or no mesh, or a program that is not installed.
+    """
+    options = _parser().parse_args(argv)
+    if not options.run_dirs and not options.install:
+        raise InputError("RUN_DIR: give one or several, or --install")
+    from nfsd3d.evaluate import mesh_files
+
+    if options.install:
+        mesh_files.install_npm_packages(options.tools)
+    elif (options.validator or options.browser) and not options.tools.is_dir():
+        raise InputError(f"--tools {options.tools}: no such folder; add --install, which puts the npm packages there")
+    options.output.mkdir(parents=True, exist_ok=True)
+    names = mesh_files.picture_names(options.run_dirs)
+    results = [
+        _check(run_dir, options.output / name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)
+    ]
+    if options.json is not None:
+        write_json(options.json, results)
+    return 0 if all(result["ok"] for result in results) else 1
+
+
+def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, object]:
+    """The findings about one run's mesh, for JSON; the files of its images begin with ``name``."""
+    from nfsd3d.api import load_run
+    from nfsd3d.evaluate import mesh_files
+    from nfsd3d.train.build import viewing_cameras
+    from nfsd3d.visualize.image_grid import write_png
+
+    run = load_run(run_dir)
+    glb = mesh_files.find_glb(options.folder or run_dir / "mesh")
+    shape = mesh_files.check_shape(glb)
+    result: dict[str, object] = {"run": str(run_dir), "shape": shape}
+    cameras = viewing_cameras(run.config, 8, 256)
+    agreement, picture = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
+    write_png(name.with_name(f"{name.name}-views.png"), picture)
+    result["views"] = {key: round(value, 4) for key, value in asdict(agreement).items()}
+    ok = shape["watertight"] and shape["consistent"] and shape["volume"] > 0
+    ok = ok and agreement.psnr >= LEAST_PSNR and agreement.silhouette_iou >= LEAST_SILHOUETTE_IOU
+    if options.validator:
+        result["validator"] = report = mesh_files.validate_glb(glb, options.tools)
+        ok = ok and report["errors"] == report["warnings"] == 0
+    if options.browser:
+        picture_path = name.with_name(f"{name.name}-three.png")
+        psnr = mesh_files.three_picture(glb, picture_path, options.tools, options.chromium)
+        result["three_psnr"] = round(psnr, 2)
+    if options.browser and (run_dir / "report.html").exists():
+        picture_path = name.with_name(f"{name.name}-report.png")
+        mesh_files.page_picture(run_dir / "report.html", picture_path, options.chromium, (1100, 2600))
+    if options.blender is not None:
+        picture_path = name.with_name(f"{name.name}-blender.png")
+        result["blender"] = mesh_files.blender_picture(glb, picture_path, options.blender)
+    result["ok"] = ok
+    result = plain(result)  # equal images have a PSNR of infinity, which JSON lacks
+    print(json.dumps(result, allow_nan=False), flush=True)
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfsd3d check-mesh",
+        description="Reload each run's mesh/model.glb and compare it with the NeRF's own views; optionally open it in "
+        "Khronos' glTF validator, in three.js in a browser, and in Blender.",
+    )
+    parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="folder of model.glb (default: RUN_DIR/mesh)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("outputs/mesh-checks"), help="folder for images"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results as JSON")
+    parser.add_argument("--validator", action="store_true", help="run the npm package gltf-validator")
+    parser.add_argument(
+        "--browser", action="store_true", help="render with three.js and take a screenshot of report.html"
+    )
+    parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium", help="the browser's executable")
+    parser.add_argument("--blender", type=Path, metavar="PYTHON", help="render with Blender: a Python that has bpy")
+    parser.add_argument("--tools", type=Path, metavar="DIR", default=TOOLS, help="folder of the npm packages")
+    parser.add_argument("--install", action="store_true", help="install the npm packages into --tools first")
+    return parser

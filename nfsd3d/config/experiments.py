@@ -1,0 +1,88 @@
+"""Finds experiment files: the project's in ``configs/``, a user's own anywhere, and the ``config.yaml`` of runs."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from nfsd3d.config.errors import did_you_mean
+from nfsd3d.errors import InputError
+
+_GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
+
+
+def config_root() -> Path:
+    """The folder of the project's YAML files, in a checkout as in an installed wheel."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def choices_of(group: str, folder: Path | None = None) -> list[str]:
+    """The choices of a group that ``folder`` (default: the project's) has files for."""
+    return sorted(path.stem for path in (folder or config_root()).glob(f"{group}/*.yaml"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A primary YAML file: one with a defaults list, or a run's fully ``resolved`` ``config.yaml``.
+
+    ``path`` is absolute. ``label`` names run directories: the file's stem, or the method of a resolved one.
+    """
+
+    path: Path
+    resolved: bool
+    label: str
+
+
+def find_experiment(name_or_path: str | Path) -> Experiment:
+    """The experiment file that ``nfsd``, ``configs/nfsd.yaml`` or any path means.
+
+    A YAML file at that path, from the current folder, comes first. Else the name, with or without ``configs/`` and
+    ``.yaml``, means one of the project's own, so that the documented commands work from any folder.
+
+    Raises:
+        InputError: no such file (the nearest ones are named), or not a YAML mapping.
+    """
+    text = str(name_or_path)
+    given = Path(os.path.expanduser(text))
+    name = given.relative_to("configs") if given.parts[:1] == ("configs",) else given
+    own = config_root() / (name if name.suffix or not name.name else name.with_name(f"{name.name}.yaml"))
+    # Not Path.is_file, which raises for what cannot be a file (a name too long, a folder that may not be read).
+    found = [path for path in (given, own) if os.path.isfile(path)]
+    if not found:
+        names = sorted(path.name for path in config_root().glob("*.yaml"))
+        near = did_you_mean(Path(text).with_suffix(".yaml").name, names) if Path(text).name else ""
+        raise InputError(
+            f"--config {text}: no such file{near}; there are {listed(f'configs/{name}' for name in names)}"
+        )
+    # A file called nfsd, such as a folder's own program, does not hide the experiment of that name.
+    path = next((path for path in found if path.suffix == ".yaml"), found[0])
+    if path.suffix != ".yaml":
+        raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {text}: cannot be read as YAML: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {text}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
+    if "defaults" in content:
+        return Experiment(path.resolve(), resolved=False, label=path.stem)
+    method = content["distill"].get("method") if isinstance(content.get("distill"), dict) else None
+    if not isinstance(method, str) or not content.keys() >= _GROUPS_OF_A_RUN:
+        raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
+    return Experiment(path.resolve(), resolved=True, label=method)
+
+
+def one_line(error: Exception) -> str:
+    """The first lines of a library's message as one."""
+    message = str(error).partition("Config search path")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300]
+
+
+def listed(names: Iterable[object]) -> str:
+    """The names, separated by commas."""
+    return ", ".join(str(name) for name in names)

@@ -1,0 +1,82 @@
+"""What the training loop trains: a generator, its optimiser, and the loss of a step."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+
+from nfsd3d.config.schema import Config
+from nfsd3d.generators.base import ImageGenerator
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.runs.checkpoints import Learner
+from nfsd3d.train.build import Parts
+from nfsd3d.train.compilation import release_compiled
+from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
+from nfsd3d.train.plan import StepPlan
+from nfsd3d.train.previews import preview
+from nfsd3d.train.step import StepResult, step_loss
+from nfsd3d.visualize.images import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """What is trained; checkpoints keep the state of ``generator``, ``optimizer``, ``rng`` and ``lora``.
+
+    ``lora`` is VSD's LoRA network, which trains beside the generator. ``chunks`` are the chunk sizes that a step starts
+    with.
+    """
+
+    generator: NeRF | ImageGenerator
+    optimizer: torch.optim.Optimizer
+    rng: torch.Generator
+    lora: Learner | None = None
+    chunks: ChunkSizes = field(default_factory=ChunkSizes)
+
+    @abstractmethod
+    def step(self, plan: StepPlan) -> StepResult:
+        """The loss of a step; draws from ``rng``, and changes no other state, so that it can be repeated.
+
+        The LoRA network gets its gradient.
+        """
+
+    @abstractmethod
+    def preview(self) -> Image:
+        """An image grid of the generator's present state."""
+
+    @abstractmethod
+    def release_compiled(self) -> None:
+        """Frees what torch.compile took; later steps run uncompiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreDistillation(Task):
+    """Training by score distillation; final."""
+
+    config: Config
+    parts: Parts
+
+    @classmethod
+    def of(cls, config: Config, parts: Parts) -> "ScoreDistillation":
+        """The task of a run with these parts, with the configured chunk sizes."""
+        return cls(
+            generator=parts.generator,
+            optimizer=parts.optimizer,
+            rng=parts.rng,
+            lora=parts.distillation.lora,
+            chunks=configured_chunks(config.machine),
+            config=config,
+            parts=parts,
+        )
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """See :func:`nfsd3d.train.step.step_loss`."""
+        own = self.parts
+        return step_loss(own.generator, own.prior, own.bank, own.distillation, own.ranges, plan, own.rng, own.source)
+
+    def preview(self) -> Image:
+        """Views of the scene, or all images."""
+        return preview(self.config, self.parts.generator, self.parts.prior)
+
+    def release_compiled(self) -> None:
+        """Frees the compiled networks and their CUDA graphs."""
+        release_compiled(self.parts.prior)

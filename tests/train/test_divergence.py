@@ -1,0 +1,49 @@
+"""Divergence: when a run is stopped."""
+
+import math
+
+import pytest
+
+from nfsd3d.train.divergence import Limits, Watchdog
+
+LIMITS = Limits(first_step=20, window=10, opacity_below=0.01, opacity_above=0.99)
+
+
+def first_reason(opacities, limits=LIMITS, every=1):
+    watchdog = Watchdog(limits)
+    for step, opacity in enumerate(opacities):
+        reason = watchdog.observe(step, opacity, 1.0) if step % every == 0 else None
+        if reason is not None:
+            return step, reason
+    return None, None
+
+
+@pytest.mark.parametrize(("opacity", "word"), [(0.001, "empty"), (0.999, "full")])
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_scene_beyond_a_limit_for_a_window_stops_the_run(opacity, word, every):
+    step, reason = first_reason([0.5] * 40 + [opacity] * 40, every=every)
+    assert step == 50 and word in reason and f"{opacity:.4f}" in reason
+
+
+def test_nothing_happens_before_the_first_step():
+    step, _ = first_reason([0.0] * 40)
+    assert step == 30  # the window starts at step 20
+
+
+def test_a_scene_that_recovers_goes_on():
+    assert first_reason(([0.5] * 30 + [0.001] * 9) * 4) == (None, None)
+
+
+def test_from_empty_to_full_starts_a_new_window():
+    step, reason = first_reason([0.5] * 30 + [0.001] * 8 + [0.999] * 20)
+    assert step == 48 and "full" in reason
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_stop_at_once(bad):
+    assert "gradient norm" in Watchdog(LIMITS).observe(0, 0.5, bad)
+    assert "opacity" in Watchdog(LIMITS).observe(0, bad, 1.0)
+
+
+def test_healthy_numbers_do_not():
+    assert Watchdog(LIMITS).observe(0, 0.5, 1e6) is None
