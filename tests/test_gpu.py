@@ -204,7 +204,7 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
         return [encoded.detach(), image.grad, *eps]
 
     expected = results()
-    prior.compile(row_unit=1)
+    prior.compile(batch_unit=1)
     for _ in range(2):  # recorded, and started again
         found = results()
         assert torch.equal(found[2], found[4])  # an earlier result is not written over by a later run

@@ -19,12 +19,13 @@ MODULES = {
 
 # package -> packages and modules below nfsd3d that it may not import
 FORBIDDEN = {
+    "nfsd3d.plugins": ("config", "distill", "generators", "prior", "shapes", "train", "export", "evaluate"),
     "nfsd3d.distill": ("generators", "prior", "shapes", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.generators": ("prior", "distill", "shapes", "train", "export", "evaluate", "config"),
-    "nfsd3d.prior": ("generators", "shapes", "train", "export", "evaluate", "config.compose"),
+    "nfsd3d.prior": ("distill", "generators", "shapes", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.shapes": ("generators", "distill", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.train": ("shapes", "evaluate", "compare", "decompose", "cli"),
-    "nfsd3d.config": ("cli", "train", "prior", "generators", "runs"),
+    "nfsd3d.config": ("cli", "train", "runs"),
 }
 # Everything may be used without train, except what is about whole runs.
 ABOUT_RUNS = {
@@ -37,7 +38,13 @@ ABOUT_RUNS = {
 }
 # Packages that only these modules may import.
 ADAPTERS = {
-    "hydra": {"nfsd3d.config.compose", "nfsd3d.config.overrides", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
+    "hydra": {
+        "nfsd3d.config.compose",
+        "nfsd3d.config.overrides",
+        "nfsd3d.config.plugin_choices",
+        "nfsd3d.config.recipes",
+        "nfsd3d.cli.sweep",
+    },
     "omegaconf": {"nfsd3d.config.compose", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
@@ -62,6 +69,7 @@ ADAPTERS = {
         "nfsd3d.prior.architectures",
         "nfsd3d.prior.compiled.encoder",
         "nfsd3d.prior.files.loading",
+        "nfsd3d.prior.stable_diffusion",
         "nfsd3d.shapes.training.autoencoder",
         "nfsd3d.shapes.training.denoiser",
         "nfsd3d.shapes.training.pipeline",

@@ -52,9 +52,9 @@ def resume(config: Config, run_dir: Path) -> Path | None:
     return _train(config, source, run_dir)
 
 
-def _train(config: Config, source: ModelSource, resumed: Path | None = None) -> Path:
-    files = fetch(source)
-    if files.file is not None:
+def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
+    files = None if source is None else fetch(source)
+    if files is not None and files.file is not None:
         # Files of models that predict different things can have the same tensors: only the user knows.
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
@@ -70,17 +70,11 @@ def announce(choices: Mapping[str, Choice]) -> None:
         print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
 
 
-def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
+def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None:
     """Prints the resolved configuration as YAML, and what a run would use, as comments."""
     shown = {"run directory": run_dir}
-    if source.file is not None:
-        shown["prior's weights"] = str(source.file)
-    model = "prior's model" if source.file is None else "prior's layout"
-    for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
-        if part is not None:
-            shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
-    if source.folder is not None:
-        shown["prior's prediction type"] = prediction_type(source.folder)
+    if source is not None:
+        shown |= _model_facts(source)
     if isinstance(config.generator, NeRFConfig):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)
@@ -94,6 +88,20 @@ def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
     print("# dry run: nothing was started")
     for name, value in shown.items():
         print(f"# {name}: {value}")
+
+
+def _model_facts(source: ModelSource) -> dict[str, str]:
+    """Locations of the prior's model files, by what they are."""
+    shown = {}
+    if source.file is not None:
+        shown["prior's weights"] = str(source.file)
+    model = "prior's model" if source.file is None else "prior's layout"
+    for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
+        if part is not None:
+            shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
+    if source.folder is not None:
+        shown["prior's prediction type"] = prediction_type(source.folder)
+    return shown
 
 
 def print_error(error: Exception) -> None:

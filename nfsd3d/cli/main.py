@@ -15,10 +15,9 @@ import nfsd3d
 from nfsd3d.cli.launch import print_error, resume, start
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
-from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.experiments import config_root, find_experiment
 from nfsd3d.config.schema import DistillConfig
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.errors import InputError, RunFailed, did_you_mean
 
 COMMANDS = {
     "export": "nfsd3d.cli.export",

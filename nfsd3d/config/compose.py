@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config import hardware
-from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment, listed, one_line
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_value, group_values, parse_overrides
+from nfsd3d.config.plugin_choices import offer, outside_names
 from nfsd3d.config.recipes import AUTO_GROUPS, KIND_GROUPS
 from nfsd3d.config.schema import Config, known_keys
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 
 _HYDRAS = ("hydra.", "hydra/")
 """Beginnings of the keys of Hydra's own settings, such as its launcher."""
@@ -164,7 +164,8 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     """Whether an override with a known key chooses from a group (and not a value)."""
     key = override.key_or_group
     options = _options(experiment, key)
-    if key.startswith(_HYDRAS) or (not options and key in known_keys()):
+    own = key.startswith(("generator.options.", "generator.learning_rate."))  # of a plug-in
+    if key.startswith(_HYDRAS) or (not options and (own or key in known_keys())):
         return False
     if not options:
         known = [*known_keys(), *sorted({path.parent.name for path in config_root().glob("*/*.yaml")})]
@@ -179,7 +180,8 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     if override.type != OverrideType.CHANGE:
         return True
     for value in group_values(override):
-        if value not in options:
+        if value not in options and not offer(key, value):
+            options = list(dict.fromkeys([*options, *outside_names(key)]))
             raise InputError(
                 f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={listed(options)}"
             )

@@ -1,23 +1,11 @@
 """What is wrong with a configuration, told on one line: setting, value and what it must be."""
 
-import difflib
 import json
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from nfsd3d.errors import InputError
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """``" (did you mean A or B?)"`` with the nearest of ``known``, or ``""``; a key's last part counts too."""
-    known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-    if not near:
-        last = word.rsplit(".", 1)[-1]
-        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-        near = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+from nfsd3d.errors import InputError, did_you_mean
 
 
 def describe_errors(error: ValidationError, known: list[str], limit: int = 4) -> str:

@@ -17,12 +17,15 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    JsonValue,
     NonNegativeFloat,
     PlainSerializer,
     PlainValidator,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     ValidationInfo,
     model_serializer,
@@ -32,13 +35,13 @@ from pydantic_core import PydanticCustomError
 
 from nfsd3d.config.errors import describe_errors
 from nfsd3d.config.schedules import Milestones, Schedule, crossing, highest, validate_milestones, validate_schedule
+from nfsd3d.distill.methods import TABLE as METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.generators.plugins import TABLE as GENERATORS
 
 MAX_PROMPT_LENGTH = 1000
 TEXTURE_SIZES = (64, 4096)
 """Texels per side of a mesh's texture, from and to."""
-EDITING = frozenset({"dds"})
-"""Methods that change a source towards the prompt."""
 
 
 def _complete_error(message: str, **values: object) -> PydanticCustomError:
@@ -334,7 +337,30 @@ class ImageConfig(Settings):
     """Standard deviation of the Gaussian noise around mid-gray that they start from, in a range of [0, 1]."""
 
 
-GeneratorConfig = Annotated[NeRFConfig | LatentConfig | ImageConfig, Field(discriminator="type")]
+class PluginGeneratorConfig(Settings):
+    """A generator from outside the package, see `nfsd3d.generators.plugins`."""
+
+    type: str
+    """Its name."""
+    options: dict[str, JsonValue]
+    """Settings of its own."""
+    learning_rate: dict[str, PositiveFloat]
+    """AdamW's learning rates by parameter group, in place of ``train.learning_rate``."""
+
+
+def _generator_tag(values: Any) -> Any:
+    kind = values.get("type") if isinstance(values, Mapping) else getattr(values, "type", None)
+    return _PLUGIN if isinstance(kind, str) and kind in GENERATORS else kind
+
+
+_PLUGIN = "a registered generator"
+GeneratorConfig = Annotated[
+    Annotated[NeRFConfig, Tag("nerf")]
+    | Annotated[LatentConfig, Tag("latent")]
+    | Annotated[ImageConfig, Tag("image")]
+    | Annotated[PluginGeneratorConfig, Tag(_PLUGIN)],
+    Discriminator(_generator_tag),
+]
 RATES = {"nerf": ("encoding", "network", "background"), "latent": ("latent",), "image": ("image",)}
 """The learning rates of each generator."""
 
@@ -562,7 +588,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
         given = [f"{name}={getattr(self, name)}" for name in ("source_run", "source_image") if getattr(self, name)]
-        edits = self.distill.method in EDITING
+        edits = self.distill.method in METHODS and METHODS.find(self.distill.method).needs_source
         if edits and not given:
             message = "needs something to edit: give source_image=FILE or source_run=RUN_DIR, and source_prompt"
         elif not edits and self.source_prompt is not None:
@@ -576,6 +602,8 @@ class Config(Settings):
             message = f'needs source_prompt beside {given[0]}: say what the source shows, source_prompt="a red cube"'
         elif self.source_image is not None and not self.makes_images:
             message = f"cannot make a NeRF of {given[0]}: set generator=latent or generator=image, or give source_run"
+        elif self.source_image is not None and isinstance(self.generator, PluginGeneratorConfig):
+            message = f"cannot start generator={self.generator.type} from {given[0]}: give source_run"
         else:
             return self
         raise _complete_error("distill={method}: {text}", method=self.distill.method, text=message)
@@ -583,7 +611,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _learning_rates_are_the_generators(self) -> Self:
         rates, kind = self.train.learning_rate.given(), self.generator.type
-        if rates.keys() != set(RATES[kind]):
+        if kind in RATES and rates.keys() != set(RATES[kind]):
             raise _complete_error(
                 "train.learning_rate={rates}: generator={kind} has exactly the rates {names}; set these",
                 rates=json.dumps(rates),
@@ -706,6 +734,7 @@ def known_keys() -> list[str]:
         for name, field in model.model_fields.items():
             keys.append(prefix + name)
             for kind in (field.annotation, *get_args(field.annotation)):  # a model, or one of several
+                kind = getattr(kind, "__origin__", kind)  # without its tag
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
                     keys += walk(kind, f"{prefix}{name}.")
         return keys

@@ -1,4 +1,9 @@
 """Score distillation: noise predictions of a prior become one gradient on the latents.
 
-Knows neither the generator, nor the renderer, nor any model.
+Knows neither the generator, nor the renderer, nor any model. `register` adds a method from outside the package.
 """
+
+from nfsd3d.distill.methods import register, unregister
+from nfsd3d.distill.types import Method, Predictions, from_threshold
+
+__all__ = ["Method", "Predictions", "from_threshold", "register", "unregister"]

@@ -1,64 +1,22 @@
-"""From predictions to a gradient: the one guidance formula, the weightings, one batched call, the injection."""
+"""From noise predictions to a gradient on the latents: one batched denoiser call, Perp-Neg, w(t), injection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from nfsd3d.device import move
-
-if TYPE_CHECKING:
-    from nfsd3d.distill.methods import Method
-
-
-class Denoiser(Protocol):
-    """What distillation needs of a prior."""
-
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted noise at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
-        ...
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the networks predict for a batch of noised latents; every tensor but ``t`` is [B,C,h,w].
-
-    ``noise`` is the noise that was added, or what a method takes in its place. ``cond``, ``uncond`` and ``neg`` are the
-    predictions given the prompt, the empty prompt and the negative prompt; ``source_cond`` and ``source_uncond`` those
-    for the noised source given its own prompt and the empty one; ``lora`` that of VSD's second network. A branch
-    is 0 in the rows where the method does not need it, and not a number where the method does not list it. ``t`` [B]
-    are the timesteps, and ``threshold`` the timestep from which NFSD uses the negative prompt.
-    """
-
-    noise: Tensor
-    cond: Tensor
-    uncond: Tensor
-    neg: Tensor
-    source_cond: Tensor
-    source_uncond: Tensor
-    lora: Tensor
-    t: Tensor
-    threshold: int
-
-
-BRANCHES = ("cond", "uncond", "neg", "source_cond", "source_uncond", "lora")
-"""The fields of :class:`Predictions` that a network fills."""
-
-
-def guided(uncond: Tensor, cond: Tensor, s: float) -> Tensor:
-    """Classifier-free guidance, ε_∅ + s(ε_y - ε_∅) (2207.12598): s = 0 unconditional, s = 1 conditional."""
-    return uncond + s * (cond - uncond)
+from nfsd3d.distill.types import PREDICTIONS, Denoiser, Method, Predictions
 
 
 def perp_neg(delta_c: Tensor, against: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Perp-Neg's condition direction, δ_C + Σ_i w_i (δ_i - (δ_i·δ_C / δ_C·δ_C) δ_C) (2304.04968).
 
     ``delta_c`` [B,C,h,w] is ε_y - ε_∅; ``against`` the same difference for each prompt to move away from; ``weights``
-    [len(against),B] are not positive. What an unwanted prompt has in common with the wanted one is left alone.
+    [len(against),B] are not positive. Only the part of δ_i perpendicular to δ_C counts.
     """
     size = delta_c.square().sum((1, 2, 3), keepdim=True)
     total = delta_c
@@ -105,39 +63,39 @@ def predict_noise(
     lora: Denoiser | None = None,
     view_weights: Tensor | None = None,
 ) -> Predictions:
-    """The predictions that ``method`` reads, from one call of each network on exactly the rows it needs.
+    """The predictions that ``method`` reads, from one call of each network on exactly the batch entries it needs.
 
     Args:
         denoiser: the prior.
         z_t: [B,C,h,w] noised latents.
-        t: [B] int64 timesteps, best on the CPU: which rows are needed is decided there, and a tensor on another
-            device makes it wait.
-        contexts: by the name of the prompt, text embeddings [B,L,D].
-        method: whose ``branches`` and ``active`` rows are evaluated.
+        t: [B] int64 timesteps, best on the CPU: they decide which batch entries are needed, and reading them from
+            another device is a host-device synchronisation.
+        contexts: text embeddings [B,L,D] by the name of the prompt.
+        method: lists the predictions, and where each is active.
         noise: [B,C,h,w] the noise in ``z_t``.
         threshold: NFSD's timestep, see :func:`threshold_step`.
-        source: [B,C,h,w] the source's latents with the same noise at the same ``t``, for the branches ``source_...``.
-        lora: VSD's second network, for the branch ``lora``.
+        source: [B,C,h,w] the source's latents with the same noise at the same ``t``, for predictions ``source_...``.
+        lora: VSD's LoRA network, for the prediction ``lora``.
         view_weights: [2,B] Perp-Neg's weights, on the CPU: each condition direction is replaced by :func:`perp_neg`
-            against the prompts ``cond_against_0`` and ``cond_against_1`` (``source_cond_against_...``) in the rows
-            where the weight is not 0. A method that gives its branch ``cond`` another prompt is left alone.
+            against the prompts ``cond_against_0`` and ``cond_against_1`` (``source_cond_against_...``) in batch entries
+            with a weight other than 0. Does not apply to a method that gives ``cond`` another prompt.
 
     Raises:
         KeyError: ``contexts`` lacks a prompt of the method.
-        ValueError: the method needs a source or a second network that was not given.
+        ValueError: the method needs a source or a LoRA network that was not given.
     """
     steps, t = t.cpu(), move(t, z_t.device)
-    rows = {branch: method.rows(branch, steps, threshold) for branch in method.branches}
+    entries = {name: method.entries(name, steps, threshold) for name in method.predictions}
     if view_weights is not None:
         for cond, _ in method.condition_pairs:
-            rows |= {f"{cond}_against_{i}": part.nonzero().squeeze(1) for i, part in enumerate(view_weights)}
-    batches = {
-        branch: Batch(source if branch.startswith("source_") else z_t, contexts[method.prompt(branch)], index)
-        for branch, index in rows.items()
+            entries |= {f"{cond}_against_{i}": row.nonzero().squeeze(1) for i, row in enumerate(view_weights)}
+    inputs = {
+        name: _Input(source if name.startswith("source_") else z_t, contexts[method.prompt(name)], indices)
+        for name, indices in entries.items()
     }
-    second = {"lora": batches.pop("lora")} if "lora" in batches else {}
+    of_lora = {"lora": inputs.pop("lora")} if "lora" in inputs else {}
 
-    eps = _evaluate(denoiser, batches, t) | _evaluate(lora, second, t)
+    eps = _predict(denoiser, inputs, t) | _predict(lora, of_lora, t)
     if view_weights is not None:
         for cond, uncond in method.condition_pairs:
             against = [eps.pop(f"{cond}_against_{i}") - eps[uncond] for i in range(len(view_weights))]
@@ -145,48 +103,49 @@ def predict_noise(
     unlisted = torch.full_like(z_t, torch.nan)
     return Predictions(
         noise=noise,
-        **{name: eps.get(name, unlisted) for name in BRANCHES},
+        **{name: eps.get(name, unlisted) for name in PREDICTIONS},
         t=t,
         threshold=threshold,
     )
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a branch evaluates: ``rows`` [n] (int64) of the latents [B,C,h,w] given the embeddings [B,L,D]."""
+class _Input:
+    """Input of one prediction: batch entries ``indices`` [n] of latents [B,C,h,w] given embeddings [B,L,D]."""
 
     latents: Tensor | None
     context: Tensor
-    rows: Tensor
+    indices: Tensor
 
 
-def _evaluate(network: Denoiser | None, batches: Mapping[str, Batch], t: Tensor) -> dict[str, Tensor]:
-    """The predictions [B,C,h,w] of every branch from one call of the network, 0 in the rows that it leaves out."""
-    if not batches:
+def _predict(network: Denoiser | None, inputs: Mapping[str, _Input], t: Tensor) -> dict[str, Tensor]:
+    """The predictions [B,C,h,w] by name from one call of the network, 0 in batch entries that are left out."""
+    if not inputs:
         return {}
     parts = []
-    for branch, batch in batches.items():
-        if network is None or batch.latents is None:
-            raise ValueError(f"the method's branch {branch!r} needs a {branch.split('_')[0]}, which was not given")
-        rows = move(batch.rows, batch.latents.device)
-        parts.append((branch, batch.latents, rows, batch.context[rows]))
+    for name, given in inputs.items():
+        if network is None or given.latents is None:
+            raise ValueError(f"the method's prediction {name!r} needs a {name.split('_')[0]}, which was not given")
+        at = move(given.indices, given.latents.device)
+        parts.append((name, given.latents, at, given.context[at]))
     assert network is not None
     eps = network.predict_eps(
-        torch.cat([latents[rows] for _, latents, rows, _ in parts]),
-        torch.cat([t[rows] for _, _, rows, _ in parts]),
+        torch.cat([latents[at] for _, latents, at, _ in parts]),
+        torch.cat([t[at] for _, _, at, _ in parts]),
         torch.cat([context for *_, context in parts]),
     )
-    predicted = {}
-    for (branch, latents, rows, _), part in zip(parts, eps.split([len(rows) for _, _, rows, _ in parts]), strict=True):
-        predicted[branch] = torch.zeros_like(latents).index_copy(0, rows, part)
-    return predicted
+    split = eps.split([len(at) for _, _, at, _ in parts])
+    return {
+        name: torch.zeros_like(latents).index_copy(0, at, part)
+        for (name, latents, at, _), part in zip(parts, split, strict=True)
+    }
 
 
 def inject_gradient(z: Tensor, grad: Tensor) -> Tensor:
     """A scalar whose gradient at ``z`` [B,...] is ``grad`` / B: summed over the latent, averaged over the batch.
 
-    Its value means nothing. It is not the popular ``mse(z, (z - grad).detach())``, whose difference rounds small
-    gradients to 0 in half precision.
+    Its value has no meaning. The popular ``mse(z, (z - grad).detach())`` is not used, because its difference rounds
+    small gradients to 0 in half precision.
 
     Raises:
         ValueError: the shapes differ (broadcasting would change the scale).

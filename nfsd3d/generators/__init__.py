@@ -1,1 +1,5 @@
-"""Generators g(theta): what is optimised, a hash-grid NeRF or a batch of images."""
+"""The generators g(theta): a NeRF, latents or images. `register` adds one from outside the package."""
+
+from nfsd3d.generators.plugins import GeneratorRow, RunFacts, register, unregister
+
+__all__ = ["GeneratorRow", "RunFacts", "register", "unregister"]

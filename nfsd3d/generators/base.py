@@ -1,10 +1,11 @@
 """The generator g(theta): a differentiable renderer of images or latents that the prior can score."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from nfsd3d.cameras import Cameras
@@ -107,3 +108,29 @@ class Generator(Protocol):
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> object:
         """Restores what ``state_dict`` returned."""
         ...
+
+
+class ImageGenerator(nn.Module, ABC):
+    """A `Generator` whose results are images, the same from every camera; abstract."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def render(
+        self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS
+    ) -> Images | Latents:
+        """The images, one per camera; ``rng`` and ``options`` have no effect."""
+        return self.show()
+
+    @abstractmethod
+    def show(self) -> Images | Latents:
+        """All images."""
+
+    def update(self, step: int, rng: torch.Generator) -> None:
+        """Nothing."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """Parameters by the name of the learning rate that they train with."""

@@ -3,14 +3,14 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from nfsd3d.cameras import Cameras
-from nfsd3d.generators.base import DEFAULT_OPTIONS, Images, Latents, RenderOptions
+from nfsd3d.generators.base import DEFAULT_OPTIONS, ImageGenerator, Images, Latents, RenderOptions
 
 
-class ImageBatch(nn.Module):
+class ImageBatch(ImageGenerator):
     """B independent images; a generator (see ``base.Generator``) whose views do not depend on the camera.
 
     With ``kind`` "latent" they are latent codes [B,C,h,w], scaled as the prior's denoiser expects, and need no encoder;
@@ -22,11 +22,6 @@ class ImageBatch(nn.Module):
         super().__init__()
         self.kind = kind
         self.values = Parameter(initial.clone())
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the images."""
-        return self.values.device
 
     def render(
         self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS

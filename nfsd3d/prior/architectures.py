@@ -1,7 +1,7 @@
-"""Stable Diffusion's networks in full size without its weights: for measuring time, memory and arithmetic.
+"""Stable Diffusion's networks at full size with random weights, to measure time, memory and FLOPs.
 
-The numbers are those of the configuration files that the models are published with (config.json of unet/, vae/ and
-text_encoder/; scheduler_config.json of scheduler/). What is not named is the default of the library.
+Sizes are those of the published configuration files (config.json of unet/, vae/ and text_encoder/,
+scheduler_config.json of scheduler/). Values that are not listed are the library's defaults.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, placed
 
 @dataclass(frozen=True)
 class Architecture:
-    """The published sizes of a model: of its UNet, its text encoder, its images, and what the UNet predicts."""
+    """The published configurations of UNet, text encoder and autoencoder, and the UNet's prediction type."""
 
     unet: dict[str, Any]
     text_encoder: dict[str, Any]
@@ -90,7 +90,7 @@ def random_networks(
 ) -> tuple[Any, Any, Any]:
     """UNet, autoencoder and text encoder of a preset in :data:`ARCHITECTURES`, with random weights.
 
-    On the device "meta" they have shapes and no weights, and are there in a second. ``image_size`` in pixels, a
+    On the meta device they have shapes and no memory. ``image_size`` in pixels, a
     multiple of :data:`FACTOR` times 8, replaces the published one. The weights let activations neither vanish nor grow:
     noise in, noise out.
     """
@@ -120,7 +120,7 @@ def random_prior(
     image_size: int | None = None,
     seed: int = 0,
 ) -> StableDiffusionPrior:
-    """A prior of full size that has learnt nothing; see :func:`random_networks`."""
+    """An untrained prior of full size; see :func:`random_networks`."""
     networks = random_networks(name, device, dtype, image_size=image_size, seed=seed)
     # Both generations were trained with DDPM's 1,000 steps on this "scaled linear" schedule.
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -145,7 +145,7 @@ def _fill(network: nn.Module, seed: int) -> None:
 
 
 def _tokenizer() -> Any:
-    """One that spells: a token for each letter, digit and sign, within words and at their ends."""
+    """A character-level tokenizer: a token for each letter, digit and sign, within words and at their ends."""
     from transformers import CLIPTokenizer
 
     letters = [chr(code) for code in range(33, 127)]

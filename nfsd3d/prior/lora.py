@@ -1,7 +1,7 @@
-"""The second network of variational score distillation: what the rendered images look like to a diffusion model.
+"""The LoRA score network of variational score distillation: a diffusion model of the rendered images.
 
-It is the prior's own UNet with a low-rank adaptation (LoRA, 2106.09685) and an embedding of the camera, both switched
-on only while this network is meant, so that the base weights exist once.
+It is the prior's UNet with a low-rank adaptation (LoRA, 2106.09685) and a camera embedding. Both are enabled only
+during calls of this network, so that the base weights exist once.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from nfsd3d.prior.chunked import parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 POSE = 16
-"""Numbers that describe a camera to the network: its camera-to-world matrix."""
+"""Numbers of a camera pose: the camera-to-world matrix."""
 
 
 @dataclass(frozen=True)
 class LoraForCameras:
-    """The second network for one batch: ``poses`` [B,16] are those of the cameras that saw the latents.
+    """The LoRA network for one batch of latents, rendered from cameras with ``poses`` [B,16].
 
-    It sees ``unet_batch_size`` of them together, or all.
+    A call of the UNet has at most ``unet_batch_size`` batch entries; None: all.
     """
 
     lora: "LoraNetwork"
@@ -34,15 +34,15 @@ class LoraForCameras:
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise of the whole batch, as the prior's; no gradient."""
-        rows = parts(len(z_t), self.unet_batch_size)
-        return torch.cat([self.lora.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in rows])
+        chunks = parts(len(z_t), self.unet_batch_size)
+        return torch.cat([self.lora.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in chunks])
 
 
 class LoraNetwork:
     """ε_LoRA of ProlificDreamer (2305.16213, algorithm 1): learns the images that the generator renders.
 
-    Untrained it predicts what the prior predicts, exactly. Outside its own calls the prior is as it was, bit by bit:
-    the adapters are off and the UNet has no class embedding. Trained numbers are float32 whatever the UNet's precision.
+    Untrained, its predictions equal the prior's exactly. Outside its own calls the prior is unchanged, bit for bit: the
+    adapters are off and the UNet has no class embedding. Trained parameters are float32 in any precision of the UNet.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class LoraNetwork:
         """Adapts the prior's UNet.
 
         Args:
-            prior: whose UNet is adapted; at most one lora for each prior.
-            rank: of the adaptation of every attention projection.
-            learning_rate: AdamW's, constant.
-            camera_dropout: in training, the probability that a camera is hidden from the network.
-            seed: of the initialisation.
+            prior: the prior with the UNet to adapt; at most one LoRA network for each prior.
+            rank: rank of the adaptation of every attention projection.
+            learning_rate: AdamW's learning rate, constant.
+            camera_dropout: probability that a training step omits the camera condition.
+            seed: seed of the initialisation.
         """
         from peft import LoraConfig
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -75,7 +75,7 @@ class LoraNetwork:
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         self._parameters = {name: value for name, value in unet.named_parameters() if ".lora_" in name}
         for value in self._parameters.values():
-            value.data = value.data.float()  # half precision would round small steps to nothing
+            value.data = value.data.float()  # half precision would round small steps to zero
         self._parameters |= {f"camera.{name}": value for name, value in self._camera.named_parameters()}
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -87,7 +87,7 @@ class LoraNetwork:
         self._switch(False)
 
     def at(self, cameras: Cameras, unet_batch_size: int | None = None) -> LoraForCameras:
-        """The network for the batch that ``cameras`` saw, in calls of at most ``unet_batch_size`` latents."""
+        """The network for a batch rendered from ``cameras``, in calls of at most ``unet_batch_size`` entries."""
         return LoraForCameras(self, move(_poses(cameras), self._prior.device), unet_batch_size)
 
     def learn(
@@ -100,14 +100,14 @@ class LoraNetwork:
         step: bool = True,
         unet_batch_size: int | None = None,
     ) -> Tensor:
-        """One training step on the latents [B,C,h,w] that ``cameras`` saw; returns its loss, a scalar.
+        """One training step on latents [B,C,h,w] rendered from ``cameras``; returns its loss, a scalar.
 
-        Without ``step`` it ends with the gradient, and the caller's ``optimizer.step()`` is what is missing. The
-        gradient is summed up over ``unet_batch_size`` rows at a time.
+        Without ``step`` only the gradient is computed, and the caller runs ``optimizer.step()``. Gradients are
+        accumulated over chunks of ``unet_batch_size`` batch entries.
 
-        The loss is the mean squared error of the noise at timesteps uniform over the whole range, given the prompt's
-        ``context`` [B,L,D] without view words: the camera tells the view. Timesteps, noise and which cameras are hidden
-        come from ``rng``, on the CPU.
+        The loss is the mean squared error of the noise at timesteps uniform over the whole range. ``context`` [B,L,D]
+        embeds the prompt without view words, because the camera pose gives the view. Timesteps, noise and camera
+        dropout are drawn from ``rng``, on the CPU.
         """
         z = z.detach()
         schedule = self._prior.schedule
@@ -119,9 +119,9 @@ class LoraNetwork:
             z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
             losses = []
-            for rows in parts(len(z), unet_batch_size):
-                eps = self._prior.denoise(z_t[rows], t[rows], context[rows], poses[rows])
-                loss = (eps - noise[rows]).square().mean() * (len(eps) / len(z))
+            for chunk in parts(len(z), unet_batch_size):
+                eps = self._prior.denoise(z_t[chunk], t[chunk], context[chunk], poses[chunk])
+                loss = (eps - noise[chunk]).square().mean() * (len(eps) / len(z))
                 loss.backward()
                 losses.append(loss.detach())
         if step:
@@ -129,23 +129,23 @@ class LoraNetwork:
         return torch.stack(losses).sum()
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, poses: Tensor) -> Tensor:
-        """[B,C,h,w] predicted noise, given also camera poses [B,16]."""
+        """[B,C,h,w] predicted noise given camera poses [B,16] too."""
         with self._on():
             return self._prior.denoise(z_t, t, context, poses)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that is trained, by name."""
+        """The trained parameters by name."""
         return {name: value.detach() for name, value in self._parameters.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Restores what :meth:`state_dict` gave."""
+        """Restores the parameters of :meth:`state_dict`."""
         for name, value in self._parameters.items():
             value.copy_(state_dict[name])
 
     @contextmanager
     def _on(self) -> Iterator[None]:
-        """Within the block, the prior's UNet is this network; backward passes belong in it too."""
+        """Within the block the prior's UNet is this network; backward passes belong in the block too."""
         self._switch(True)
         try:
             yield
@@ -155,7 +155,7 @@ class LoraNetwork:
     def _switch(self, on: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(on)
-        # Not a camera of zeros instead: its biases train, and the prior would drift with them.
+        # None rather than a pose of zeros: the embedding's biases are trained, and would change the prior.
         self._prior.unet.class_embedding = self._camera if on else None
 
 

@@ -1,11 +1,13 @@
-"""A prior from a folder in the diffusers layout of Stable Diffusion: the real models and the embedded one alike."""
+"""Latent diffusion models in the diffusers layout of Stable Diffusion, the embedded model among them."""
+
+from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +16,20 @@ from torch import Tensor
 
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
-from nfsd3d.prior.compiled.cuda_graphs import Recorded
+from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
+from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
 from nfsd3d.prior.files.loading import load_parts
 from nfsd3d.prior.files.resolve import ModelFiles
 from nfsd3d.prior.schedule import NoiseSchedule
 
-# What the denoiser's output means -> the noise it implies.
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+Result = TypeVar("Result")
+
+# prediction type -> the noise that the denoiser's output implies
 _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda schedule, z_t, output, t: output,
     "v_prediction": lambda schedule, z_t, output, t: schedule.eps_from_v(z_t, output, t),
@@ -28,10 +37,11 @@ _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = 
 }
 
 
-INDUCTOR_OPTIONS: dict[str, Any] = {"realize_reads_threshold": 32, "realize_acc_reads_threshold": 64}
-"""For the encoder: what its backward pass needs of a normalisation is computed where it is read, and not written down
-before, in float32, and read again.
-"""
+INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
+    "realize_reads_threshold": 32,
+    "realize_acc_reads_threshold": 64,
+}
+"""For the encoder: normalisations are recomputed where the backward pass reads them, instead of stored in float32."""
 
 
 class StableDiffusionPrior:
@@ -42,47 +52,46 @@ class StableDiffusionPrior:
 
     def __init__(
         self,
-        unet: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
         schedule: NoiseSchedule,
         prediction_type: str,
     ) -> None:
-        """Takes the parts; :meth:`load` reads them from a folder.
+        """Combines the networks; :meth:`load` reads them from a folder.
 
         Args:
             unet: a diffusers UNet2DConditionModel.
             vae: a diffusers AutoencoderKL or AutoencoderTiny.
             text_encoder: a transformers CLIPTextModel.
             tokenizer: its CLIPTokenizer.
-            schedule: what the UNet was trained with.
-            prediction_type: what the UNet predicts: "epsilon", "v_prediction" or "sample".
+            schedule: noise schedule of the UNet's training.
+            prediction_type: output of the UNet: "epsilon", "v_prediction" or "sample".
 
         Raises:
-            InputError: the parts do not fit together, or are not those of a text-to-image model.
+            InputError: the networks do not fit together, or are not those of a text-to-image model.
         """
         _check_parts(unet, vae, text_encoder, tokenizer, prediction_type)
         self._unet = unet.eval().requires_grad_(False)
         self._vae = vae.eval().requires_grad_(False)
-        self._text_encoder: Any | None = text_encoder.eval().requires_grad_(False)
+        self._text_encoder: CLIPTextModel | None = text_encoder.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._context_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self._schedule = schedule.to(unet.device)
         self._to_eps = _TO_EPS[prediction_type]
         self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
-        self._row_unit = 1
+        self._batch_unit = 1
 
     @classmethod
     def load(
         cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> "StableDiffusionPrior":
-        """Reads a model (a folder, or what :mod:`nfsd3d.prior.files.resolve` found), whatever precision it was saved
-        in.
+    ) -> StableDiffusionPrior:
+        """A model from a folder, or from files that :mod:`nfsd3d.prior.files.resolve` found, in precision ``dtype``.
 
         Raises:
-            InputError: the files cannot be read as the model they claim to be; the message names the part.
+            InputError: the files cannot be read as such a model; the message names the part.
         """
         parts = load_parts(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
         networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
@@ -99,12 +108,12 @@ class StableDiffusionPrior:
         return self._unet.config.sample_size * 2 ** (len(self._vae.config.block_out_channels) - 1)
 
     @property
-    def unet(self) -> Any:
+    def unet(self) -> UNet2DConditionModel:
         """The denoiser, a diffusers UNet2DConditionModel, frozen."""
         return self._unet
 
     @property
-    def networks(self) -> tuple[Any, Any]:
+    def networks(self) -> tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny]:
         """The denoiser and the autoencoder."""
         return self._unet, self._vae
 
@@ -124,14 +133,14 @@ class StableDiffusionPrior:
         return self._context_length, self._unet.config.cross_attention_dim
 
     def tensors(self) -> list[Tensor]:
-        """The weights of all networks that are still there."""
+        """The weights of all networks, without a freed text encoder's."""
         networks = (self._unet, self._vae, self._text_encoder)
         return [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
 
-    def without_weights(self) -> "StableDiffusionPrior":
-        """The same UNet and autoencoder on the device "meta", which has shapes and no memory; it embeds no prompts."""
+    def without_weights(self) -> StableDiffusionPrior:
+        """The same UNet and autoencoder on PyTorch's meta device, without a text encoder."""
         with torch.device("meta"):
-            networks = [_of_the_same_kind(network) for network in (self._unet, self._vae)]
+            networks = [_new_like(network) for network in (self._unet, self._vae)]
         unet, vae = (
             torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
             for network, own in zip(networks, (self._unet, self._vae), strict=True)
@@ -145,10 +154,10 @@ class StableDiffusionPrior:
     def embed(self, prompts: list[str]) -> Tensor:
         """[N,L,D] last hidden states of the text encoder, padded to its full length L, float32.
 
-        Punctuation that a small tokenizer has no token for counts as space.
+        Punctuation without a token in a small tokenizer is replaced by a space.
 
         Raises:
-            InputError: a prompt has more tokens than the encoder reads.
+            InputError: a prompt has more tokens than the encoder's context length.
             RuntimeError: after :meth:`free_text_encoder`.
         """
         if self._text_encoder is None:
@@ -167,34 +176,32 @@ class StableDiffusionPrior:
         return self._text_encoder(ids.to(self.device)).last_hidden_state.float()
 
     def free_text_encoder(self) -> None:
-        """Gives the text encoder's memory back, once every prompt has been embedded."""
+        """Frees the text encoder's memory, once every prompt has been embedded."""
         self._text_encoder = None
 
-    def in_precision(self, dtype: torch.dtype) -> "StableDiffusionPrior":
-        """The same prior in another precision, not compiled; UNet and autoencoder themselves change, and this prior's
-        with them.
-        """
+    def in_precision(self, dtype: torch.dtype) -> StableDiffusionPrior:
+        """The same prior in another precision, not compiled; the shared UNet and autoencoder are converted in place."""
         for network in (self._unet, self._vae):
             torch.nn.Module.to(network, dtype)  # parameter by parameter: never twice the memory
         return self._uncompiled()
 
-    def _uncompiled(self) -> "StableDiffusionPrior":
+    def _uncompiled(self) -> StableDiffusionPrior:
         copied = copy.copy(self)
         copied.compile_nothing()
         return copied
 
-    def compile(self, *, row_unit: int, unet: bool = True, encoder: bool = True, backend: str = "inductor") -> None:
-        """From now on, UNet (if ``unet``) and encoder (if ``encoder``, and it is not checkpointed) run compiled; each
-        compiles when it first meets a shape.
+    def compile(self, *, batch_unit: int, unet: bool = True, encoder: bool = True, backend: str = "inductor") -> None:
+        """Compiles the UNet (if ``unet``) and the encoder (if ``encoder``; not when it is checkpointed).
 
-        On CUDA what is compiled is recorded as graphs (:class:`nfsd3d.prior.compiled.cuda_graphs.Recorded`), so that a
-        latent must be differentiated, if at all, before the next encoding of as many images. Graphs have fixed shapes,
-        and NFSD's rows vary with the timesteps. So rows are filled up to a multiple of ``row_unit``, the views of a
-        step: NFSD has two graphs (with and without the negative prompt), not one for every number of rows; nor one
-        alone, because that would evaluate the negative prompt where nobody asks.
+        Each network compiles at the first call of a shape. On CUDA it is also captured as CUDA graphs (see
+        :class:`nfsd3d.prior.compiled.cuda_graphs.CapturedGraph`), so that a latent must be differentiated, if at all,
+        before the next encoding of as many images.
 
-        ``unet`` is not for a UNet that VSD's second network switches (`nfsd3d.prior.lora`). ``backend`` is
-        torch.compile's.
+        Graphs have fixed shapes, and NFSD's batch size varies with the timesteps. So a batch is padded to a multiple of
+        ``batch_unit``, the views of a step. NFSD then has two graphs, with and without the negative prompt, instead of
+        one per batch size. A single graph would evaluate the negative prompt in every step.
+
+        ``unet`` must be false for a UNet with a LoRA network (`nfsd3d.prior.lora`). ``backend`` is torch.compile's.
         """
         graphs = backend == "inductor" and self.device.type == "cuda"
         if unet:
@@ -204,18 +211,18 @@ class StableDiffusionPrior:
                 output: Tensor = network(latents, t, context, return_dict=False)[0]
                 return output
 
-            self._compiled_unet = Recorded(denoise, one_memory=True) if graphs else denoise
+            self._compiled_unet = CapturedGraph(denoise, one_memory=True) if graphs else denoise
         if encoder:
             encode = partial(_encode, frozen_encoder(self._vae))
             options = INDUCTOR_OPTIONS if backend == "inductor" else None
             compiled: Callable[[Tensor], Tensor] = torch.compile(
                 encode, backend=backend, dynamic=False, options=options
             )
-            self._compiled_encoder = Recorded(compiled) if graphs else compiled
-        self._row_unit = row_unit
+            self._compiled_encoder = CapturedGraph(compiled) if graphs else compiled
+        self._batch_unit = batch_unit
 
     def compile_nothing(self) -> None:
-        """Takes :meth:`compile` back."""
+        """Removes the compiled networks: both run eagerly again."""
         self._compiled_unet = self._compiled_encoder = None
 
     @property
@@ -228,19 +235,19 @@ class StableDiffusionPrior:
 
         Images are resized bilinearly to ``image_size`` (with a low-pass filter when that shrinks them). Takes the
         posterior mean, so that the same image gives the same latent. With ``checkpoint`` the activations inside each
-        block of the encoder (all of them, if it is a tiny one) are computed again in the backward pass.
+        block of the encoder (all activations of an AutoencoderTiny) are recomputed in the backward pass.
         """
         size = self.image_size
         if image.shape[-2:] != (size, size):
             shrinks = max(image.shape[-2:]) > size
             image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
-        latent = self._encoder(_in_one_layout((image * 2 - 1).to(self._vae.dtype)), checkpoint)
+        latent = self._encoder(channels_last((image * 2 - 1).to(self._vae.dtype)), checkpoint)
         return (latent.float() - self._shift) * self._vae.config.scaling_factor
 
     def _encoder(self, image: Tensor, checkpoint: bool) -> Tensor:
-        """What the autoencoder says of images in [-1, 1], in its own precision and scale."""
+        """The autoencoder's latents of images in [-1, 1], in its own precision and scale."""
         tiny = not hasattr(self._vae, "quant_conv")
-        if checkpoint and tiny:  # whose own checkpoints leave out its scaling of the image
+        if checkpoint and tiny:  # its own checkpointing leaves out its scaling of the image
             return _checkpointed(partial(_encode, self._vae), image)
         if not tiny and checkpoint != self._vae.is_gradient_checkpointing:
             if checkpoint:
@@ -256,23 +263,23 @@ class StableDiffusionPrior:
         """[B,3,image_size,image_size] images in [0, 1], float32, of latents [B,C,h,w]; no gradient."""
         latent = z / self._vae.config.scaling_factor + self._shift
         image = self._vae.decode(latent.to(self._vae.dtype)).sample.float()
-        # The decoder overshoots its range by a little, which is no error.
+        # The decoder slightly overshoots its range, which is expected.
         return (image / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient.
 
-        A compiled UNet's rows are filled up to no more than ``at_most``.
+        A compiled UNet's batch is padded to at most ``at_most`` entries.
         """
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
         t = move(t, z_t.device)
-        further = padded_rows(count, self._row_unit, at_most) - count
-        latents, *conditions = (_repeat_last(values, further) for values in (z_t.to(dtype), t, context.to(dtype)))
-        output = self._compiled_unet(_in_one_layout(latents), *conditions)[:count]
-        # A copy in any precision: what a graph has written it writes over when it next runs.
+        size = padded_batch_size(count, self._batch_unit, at_most)
+        latents, *conditions = (padded(values, size) for values in (z_t.to(dtype), t, context.to(dtype)))
+        output = self._compiled_unet(channels_last(latents), *conditions)[:count]
+        # A copy in any precision: the next replay of a graph overwrites its output.
         return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
 
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
@@ -282,7 +289,7 @@ class StableDiffusionPrior:
         return self._to_eps(self._schedule, z_t, output.float(), t)
 
     def _without_unknown_punctuation(self, prompt: str) -> str:
-        # The unknown token of these tokenizers is the end of text, which in mid-prompt would hide what follows.
+        # The unknown token of these tokenizers is the end of text, which would hide the rest of the prompt.
         # Tokenizers with CLIP's complete byte alphabet have no unknown characters.
         unknown = self._tokenizer.unk_token_id
         punctuation = {character for character in prompt if not (character.isalnum() or character.isspace())}
@@ -294,56 +301,45 @@ class StableDiffusionPrior:
         return self._vae.config.shift_factor or 0.0
 
 
-def _encode(vae: Any, image: Tensor) -> Tensor:
+def _encode(vae: AutoencoderKL | AutoencoderTiny, image: Tensor) -> Tensor:
     encoded = vae.encode(image)
     latent: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
     return latent
 
 
-def _of_the_same_kind(network: Any) -> Any:
-    """A network like this one, at its start."""
-    # Its configuration may say more than a new one may be told, AutoencoderTiny's does, which would be warned of.
-    told = inspect.signature(type(network).__init__).parameters
-    return type(network).from_config({name: value for name, value in network.config.items() if name in told})
+def _new_like(network: ModelMixin) -> ModelMixin:
+    """A network of the same class and configuration, newly initialised."""
+    # AutoencoderTiny's configuration has entries that its constructor does not take, and diffusers warns of them.
+    accepted = inspect.signature(type(network).__init__).parameters
+    return type(network).from_config({name: value for name, value in network.config.items() if name in accepted})
 
 
-def padded_rows(count: int, unit: int, at_most: int | None = None) -> int:
-    """The number of rows that ``count`` are filled up to: a multiple of ``unit``, below it a power of two.
-
-    No more than ``at_most``, unless ``count`` is.
-    """
-    padded: int = -(-count // unit) * unit if count >= unit else min(2 ** (count - 1).bit_length(), unit)
-    return padded if at_most is None else max(count, min(padded, at_most))
-
-
-def _repeat_last(values: Tensor, times: int) -> Tensor:
-    return values if times == 0 else torch.cat([values, values[-1:].expand(times, *values.shape[1:])])
-
-
-def _in_one_layout(values: Tensor) -> Tensor:
-    """``values`` [B,C,H,W] in the memory layout of convolutions on a GPU: what was compiled for one holds for no other.
-
-    That of one row, or one channel, is ambiguous, and a compiler takes every stride at its word: hence a copy.
-    """
-    layout = torch.empty_like(values, memory_format=torch.channels_last)
-    return values if values.stride() == layout.stride() else layout.copy_(values)
-
-
-def placed(unet: Any, vae: Any, text_encoder: Any, device: torch.device | str) -> tuple[Any, Any, Any]:
-    """The networks on ``device``, their weights in the memory layout that is fastest there."""
+def placed(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL | AutoencoderTiny,
+    text_encoder: CLIPTextModel,
+    device: torch.device | str,
+) -> tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]:
+    """The networks on ``device``, with weights in the memory layout that is fastest there."""
     vae = vae.to(memory_format=torch.channels_last)
-    if torch.device(device).type == "cuda":  # on a CPU only the autoencoder gains by it
+    if torch.device(device).type == "cuda":  # on a CPU only the autoencoder is faster
         unet = unet.to(memory_format=torch.channels_last)
-    return unet.to(device), vae.to(device), text_encoder.to(device)
+    return unet.to(device), vae.to(device), text_encoder.to(device)  # type: ignore[arg-type]
 
 
-def _checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, whose intermediate results are computed again in the backward pass."""
-    # The networks draw nothing: there is no random state to keep.
+def _checkpointed(function: Callable[..., Result], *arguments: object) -> Result:
+    """The function's result; its activations are recomputed in the backward pass."""
+    # The networks draw no random numbers: there is no state to preserve.
     return torch.utils.checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-def _check_parts(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, prediction_type: str) -> None:
+def _check_parts(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL | AutoencoderTiny,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    prediction_type: str,
+) -> None:
     if prediction_type not in _TO_EPS:
         raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(_TO_EPS)}")
     if len(tokenizer) <= 2 or len(tokenizer) > text_encoder.config.vocab_size:

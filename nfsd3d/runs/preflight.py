@@ -5,11 +5,12 @@ from pathlib import Path
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import load_run_config
-from nfsd3d.config.experiments import config_root
 from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ModelSource, locate
+from nfsd3d.prior.files.resolve import ModelSource
+from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
 
@@ -18,7 +19,7 @@ SAMPLES_PER_RAY = 4
 `nfsd3d.generators.nerf.sampling.sampling`."""
 
 
-def check(config: Config, resume: Path | None = None) -> ModelSource:
+def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     """Checks that device, backend, model, prompt and source are compatible; returns where the model is.
 
     ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
@@ -32,10 +33,10 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
         from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc
 
         check_nerfacc()
-    _check_method(config.distill.method)
+    find_method(config.distill.method)
     _check_samples(config)
     source = find_model(config)
-    if source.folder is not None:
+    if source is not None and source.folder is not None:
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
         if config.distill.method == "bridge":
@@ -52,14 +53,6 @@ def check(config: Config, resume: Path | None = None) -> ModelSource:
     return source
 
 
-def _check_method(name: str) -> None:
-    """Raises `InputError` for an unknown method; the shipped ones are known without importing torch."""
-    if not (config_root() / "distill" / f"{name}.yaml").is_file():
-        from nfsd3d.distill.methods import find_method
-
-        find_method(name)
-
-
 def _check_samples(config: Config) -> None:
     """Raises `InputError` if a fully occupied scene has too few samples at the highest resolution."""
     if not isinstance(config.generator, NeRFConfig):
@@ -72,14 +65,13 @@ def _check_samples(config: Config) -> None:
         )
 
 
-def find_model(config: Config) -> ModelSource:
-    """Where the prior's model is: a local folder, or a hub id to download.
+def find_model(config: Config) -> ModelSource | None:
+    """Where the prior's model is: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
-        InputError: see `nfsd3d.prior.files.resolve.locate`.
+        InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
     """
-    prior = config.prior
-    return locate(prior.name, prior.model, prior.offline, vae=prior.vae, layout=prior.layout)
+    return PRIORS.find(config.prior.name).locate(config.prior)
 
 
 def _check_same_source(config: Config, run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The parts of a run, made from its configuration: the only place where settings become objects."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,18 +10,30 @@ import torch
 
 from nfsd3d.cameras import CameraRanges, Cameras, orbit
 from nfsd3d.config.schedules import milestone_at
-from nfsd3d.config.schema import CamerasConfig, Config, ImageConfig, LatentConfig, NeRFConfig, TrainConfig
+from nfsd3d.config.schema import (
+    CamerasConfig,
+    Config,
+    ImageConfig,
+    LatentConfig,
+    NeRFConfig,
+    PluginGeneratorConfig,
+    TrainConfig,
+)
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import find_method
+from nfsd3d.errors import InputError
 from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
-from nfsd3d.generators.base import Generator
+from nfsd3d.generators.base import Generator, ImageGenerator
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.plugins import TABLE as GENERATORS
+from nfsd3d.generators.plugins import RunFacts
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.files.resolve import ModelFiles, fetch
 from nfsd3d.prior.lora import LoraNetwork
+from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank, ViewThresholds
@@ -46,12 +59,12 @@ class Parts:
 
     prior: Prior
     bank: PromptBank
-    generator: NeRF | ImageBatch
+    generator: NeRF | ImageGenerator
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     distillation: Distillation
     ranges: CameraRanges
-    source: Generator | None = None
+    source: NeRF | ImageGenerator | None = None
 
 
 def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
@@ -85,7 +98,7 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         prior=prior,
         bank=bank,
         generator=generator,
-        optimizer=build_optimizer(generator, config.train),
+        optimizer=build_optimizer(generator, config.train, learning_rates(config)),
         rng=torch.Generator().manual_seed(config.seed),
         distillation=Distillation(
             method,
@@ -122,7 +135,11 @@ def build_generator(config: Config) -> NeRF:
 
 def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     """VSD's second network, initialised with the run's seed: the prior's own UNet, adapted."""
-    assert isinstance(prior, StableDiffusionPrior)
+    if not isinstance(prior, StableDiffusionPrior):
+        raise InputError(
+            f"distill={config.distill.method}: adapts the UNet of a diffusers model, and prior={config.prior.name} has "
+            f"none; choose another method, or prior={' or '.join(PRIORS.builtin)}"
+        )
     return LoraNetwork(
         prior,
         rank=config.distill.lora_rank,
@@ -132,8 +149,17 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     )
 
 
-def build_images(config: Config, prior: Prior) -> ImageBatch:
-    """Pictures of Gaussian noise, on the run's device: latents, or pixels around mid-gray."""
+def build_images(config: Config, prior: Prior) -> ImageGenerator:
+    """A generator of images on the run's device: Gaussian noise as latents, or as pixels around mid-gray; or a plug-in.
+
+    Raises:
+        InputError: a generator from outside that is not there.
+    """
+    if isinstance(config.generator, PluginGeneratorConfig):
+        size = milestone_at(config.train.resolution, 0.0)
+        facts = RunFacts(config.train.batch_size, size, prior.latent_shape, config.seed)
+        built = GENERATORS.find(config.generator.type).build(config.generator.options, facts)
+        return built.to(config.machine.device)
     assert isinstance(config.generator, LatentConfig | ImageConfig)
     kind, count = config.generator.type, config.train.batch_size
     # Not the stream of the run's own generator: the first noise that is added would be the picture itself.
@@ -152,14 +178,24 @@ def model_files(config: Config) -> ModelFiles:
     Raises:
         InputError: no such model, or a word that its vocabulary lacks.
     """
-    files = fetch(find_model(config))
+    source = find_model(config)
+    if source is None:
+        raise InputError(f"prior={config.prior.name}: has no model files; choose one of {', '.join(PRIORS.builtin)}")
+    files = fetch(source)
     check_prompt(files.folder, config.prompt)
     return files
 
 
 def build_prior(config: Config) -> Prior:
-    """The frozen prior on the run's device."""
-    return StableDiffusionPrior.load(model_files(config), config.machine.device, PRECISIONS[config.machine.precision])
+    """The frozen prior on the run's device.
+
+    Raises:
+        InputError: no such prior or model, or a word that its vocabulary lacks.
+    """
+    if find_model(config) is not None:
+        model_files(config)
+    row = PRIORS.find(config.prior.name)
+    return row.build(config.prior, config.machine.device, PRECISIONS[config.machine.precision])
 
 
 def camera_ranges(cameras: CamerasConfig) -> CameraRanges:
@@ -167,12 +203,23 @@ def camera_ranges(cameras: CamerasConfig) -> CameraRanges:
     return CameraRanges(**cameras.model_dump())
 
 
-def build_optimizer(generator: Generator, train: TrainConfig) -> torch.optim.Optimizer:
+def learning_rates(config: Config) -> Mapping[str, float]:
+    """AdamW's base learning rates by the generator's parameter groups."""
+    if isinstance(config.generator, PluginGeneratorConfig):
+        return config.generator.learning_rate
+    return config.train.learning_rate.given()
+
+
+def build_optimizer(
+    generator: Generator, train: TrainConfig, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """AdamW with one group per kind of parameter; each group keeps its base rate under ``base_lr``.
+
+    ``rates`` are by the names of ``generator.parameter_groups()``; None: ``train.learning_rate``.
 
     On a GPU a step is one kernel, which needs no memory of its own: torch's other one takes as much as the parameters.
     """
-    rates = train.learning_rate.model_dump()
+    rates = train.learning_rate.given() if rates is None else rates
     groups = [
         {"params": parameters, "lr": rates[name], "base_lr": rates[name], "name": name}
         for name, parameters in generator.parameter_groups().items()

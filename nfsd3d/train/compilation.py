@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from nfsd3d.config.schema import Config, LatentConfig
-from nfsd3d.distill.methods import Method
+from nfsd3d.distill.types import Method
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import parts as rows_in_parts
-from nfsd3d.prior.schedule import NOISING_BRANCHES
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
+from nfsd3d.prior.compiled.shapes import padded_batch_size
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -91,7 +91,7 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
         with warnings.catch_warnings():
             for message in IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
-            prior.compile(row_unit=views, unet=unet, encoder=encoder)
+            prior.compile(batch_unit=views, unet=unet, encoder=encoder)
             if encoder:
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
@@ -135,10 +135,9 @@ def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
     others, Perp-Neg's included, for any number of views. A noising moves any number of the latents.
     """
     found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
-    branches = [branch for branch in method.branches if branch != "lora"]
-    always = sum(branch not in method.active for branch in branches)
-    most = len(branches) + (2 * len(method.condition_pairs) if perp_neg else 0)
-    moved = {NOISING_BRANCHES[method.noising] * count for count in range(1, views + 1)}
+    always = sum(prediction not in method.active for prediction in method.of_prior)
+    most = len(method.of_prior) + (2 * len(method.condition_pairs) if perp_neg else 0)
+    moved = {method.noising.batch_entries * count for count in range(1, views + 1)}
     return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
 
 
@@ -150,7 +149,7 @@ def part_sizes(count: int, at_once: int | None) -> set[int]:
 def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
     """The batch sizes for which the UNet is compiled: ``counts`` in chunks of ``at_once``, padded as the prior does."""
     sizes = {size for count in counts for size in part_sizes(count, at_once)}
-    return sorted({padded_rows(size, views, at_once) for size in sizes})
+    return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
 
 def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient: bool) -> None:

@@ -8,6 +8,7 @@ from PIL import ImageOps
 
 from nfsd3d.config.schedules import milestone_at
 from nfsd3d.config.schema import Config
+from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
@@ -16,7 +17,7 @@ from nfsd3d.runs.source_image import open_image
 
 
 @torch.no_grad()
-def load_source(config: Config, generator: NeRF | ImageBatch, prior: Prior, kept: Path | None = None) -> None:
+def load_source(config: Config, generator: NeRF | ImageGenerator, prior: Prior, kept: Path | None = None) -> None:
     """Gives ``generator`` the state of the run or image that ``config`` names as its source, if any.
 
     A resumed run reads the copy that it has ``kept`` instead, since the source may be gone. An image is cropped to a

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.base import Latents
-from nfsd3d.generators.images import ImageBatch
+from nfsd3d.generators.base import ImageGenerator, Latents
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.train.build import viewing_cameras
@@ -18,7 +17,7 @@ from nfsd3d.visualize.images import to_uint8
 PREVIEW_VIEWS = 4
 
 
-def preview(config: Config, generator: NeRF | ImageBatch, prior: Prior) -> Image:
+def preview(config: Config, generator: NeRF | ImageGenerator, prior: Prior) -> Image:
     """An image grid: four views with opacity and normals of a scene, or all images of a 2D run."""
     if isinstance(generator, NeRF):
         return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
@@ -26,7 +25,7 @@ def preview(config: Config, generator: NeRF | ImageBatch, prior: Prior) -> Image
 
 
 @torch.no_grad()
-def images_of(generator: ImageBatch, prior: Prior) -> Tensor:
+def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
     """[B,3,H,W] the images in [0,1]; latents are decoded by ``prior``, one at a time to bound the memory."""
     shown = generator.show()
     if isinstance(shown, Latents):
@@ -34,7 +33,7 @@ def images_of(generator: ImageBatch, prior: Prior) -> Tensor:
     return shown.image.clamp(0, 1)
 
 
-def write_images(generator: ImageBatch, prior: Prior, folder: Path) -> list[Path]:
+def write_images(generator: ImageGenerator, prior: Prior, folder: Path) -> list[Path]:
     """Writes ``image.png``, a grid of all images, and each as ``images/NNN.png``; returns the paths."""
     images = [to_uint8(image) for image in images_of(generator, prior)]
     named = {folder / "image.png": square(images)}

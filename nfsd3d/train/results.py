@@ -14,7 +14,7 @@ from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.progress import mesh_progress
 from nfsd3d.export.write import write_meshes
-from nfsd3d.generators.images import ImageBatch
+from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.previews import images_of, write_images
@@ -68,7 +68,7 @@ def export_results(
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
-            if isinstance(parts.source, ImageBatch):
+            if isinstance(parts.source, ImageGenerator):
                 written.append(run_dir / "source.png")
                 write_png(written[-1], to_uint8(images_of(parts.source, parts.prior)[0]))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]

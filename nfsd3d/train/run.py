@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.directory import claim_run_dir
@@ -183,7 +183,7 @@ def _how_to_continue(run_dir: Path) -> str:
 def _check_method(run_dir: Path) -> None:
     """Raises InputError unless the run was trained by score distillation."""
     method = read_summary(run_dir).get("method")
-    if method is not None and method not in METHODS:
+    if method is not None and method not in methods.TABLE:
         raise InputError(
             f"{run_dir}: made by method={method}, not by distillation; it cannot be resumed, start it anew"
         )

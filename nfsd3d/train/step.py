@@ -8,12 +8,11 @@ from torch import Tensor
 from nfsd3d.cameras import CameraRanges, sample_cameras
 from nfsd3d.config.schedules import Schedule, value_at
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
-from nfsd3d.distill.methods import Method
+from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
 from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.regularizers import penalty
@@ -112,7 +111,7 @@ def step_loss(
     contexts = bank.contexts(cameras)
     t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
     own = fork(rng)  # the noise, and what only some methods draw
-    z_t, noise = NOISINGS[method.noising](prior, z.detach(), t, contexts, own)
+    z_t, noise = method.noising(prior, z.detach(), t, contexts, own)
     source_z_t = None
     if source is not None:
         with torch.no_grad():
@@ -135,7 +134,7 @@ def step_loss(
     grad = w * method.function(predictions, s)
     loss = inject_gradient(z, grad)
 
-    delta_c = w * s * (predictions.cond - predictions.uncond) if {"cond", "uncond"} <= set(method.branches) else None
+    delta_c = w * s * (predictions.cond - predictions.uncond) if {"cond", "uncond"} <= set(method.predictions) else None
     scene = view if isinstance(view, Rendering) else None
     if scene is not None:
         loss = loss + penalty(scene, plan.regularizers)
@@ -143,7 +142,7 @@ def step_loss(
     if lora is not None:
         size = chunks.unet_batch_size
         lora_loss = lora.learn(z, contexts["plain"], cameras, own, step=False, unet_batch_size=size)
-        evaluations += plan.views * (1 + ("lora" in method.branches))  # learning; predicting
+        evaluations += plan.views * (1 + method.needs_lora)  # learning; predicting
     metrics = StepMetrics(
         grad_norm=_norm(grad),
         grad_norm_delta_c=None if delta_c is None else _norm(delta_c),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.images import ImageBatch
+from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.checkpoints import Learner
 from nfsd3d.train.build import Parts
@@ -26,7 +26,7 @@ class Task(ABC):
     with.
     """
 
-    generator: NeRF | ImageBatch
+    generator: NeRF | ImageGenerator
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     lora: Learner | None = None

@@ -96,7 +96,7 @@ def test_the_baseline_prunes_samples_that_nobody_sees_and_decodes_for_nothing(co
     torch.testing.assert_close(baseline.prior.encode(image), parts.prior.encode(image))
     assert decoded == [1]
     method = baseline.distillation.method
-    assert method.rows("neg", torch.tensor([0]), 200).tolist() == [0]
+    assert method.entries("neg", torch.tensor([0]), 200).tolist() == [0]
 
 
 def test_a_device_is_as_fast_as_it_multiplies():

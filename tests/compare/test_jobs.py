@@ -18,7 +18,6 @@ from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.model import Classifier
-from nfsd3d.prior import schedule
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
@@ -236,8 +235,7 @@ def test_the_cost_is_what_a_step_really_spends(method, monkeypatch):
         assert result.evaluations == pytest.approx(2 * cost.evaluations_per_view(at_t))
 
 
-def test_noisings_are_all_known_to_the_cost():
-    assert cost.NOISING.keys() == schedule.NOISINGS.keys()
+def test_the_steps_of_equal_cost_follow_from_the_nfe_of_a_method():
     config = compose("nfsd", ["prompt=a blue sphere", "distill=vsd"])
     assert cost.evaluations_per_view(config) == 4 and cost.equal_steps(config) == config.train.steps // 2
     assert cost.equal_steps(compose("sds", ["prompt=a blue sphere"])) == config.train.steps

@@ -5,8 +5,9 @@ import torch
 
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, threshold_step, weight
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill.noising import RandomNoise
 from nfsd3d.prior.analytic import AnalyticPrior
-from nfsd3d.prior.schedule import NOISINGS, NoiseSchedule
+from nfsd3d.prior.schedule import NoiseSchedule
 
 SIZE = 2
 TARGET, OTHER = 0.8, -0.8
@@ -92,7 +93,7 @@ def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER, steps=4
         now = METHODS[method].at(step / steps)
         batch = z.expand(views, -1, -1, -1)
         t = prior.schedule.sample_timesteps(rng, views, 0.02, t_max)
-        z_t, noise = NOISINGS[now.noising](prior, batch.detach(), t, given, rng)
+        z_t, noise = now.noising(prior, batch.detach(), t, given, rng)
         p = predict_noise(
             prior,
             z_t,
@@ -125,7 +126,7 @@ def test_sds_without_guidance_finds_the_mode_at_all_noise_levels():
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.needs_source])
 def test_every_method_ends_on_the_side_of_its_prompt(method):
-    steps = 150 if METHODS[method].noising != "random" else 400
+    steps = 400 if METHODS[method].noising == RandomNoise() else 150
     assert (optimise(method, "bright", 7.5, 0.98, steps=steps) > 0.5).all()
     assert (optimise(method, "dark", 7.5, 0.98, start=TARGET, steps=steps) < -0.5).all()
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from nfsd3d.distill.gradient import WEIGHTINGS, guided, inject_gradient, threshold_step, weight
+from nfsd3d.distill.gradient import WEIGHTINGS, inject_gradient, threshold_step, weight
+from nfsd3d.guidance import guided
 
 
 def test_guidance_has_one_meaning():

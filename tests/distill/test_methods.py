@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nfsd3d.distill.gradient import BRANCHES, Predictions, guided, perp_neg, predict_noise, threshold_step
-from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nfsd, sds, vsd
+from nfsd3d.distill.gradient import perp_neg, predict_noise, threshold_step
+from nfsd3d.distill.methods import METHODS, csd, dds, nfsd, sds, vsd
+from nfsd3d.distill.types import PREDICTIONS, Method, Predictions, from_threshold
+from nfsd3d.guidance import guided
 
 # The context of a prompt is the constant of its name here, so that a prediction tells where it came from.
 CONTEXTS = {
@@ -48,8 +50,8 @@ def latents(count, seed=0):
 
 def predictions(t, threshold=200, seed=0):
     t = torch.tensor(t)
-    noise, *branches = (latents(len(t), seed + i) for i in range(len(BRANCHES) + 1))
-    return Predictions(noise=noise, **dict(zip(BRANCHES, branches, strict=True)), t=t, threshold=threshold)
+    noise, *made = (latents(len(t), seed + i) for i in range(len(PREDICTIONS) + 1))
+    return Predictions(noise=noise, **dict(zip(PREDICTIONS, made, strict=True)), t=t, threshold=threshold)
 
 
 def predicted(method, z_t, times, denoiser=None, noise=None, **options):
@@ -105,7 +107,7 @@ def test_nfsd_coefficients_sum_to_zero_above_the_threshold_and_to_one_below():
     torch.testing.assert_close(direction[1], torch.zeros_like(p.cond[1]), rtol=0, atol=1e-14)
 
 
-def test_vsd_is_the_guided_prediction_minus_the_second_networks():
+def test_vsd_is_the_guided_prediction_minus_the_lora_networks():
     p = predictions([10, 500])
     torch.testing.assert_close(vsd(p, 7.5), 7.5 * p.cond - 6.5 * p.uncond - p.lora)
     torch.testing.assert_close(vsd(p, 1.0), p.cond - p.lora)
@@ -152,8 +154,7 @@ def test_bridge_goes_from_sds_to_the_contrast_of_two_prompts():
     torch.testing.assert_close(second, 35 * (better - worse))
 
 
-# What each method's direction is, from eps(latent, prompt), the noise, the second network's prediction and whether a
-# row is at or above the threshold.
+# Each method's direction, from eps(latent, prompt), the noise, and whether a batch entry is at or above the threshold.
 EXPECTED = {
     "sds": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
     "ism": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - noise,
@@ -200,12 +201,12 @@ def test_methods_are_equivariant_under_permutation_of_the_batch(name, weights):
     torch.testing.assert_close(direction(order), direction(torch.arange(4))[order], rtol=1e-13, atol=1e-10)
 
 
-# Rows of four samples, two of them below NFSD's threshold.
+# Batch entries for four samples, two of them below NFSD's threshold.
 COSTS = {"sds": 8, "csd": 8, "nfsd": 10, "vsd": 12, "dds": 16, "ism": 8, "sdi": 8, "bridge": 8}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_call_of_each_network_evaluates_exactly_the_rows_that_are_needed(name):
+def test_one_call_of_each_network_evaluates_exactly_the_batch_entries_that_are_needed(name):
     teacher, second, times = Denoiser(), Denoiser(), [10, 199, 200, 900]
     z_t, noise = latents(4), latents(4, 1)
     p = predicted(METHODS[name], z_t, times, teacher, noise=noise, lora=second)
@@ -227,28 +228,28 @@ def test_below_the_threshold_nfsd_saves_the_negative_prompt(times, rows):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_reads_the_branches_it_lists_and_no_others(name):
+def test_a_method_reads_the_predictions_it_lists_and_no_others(name):
     method = METHODS[name]
     p = predicted(method, latents(4), [10, 900, 199, 200])
-    for branch in BRANCHES:
-        listed = branch in method.branches
-        assert getattr(p, branch).isnan().all() == (not listed)
+    for prediction in PREDICTIONS:
+        listed = prediction in method.predictions
+        assert getattr(p, prediction).isnan().all() == (not listed)
         if listed:
-            changed = replace(p, **{branch: getattr(p, branch) + 1})
-            assert not torch.equal(method.function(changed, 3.0), method.function(p, 3.0)), branch
+            changed = replace(p, **{prediction: getattr(p, prediction) + 1})
+            assert not torch.equal(method.function(changed, 3.0), method.function(p, 3.0)), prediction
     assert method.function(p, 3.0).isfinite().all()
 
 
 def test_predictions_carry_no_gradient():
     p = predicted(METHODS["nfsd"], latents(2).requires_grad_(), [1, 500])
-    assert not any(getattr(p, branch).requires_grad for branch in ("cond", "uncond", "neg"))
+    assert not any(getattr(p, prediction).requires_grad for prediction in ("cond", "uncond", "neg"))
 
 
 def test_a_method_is_a_function_and_a_row():
     def negative_only(p, s):
         return guided(p.uncond, p.neg, -s)
 
-    method = Method(negative_only, branches=("uncond", "neg"), active={"uncond": from_threshold})
+    method = Method(negative_only, predictions=("uncond", "neg"), active={"uncond": from_threshold})
     denoiser, z_t, t = Denoiser(), latents(3), torch.tensor([1, 300, 50])
     p = predict_noise(denoiser, z_t, t, contexts(3), method, noise=z_t, threshold=100)
     assert len(denoiser.calls[0][0]) == 4
@@ -266,7 +267,7 @@ def test_a_missing_context_is_an_error():
 
 
 @pytest.mark.parametrize(("name", "missing"), [("dds", "source"), ("vsd", "lora")])
-def test_a_missing_source_or_second_network_is_an_error(name, missing):
+def test_a_missing_source_or_lora_network_is_an_error(name, missing):
     with pytest.raises(ValueError, match=f"needs a {missing}"):
         predicted(METHODS[name], latents(1), [500], **{missing: None})
 
@@ -319,11 +320,10 @@ def test_perp_neg_replaces_the_condition_direction_in_every_method_and_costs_two
         against = ("source_cond_against_0", "source_cond_against_1")
         expected["source_cond"] = plain.source_uncond + bent(source, "source_cond", against)
     torch.testing.assert_close(method.function(p, 7.5), method.function(replace(plain, **expected), 7.5))
-    for branch in set(BRANCHES) - expected.keys():
-        torch.testing.assert_close(getattr(p, branch), getattr(plain, branch), equal_nan=True)
-    branches = len(method.branches) - (name == "vsd")
-    rows = 2 * branches - (name == "nfsd")  # one of the two samples is below NFSD's threshold
-    assert len(teacher.calls[0][0]) == rows + (8 if name == "dds" else 4)  # DDS has two condition directions
+    for prediction in set(PREDICTIONS) - expected.keys():
+        torch.testing.assert_close(getattr(p, prediction), getattr(plain, prediction), equal_nan=True)
+    entries = 2 * len(method.of_prior) - (name == "nfsd")  # one of the two samples is below NFSD's threshold
+    assert len(teacher.calls[0][0]) == entries + (8 if name == "dds" else 4)  # DDS has two condition directions
 
 
 def test_perp_neg_costs_nothing_where_its_weights_are_zero():

@@ -27,13 +27,13 @@ def test_one_batched_call_equals_separate_ones_and_costs_what_it_must(prior, nam
     counted = CountedPrior(prior)
     p = predict_noise(counted, z_t, t, contexts, METHODS[name], noise=noise, threshold=200)
     assert counted.evaluations == evaluations
-    for branch in METHODS[name].branches:
+    for prediction in METHODS[name].predictions:
         for row, step in enumerate(TIMES):
             one = slice(row, row + 1)
-            expected = prior.predict_eps(z_t[one], t[one], contexts[branch][one])
-            if branch == "neg" and step < 200:
+            expected = prior.predict_eps(z_t[one], t[one], contexts[prediction][one])
+            if prediction == "neg" and step < 200:
                 expected = torch.zeros_like(expected)
-            torch.testing.assert_close(getattr(p, branch)[one], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(getattr(p, prediction)[one], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_gradient_reaches_the_image(prior):

@@ -6,9 +6,9 @@ import torch
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.schedule import NOISINGS
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, padded_rows
+from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PromptBank
 
 # The compiler looks at what it must not, and hides the warning, which pytest makes an error before.
@@ -24,13 +24,13 @@ def _nothing_stays_compiled():
     torch.compiler.reset()
 
 
-def test_rows_are_filled_up_to_few_shapes():
+def test_batches_are_padded_to_few_sizes():
     # NFSD with four views: two shapes, whatever the timesteps.
-    assert {padded_rows(count, 4) for count in range(8, 13)} == {8, 12}
-    assert {padded_rows(count, 1) for count in (2, 3)} == {2, 3}
-    assert [padded_rows(count, 4) for count in (1, 2, 3, 4)] == [1, 2, 4, 4]
-    assert [padded_rows(count, 4, 6) for count in (1, 3, 5, 6, 7)] == [1, 4, 6, 6, 7]  # never beyond what fits
-    assert [padded_rows(count, 3) for count in (1, 2, 3, 4)] == [1, 2, 3, 6]
+    assert {padded_batch_size(count, 4) for count in range(8, 13)} == {8, 12}
+    assert {padded_batch_size(count, 1) for count in (2, 3)} == {2, 3}
+    assert [padded_batch_size(count, 4) for count in (1, 2, 3, 4)] == [1, 2, 4, 4]
+    assert [padded_batch_size(count, 4, 6) for count in (1, 3, 5, 6, 7)] == [1, 4, 6, 6, 7]  # never beyond what fits
+    assert [padded_batch_size(count, 3) for count in (1, 2, 3, 4)] == [1, 2, 3, 6]
 
 
 def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
@@ -49,7 +49,7 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
         return p.cond, p.uncond, p.neg, z.detach(), pixels.grad
 
     expected = results()
-    prior.compile(row_unit=4, backend="aot_eager")
+    prior.compile(batch_unit=4, backend="aot_eager")
     shapes, compiled = [], prior._compiled_unet
     monkeypatch.setattr(prior, "_compiled_unet", lambda z, *rest: (
         shapes.append(len(z)) or compiled(z, *rest)
@@ -72,20 +72,20 @@ def test_inversions_work_with_a_compiled_unet(model_folder, name):
     noised = []
     for compiled in (False, True):
         if compiled:
-            prior.compile(row_unit=2, backend="eager")
+            prior.compile(batch_unit=2, backend="eager")
         rng = torch.Generator().manual_seed(1)
-        noised.append(NOISINGS[METHODS[name].noising](prior, z, t, contexts, rng))
+        noised.append(METHODS[name].noising(prior, z, t, contexts, rng))
     for one, other in zip(*noised, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3)
 
 
-def test_vsds_second_network_works_beside_a_compiled_encoder(model_folder):
+def test_vsds_lora_network_works_beside_a_compiled_encoder(model_folder):
     prior = StableDiffusionPrior.load(model_folder("tiny"))
     lora = LoraNetwork(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
     z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])
     context, cameras = prior.embed(["a red cube"] * 2), orbit(2, 8)
     base = prior.predict_eps(z, t, context)
-    prior.compile(row_unit=2, unet=False, backend="eager")
+    prior.compile(batch_unit=2, unet=False, backend="eager")
     lora.learn(z, context, cameras, torch.Generator().manual_seed(2))
     assert torch.equal(prior.predict_eps(z, t, context), base)
     assert not torch.equal(lora.at(cameras).predict_eps(z, t, context), base)

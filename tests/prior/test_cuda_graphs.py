@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nfsd3d.prior.compiled.cuda_graphs import Recorded, peak_bytes
+from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph, peak_bytes
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def recordings(monkeypatch):
 
 
 def test_each_shape_is_recorded_once(recordings):
-    double = Recorded(lambda x: 2 * x)
+    double = CapturedGraph(lambda x: 2 * x)
     for rows in (2, 3, 2, 3):
         x = torch.rand(rows, 4)
         assert torch.equal(double(x), 2 * x)
@@ -35,7 +35,7 @@ def test_each_shape_is_recorded_once(recordings):
 
 
 def test_what_is_differentiated_is_a_recording_of_its_own(recordings):
-    double = Recorded(lambda x: 2 * x)
+    double = CapturedGraph(lambda x: 2 * x)
     x = torch.rand(2, 4, requires_grad=True)
     double(x).sum().backward()
     assert torch.equal(x.grad, torch.full((2, 4), 2.0))
@@ -47,20 +47,20 @@ def test_what_is_differentiated_is_a_recording_of_its_own(recordings):
 
 def test_later_calls_cannot_change_the_arguments_of_a_recording(recordings):
     x = torch.rand(2, 4).T
-    Recorded(lambda x: 2 * x)(x)
+    CapturedGraph(lambda x: 2 * x)(x)
     (own,), *_ = recordings[0]
     assert own.data_ptr() != x.data_ptr() and own.stride() == x.stride() and own.is_leaf
 
 
 def test_memory_is_shared_if_asked(recordings):
     for one_memory in (True, False):
-        double = Recorded(lambda x: 2 * x, one_memory=one_memory)
+        double = CapturedGraph(lambda x: 2 * x, one_memory=one_memory)
         double(torch.rand(2)), double(torch.rand(3))
     assert [pool for _, _, pool, _ in recordings] == [1, 1, None, None]
 
 
 def test_libraries_look_for_their_fastest_kernels_while_recording(recordings, monkeypatch):
-    Recorded(lambda x: 2 * x)(torch.rand(2))
+    CapturedGraph(lambda x: 2 * x)(torch.rand(2))
     assert recordings[0][1] > 1 and recordings[0][3] is True and torch.backends.cudnn.benchmark is False
 
     def fail(*arguments, **options):
@@ -68,7 +68,7 @@ def test_libraries_look_for_their_fastest_kernels_while_recording(recordings, mo
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        Recorded(lambda x: 2 * x)(torch.rand(2))
+        CapturedGraph(lambda x: 2 * x)(torch.rand(2))
     assert torch.backends.cudnn.benchmark is False
 
 
@@ -86,7 +86,7 @@ def test_a_recording_is_made_on_the_device_of_its_arguments(recordings, monkeypa
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda function, arguments, **options: (
         seen.append(current[-1] is arguments[0]) or record(function, arguments, **options)
     ))  # fmt: skip
-    Recorded(lambda x, y: x + y)(torch.rand(2), torch.rand(2))
+    CapturedGraph(lambda x, y: x + y)(torch.rand(2), torch.rand(2))
     assert seen == [True] and current == []
 
 
@@ -110,7 +110,7 @@ def test_memory_that_recordings_keep_counts_as_taken(monkeypatch):
 def test_recordings_give_the_functions_numbers(one_memory):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)).cuda().requires_grad_(False)
-    recorded = Recorded(network.forward, one_memory=one_memory)
+    recorded = CapturedGraph(network.forward, one_memory=one_memory)
     for rows in (2, 3, 2, 3):
         x = torch.rand(rows, 3, 16, 16, device="cuda", requires_grad=not one_memory)
         found = recorded(x)

@@ -15,7 +15,7 @@ from fake_gpu import fake_gpu
 from nfsd3d.cameras import CameraRanges
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.compiled.cuda_graphs import Recorded
+from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_generator
@@ -114,8 +114,8 @@ def test_captured_networks_give_the_same_steps(configure, narrow, recordings, na
     expected, _ = gradients_of_steps(configure, narrow, name, compiled=False, **common)
     assert recordings == []
     found, prior = gradients_of_steps(configure, narrow, name, compiled=True, **common)
-    assert isinstance(prior._compiled_encoder, Recorded)
-    assert isinstance(prior._compiled_unet, Recorded) == (name != "vsd")  # whose network is switched in between
+    assert isinstance(prior._compiled_encoder, CapturedGraph)
+    assert isinstance(prior._compiled_unet, CapturedGraph) == (name != "vsd")  # whose network is switched in between
     assert sum(differentiated for _, differentiated in recordings) == 3  # one to record, and one a step
     # The encoder's, and that of a source; one for each number of the UNet's rows.
     assert len({number for number, _ in recordings}) >= 1 + METHODS[name].needs_source + (name != "vsd")
@@ -126,15 +126,15 @@ def test_an_encoder_that_gets_single_images_is_not_captured(configure, narrow, r
     common = dict(perp_neg=False, chunks=ChunkSizes(unet_batch_size=1))
     expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
     found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
-    assert prior._compiled_encoder is None and isinstance(prior._compiled_unet, Recorded)
+    assert prior._compiled_encoder is None and isinstance(prior._compiled_unet, CapturedGraph)
     assert_near(found, expected)
 
 
 def test_the_fake_capture_detects_a_second_forward_pass(recordings):
     network = torch.nn.Linear(3, 3).requires_grad_(False)
-    recorded = Recorded(network.forward)
+    captured = CapturedGraph(network.forward)
     first, second = (torch.rand(2, 3, requires_grad=True) for _ in range(2))
-    kept = recorded(first) * 1
-    recorded(second).sum().backward()
+    kept = captured(first) * 1
+    captured(second).sum().backward()
     with pytest.raises(AssertionError, match="another forward pass"):
         kept.sum().backward()

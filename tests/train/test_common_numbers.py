@@ -1,13 +1,15 @@
 """Common random numbers: with one seed, every method sees the same cameras, timesteps and noise."""
 
 import io
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from rich.console import Console
 
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior import schedule
+from nfsd3d.distill.noising import RandomNoise
+from nfsd3d.distill.types import Noising
 from nfsd3d.train import step
 from nfsd3d.train.rng import fork
 from nfsd3d.train.run import train_and_export
@@ -28,25 +30,30 @@ def test_a_fork_leaves_its_stream_alone(rng):
 def seen(config, monkeypatch):
     """The cameras, timesteps, noise (None where a method computes it) and first latents of a run's steps."""
     cameras, times, noises, begun = [], [], [], []
-    sample, add = step.sample_cameras, step.NOISINGS
+    sample, method = step.sample_cameras, METHODS[config.distill.method]
 
     def sample_cameras(*arguments):
         cameras.append(sample(*arguments))
         return cameras[-1]
 
-    def noising(name):
-        def draw(prior, z, t, contexts, rng):
+    @dataclass(frozen=True)
+    class Watched:
+        noising: Noising
+
+        def __call__(self, prior, z, t, contexts, rng):
             begun.append(z)
             times.append(t)
-            z_t, eps = add[name](prior, z, t, contexts, rng)
-            noises.append(eps if name == "random" else None)
+            z_t, eps = self.noising(prior, z, t, contexts, rng)
+            noises.append(eps if self.noising == RandomNoise() else None)
             return z_t, eps
 
-        return draw
+    def watched(method):
+        then = None if method.then is None else watched(method.then)
+        return replace(method, noising=Watched(method.noising), then=then)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "sample_cameras", sample_cameras)
-        patch.setattr(step, "NOISINGS", {name: noising(name) for name in schedule.NOISINGS})
+        patch.setitem(METHODS, config.distill.method, watched(method))
         train_and_export(config, console=Console(file=io.StringIO()))
     return cameras, times, noises, begun[0]
 

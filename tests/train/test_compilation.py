@@ -129,9 +129,9 @@ def compiled_with(configure, monkeypatch, tmp_path):
     warmed = []
     original = StableDiffusionPrior.compile
 
-    def compiling(self, *, row_unit, unet=True, encoder=True, backend="inductor"):
-        asked.append((row_unit, unet, encoder))
-        original(self, row_unit=row_unit, unet=unet, encoder=encoder, backend="eager")
+    def compiling(self, *, batch_unit, unet=True, encoder=True, backend="inductor"):
+        asked.append((batch_unit, unet, encoder))
+        original(self, batch_unit=batch_unit, unet=unet, encoder=encoder, backend="eager")
 
     monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -5,7 +5,8 @@ import torch
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.methods import METHODS, Method
+from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill.types import Method
 from nfsd3d.errors import InputError
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at
@@ -124,7 +125,7 @@ def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_pa
     def mine(p, s):
         return s * (p.cond - p.neg)
 
-    monkeypatch.setitem(METHODS, "mine", Method(mine, branches=("cond", "neg")))
+    monkeypatch.setitem(METHODS, "mine", Method(mine, predictions=("cond", "neg")))
     (tmp_path / "distill").mkdir()
     (tmp_path / "distill" / "mine.yaml").write_text("method: mine\nguidance_scale: 7.5\nweighting: sigma2\n")
     (tmp_path / "own.yaml").write_text("defaults: [nfsd, _self_]\n")

@@ -1,28 +1,30 @@
-"""CUDA graphs: what a function has the GPU do, recorded once and started again as a whole."""
+"""CUDA graphs: the kernels of a function are captured once and replayed as a whole.
+
+Problem: a network is hundreds of small kernels, which finish faster than a program can launch them (launch-bound).
+Idea: `torch.cuda.make_graphed_callables` captures the forward and the backward pass once for each input shape; a replay
+is a single launch.
+"""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 WARM_UPS = 3
-"""Runs before the one that is recorded: compilers compile, libraries find out which of their kernels is fastest."""
+"""Runs before the capture: compilers compile, and cudnn.benchmark chooses the fastest kernels."""
 
 
-class Recorded:
-    """A function of tensors on one GPU, with its backward pass, recorded when it first meets a shape.
+class CapturedGraph:
+    """A function of tensors on one GPU, with its backward pass, captured as a CUDA graph for each input shape.
 
-    A network is hundreds of small kernels, which are over faster than a program can start them one by one.
-
-    Every call of one shape has its result in the same memory: use it, or copy it, before the next. A call that is to
-    be differentiated must be so before the next one of its shape. The function may read other tensors, such as
-    weights, but nothing that changes its course.
+    All calls of one shape write their result to the same memory: use it, or copy it, before the next call. A call that
+    is differentiated must be so before the next one of its shape. The function may read other tensors, such as weights,
+    but has no data-dependent control flow.
 
     Args:
         function: of one or more tensors, to one.
-        one_memory: all shapes share the memory of what is between arguments and result. For a function without
-            backward pass, whose results are copied before the next call of any shape.
+        one_memory: graphs of all shapes share the memory of intermediate results. For a function without backward pass,
+            with results that are copied before the next call of any shape.
     """
 
     def __init__(self, function: Callable[..., Tensor], *, one_memory: bool = False) -> None:
@@ -31,39 +33,38 @@ class Recorded:
         self._graphs: dict[object, Callable[..., Tensor]] = {}
 
     def __call__(self, *arguments: Tensor) -> Tensor:
-        """The function's result, which the next call writes over."""
+        """The function's result, which the next call of this shape overwrites."""
         differentiated = torch.is_grad_enabled()
         key = differentiated, *((one.shape, one.dtype, differentiated and one.requires_grad) for one in arguments)
         if key not in self._graphs:
-            self._graphs[key] = self._record(arguments)
+            self._graphs[key] = self._capture(arguments)
         return self._graphs[key](*arguments)
 
-    def _record(self, arguments: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        # Their memory is read by every later call.
+    def _capture(self, arguments: tuple[Tensor, ...]) -> Callable[..., Tensor]:
+        # Every replay reads the memory of these copies.
         own = tuple(one.detach().clone().requires_grad_(one.requires_grad) for one in arguments)
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:
-            with torch.cuda.device_of(own[0]):  # recorded is what the current GPU is told to do
-                # Its type says that it may be a module, and its result anything.
-                recorded: Any = torch.cuda.make_graphed_callables(
+            with torch.cuda.device_of(own[0]):  # a capture sees the current GPU only
+                graph: Callable[..., Tensor] = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
                     self._function, own, num_warmup_iters=WARM_UPS, pool=self._pool
                 )
         finally:
             torch.backends.cudnn.benchmark = before
-        return recorded
+        return graph
 
 
 def peak_bytes(device: torch.device | str) -> int:
-    """The most that tensors took on a GPU so far, what recordings use between arguments and results included.
+    """Peak memory of tensors on a GPU so far, including what captured graphs use between arguments and results.
 
-    That counts as free for torch, but nobody else can have it.
+    Torch counts that memory as free, but nothing else can use it.
     """
     named = torch.device(device).index
     index = torch.cuda.current_device() if named is None else named
-    recordings = (
+    captured = (
         segment["total_size"] - segment["allocated_size"]
         for segment in torch.cuda.memory_snapshot()
         if segment["device"] == index and tuple(segment["segment_pool_id"]) != (0, 0)
     )
-    return torch.cuda.max_memory_allocated(device) + sum(recordings)
+    return torch.cuda.max_memory_allocated(device) + sum(captured)

@@ -1,4 +1,4 @@
-"""What a folder in the layout of diffusers has to hold, and whether it does."""
+"""Required files of a model folder in the diffusers layout."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ NETWORKS = ("unet", "vae", "text_encoder")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder in the layout of diffusers has to hold.
+    """Required files of a folder in the diffusers layout.
 
-    The configurations of ``networks`` (subfolders; "" is the folder itself), with their ``weights`` or without;
-    ``others``: further files; and ``tokenizer``: whether one too. ``description`` is for messages.
+    ``networks`` are subfolders with a configuration ("" is the folder itself), and with ``weights`` if that is true;
+    ``others`` are further files; ``tokenizer`` says whether there must be one. ``description`` is for messages.
     """
 
     networks: tuple[str, ...]
@@ -39,13 +39,13 @@ LAYOUT = Contents(
     others=("model_index.json", "scheduler/scheduler_config.json"),
     tokenizer=True,
 )
-"""What stands beside a single file."""
+"""The configurations and the tokenizer of a single-file model."""
 
 AUTOENCODER = Contents(("",), "an autoencoder needs config.json and diffusion_pytorch_model.safetensors")
 
 
 def check_folder(folder: Path, setting: str, contents: Contents = MODEL) -> Path:
-    """``folder`` itself, if it holds the files that are needed.
+    """``folder`` itself, if it holds the required files.
 
     Raises:
         InputError: it does not exist, or a file is missing; the message names the first one.
@@ -66,7 +66,7 @@ def files_in(folder: Path) -> list[str]:
 
 
 def first_missing(files: Iterable[str], contents: Contents) -> str | None:
-    """What of ``contents`` is not among ``files`` (relative paths); None where nothing is missing."""
+    """The first requirement of ``contents`` that ``files`` (relative paths) lacks; None if nothing is missing."""
     present = set(files)
     for network in contents.networks:
         if inside(network, "config.json") not in present:
@@ -86,7 +86,7 @@ def wanted_files(files: list[str], contents: Contents) -> list[str]:
         wanted.append(inside(network, "config.json"))
         if contents.weights:
             weights = sorted(path for path in files if _is_weights(path, network))
-            # "...model.fp16.safetensors" sorts before "...model.safetensors": half the size, and enough for every use.
+            # "...model.fp16.safetensors" sorts before "...model.safetensors": half the size, sufficient precision.
             wanted.append(weights[0])
     return wanted
 

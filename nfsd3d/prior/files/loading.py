@@ -1,11 +1,13 @@
-"""Reads the networks of a prior from a folder in the layout of diffusers, or from a single file beside one."""
+"""Loads the networks of a prior from a folder in the diffusers layout, or from a single file beside one."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -13,26 +15,32 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ModelFiles
 from nfsd3d.prior.schedule import NoiseSchedule
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    Networks: TypeAlias = tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]
+
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a prior on the CPU, its tokenizer, and what its denoiser was trained with and predicts."""
+    """The networks of a prior on the CPU, its tokenizer, noise schedule and prediction type."""
 
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
     schedule: NoiseSchedule
     prediction_type: str
 
 
 def load_parts(files: ModelFiles, dtype: torch.dtype) -> Parts:
-    """The networks in ``dtype``, whatever precision they were saved in.
+    """The networks, converted to ``dtype``.
 
     Raises:
-        InputError: the files cannot be read as the model they claim to be; the message names the part.
+        InputError: the files cannot be read as such a model; the message names the part.
     """
-    # Imported here: together they take seconds, and a wrong setting should fail before.
+    # Imported here, because these imports take seconds and a wrong setting should fail before.
     from transformers import CLIPTokenizer
 
     folder = files.folder
@@ -50,7 +58,7 @@ def load_parts(files: ModelFiles, dtype: torch.dtype) -> Parts:
         return Parts(unet, vae, text_encoder, tokenizer, *_load_schedule(folder / "scheduler"))
 
 
-def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> Networks:
     """UNet, autoencoder (the one in ``vae``, if given) and text encoder from folders in the layout of diffusers."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -63,7 +71,7 @@ def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> tuple[
 
 
 def _load_network(network: Any, folder: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
-    """The network in ``folder``, in the wanted precision, its ``fp16`` files where there are no others."""
+    """The network in ``folder`` in the given precision, from its ``fp16`` files if there are no others."""
     plain = any(path for path in folder.glob("*.safetensors") if ".fp16." not in path.name)
     with _named_errors(folder, setting):
         module, loaded = network.from_pretrained(
@@ -74,14 +82,16 @@ def _load_network(network: Any, folder: Path, setting: str = "prior.model", **dt
             output_loading_info=True,
             **dtype,
         )
-    # The libraries leave weights that the file lacks at random values, with no more than a warning.
+    # The libraries leave missing weights at random values, with only a warning.
     if loaded["missing_keys"] or loaded["mismatched_keys"]:
         lacking = sorted(loaded["missing_keys"])[:1] or loaded["mismatched_keys"][:1]
         raise InputError(f"{setting}: the weights in {folder} do not match its config.json (first: {lacking[0]})")
     return module
 
 
-def _load_autoencoder(folder: Path, dtype: torch.dtype, setting: str = "prior.model") -> Any:
+def _load_autoencoder(
+    folder: Path, dtype: torch.dtype, setting: str = "prior.model"
+) -> AutoencoderKL | AutoencoderTiny:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     network = AutoencoderTiny if _class_name(folder, setting) == "AutoencoderTiny" else AutoencoderKL
@@ -93,7 +103,7 @@ def _class_name(folder: Path, setting: str) -> str:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
 
 
-def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> Networks:
     """UNet, autoencoder and text encoder from one file in the layout of the original code.
 
     ``layout`` is the folder with their configurations and the tokenizer.
@@ -107,7 +117,7 @@ def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> tuple[Any
         )
     networks = pipeline.unet, pipeline.vae, pipeline.text_encoder
     for network in networks:
-        # What the file lacks has no memory, or is left at random values with no more than a warning.
+        # Missing weights stay on the meta device.
         lacking = [name for name, tensor in network.named_parameters() if tensor.is_meta]
         if lacking:
             raise InputError(f"prior.model: {file} lacks weights of {type(network).__name__} (first: {lacking[0]})")
@@ -119,15 +129,15 @@ def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
     from diffusers import DDPMScheduler
 
     with _named_errors(folder):
-        # The configuration says what the model was trained with; which sampler wrote it does not matter.
+        # The configuration describes the training, whichever sampler it was written by.
         scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(str(folder), local_files_only=True))
     return NoiseSchedule(scheduler.alphas_cumprod.double()), scheduler.config.prediction_type
 
 
-def _check_autoencoder(vae: Any, folder: Path, channels: int, own: Path) -> None:
-    """Raises InputError unless the autoencoder from ``folder`` has latents like those that the UNet was trained with.
+def _check_autoencoder(vae: AutoencoderKL | AutoencoderTiny, folder: Path, channels: int, own: Path) -> None:
+    """Raises InputError unless the autoencoder from ``folder`` has the latents that the UNet was trained with.
 
-    These have ``channels``; the rest is known if the configuration of the model's ``own`` autoencoder is there.
+    They have ``channels``; size and scale are compared if the configuration of the model's ``own`` autoencoder exists.
     """
     expected = {"channels": channels}
     found = {"channels": vae.config.latent_channels}
@@ -137,7 +147,7 @@ def _check_autoencoder(vae: Any, folder: Path, channels: int, own: Path) -> None
             blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
         expected["pixels per latent and axis"] = 2 ** (len(blocks) - 1)
         found["pixels per latent and axis"] = 2 ** (len(vae.config.block_out_channels) - 1)
-        # A tiny one scales its latents itself.
+        # AutoencoderTiny scales its latents itself.
         if type(vae).__name__ == config.get("_class_name") == "AutoencoderKL":
             expected["scaling_factor"] = config.get("scaling_factor", 0.18215)  # Stable Diffusion's where none is named
             found["scaling_factor"] = vae.config.scaling_factor
@@ -153,7 +163,7 @@ def _check_autoencoder(vae: Any, folder: Path, channels: int, own: Path) -> None
 
 @contextmanager
 def _named_errors(folder: Path, setting: str = "prior.model") -> Iterator[None]:
-    """What the libraries raise for unreadable files, as one error that names the part of the model."""
+    """Turns the libraries' errors about unreadable files into one that names the part of the model."""
     from safetensors import SafetensorError
 
     try:
@@ -167,9 +177,9 @@ def _named_errors(folder: Path, setting: str = "prior.model") -> Iterator[None]:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Neither progress bars nor warnings of the libraries while they read a few files.
+    """Silences progress bars and warnings of the libraries within the block.
 
-    The warnings are about attributes that the libraries themselves wrote; weights that do not match are an error here.
+    The warnings are about attributes that the libraries themselves wrote. Mismatched weights are an error here.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -1,9 +1,9 @@
-"""Which model a setting means and where its files are. Imports neither torch nor diffusers, so that errors are early.
+"""Resolves ``prior=NAME`` and ``prior.model=...`` to model files: presets, local folders and files, hub ids.
 
-:func:`locate` is immediate: names, local folders and files, and the local cache of the hub. :func:`fetch` downloads
-what :func:`locate` could only name. A model is a folder in the layout of diffusers, with safetensors weights; or a
-single safetensors file in the layout of the original code, beside such a folder that says what the file does not: the
-configurations and the tokenizer.
+:func:`locate` only looks at this machine and its hub cache; :func:`fetch` downloads what is missing. A model is a
+folder in the diffusers layout with safetensors weights, or a single safetensors file in the layout of the original
+code, beside a folder with its configurations and tokenizer. Neither torch nor diffusers is imported, so that a wrong
+setting fails early.
 """
 
 import os
@@ -27,7 +27,7 @@ from nfsd3d.prior.files.contents import (
 from nfsd3d.prior.files.single_file import check_kind, read_object
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
-"""The folder of the model that comes with the package."""
+"""The folder of the embedded model."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "sd15": (
@@ -44,7 +44,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "stabilityai/stable-diffusion-2-1",
     ),
 }
-"""Hub ids of each named prior, tried in order. The last are the originals: gone from the hub, but still in caches."""
+"""Hub ids of each preset, tried in order. The last are the originals: removed from the hub, but still in caches."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
@@ -52,9 +52,9 @@ _TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachabl
 
 @dataclass(frozen=True)
 class Location:
-    """Where something comes from: a checked local ``folder``, or else the ``hub_ids`` to try in order.
+    """A checked local ``folder``, or else the ``hub_ids`` to try in order.
 
-    ``setting`` is what asked for it, for messages: ``prior=sd21`` or ``prior.model=owner/name``.
+    ``setting``, such as ``prior=sd21`` or ``prior.model=owner/name``, is for messages.
     """
 
     setting: str
@@ -65,7 +65,7 @@ class Location:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a prior's model comes from: a ``model`` folder, a single ``file`` for its weights, another ``vae``."""
+    """Origin of a prior's model: a ``model`` folder, a single ``file`` with the weights, another ``vae``."""
 
     model: Location
     file: Path | None = None
@@ -73,12 +73,12 @@ class ModelSource:
 
     @property
     def folder(self) -> Path | None:
-        """Of the model, or beside a single file of its configurations, where it is on this machine."""
+        """The folder of the model, or of a single file's configurations; None if it is not on this machine."""
         return self.model.folder
 
     @property
     def missing(self) -> tuple[Location, ...]:
-        """What has to be downloaded."""
+        """The parts to download."""
         return tuple(part for part in (self.model, self.vae) if part is not None and part.folder is None)
 
 
@@ -91,7 +91,7 @@ class ModelFiles:
     vae: Path | None = None
 
     def weights(self) -> list[Path]:
-        """The files of the weights that are used."""
+        """The weight files that are loaded."""
         networks = () if self.file is not None else NETWORKS
         folders = [self.folder / name for name in networks if name != "vae" or self.vae is None]
         found = [path for folder in [*folders, *filter(None, [self.vae])] for path in _loaded(folder)]
@@ -99,7 +99,7 @@ class ModelFiles:
 
 
 def _loaded(folder: Path) -> list[Path]:
-    """The files of a network's weights that are read: those of half precision only where there are no others."""
+    """A network's weight files; half-precision ones only where there are no others."""
     found = sorted(folder.glob("*.safetensors"))
     return [path for path in found if ".fp16." not in path.name] or found
 
@@ -110,13 +110,11 @@ def locate(
     """The model that ``prior=name`` and ``prior.model=model`` mean, without touching the network.
 
     Args:
-        name: ``shapes`` or one of :data:`ALIASES`; where ``model`` is given, only the default, and of a single file the
-            kind of model.
+        name: ``shapes`` or one of :data:`ALIASES`; for a single file, the kind of model.
         model: a hub id ``owner/name``, a folder in the layout of diffusers, or a ``.safetensors`` file.
-        offline: the hub must not be asked (the environment's HF_HUB_OFFLINE counts too).
-        vae: in place of the model's own autoencoder: a hub id or a folder with that of diffusers.
-        layout: beside a single file: a hub id or a folder with the configurations and the tokenizer; else those of
-            ``name``.
+        offline: no network access (the environment variable HF_HUB_OFFLINE has the same effect).
+        vae: a hub id or a folder in the diffusers layout, instead of the model's autoencoder.
+        layout: hub id or folder with the configurations and the tokenizer of a single file; None: those of ``name``.
 
     Raises:
         InputError: an unknown name, a folder or file that is missing, incomplete or of another kind, or a model that is
@@ -140,20 +138,20 @@ def locate(
 
 
 def fetch(source: ModelSource) -> ModelFiles:
-    """The local files of a model, downloaded to the hub's cache if need be (half-precision files where offered).
+    """The local files of a model, downloaded to the hub's cache if missing (half-precision files where offered).
 
     Raises:
         InputError: none of the ids could be downloaded; the message says why for each, and what works without.
     """
     vae = None if source.vae is None else _fetch(source.vae)
     files = ModelFiles(_fetch(source.model), source.file, vae)
-    if source.model.folder is None and source.file is not None:  # not seen before
+    if source.model.folder is None and source.file is not None:  # could not be checked before
         check_kind(source.file, files.folder, ALIASES)
     return files
 
 
 def prediction_type(folder: Path) -> str:
-    """What the model with the configurations in ``folder`` predicts: "epsilon", "v_prediction" or "sample".
+    """The prediction type of the model in ``folder``: "epsilon", "v_prediction" or "sample".
 
     Raises:
         InputError: the scheduler's configuration cannot be read.
@@ -168,7 +166,7 @@ def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Locat
 
 
 def _location(setting: str, place: str, contents: Contents, offline: bool) -> Location:
-    """What a setting names: a local folder, or a repository of the hub."""
+    """The local folder or hub repository that a setting names."""
     folder = _as_folder(setting, place)
     if folder is not None:
         return Location(setting, check_folder(folder, setting, contents), (), contents)
@@ -187,7 +185,7 @@ def _from_hub(setting: str, hub_ids: tuple[str, ...], contents: Contents, offlin
 
 
 def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Location:
-    """Where the configurations and the tokenizer of a single file are."""
+    """Location of the configurations and the tokenizer of a single file."""
     if layout is not None:
         location = _location(f"prior.layout={layout}", layout, LAYOUT, offline)
     elif name == "shapes":
@@ -215,7 +213,7 @@ def _fetch(location: Location) -> Path:
 
 
 def _as_file(model: str) -> Path | None:
-    """The single file that ``model`` means; None where it is none."""
+    """``model`` as a single file; None if it is no file."""
     path = Path(model).expanduser()
     if not path.is_file():
         return None
@@ -228,12 +226,12 @@ def _as_file(model: str) -> Path | None:
 
 
 def _as_folder(setting: str, place: str) -> Path | None:
-    """The local folder that ``place`` means; None where it can only be a hub id."""
+    """``place`` as a local folder; None if it can only be a hub id."""
     path = Path(place).expanduser()
     if place and path.is_dir():  # an empty string would be the current folder
         return path
     looks_local = place.startswith(("/", ".", "~")) or "\\" in place or place.endswith((".safetensors", ".ckpt"))
-    # `models/mine` beside an existing `models/` is a typing error, not a repository of somebody called models.
+    # `models/mine` beside an existing `models/` is a misspelt path, not a repository of an owner called models.
     if looks_local or not _HUB_ID.fullmatch(place) or path.parent.is_dir():
         kind = "file" if place.endswith(".safetensors") else "folder"
         raise InputError(
@@ -243,10 +241,10 @@ def _as_folder(setting: str, place: str) -> Path | None:
 
 
 def _cached(hub_id: str, contents: Contents) -> Path | None:
-    """The copy in the hub's local cache, if it holds every file that is needed."""
+    """The copy in the local hub cache, if it holds every needed file."""
     from huggingface_hub import try_to_load_from_cache
 
-    # Not snapshot_download(local_files_only=True): it refuses copies that lack files which nothing here reads.
+    # snapshot_download(local_files_only=True) would refuse copies that lack unneeded files.
     name = inside(contents.networks[0], "config.json")
     config = try_to_load_from_cache(hub_id, name)
     if not isinstance(config, str):
@@ -261,7 +259,7 @@ def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
     try:
-        # One question first: it fails at once where there is no network, and says which weights exist.
+        # One request first: it fails at once without a network, and lists the weight files.
         siblings = HfApi().model_info(hub_id, timeout=_TIMEOUT).siblings or []
         files = [sibling.rfilename for sibling in siblings]
         missing = first_missing(files, contents)
@@ -272,13 +270,13 @@ def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
         return None, "gated: accept its licence on the hub and log in"
     except RepositoryNotFoundError:
         return None, "no such repository"
-    except (OSError, HTTPError) as error:  # HTTPError is the HTTP library's: the client lets its errors through
+    except (OSError, HTTPError) as error:  # the client does not wrap the HTTP library's errors
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return None, f"the hub cannot be reached ({reason[0]})"
 
 
 def _offline_environment() -> bool:
-    # Read here rather than from the hub's client, which remembers what the variable was when it was imported.
+    # Read here, because the hub's client reads the variable only when it is imported.
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

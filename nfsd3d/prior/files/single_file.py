@@ -1,4 +1,4 @@
-"""What a single safetensors file in the layout of Stable Diffusion's original code holds, from its header alone."""
+"""Checks a single-file model (safetensors, layout of Stable Diffusion's original code) by its header."""
 
 import json
 import re
@@ -8,17 +8,17 @@ from typing import Any
 
 from nfsd3d.errors import InputError
 
-# One tensor of each part tells that the part is there, and the second the width of the text that the UNet attends to.
+# The UNet's input convolution shows its channels, its cross-attention the width of the text embedding.
 _UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
 _UNET_TEXT = re.compile(r"model\.diffusion_model\..*attn2\.to_k\.weight")
 _PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 
 
 def check_kind(file: Path, layout: Path, names: Iterable[str]) -> None:
-    """Sees that the tensors in ``file`` are those of a model with the configurations in ``layout``.
+    """Checks that the tensors in ``file`` belong to a model with the configurations in ``layout``.
 
     Raises:
-        InputError: they are not; the message proposes the named priors, ``names``.
+        InputError: they do not; the message proposes the presets ``names``.
     """
     setting = f"prior.model={file}"
     shapes = tensor_shapes(file, setting)
@@ -30,7 +30,6 @@ def check_kind(file: Path, layout: Path, names: Iterable[str]) -> None:
             )
     config = read_object(layout / "unet" / "config.json")
     channels, width = config.get("in_channels"), config.get("cross_attention_dim")
-    # What has no second dimension is no such weight: 0.
     found_channels = _second(shapes.get(_UNET_INPUT, []))
     found_width = next((_second(shape) for name, shape in sorted(shapes.items()) if _UNET_TEXT.fullmatch(name)), 0)
     if (found_channels, found_width) != (channels, width):
@@ -60,7 +59,7 @@ def tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a configuration's file.
+    """The JSON object in a configuration file.
 
     Raises:
         InputError: it cannot be read, or holds something else.

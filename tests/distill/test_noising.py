@@ -1,4 +1,4 @@
-"""How ISM and SDI make their noise, against slow loops over one latent at a time."""
+"""DDIM inversion of ISM and SDI, against slow loops over one latent at a time."""
 
 import itertools
 import math
@@ -6,12 +6,15 @@ import math
 import pytest
 import torch
 
-from nfsd3d.distill.gradient import guided, predict_noise
+from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.distill.noising import IntervalNoise, InversionNoise, RandomNoise, ddim_invert
+from nfsd3d.guidance import guided
 from nfsd3d.prior.analytic import AnalyticPrior
 from nfsd3d.prior.base import CountedPrior
-from nfsd3d.prior.schedule import NOISINGS, NoiseSchedule, ddim_invert, interval_noise, inverted_noise, random_noise
+from nfsd3d.prior.schedule import NoiseSchedule
 
+NOISINGS = {"random": RandomNoise(), "interval": IntervalNoise(), "inversion": InversionNoise()}
 SIZE = 2
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -53,7 +56,7 @@ def eps_of(prior, z, t, scale):
 )
 def test_interval_noise_by_hand_in_a_batch_of_mixed_timesteps(training_steps, stride, interval, times):
     prior, z, t, contexts = setting(times, training_steps)
-    z_t, target = interval_noise(prior, z, t, contexts, torch.Generator())
+    z_t, target = IntervalNoise()(prior, z, t, contexts, torch.Generator())
     evaluations = prior.evaluations
     expected_evaluations = 0
     for row, end in enumerate(times):
@@ -77,7 +80,7 @@ def test_interval_noise_by_hand_in_a_batch_of_mixed_timesteps(training_steps, st
 @pytest.mark.parametrize("eta", [0.0, 0.3])
 def test_inverted_noise_by_hand_in_a_batch_of_mixed_timesteps(training_steps, grid, times, eta):
     prior, z, t, contexts = setting(times, training_steps)
-    z_t, kappa = inverted_noise(prior, z, t, contexts, torch.Generator().manual_seed(3), eta=eta)
+    z_t, kappa = InversionNoise(eta=eta)(prior, z, t, contexts, torch.Generator().manual_seed(3))
     evaluations, expected_evaluations = prior.evaluations, 0
     rng = torch.Generator().manual_seed(3)
     beyond = torch.randint(0, grid, t.shape, generator=rng)
@@ -103,7 +106,7 @@ def test_inverted_noise_by_hand_in_a_batch_of_mixed_timesteps(training_steps, gr
 
 def test_random_noise_is_drawn_in_the_order_of_the_latents():
     prior, z, t, contexts = setting([5, 600])
-    z_t, noise = random_noise(prior, z.float(), t, contexts, torch.Generator().manual_seed(7))
+    z_t, noise = RandomNoise()(prior, z.float(), t, contexts, torch.Generator().manual_seed(7))
     assert torch.equal(noise, torch.randn(z.shape, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(z_t, prior.schedule.add_noise(z.float(), noise, t)) and prior.evaluations == 0
 
@@ -120,9 +123,14 @@ def test_noisings_repeat_with_the_seed_and_follow_a_permutation(name):
         torch.testing.assert_close(shuffled[0], first[0][order], **CLOSE)
 
 
-def test_every_method_has_a_noising():
-    for method in METHODS.values():
-        assert {method.noising, method.at(1.0).noising} <= NOISINGS.keys()
+@pytest.mark.parametrize("name", NOISINGS)
+@pytest.mark.parametrize("training_steps", [1000, 50])
+def test_the_expected_nfe_of_a_noising_is_what_it_spends(name, training_steps):
+    noising = NOISINGS[name]
+    for t in range(0, training_steps, training_steps // 25):
+        prior, z, times, contexts = setting([t], training_steps)
+        noising(prior, z, times, contexts, torch.Generator().manual_seed(t))
+        assert prior.evaluations == int(noising.nfe(times, training_steps))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +144,7 @@ def test_every_method_has_a_noising():
 def test_a_whole_step_costs_no_more_than_the_method_needs(name, most, t):
     prior, z, times, contexts = setting([t])
     method = METHODS[name]
-    z_t, noise = NOISINGS[method.noising](prior, z, times, contexts, torch.Generator().manual_seed(0))
+    z_t, noise = method.noising(prior, z, times, contexts, torch.Generator().manual_seed(0))
     predict_noise(prior, z_t, times, contexts, method, noise=noise, threshold=200)
     assert prior.evaluations <= most(t)
     if name == "ism":
@@ -147,7 +155,7 @@ def test_interval_score_matching_is_the_papers_gradient():
     """eps_cfg(x_t) - eps_uncond(x_s)."""
     prior, z, t, contexts = setting([500])
     method = METHODS["ism"]
-    z_t, target = NOISINGS[method.noising](prior, z, t, contexts, torch.Generator())
+    z_t, target = method.noising(prior, z, t, contexts, torch.Generator())
     p = predict_noise(prior, z_t, t, contexts, method, noise=target, threshold=200)
     uncond, cond = (eps_of(prior, z_t, 500, scale) for scale in (0.0, 1.0))
     torch.testing.assert_close(method.function(p, 7.5), guided(uncond, cond, 7.5) - target)
@@ -168,7 +176,7 @@ def test_inversion_and_sampling_along_the_same_fine_steps_come_back():
     assert (latent - z).abs().max() < 0.1
 
 
-def test_rows_that_stay_cost_nothing():
+def test_latents_whose_timestep_stays_cost_nothing():
     prior, z, _, _ = setting([1, 2, 3])
     seen = []
 

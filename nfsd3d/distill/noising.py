@@ -1,0 +1,168 @@
+"""How methods noise latents: random noise, or DDIM inversion (of interval score matching, and of SDI).
+
+Importing this file does not import torch: its functions do, so that the table of methods stays cheap to read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from nfsd3d.guidance import guided
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from nfsd3d.distill.types import DiffusionModel, ForwardProcess
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """z_t = alpha z + sigma ε with Gaussian ε, as diffusion models are trained."""
+
+    batch_entries: ClassVar[int] = 0
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] zeros: the denoiser is not called."""
+        return t.new_zeros(t.shape)
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε)."""
+        import torch
+
+        from nfsd3d.device import move
+
+        noise = move(torch.randn(z.shape, generator=rng), z.device)
+        return model.schedule.add_noise(z, noise, t), noise
+
+
+@dataclass(frozen=True)
+class IntervalNoise:
+    """DDIM inversion of interval score matching (LucidDreamer, 2311.11284, algorithm 1).
+
+    DDIM without guidance takes z, as the latent at timestep 0, in strides to s = t - interval, and in one step on to t.
+    The last step's prediction ε_∅(z_s, s) takes the place of the noise. ``stride`` and ``interval`` are fractions of
+    the training steps (the paper: 200 and 50 of 1,000).
+    """
+
+    stride: float = 0.2
+    interval: float = 0.05
+
+    batch_entries: ClassVar[int] = 1
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] ⌈s/stride⌉ + 1."""
+        s = (t - _steps(self.interval, training_steps)).clamp(min=0)
+        return -(-s // _steps(self.stride, training_steps)) + 1
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε_∅(z_s, s)); nothing is drawn from ``rng``."""
+        import torch
+
+        def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
+            return model.predict_eps(z_t, t, contexts["uncond"][entries])
+
+        schedule, steps = model.schedule, t.cpu()
+        s = (steps - _steps(self.interval, schedule.training_steps)).clamp(min=0)
+        stride = _steps(self.stride, schedule.training_steps)
+        times = [s.clamp(max=index * stride) for index in range(-(-int(s.max()) // stride) + 1)]
+        with torch.no_grad():
+            z_s = ddim_invert(schedule, z, times, predict)
+            eps = predict(z_s, s, torch.arange(len(z), device=z.device))
+            return schedule.ddim_step(z_s, eps, s, steps), eps
+
+
+@dataclass(frozen=True)
+class InversionNoise:
+    """DDIM inversion of score distillation via inversion (SDI, 2405.15891).
+
+    DDIM with a negative guidance scale takes z, as the latent at timestep 0, along the steps of a regular ``grid`` over
+    the whole range that lie below t, and then to a random t' less than one grid step beyond t. There
+    κ = (z_t' - α' z) / σ' is the noise that leads back to z, and z_t is z with the noise κ.
+
+    ``guidance_scale`` is the authors' -7.5 in this package's convention: theirs counts from the conditional prediction.
+    ``eta`` scales the noise that each inversion step adds. The authors' code takes one more step, from a timestep
+    before the first.
+    """
+
+    grid: int = 10
+    guidance_scale: float = -6.5
+    eta: float = 0.3
+
+    batch_entries: ClassVar[int] = 2
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] 2⌈t/stride⌉, where stride is one step of the grid."""
+        return 2 * -(-t.clamp(min=1) // _steps(1 / self.grid, training_steps))
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, κ)."""
+        import torch
+
+        def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
+            both = torch.cat([contexts["uncond"][entries], contexts["cond"][entries]])
+            uncond, cond = model.predict_eps(z_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return guided(uncond, cond, self.guidance_scale)
+
+        schedule, steps = model.schedule, t.cpu()
+        stride = _steps(1 / self.grid, schedule.training_steps)
+        end = (steps + torch.randint(0, stride, steps.shape, generator=rng)).clamp(1, schedule.training_steps - 1)
+        last = -(-int(steps.max().clamp(min=1)) // stride)
+        times = [torch.where(steps.clamp(min=1) > index * stride, index * stride, end) for index in range(last + 1)]
+        with torch.no_grad():
+            inverted = ddim_invert(schedule, z, times, predict, eta=self.eta, rng=rng)
+            kappa = schedule.eps_from_x0(inverted, z, end)
+            return schedule.add_noise(z, kappa, t), kappa
+
+
+def ddim_invert(
+    schedule: ForwardProcess,
+    z: Tensor,
+    times: Sequence[Tensor],
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    eta: float = 0.0,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """Latents [N,C,h,w] moved against the direction of sampling, along ``times``.
+
+    Args:
+        schedule: the model's forward process.
+        z: [N,C,h,w] the latents at the first of ``times``.
+        times: timesteps [N] on the CPU, which never decrease. A latent whose timestep stays costs nothing.
+        predict: (some latents, their timesteps, their indices in ``z``) -> the noise predicted there.
+        eta: each step adds noise of this many times DDPM's standard deviation (2010.02502, eq. 16).
+        rng: source of that noise, a generator on the CPU.
+    """
+    import torch
+
+    from nfsd3d.device import move
+
+    for t, t_next in itertools.pairwise(times):
+        moving = (t < t_next).nonzero().squeeze(1)
+        if len(moving) == 0:
+            continue
+        at, t, t_next = move(moving, z.device), t[moving], t_next[moving]
+        moved = schedule.ddim_step(z[at], predict(z[at], t, at), t, t_next)
+        if eta:
+            (_, sigma), (_, sigma_next) = schedule.alpha_sigma(t, z), schedule.alpha_sigma(t_next, z)
+            signal = schedule.alpha_bar(t_next) / schedule.alpha_bar(t)
+            signal = move(signal, z.device).to(z.dtype)[:, None, None, None]
+            jump = move(torch.randn(z.shape, generator=rng)[moving], z.device).to(z.dtype)
+            moved = moved + eta * sigma / sigma_next * (1 - signal).sqrt() * jump
+        z = z.index_copy(0, at, moved)
+    return z
+
+
+def _steps(fraction: float, training_steps: int) -> int:
+    """A fraction of the training steps as a number of timesteps, at least one."""
+    return max(1, round(fraction * training_steps))

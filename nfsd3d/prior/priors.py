@@ -1,0 +1,66 @@
+"""The priors that ``prior=NAME`` chooses from: presets of this package, and those that come from outside.
+
+Importing this file does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nfsd3d.plugins.table import Table
+from nfsd3d.prior.files.resolve import ModelSource, fetch, locate
+
+if TYPE_CHECKING:
+    import torch
+
+    from nfsd3d.config.schema import PriorConfig
+    from nfsd3d.prior.base import Prior
+
+
+def without_files(settings: PriorConfig) -> ModelSource | None:
+    """None: the prior has no model files to find, download or check."""
+    return None
+
+
+@dataclass(frozen=True)
+class PriorRow:
+    """A prior that a run can choose.
+
+    Args:
+        build: (settings of ``prior``, device, dtype of the networks) -> the frozen prior.
+        locate: settings -> its model files, found without a download; None where it has none. Raises `InputError` for
+            settings that it cannot use, before torch is imported.
+        recipe: the preset whose recipe (resolution, steps, cameras, regularisers) a run starts from.
+    """
+
+    build: Callable[[PriorConfig, str, torch.dtype], Prior]
+    locate: Callable[[PriorConfig], ModelSource | None] = without_files
+    recipe: str = "shapes"
+
+
+def locate_diffusers(settings: PriorConfig) -> ModelSource:
+    """The files of a preset, or of the model that replaces it; see `nfsd3d.prior.files.resolve.locate`."""
+    return locate(settings.name, settings.model, settings.offline, vae=settings.vae, layout=settings.layout)
+
+
+def build_diffusers(settings: PriorConfig, device: str, dtype: torch.dtype) -> Prior:
+    """A latent diffusion model in the layout of diffusers, downloaded if need be."""
+    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+
+    return StableDiffusionPrior.load(fetch(locate_diffusers(settings)), device, dtype)
+
+
+PRIORS: dict[str, PriorRow] = {
+    name: PriorRow(build_diffusers, locate_diffusers, recipe=name) for name in ("shapes", "sd15", "sd21", "sd21-768")
+}
+"""The presets; `register` adds other priors."""
+
+TABLE: Table[PriorRow] = Table(
+    "prior", "preset", "nfsd3d.priors", PRIORS, PriorRow, remedy=", or give prior.model=FOLDER or owner/name"
+)
+"""All priors: presets, registered ones, and those of installed packages."""
+
+register = TABLE.register
+unregister = TABLE.unregister
