@@ -36,12 +36,13 @@ module = first("nfsd3d.train.run", "nfsd3d.train.session")
 run = getattr(module, "train_and_export", None) or module.run
 folder = Path(tempfile.mkdtemp()) / "run"
 folder.mkdir()
+choices = ["machine=cpu", "prior=shapes", "backend=numba", "prompt=a red cube", f"run_dir={folder}"]
 quiet = ["export.mesh=false", "export.turntable=false", "export.report=false", "train.tensorboard=false"]
-short = ["train.steps=6", "train.batch_size=1", "train.log_every=5", "train.preview_every=99",
-"train.checkpoint_every=99"] config = compose("nfsd", ["prompt=a red cube", "machine=cpu", "prior=shapes",
-"backend=numba", *short, *quiet,
-                          f"run_dir={folder}"])
+short = ["train.steps=6", "train.batch_size=1", "train.log_every=5"]
+rarely = ["train.preview_every=99", "train.checkpoint_every=99"]
+config = compose("nfsd", [*choices, *quiet, *short, *rarely])
 steps = []
+
 def trace(frame, event, argument):
     name = frame.f_code.co_filename
     if not name.startswith(str(root / "nfsd3d")):
@@ -51,6 +52,7 @@ def trace(frame, event, argument):
     if steps:
         steps[-1].add(str(Path(name).relative_to(root)))
     return trace
+
 sys.settrace(trace)
 run(config, console=Console(file=io.StringIO()))
 sys.settrace(None)
