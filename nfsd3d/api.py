@@ -16,7 +16,8 @@ from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
+from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
+from nfsd3d.export.settings import ExportSettings
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints, preflight
@@ -128,7 +129,7 @@ class Run:
             radius=self.generator.settings.radius,
         )
 
-    def extract(self, settings: MeshSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
+    def extract(self, settings: ExportSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
         """The surface at the run's own mesh settings, or others; ``on_progress`` is told the stage and the share done.
 
         Raises:

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.bench.clock import now
-from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
+from nfsd3d.cameras import Rays, sample_cameras
 from nfsd3d.config.hardware import is_installed, triton_obstacle
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, render_weights
 from nfsd3d.generators.nerf.field import FusedNetwork, HashGridField, fused_network
-from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, HashGridSpec, Layout, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, Layout, hash_encoding
 from nfsd3d.generators.nerf.hashgrid.torch_reference import corners, interpolate
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.nerfacc import nerfacc_obstacle
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays
+from nfsd3d.generators.nerf.settings import HashGridSpec
+from nfsd3d.settings.cameras import CameraRanges
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nfsd3d.config.hardware import Choice
-from nfsd3d.config.schedules import highest
-from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.config.schema import Config
+from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
+from nfsd3d.settings.schedules import highest
 
 
 def train(config: Config, source: ModelSource, resume: Path | None = None) -> None:
@@ -46,7 +47,7 @@ def print_plan(config: Config, source: ModelSource, run_dir: str) -> None:
             shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
     if source.folder is not None:
         shown["prior's prediction type"] = prediction_type(source.folder)
-    if isinstance(config.generator, NeRFConfig):
+    if isinstance(config.generator, NeRFSettings):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)
         cap = f"generator.max_samples={config.generator.max_samples}"

@@ -25,9 +25,8 @@ from nfsd3d.config.compose import (
     override_lines,
     resolve_auto,
 )
-from nfsd3d.config.errors import did_you_mean
 from nfsd3d.config.overrides import parse_override, quote
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.errors import InputError, RunFailed, did_you_mean
 from nfsd3d.runs import preflight
 
 COMMANDS = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfsd3d.config.renamed import notice
-from nfsd3d.config.schema import TEXTURE_SIZES
 from nfsd3d.errors import InputError
+from nfsd3d.export.settings import TEXTURE_SIZES
 from nfsd3d.runs.files import write_json
 
 if TYPE_CHECKING:

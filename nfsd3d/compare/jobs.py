@@ -4,7 +4,7 @@ import io
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from nfsd3d.evaluate.oracle_fit import fit_oracle
 from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, composition_of, score_run
 from nfsd3d.prior.schedule import ddim_sample
-from nfsd3d.prompts import PromptBank, ViewThresholds
+from nfsd3d.prompts import PromptBank
 from nfsd3d.runs import checkpoints, preflight
 from nfsd3d.runs.files import replacing
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
-from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
+from nfsd3d.train.build import build_prior, model_files, viewing_cameras
 from nfsd3d.train.run import train_and_export
 
 ORACLE_FIT = "the oracle fit"
@@ -223,21 +223,12 @@ def _samples(trial: Trial, classifier: Classifier) -> tuple[Any, dict[str, Any],
     config, truth = trial.config, composition_of(trial.prompt)
     rng = torch.Generator().manual_seed(trial.seed)
     cameras = (
-        sample_cameras(rng, config.train.batch_size, SIZE, camera_ranges(config.cameras))
+        sample_cameras(rng, config.train.batch_size, SIZE, config.cameras)
         if config.makes_images
         else viewing_cameras(config, VIEWS, SIZE)
     )
     prior = build_prior(config)
-    words = config.prompts
-    thresholds = ViewThresholds(words.front_deg, words.back_deg, words.overhead_deg)
-    bank = PromptBank.build(
-        prior,
-        trial.prompt,
-        config.negative_prompt,
-        view_dependent=words.view_dependent,
-        thresholds=thresholds,
-        fine=words.views == "fine",
-    )
+    bank = PromptBank.build(prior, trial.prompt, config.negative_prompt, replace(config.prompts, perp_neg=False))
     contexts = bank.contexts(cameras)
     scale = float(trial.guidance_scale or 1.0)
     z = ddim_sample(prior, contexts["cond"], contexts["uncond"], guidance_scale=scale, steps=SAMPLE_STEPS, rng=rng)

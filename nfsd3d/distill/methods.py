@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nfsd3d.config.errors import did_you_mean
 from nfsd3d.distill.gradient import Predictions, guided
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 
 
 def sds(p: Predictions, s: float) -> Tensor:

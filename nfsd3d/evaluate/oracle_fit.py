@@ -15,16 +15,17 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
-from nfsd3d.config.schema import Config, TrainConfig
+from nfsd3d.cameras import Cameras, sample_cameras
+from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.preflight import claim_folder
 from nfsd3d.runs.summary import write_summary
+from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.grammar import Composition, parse_prompt
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
+from nfsd3d.train.build import build_generator, build_optimizer, viewing_cameras
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import Diverged, Progress, Task, train
 from nfsd3d.train.memory.chunking import configured_chunks
@@ -90,7 +91,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     claim_folder(run_dir)
     generator = build_generator(config)
     rng = torch.Generator().manual_seed(config.seed)
-    batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
+    batches = render_batches(composition, config.cameras, config.train, rng, generator.device, console)
     loss = partial(photometric_loss, generator, batches, rng)
     show = partial(preview, generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
     chunks = configured_chunks(config.machine)
@@ -121,7 +122,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
 def render_batches(
     composition: Composition,
     ranges: CameraRanges,
-    settings: TrainConfig,
+    settings: TrainSettings,
     rng: torch.Generator,
     device: torch.device,
     console: Console,

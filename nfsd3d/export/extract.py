@@ -11,6 +11,7 @@ import torch
 from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
 from nfsd3d.export.level_set import DensityGrid, LevelSet, sample_density, visible_level_set
 from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
+from nfsd3d.export.settings import ExportSettings
 from nfsd3d.export.simplify import simplify
 from nfsd3d.export.texture.bake import Colored, bake, surface_colors
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
@@ -26,24 +27,6 @@ STAGES = {"density": 0.1, "surface": 0.2, "simplification": 0.25, "charts": 0.55
 
 OnProgress = Callable[[str, float], None]
 """Is told the stage that begins or goes on, and the share in [0,1] of everything that is done."""
-
-
-@dataclass(frozen=True)
-class MeshSettings:
-    """How a mesh is made.
-
-    ``resolution``: cells per axis of marching cubes, at least; ``threshold``: a density, or "auto" for the solid that
-    views show; ``max_faces`` after simplification; ``texture_size``: texels per side, or 0 for vertex colours alone;
-    ``unwrap_timeout``: seconds that the layout of the texture may take; ``min_component``: connected parts smaller than
-    this fraction of the largest one are dropped.
-    """
-
-    resolution: int = 256
-    threshold: float | Literal["auto"] = "auto"
-    max_faces: int = 50_000
-    texture_size: int = 1024
-    unwrap_timeout: float = 120.0
-    min_component: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,7 @@ class ExtractedMesh:
 def extract_mesh(
     solid: Colored,
     radius: float,
-    settings: MeshSettings,
+    settings: ExportSettings,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> ExtractedMesh:
@@ -92,7 +75,7 @@ def extract_mesh(
     grid = sample_density(solid.density, radius, cells + 1, device)
     level_set = _level_set(solid, grid, settings.threshold, device)
     tell("surface", STAGES["density"])
-    surface = extract_surface(level_set, grid, split, settings.min_component)
+    surface = extract_surface(level_set, grid, split)
     tell("simplification", STAGES["surface"])
     surface = simplify(surface, settings.max_faces)
     # Rougher than the edges of the mesh a gradient is noise to it.
@@ -126,7 +109,7 @@ def _texture(
     surface: Surface,
     normals: FloatArray,
     color: Callable[[FloatArray, FloatArray], FloatArray],
-    settings: MeshSettings,
+    settings: ExportSettings,
     tell: OnProgress,
 ) -> Texture:
     """The surface's texture.

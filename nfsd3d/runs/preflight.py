@@ -12,12 +12,13 @@ from typing import Any
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import config_root, load_run_config
-from nfsd3d.config.schedules import highest
-from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, locate
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.schedules import highest
 
 OUTPUTS = Path("outputs")
 SAMPLES_PER_RAY = 4
@@ -69,7 +70,7 @@ def _check_method(name: str) -> None:
 
 def _check_samples(config: Config) -> None:
     """Raises `InputError` where a scene that fills up could not be sampled once its views are at their finest."""
-    if not isinstance(config.generator, NeRFConfig):
+    if not isinstance(config.generator, NeRFSettings):
         return
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
     if config.generator.max_samples < SAMPLES_PER_RAY * rays:

@@ -24,7 +24,7 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.progress_bar import Display
 from nfsd3d.train.rng import fork
-from nfsd3d.train.watchdog import Limits, Watchdog
+from nfsd3d.train.watchdog import Watchdog
 from nfsd3d.visualize.images import Image, write_png
 
 LACK_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "unable to find an engine")
@@ -103,7 +103,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             saved.
     """
     settings, generator, optimizer = config.train, task.generator, task.optimizer
-    watchdog = Watchdog(_limits(config))
+    watchdog = Watchdog(config.train.diverged, config.train.steps)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     optimizers = [optimizer, *([] if task.lora is None else [task.lora.optimizer])]
     on_cpu = config.machine.device == "cpu"
@@ -284,13 +284,3 @@ def all_finite(generator: Generator) -> bool:
     """Whether every parameter is a finite number."""
     tensors = [parameter for group in generator.parameter_groups().values() for parameter in group]
     return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
-
-
-def _limits(config: Config) -> Limits:
-    limits = config.train.diverged
-    return Limits(
-        first_step=math.ceil(limits.after * config.train.steps),
-        window=limits.window,
-        opacity_below=limits.opacity_below,
-        opacity_above=limits.opacity_above,
-    )

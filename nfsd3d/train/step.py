@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, sample_cameras
-from nfsd3d.config.schedules import Schedule, value_at
+from nfsd3d.cameras import sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
+from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NOISINGS
 from nfsd3d.prompts import PromptBank
+from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.schedules import value_at
 from nfsd3d.train.plan import StepPlan, draw_background, draw_shading
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.train.rng import fork
@@ -23,21 +25,16 @@ from nfsd3d.train.rng import fork
 
 @dataclass(frozen=True)
 class Distillation:
-    """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
-
-    ``guidance_factor`` multiplies s over training; ``lora`` is VSD's second network.
-    """
+    """A method with its settings, NFSD's threshold as a timestep of the prior, and VSD's LoRA network."""
 
     method: Method
-    guidance_scale: Schedule
-    weighting: str
+    settings: DistillSettings
     threshold: int
     lora: LoraNetwork | None = None
-    guidance_factor: Schedule = 1.0
 
     def scale(self, progress: float) -> float:
-        """s at this fraction of training."""
-        return value_at(self.guidance_scale, progress) * value_at(self.guidance_factor, progress)
+        """Guidance scale s at this fraction of training."""
+        return value_at(self.settings.guidance_scale, progress) * value_at(self.settings.guidance_factor, progress)
 
 
 def step_loss(
@@ -101,7 +98,7 @@ def step_loss(
         view_weights=bank.view_weights(cameras),
     )
 
-    w = weight(distillation.weighting, prior.schedule.alpha_bar(t), z)
+    w = weight(distillation.settings.weighting, prior.schedule.alpha_bar(t), z)
     grad = w * method.function(predictions, s)
     loss = inject_gradient(z, grad)
 

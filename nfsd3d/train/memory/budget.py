@@ -7,14 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import Method
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, camera_ranges, find_method
+from nfsd3d.settings.schedules import highest
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet, wants_compilation
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import (
@@ -164,7 +164,7 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
 
     Draws nothing from the run's random numbers and leaves no gradient behind.
     """
-    train, ranges = config.train, camera_ranges(config.cameras)
+    train, ranges = config.train, config.cameras
     views, resolution = train.batch_size, int(highest(train.resolution))
     parameters = [value for group in generator.parameter_groups().values() for value in group]
     shapes = prior.without_weights()

@@ -1,25 +1,16 @@
 """How a step is split so that it fits into memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from nfsd3d.config.schema import MachineConfig
+from nfsd3d.config.schema import ChunkSettings, MachineSettings
 
 SMALLEST_PIXELS = 4096
 """Pixels at once below which nothing is gained: the rest of a step takes more memory than their samples."""
 
 
 @dataclass(frozen=True)
-class ChunkSizes:
-    """What a step computes at once; its numbers depend on it no further than by the order of additions.
-
-    ``rays_per_chunk`` of the views are rendered together, and rendered again, as many at a time, in the backward pass;
-    the prior's networks see ``unet_batch_size`` latents or images together; None is all. With ``checkpoint_encoder``
-    the encoder computes the activations of each of its blocks again in the backward pass instead of keeping them.
-    """
-
-    rays_per_chunk: int | None = None
-    unet_batch_size: int | None = None
-    checkpoint_encoder: bool = False
+class ChunkSizes(ChunkSettings):
+    """Chunk sizes of a step; its results are equal up to floating-point summation order."""
 
     def smaller(self, views: int, resolution: int) -> "ChunkSizes | None":
         """The next smaller chunks of a step of ``views``, ``resolution`` pixels squared; None if these are the last.
@@ -41,6 +32,6 @@ class ChunkSizes:
         return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "all at once"
 
 
-def configured_chunks(machine: MachineConfig) -> ChunkSizes:
+def configured_chunks(machine: MachineSettings) -> ChunkSizes:
     """What a step computes at once, unless that does not fit into memory."""
-    return ChunkSizes(machine.rays_per_chunk, machine.unet_batch_size, machine.checkpoint_encoder)
+    return ChunkSizes(**{field.name: getattr(machine, field.name) for field in fields(ChunkSettings)})

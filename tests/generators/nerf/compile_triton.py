@@ -18,9 +18,10 @@ import nfsd3d.generators.nerf.mlp_triton as network
 import nfsd3d.generators.nerf.morton_triton as ordering
 import nfsd3d.generators.nerf.sampling.triton_kernels as sampling
 from nfsd3d.generators.nerf import launch_triton
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import Lines, RaySamples
+from nfsd3d.generators.nerf.settings import HashGridSpec
 
 found = []
 
@@ -57,7 +58,7 @@ for width, dtype, levels, log2_entries, count in (
     (3, torch.float32, 3, 9, 77),
     (8, torch.float32, 3, 9, 77),
 ):
-    spec = HashGridSpec(levels=levels, features=width, log2_entries=log2_entries, base_resolution=5)
+    spec = HashGridSpec(levels=levels, features=width, log2_entries=log2_entries, base_resolution=5, growth=1.5)
     module = hash_encoding(spec, "triton").to(dtype)
     features = module(torch.rand(count, 3, dtype=dtype).requires_grad_())
     features.backward(torch.zeros_like(features))

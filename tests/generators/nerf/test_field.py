@@ -10,7 +10,8 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.background import Background, spherical_harmonics
 from nfsd3d.generators.nerf.field import HashGridField, outward
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.settings import HashGridSpec
 
 SPEC = HashGridSpec(levels=4, features=2, log2_entries=10, base_resolution=4, growth=1.6)
 

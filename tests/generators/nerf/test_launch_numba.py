@@ -1,14 +1,16 @@
 """How numba kernels are compiled and called."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numba
 import numpy as np
 import pytest
 import torch
+from small_settings import HASH_GRID
 
 from nfsd3d.generators.nerf import launch_numba
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec, hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +56,7 @@ def test_scalars_keep_their_type() -> None:
 
 def test_two_threads_may_encode_at_once() -> None:
     """Numba's workqueue layer would abort the process."""
-    encoding = hash_encoding(HashGridSpec(levels=4, log2_entries=8), "numba")
+    encoding = hash_encoding(replace(HASH_GRID, levels=4, log2_entries=8), "numba")
     torch.nn.init.normal_(encoding.table)
     x = torch.rand(20_000, 3)
     expected = encoding(x)

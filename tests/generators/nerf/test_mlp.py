@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nfsd3d.generators.nerf.field import HashGridField, fused_network
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.settings import HashGridSpec
 
 pytest.importorskip("triton")
 

@@ -7,53 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.settings import HashGridSpec
 
 # Spatial hash of Teschner et al. 2003, as in Instant-NGP (eq. 4).
 PRIMES = (1, 2654435761, 805459861)
 
 Interpolate = Callable[[Tensor, Tensor, "Layout"], Tensor]
-
-
-@dataclass(frozen=True)
-class HashGridSpec:
-    """Sizes of a hash grid: level l has floor(``base_resolution`` * ``growth``^l) cells along each axis.
-
-    Every grid vertex has ``features`` numbers. A level whose vertices fit into 2^``log2_entries`` entries is stored
-    densely; the vertices of finer levels share that many entries through a hash.
-    """
-
-    levels: int = 8
-    features: int = 2
-    log2_entries: int = 15
-    base_resolution: int = 8
-    growth: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Raises InputError for sizes that make no grid."""
-        for name in ("levels", "features", "log2_entries", "base_resolution"):
-            if getattr(self, name) < 1:
-                raise InputError(f"generator.encoding.{name}={getattr(self, name)}: must be at least 1")
-        if self.log2_entries > 28:
-            raise InputError(f"generator.encoding.log2_entries={self.log2_entries}: must be at most 28")
-        if self.growth < 1:
-            raise InputError(
-                f"generator.encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones"
-            )
-        if self.resolutions[-1] > 2**20:
-            raise InputError(
-                f"generator.encoding: the finest level would have {self.resolutions[-1]} cells per axis; "
-                "lower generator.encoding.growth or levels"
-            )
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Cells along each axis, for each level."""
-        return tuple(int(self.base_resolution * self.growth**level) for level in range(self.levels))
-
-    @property
-    def width(self) -> int:
-        """Length of an encoded position."""
-        return self.levels * self.features
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
-from nfsd3d.generators.nerf.hashgrid.encoding import HashGridSpec
+from nfsd3d.generators.nerf.settings import HashGridSpec
 
 
 class TcnnHashEncoding(nn.Module):

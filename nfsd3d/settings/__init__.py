@@ -1,0 +1,1 @@
+"""What settings are made of: schedules, constrained types, and the settings of cameras and prompts."""
