@@ -17,12 +17,12 @@ from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
-from nfsd3d.export.settings import ExportSettings
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints, preflight
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
+from nfsd3d.settings.export import ExportSettings
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,

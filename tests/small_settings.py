@@ -1,9 +1,9 @@
 """Settings of components for tests that need some, and no configuration of a run; vary them with `replace`."""
 
 from nfsd3d.distill.settings import DistillSettings
-from nfsd3d.export.settings import ExportSettings
 from nfsd3d.generators.nerf.settings import HashGridSpec, NeRFSettings
 from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.prompts import PromptSettings
 
 HASH_GRID = HashGridSpec(levels=8, features=2, log2_entries=15, base_resolution=8, growth=1.5)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.config.renamed import notice
 from nfsd3d.errors import InputError
-from nfsd3d.export.settings import TEXTURE_SIZES
 from nfsd3d.runs.files import write_json
+from nfsd3d.settings.export import TEXTURE_SIZES
 
 if TYPE_CHECKING:
     from rich.console import Console

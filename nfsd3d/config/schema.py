@@ -31,11 +31,11 @@ from nfsd3d.config.errors import describe_errors
 from nfsd3d.config.yaml_text import to_yaml
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError
-from nfsd3d.export.settings import ExportSettings
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.generators.settings import ImageSettings, LatentSettings
 from nfsd3d.prior.settings import PriorSettings
 from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.prompts import PromptSettings
 from nfsd3d.settings.schedules import crossing, highest
 from nfsd3d.settings.types import Fraction, FractionSchedule, ImageSizes, Name, WeightSchedule, described_type

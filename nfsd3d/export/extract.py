@@ -11,10 +11,10 @@ import torch
 from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
 from nfsd3d.export.level_set import DensityGrid, LevelSet, sample_density, visible_level_set
 from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
-from nfsd3d.export.settings import ExportSettings
 from nfsd3d.export.simplify import simplify
 from nfsd3d.export.texture.bake import Colored, bake, surface_colors
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
+from nfsd3d.settings.export import ExportSettings
 
 REACH = 0.03
 """Of the world's half-width: how far before and behind the surface its colour is looked for."""

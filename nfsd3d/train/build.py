@@ -11,7 +11,6 @@ from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import find_method
-from nfsd3d.export.settings import ExportSettings
 from nfsd3d.export.write import TEXTURED
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.images import ImageBatch
@@ -26,6 +25,7 @@ from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank
 from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.schedules import milestone_at
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.step import Distillation
