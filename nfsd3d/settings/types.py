@@ -7,6 +7,7 @@ dataclasses and validates values against the annotations. A dataclass that is bu
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from pydantic import (
@@ -20,7 +21,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from nfsd3d.errors import InputError
 from nfsd3d.settings.schedules import Milestones, Schedule, validate_milestones, validate_schedule
 
 
@@ -56,31 +56,24 @@ UNCHANGED = PlainSerializer(lambda value: value)
 """Serialiser of a field whose type only a validator of its own knows."""
 
 
-def _schedule(low: float, high: float) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
-    """Annotations of a schedule whose values lie in ``low..high``."""
+def _over_training(
+    validate: Callable[..., object], is_value: Callable[[object], bool], noun: str, text: str
+) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
+    """Annotations of a constant or knots that ``validate`` checks; ``noun`` is a value in words, ``text`` the type."""
 
-    def check(value: object, info: ValidationInfo) -> Schedule:
-        knots: Schedule = _check_knots(value, is_number, "a number")  # type: ignore[assignment]
+    def check(value: object, info: ValidationInfo) -> object:
+        knots = _check_knots(value, is_value, noun)
         try:
-            return validate_schedule(knots, info.field_name or "", low, high)
-        except InputError as error:
+            return validate(knots, info.field_name or "")
+        except ValueError as error:
             raise PydanticCustomError("schedule", "{text}", {"text": str(error)}) from error
 
-    bounds = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
-    return PlainValidator(check), UNCHANGED, described_type(f"number or schedule, {bounds}")
+    return PlainValidator(check), UNCHANGED, described_type(text)
 
 
-def _milestones(low: int) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
-    """Annotations of milestones whose values are at least ``low``."""
-
-    def check(value: object, info: ValidationInfo) -> Milestones:
-        knots: Milestones = _check_knots(value, _is_whole, "a whole number")  # type: ignore[assignment]
-        try:
-            return validate_milestones(knots, info.field_name or "", low)
-        except InputError as error:
-            raise PydanticCustomError("schedule", "{text}", {"text": str(error)}) from error
-
-    return PlainValidator(check), UNCHANGED, described_type(f"whole number or milestones, >= {low}")
+def _schedule(low: float, high: float, bounds: str) -> tuple[PlainValidator, PlainSerializer, WithJsonSchema]:
+    validate = partial(validate_schedule, low=low, high=high)
+    return _over_training(validate, is_number, "a number", f"number or schedule, {bounds}")
 
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -97,9 +90,14 @@ def _check_even(value: int) -> int:
 
 Name = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-FractionSchedule = Annotated[Schedule, *_schedule(0.0, 1.0)]
-WeightSchedule = Annotated[Schedule, *_schedule(0.0, math.inf)]
-ImageSizes = Annotated[Milestones, *_milestones(8)]
+FractionSchedule = Annotated[Schedule, *_schedule(0.0, 1.0, "in [0, 1]")]
+WeightSchedule = Annotated[Schedule, *_schedule(0.0, math.inf, ">= 0")]
+ImageSizes = Annotated[
+    Milestones,
+    *_over_training(
+        partial(validate_milestones, low=8), _is_whole, "a whole number", "whole number or milestones, >= 8"
+    ),
+]
 Even = AfterValidator(_check_even)
 
 Degrees180 = Annotated[float, Field(ge=0, le=180)]
