@@ -24,7 +24,7 @@ FORBIDDEN = {
     "nfsd3d.prior": ("generators", "shapes", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.shapes": ("generators", "distill", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.train": ("shapes", "evaluate", "compare", "decompose", "cli"),
-    "nfsd3d.config": ("cli", "train", "prior", "generators", "distill", "export", "runs"),
+    "nfsd3d.config": ("cli", "train", "prior", "generators", "runs"),
     "nfsd3d.settings": (
         "config",
         "cli",

@@ -381,8 +381,10 @@ def _adapter() -> TypeAdapter[Config]:
 
 def groups_in(annotation: object) -> list[type]:
     """The settings dataclasses that a field's annotation names: none, one, or several kinds of one group."""
-    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    return [kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and is_dataclass(kind)]
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return [annotation]
+    arguments = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return [kind for argument in arguments for kind in groups_in(argument)]
 
 
 @cache
