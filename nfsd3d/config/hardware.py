@@ -180,36 +180,40 @@ def check_machine(config: Config) -> None:
         InputError: they are not.
     """
     device = config.machine.device
-    on_cuda = device.startswith("cuda")
-    if on_cuda:
+    if device.startswith("cuda"):
         obstacle = cuda_obstacle()
         if obstacle is not None:
             raise InputError(f"machine.device={device}: {obstacle}; use machine=cpu")
-        index = int(device.partition(":")[2] or 0)
-        if index >= visible_gpus():
+        if int(device.partition(":")[2] or 0) >= visible_gpus():
             raise InputError(f"machine.device={device}: only {visible_gpus()} GPU(s) are visible, counted from cuda:0")
     elif config.machine.precision == "float16":
         raise InputError("machine.precision=float16: not on a CPU; use float32 or bfloat16")
-    for setting, name in (("backend.field", config.backend.field), ("backend.sampler", config.backend.sampler)):
-        if on_cuda and name in _CPU_ONLY:
-            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=triton or torch with {device}")
-        if not on_cuda and name in _CUDA_ONLY:
-            raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
-        if name == "triton" and not triton_interprets():
-            if not on_cuda:
-                raise InputError(
-                    f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
-                    f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
-                )
-            obstacle = triton_obstacle()
-            if obstacle is not None:
-                raise InputError(f"{setting}=triton: {obstacle}; or backend=torch")
-        if name in _PACKAGES:
-            package, remedy = _PACKAGES[name]
-            if not is_installed(package):
-                raise InputError(
-                    f"{setting}={name}: the package {package} is not installed ({remedy}); or backend=torch"
-                )
+    for setting, name in vars(config.backend).items():
+        obstacle = _backend_obstacle(name, device)
+        if obstacle is not None:
+            raise InputError(f"backend.{setting}={name}: {obstacle}")
+
+
+def _backend_obstacle(name: str, device: str) -> str | None:
+    """Why an implementation cannot be used on ``device``, with the remedy; None if it can."""
+    on_cuda = device.startswith("cuda")
+    if on_cuda and name in _CPU_ONLY:
+        return f"computes on the CPU only; use backend=triton or torch with {device}"
+    if not on_cuda and name in _CUDA_ONLY:
+        return f"computes on CUDA only; use backend=numba or torch with {device}"
+    if name == "triton" and not triton_interprets():
+        if not on_cuda:
+            return (
+                "computes on CUDA only (and, for tests, in Triton's interpreter, with TRITON_INTERPRET=1 in the "
+                f"environment); use backend=numba or torch with {device}"
+            )
+        obstacle = triton_obstacle()
+        if obstacle is not None:
+            return f"{obstacle}; or backend=torch"
+    if name in _PACKAGES and not is_installed(_PACKAGES[name][0]):
+        package, remedy = _PACKAGES[name]
+        return f"the package {package} is not installed ({remedy}); or backend=torch"
+    return None
 
 
 def adapted(config: Config) -> tuple[Config, str | None]:
