@@ -16,12 +16,13 @@ from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import ExtractedMesh, MeshSettings, OnProgress, extract_mesh
+from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import Summary, read_summary
+from nfsd3d.settings.export import ExportSettings
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
@@ -129,7 +130,7 @@ class Run:
             radius=self.generator.settings.radius,
         )
 
-    def extract(self, settings: MeshSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
+    def extract(self, settings: ExportSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
         """The mesh, extracted with ``settings`` (default: the run's); see `nfsd3d.export.extract.extract_mesh`.
 
         ``on_progress`` is called with the stage and the completed fraction.

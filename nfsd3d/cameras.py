@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.device import move
+from nfsd3d.settings.cameras import CameraRanges
 
 
 @dataclass(frozen=True)
@@ -106,26 +107,6 @@ class Cameras:
         tensors = (self.azimuth, self.elevation, self.distance, self.fovy, self.light, self.target)
         azimuth, elevation, distance, fovy, light, target = map(function, tensors)
         return Cameras(azimuth, elevation, distance, fovy, light, target, self.height, self.width)
-
-
-@dataclass(frozen=True)
-class CameraRanges:
-    """What training cameras are drawn from; angles in degrees, as users write them.
-
-    With probability ``overhead_probability`` the elevation comes from ``overhead_deg`` instead of
-    ``elevation_deg``. ``target_jitter`` is the standard deviation of the look-at point in world units;
-    ``light_jitter_deg`` the half-angle of the cone around the camera in which the light stands.
-    """
-
-    distance: tuple[float, float] = (2.2, 2.8)
-    fovy_deg: tuple[float, float] = (40.0, 50.0)
-    elevation_deg: tuple[float, float] = (-10.0, 60.0)
-    azimuth_deg: tuple[float, float] = (-180.0, 180.0)
-    overhead_probability: float = 0.0
-    overhead_deg: tuple[float, float] = (60.0, 85.0)
-    target_jitter: float = 0.0
-    light_jitter_deg: float = 60.0
-    light_distance: tuple[float, float] = (3.0, 5.0)
 
 
 def spherical(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:

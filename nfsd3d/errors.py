@@ -1,6 +1,7 @@
-"""The two kinds of failure that a user meets, with their exit codes, and suggestions for misspelt names."""
+"""The two kinds of failure that a user meets, their exit codes, and suggestions for misspelt words."""
 
-import difflib
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 
 class InputError(ValueError):
@@ -14,12 +15,20 @@ class RunFailed(RuntimeError):
     """A run ended without a result (diverged, out of memory): exit code 1, one line, its checkpoint kept."""
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """``" (did you mean A or B?)"`` with the nearest of ``known``, or ``""``; a key's last part counts too."""
-    known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-    if not near:
-        last = word.rsplit(".", 1)[-1]
-        tails = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
-        near = [tails[tail] for tail in difflib.get_close_matches(last, list(tails), n=1, cutoff=0.75)]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+def did_you_mean(word: str, known: Iterable[str], suffix: str = "") -> str:
+    """``" (did you mean A or B?)"`` with the nearest of ``known``, each followed by ``suffix``; ``""`` if none is near.
+
+    Dotted keys are compared by their last parts, so that neither a shared group makes two words alike nor a missing one
+    hides a key. Short words must agree better: one letter of three makes another word.
+    """
+
+    def likeness(first: str, second: str) -> float:
+        return SequenceMatcher(None, first, second).ratio()
+
+    last = word.rpartition(".")[2]
+    cutoff = 0.85 if len(last) < 4 else 0.75 if len(last) < 6 else 0.65
+    near = [name for name in dict.fromkeys(known) if likeness(last, name.rpartition(".")[2]) >= cutoff]
+    near.sort(key=lambda name: likeness(word, name), reverse=True)
+    # A second suggestion only where it resembles the whole word; the first may lack its group.
+    near = near[:1] + [name for name in near[1:2] if likeness(word, name) >= 0.6]
+    return f" (did you mean {' or '.join(name + suffix for name in near)}?)" if near else ""

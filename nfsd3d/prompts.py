@@ -11,6 +11,7 @@ from torch import Tensor
 from nfsd3d.cameras import Cameras
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
+from nfsd3d.settings.prompts import PromptSettings
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 FRONT, SIDE, BACK, OVERHEAD = range(4)
@@ -45,36 +46,26 @@ class TextEmbedder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ViewThresholds:
-    """Which cameras count as which view, in degrees.
+def view_index(cameras: Cameras, settings: PromptSettings) -> Tensor:
+    """[B] int64 index into :data:`VIEW_WORDS`, on the cameras' device. Azimuths may have any number of turns."""
+    azimuth = _turned(cameras.azimuth)
+    view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
+    view[azimuth <= math.radians(settings.front_deg)] = FRONT
+    view[azimuth > math.radians(settings.back_deg)] = BACK
+    view[_overhead(cameras, settings)] = OVERHEAD
+    return view
 
-    Overhead above ``overhead_deg`` of elevation; otherwise front up to ``front_deg`` of azimuth to either side, back
-    beyond ``back_deg``, and side between.
-    """
 
-    front_deg: float = 45.0
-    back_deg: float = 135.0
-    overhead_deg: float = 60.0
+def fine_view_index(cameras: Cameras, settings: PromptSettings) -> Tensor:
+    """[B] int64 index into :data:`FINE_VIEW_WORDS`, on the cameras' device; only ``overhead_deg`` counts."""
+    sector = (cameras.azimuth / (2 * math.pi / len(SECTORS))).round().long() % len(SECTORS)
+    starts = torch.tensor([math.radians(start) for start in HEIGHTS.values()], device=cameras.elevation.device)
+    height = (cameras.elevation[:, None] >= starts).sum(1) - 1
+    return (height * len(SECTORS) + sector).masked_fill(_overhead(cameras, settings), len(FINE_VIEW_WORDS) - 1)
 
-    def view_index(self, cameras: Cameras) -> Tensor:
-        """[B] int64 index into :data:`VIEW_WORDS`, on the cameras' device. Azimuths may have any number of turns."""
-        azimuth = _turned(cameras.azimuth)
-        view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
-        view[azimuth <= math.radians(self.front_deg)] = FRONT
-        view[azimuth > math.radians(self.back_deg)] = BACK
-        view[self._overhead(cameras)] = OVERHEAD
-        return view
 
-    def fine_view_index(self, cameras: Cameras) -> Tensor:
-        """[B] int64 index into :data:`FINE_VIEW_WORDS`, on the cameras' device; only ``overhead_deg`` counts."""
-        sector = (cameras.azimuth / (2 * math.pi / len(SECTORS))).round().long() % len(SECTORS)
-        starts = torch.tensor([math.radians(start) for start in HEIGHTS.values()], device=cameras.elevation.device)
-        height = (cameras.elevation[:, None] >= starts).sum(1) - 1
-        return (height * len(SECTORS) + sector).masked_fill(self._overhead(cameras), len(FINE_VIEW_WORDS) - 1)
-
-    def _overhead(self, cameras: Cameras) -> Tensor:
-        return cameras.elevation > math.radians(self.overhead_deg)
+def _overhead(cameras: Cameras, settings: PromptSettings) -> Tensor:
+    return cameras.elevation > math.radians(settings.overhead_deg)
 
 
 def perp_neg_mixture(azimuth: Tensor) -> Tensor:
@@ -117,36 +108,36 @@ class PromptBank:
     """The text embeddings of one run.
 
     ``embeddings`` maps a prompt's name to [V,L,D], one embedding per view of :data:`VIEW_WORDS` or, if ``fine``, of
-    :data:`FINE_VIEW_WORDS`; or to [1,L,D]. With ``perp_neg``, "cond" and "source_cond" have two negative prompts each,
-    see :meth:`contexts` and :meth:`view_weights`.
+    :data:`FINE_VIEW_WORDS`; or to [1,L,D]. With Perp-Neg, "cond" and "source_cond" have two negative prompts each, see
+    :meth:`contexts` and :meth:`view_weights`.
     """
 
     embeddings: Mapping[str, Tensor]
-    thresholds: ViewThresholds
-    perp_neg: bool = False
-    fine: bool = False
+    settings: PromptSettings
+
+    @property
+    def fine(self) -> bool:
+        """Whether the view words are the fine ones."""
+        return self.settings.view_dependent and self.settings.views == "fine"
 
     @classmethod
     def build(
         cls,
         prior: TextEmbedder,
         prompt: str,
-        negative_prompt: str = PAPER_NEGATIVE_PROMPT,
+        negative_prompt: str,
+        settings: PromptSettings,
         *,
-        view_dependent: bool = True,
-        thresholds: ViewThresholds | None = None,
         needed: Collection[str] = (),
         source_prompt: str | None = None,
         suffixes: tuple[str, str] = ("", ""),
-        perp_neg: bool = False,
-        fine: bool = False,
     ) -> "PromptBank":
         """The bank of a run, with every prompt embedded once.
 
-        Always present: "cond", the prompt, with the words of each view if ``view_dependent`` (of every sector and
-        height if ``fine``); "uncond", the empty prompt, and "neg", the negative prompt, both without view words.
-        Present if ``needed``: "plain", the prompt without view words; "better" and "worse", the prompt with one of the
-        two ``suffixes`` and view words; "source_cond", the source's prompt with view words.
+        Always present: "cond", the prompt, with view words if ``settings`` ask for them; "uncond", the empty prompt,
+        and "neg", the negative prompt, both without view words. Present if ``needed``: "plain", the prompt without view
+        words; "better" and "worse", the prompt with one of the two ``suffixes`` and view words; "source_cond", the
+        source's prompt with view words.
 
         Raises:
             InputError: "source_cond" is needed, but there is no source prompt.
@@ -154,10 +145,10 @@ class PromptBank:
         if "source_cond" in needed and source_prompt is None:
             raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
 
-        fine = fine and view_dependent
+        words = FINE_VIEW_WORDS if settings.views == "fine" else VIEW_WORDS
 
         def views(text: str) -> list[str]:
-            return [f"{text}, {view}" if view_dependent else text for view in (FINE_VIEW_WORDS if fine else VIEW_WORDS)]
+            return [f"{text}, {view}" for view in words] if settings.view_dependent else [text] * len(VIEW_WORDS)
 
         better, worse = suffixes
         texts = {"cond": views(prompt), "uncond": [""], "neg": [negative_prompt]}
@@ -170,7 +161,7 @@ class PromptBank:
         texts |= {name: further[name] for name in sorted(set(needed) - texts.keys())}
         embedded = prior.embed([text for group in texts.values() for text in group])
         groups = embedded.split([len(group) for group in texts.values()])
-        return cls(dict(zip(texts, groups, strict=True)), thresholds or ViewThresholds(), perp_neg, fine)
+        return cls(dict(zip(texts, groups, strict=True)), settings)
 
     def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
         """The embeddings [B,L,D] of each prompt, by name, for these cameras' views.
@@ -181,13 +172,13 @@ class PromptBank:
         the circle, and the negative views have the same height and the visible side. Cameras above the overhead
         threshold have the overhead view and no negative views. The same applies to "source_cond".
         """
-        index = self.thresholds.fine_view_index if self.fine else self.thresholds.view_index
-        view = move(index(cameras), self.embeddings["cond"].device)
+        index = fine_view_index if self.fine else view_index
+        view = move(index(cameras, self.settings), self.embeddings["cond"].device)
         contexts = {
             name: embedded[view] if len(embedded) > 1 else embedded.expand(len(cameras), -1, -1)
             for name, embedded in self.embeddings.items()
         }
-        if not self.perp_neg:
+        if not self.settings.perp_neg:
             return contexts
         mixture = move(perp_neg_mixture(cameras.azimuth), view.device)
         behind = (mixture[:, BACK] > 0) | (mixture[:, SIDE] == 1)
@@ -210,7 +201,7 @@ class PromptBank:
 
     def view_weights(self, cameras: Cameras) -> Tensor | None:
         """[2,B] Perp-Neg's weights of "cond_against_0" and "cond_against_1", on the CPU; None without Perp-Neg."""
-        if not self.perp_neg:
+        if not self.settings.perp_neg:
             return None
-        overhead = self.thresholds.view_index(cameras) == OVERHEAD
+        overhead = view_index(cameras, self.settings) == OVERHEAD
         return perp_neg_weights(cameras.azimuth).masked_fill(overhead, 0.0).cpu()

@@ -1,11 +1,13 @@
 """Cameras: axes, angles, rays, sampling."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from small_settings import CAMERAS
 
-from nfsd3d.cameras import CameraRanges, orbit, sample_cameras, spherical
+from nfsd3d.cameras import orbit, sample_cameras, spherical
 
 
 def test_azimuth_zero_is_on_the_x_axis_and_looks_at_the_origin():
@@ -39,7 +41,8 @@ def test_rotations_are_proper_even_at_the_poles(elevation):
 
 
 def test_sampled_cameras_stay_in_their_ranges(rng):
-    ranges = CameraRanges(
+    ranges = replace(
+        CAMERAS,
         distance=(1.5, 2.0),
         fovy_deg=(40, 45),
         elevation_deg=(-10, 30),
@@ -58,15 +61,13 @@ def test_sampled_cameras_stay_in_their_ranges(rng):
 
 def test_azimuths_are_spread_over_a_batch(rng):
     for _ in range(20):
-        azimuth = sample_cameras(rng, 4, 8, CameraRanges()).azimuth.sort().values
+        azimuth = sample_cameras(rng, 4, 8, CAMERAS).azimuth.sort().values
         gaps = torch.cat([azimuth.diff(), azimuth[:1] + 2 * math.pi - azimuth[-1:]])
         assert gaps.max() < math.pi + 1e-5
 
 
 def test_sampling_is_reproducible_and_depends_on_the_generator():
-    first, again, other = (
-        sample_cameras(torch.Generator().manual_seed(seed), 3, 8, CameraRanges()) for seed in (1, 1, 2)
-    )
+    first, again, other = (sample_cameras(torch.Generator().manual_seed(seed), 3, 8, CAMERAS) for seed in (1, 1, 2))
     assert first.positions.equal(again.positions) and first.light.equal(again.light)
     assert not first.positions.allclose(other.positions)
 

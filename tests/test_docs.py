@@ -19,6 +19,7 @@ import yaml
 import nfsd3d
 from nfsd3d.cli import main as command_line
 from nfsd3d.config.compose import compose
+from nfsd3d.config.schema import known_keys
 from nfsd3d.prior.files.resolve import locate
 from nfsd3d.runs import preflight
 
@@ -328,7 +329,7 @@ def settings() -> set[str]:
     for generator in ("nerf", "latent", "image"):
         overrides = ["prompt=a red cube", "machine=cpu", "backend=torch", "prior=shapes", f"generator={generator}"]
         collect(compose("nfsd", overrides).to_dict())
-    return keys
+    return keys | set(known_keys())  # with those of plug-ins
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name_of)

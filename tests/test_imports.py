@@ -26,7 +26,22 @@ FORBIDDEN = {
     "nfsd3d.shapes": ("generators", "distill", "train", "export", "evaluate", "config.compose"),
     "nfsd3d.train": ("shapes", "evaluate", "compare", "decompose", "cli"),
     "nfsd3d.config": ("cli", "train", "runs"),
+    "nfsd3d.settings": (
+        "config",
+        "cli",
+        "train",
+        "prior",
+        "generators",
+        "distill",
+        "export",
+        "runs",
+        "cameras",
+        "prompts",
+    ),
 }
+# The schema is derived from the components' settings, which import nothing heavy (see below).
+SETTINGS = {name for name in MODULES if name.endswith(".settings") or name.startswith("nfsd3d.settings.")}
+SETTINGS.add("nfsd3d.generators.nerf.hashgrid.spec")
 # Everything may be used without train, except what is about whole runs.
 ABOUT_RUNS = {
     "nfsd3d.api",
@@ -117,6 +132,7 @@ def test_imports_go_one_way(room):
         if _is_in(module, room)
         for imported in imports(path)
         if any(_is_in(imported, name) for name in forbidden)
+        if not (room == "nfsd3d.config" and any(_is_in(imported, name) for name in SETTINGS))
     }
     assert wrong == set()
 
@@ -170,6 +186,23 @@ def test_every_module_can_be_imported_without_cuda():
         "assert not torch.cuda.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, timeout=120)
+
+
+def test_settings_are_constrained_types_and_errors_alone():
+    wrong = {
+        f"{module} imports {imported}"
+        for module in SETTINGS
+        for imported in imports(MODULES[module])
+        if imported.startswith("nfsd3d") and not _is_in(imported, "nfsd3d.errors")
+        if not (_is_in(imported, "nfsd3d.settings") or any(_is_in(imported, name) for name in SETTINGS))
+    }
+    assert len(SETTINGS) >= 8 and wrong == set()
+
+
+@pytest.mark.parametrize("name", ["nfsd3d.config.schema", *sorted(SETTINGS)])
+def test_settings_import_nothing_slow(name):
+    code = f"import sys, {name}; assert not set(sys.modules) & {{'torch', 'numpy', 'diffusers', 'hydra'}}"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, timeout=60)
 
 
 def test_the_command_line_imports_nothing_slow():

@@ -1,7 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from small_settings import PROMPTS
 
 from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
@@ -13,9 +15,10 @@ from nfsd3d.prompts import (
     PAPER_NEGATIVE_PROMPT,
     SIDE,
     PromptBank,
-    ViewThresholds,
+    fine_view_index,
     perp_neg_mixture,
     perp_neg_weights,
+    view_index,
 )
 from nfsd3d.shapes.world.grammar import view_phrases
 
@@ -26,6 +29,10 @@ class Recorder:
     def embed(self, prompts):
         self.prompts = prompts
         return torch.arange(len(prompts), dtype=torch.float32)[:, None, None].expand(-1, 3, 2)
+
+
+def bank_of(embedder, **settings):
+    return PromptBank.build(embedder, "a red cube", "ugly", replace(PROMPTS, **settings))
 
 
 def cameras_at(azimuth_deg, elevation_deg):
@@ -69,25 +76,25 @@ def cameras_at(azimuth_deg, elevation_deg):
     ],
 )
 def test_the_view_depends_on_azimuth_and_elevation_at_any_turn(azimuth, elevation, view):
-    assert ViewThresholds().view_index(cameras_at([azimuth], [elevation])).tolist() == [view]
+    assert view_index(cameras_at([azimuth], [elevation]), PROMPTS).tolist() == [view]
 
 
 def test_other_thresholds_give_other_views():
     cameras = cameras_at([50, 50, 100, 0], [0, 35, 0, 0])
-    views = ViewThresholds(front_deg=60, back_deg=90, overhead_deg=30).view_index(cameras)
+    views = view_index(cameras, replace(PROMPTS, front_deg=60, back_deg=90, overhead_deg=30))
     assert views.tolist() == [FRONT, OVERHEAD, BACK, FRONT]
 
 
 @pytest.mark.parametrize("azimuth", [0, 22, 23, 90, 100, 180, -180, -90, -22, -23, 359, 720 + 45, -360 - 135])
 @pytest.mark.parametrize("elevation", [-10, 12, 14, 36, 38, 59, 61, 90])
 def test_fine_views_are_those_of_the_embedded_priors_captions(azimuth, elevation):
-    index = ViewThresholds().fine_view_index(cameras_at([azimuth], [elevation]))
+    index = fine_view_index(cameras_at([azimuth], [elevation]), PROMPTS)
     assert FINE_VIEW_WORDS[index] in view_phrases(azimuth, elevation)
 
 
 def test_fine_views_name_the_side_that_is_seen():
     # An object that faces +x has its left at +y, which the camera at 90 degrees sees.
-    left, right, corner = ViewThresholds().fine_view_index(cameras_at([90, 270, 315], [0, 20, 50])).tolist()
+    left, right, corner = fine_view_index(cameras_at([90, 270, 315], [0, 20, 50]), PROMPTS).tolist()
     assert FINE_VIEW_WORDS[left] == "left side view at eye level"
     assert FINE_VIEW_WORDS[right] == "right side view slightly from above"
     assert FINE_VIEW_WORDS[corner] == "front right view from above"
@@ -95,18 +102,18 @@ def test_fine_views_name_the_side_that_is_seen():
 
 def test_fine_views_choose_the_embedding():
     recorder = Recorder()
-    bank = PromptBank.build(recorder, "a red cube", fine=True)
+    bank = bank_of(recorder, views="fine")
     assert recorder.prompts[:25] == [f"a red cube, {view}" for view in FINE_VIEW_WORDS]
     contexts = bank.contexts(cameras_at([0, 90, 10], [0, 20, 80]))
     assert contexts["cond"][:, 0, 0].tolist() == [0, 8 + 2, 24]
     assert contexts["uncond"][:, 0, 0].tolist() == [25, 25, 25]
-    PromptBank.build(recorder, "a red cube", fine=True, view_dependent=False)
+    bank_of(recorder, views="fine", view_dependent=False)
     assert recorder.prompts.count("a red cube") == 4
 
 
 def test_only_the_prompt_has_view_words():
     recorder = Recorder()
-    PromptBank.build(recorder, "a red cube")
+    PromptBank.build(recorder, "a red cube", PAPER_NEGATIVE_PROMPT, PROMPTS)
     assert recorder.prompts == [
         "a red cube, front view",
         "a red cube, side view",
@@ -118,7 +125,7 @@ def test_only_the_prompt_has_view_words():
 
 
 def test_contexts_follow_the_cameras():
-    bank = PromptBank.build(Recorder(), "a red cube", "ugly")
+    bank = bank_of(Recorder())
     contexts = bank.contexts(orbit(4, 8))  # azimuths 0, 90, 180, 270
     assert {name: tuple(context.shape) for name, context in contexts.items()} == dict.fromkeys(
         ("cond", "uncond", "neg"), (4, 3, 2)
@@ -130,12 +137,12 @@ def test_contexts_follow_the_cameras():
 
 def test_without_view_words_every_camera_gets_the_plain_prompt():
     recorder = Recorder()
-    PromptBank.build(recorder, "a red cube", view_dependent=False)
+    bank_of(recorder, view_dependent=False)
     assert set(recorder.prompts[:4]) == {"a red cube"}
 
 
 def test_views_cover_the_orbit_in_the_expected_shares():
-    views = ViewThresholds().view_index(orbit(360, 8, start_deg=0.5))
+    views = view_index(orbit(360, 8, start_deg=0.5), PROMPTS)
     counts = [int((views == view).sum()) for view in (FRONT, SIDE, BACK, OVERHEAD)]
     assert counts == [90, 180, 90, 0]
     assert math.isclose(sum(counts), 360)
@@ -144,10 +151,10 @@ def test_views_cover_the_orbit_in_the_expected_shares():
 def test_further_prompts_are_embedded_only_if_needed():
     recorder = Recorder()
     options = {"source_prompt": "a blue cube", "suffixes": (", fine", ", bad")}
-    PromptBank.build(recorder, "a red cube", "ugly", needed=["cond", "uncond"], **options)
+    PromptBank.build(recorder, "a red cube", "ugly", PROMPTS, needed=["cond", "uncond"], **options)
     assert len(recorder.prompts) == 6
     bank = PromptBank.build(
-        recorder, "a red cube", "ugly", needed=["plain", "better", "worse", "source_cond"], **options
+        recorder, "a red cube", "ugly", PROMPTS, needed=["plain", "better", "worse", "source_cond"], **options
     )
     assert recorder.prompts[4:] == [
         *("", "ugly"),
@@ -165,7 +172,7 @@ def test_further_prompts_are_embedded_only_if_needed():
 
 def test_editing_needs_a_source_prompt():
     with pytest.raises(InputError, match=r"source_prompt=null.*say what the source shows"):
-        PromptBank.build(Recorder(), "a red cube", needed=["source_cond"])
+        PromptBank.build(Recorder(), "a red cube", "ugly", PROMPTS, needed=["source_cond"])
 
 
 AZIMUTHS = [0, 30, 90, 135, 180, -30, 270, 360 + 45]
@@ -207,7 +214,12 @@ def test_perp_neg_weights_follow_the_curves():
 
 def test_perp_neg_contexts_follow_the_cameras():
     bank = PromptBank.build(
-        Recorder(), "a red cube", "ugly", needed=["source_cond"], source_prompt="a blue cube", perp_neg=True
+        Recorder(),
+        "a red cube",
+        "ugly",
+        replace(PROMPTS, perp_neg=True),
+        needed=["source_cond"],
+        source_prompt="a blue cube",
     )
     cameras = cameras_at([0, 45, 135, 20], [0, 0, 30, 70])
     contexts = bank.contexts(cameras)
@@ -223,7 +235,7 @@ def test_perp_neg_contexts_follow_the_cameras():
 
 
 def test_perp_neg_of_fine_views_keeps_to_the_height_and_the_side():
-    bank = PromptBank.build(Recorder(), "a red cube", "ugly", perp_neg=True, fine=True)
+    bank = bank_of(Recorder(), perp_neg=True, views="fine")
     cameras = cameras_at([0, 50, 300, 140, 20], [0, 20, 50, 0, 80])
     words = {
         name: [FINE_VIEW_WORDS[int(value)] for value in context[:, 0, 0]]
@@ -252,6 +264,6 @@ def test_perp_neg_of_fine_views_keeps_to_the_height_and_the_side():
 
 
 def test_without_perp_neg_there_are_no_weights():
-    bank = PromptBank.build(Recorder(), "a red cube")
+    bank = bank_of(Recorder())
     assert bank.view_weights(orbit(4, 8)) is None
     assert not any("against" in name for name in bank.contexts(orbit(4, 8)))

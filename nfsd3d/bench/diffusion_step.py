@@ -10,7 +10,7 @@ import torch
 from nfsd3d.bench.baseline import as_baseline
 from nfsd3d.bench.flops import Arithmetic, arithmetic, device_tflops
 from nfsd3d.bench.step import StepTiming, bench_step
-from nfsd3d.config.schema import Config, TrainConfig
+from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
@@ -54,7 +54,7 @@ class StageTiming:
     reserved_memory_gb: float | None
 
 
-def stages(train: TrainConfig) -> list[Stage]:
+def stages(train: TrainSettings) -> list[Stage]:
     """The resolutions that a recipe goes through."""
     if isinstance(train.resolution, int):
         return [Stage(train.resolution, 0.0, 1.0)]
@@ -103,12 +103,12 @@ def bench_stages(
     return found
 
 
-def _frozen(train: TrainConfig, stage: Stage) -> TrainConfig:
+def _frozen(train: TrainSettings, stage: Stage) -> TrainSettings:
     """The recipe as it is in the middle of a stage, throughout."""
     plan = plan_at(train, stage.middle)
-    regularizers = train.regularizers.model_copy(update=plan.regularizers)
-    held: dict[str, Any] = {name: getattr(plan, name) for name in ("t_min", "t_max", "learning_rate_factor")}
-    return train.model_copy(update={**held, "resolution": stage.resolution, "regularizers": regularizers})
+    regularizers = replace(train.regularizers, **plan.regularizers)
+    held = {name: getattr(plan, name) for name in ("t_min", "t_max", "learning_rate_factor")}
+    return replace(train, **held, resolution=stage.resolution, regularizers=regularizers)
 
 
 def run_hours(timings: list[StageTiming], steps: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.bench.clock import now
-from nfsd3d.cameras import CameraRanges, Rays, sample_cameras
+from nfsd3d.cameras import Rays, sample_cameras
 from nfsd3d.config.hardware import is_installed, triton_obstacle
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, render_weights
 from nfsd3d.generators.nerf.field import FusedNetwork, HashGridField, fused_network
@@ -21,6 +21,7 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.nerfacc import nerfacc_obstacle
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays
+from nfsd3d.settings.cameras import CameraRanges
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation that the others are compared with, by type of device."""

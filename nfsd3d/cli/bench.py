@@ -18,10 +18,10 @@ from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
 from nfsd3d.config.overrides import quote
-from nfsd3d.config.schedules import milestone_at
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED
+from nfsd3d.settings.schedules import milestone_at
 
 if TYPE_CHECKING:
     from nfsd3d.bench.kernels import Contender
@@ -144,12 +144,12 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
     import torch
 
     from nfsd3d.bench import kernels
-    from nfsd3d.train.build import build_generator, camera_ranges
+    from nfsd3d.train.build import build_generator
 
     generator = build_generator(config)
     device = generator.device
     size = milestone_at(config.train.resolution, 0.0) if device.type == "cpu" else GPU_PIXELS
-    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), config.train.batch_size, size)
+    scene = kernels.demo_scene(generator, config.cameras, config.train.batch_size, size)
     where = f"{options.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
     record: dict[str, Any] = {}
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nfsd3d.cli.options import (
@@ -29,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from nfsd3d.export.extract import MeshSettings
     from nfsd3d.export.progress import mesh_progress
     from nfsd3d.export.write import TEXTURED, known_format, write_meshes
     from nfsd3d.train.build import mesh_extras
@@ -37,17 +37,15 @@ def main(argv: Sequence[str]) -> int:
     wanted = run.config.export
     formats = wanted.formats if options.formats is None else options.formats.split(",")
     formats = [known_format(name.strip()) for name in formats]
-    given = {
-        name: getattr(wanted, name) if getattr(options, name) is None else getattr(options, name)
-        for name in ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout")
-    }
+    names = ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if not TEXTURED & set(formats):
         given["texture_size"] = 0
     folder = options.output if options.output is not None else run.directory / "mesh"
     with writing_to(folder):  # before the slow extraction
         check_writable(folder)
     with mesh_progress(Console(stderr=True)) as on_progress:
-        extracted = run.extract(MeshSettings(**given), on_progress)
+        extracted = run.extract(replace(wanted, **given), on_progress)
     with writing_to(folder):
         paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config))
     files, facts = [str(path) for path in paths], extracted.facts

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nfsd3d.config.hardware import Choice
-from nfsd3d.config.schedules import highest
-from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
 from nfsd3d.runs import directory, preflight
+from nfsd3d.settings.schedules import highest
 
 
 def start(config: Config, label: str, choices: Mapping[str, Choice] | None = None) -> Path | None:
@@ -75,7 +76,7 @@ def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None
     shown = {"run directory": run_dir}
     if source is not None:
         shown |= _model_facts(source)
-    if isinstance(config.generator, NeRFConfig):
+    if isinstance(config.generator, NeRFSettings):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)
         cap = f"generator.max_samples={config.generator.max_samples}"

@@ -16,7 +16,7 @@ from nfsd3d.cli.launch import print_error, resume, start
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import config_root, find_experiment
-from nfsd3d.config.schema import DistillConfig
+from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean
 
 COMMANDS = {
@@ -110,6 +110,6 @@ def help_text() -> str:
         for group in ("prior", "backend", "distill", "generator")
     }
     experiments = ", ".join(sorted(path.stem for path in root.glob("*.yaml")))
-    weighting = "|".join(get_args(DistillConfig.model_fields["weighting"].annotation))
+    weighting = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
     template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
     return template.format(root=root, experiments=experiments, weighting=weighting, **choices).rstrip()

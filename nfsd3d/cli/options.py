@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfsd3d.config.renamed import notice
-from nfsd3d.config.schema import TEXTURE_SIZES
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_json
+from nfsd3d.settings.export import TEXTURE_SIZES
 
 if TYPE_CHECKING:
     from rich.console import Console

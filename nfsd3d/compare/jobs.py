@@ -30,11 +30,11 @@ from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, score_run
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import ddim_sample
-from nfsd3d.prompts import PromptBank, ViewThresholds
+from nfsd3d.prompts import PromptBank
 from nfsd3d.runs import checkpoints, directory, preflight
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.objects import OBJECTS
-from nfsd3d.train.build import build_prior, camera_ranges, model_files, viewing_cameras
+from nfsd3d.train.build import build_prior, model_files, viewing_cameras
 from nfsd3d.train.run import train_and_export
 from nfsd3d.visualize.image_grid import grid, write_jpeg
 
@@ -263,20 +263,12 @@ def _sample(job: PlannedJob, classifier: Classifier) -> _Result:
     config, truth = job.config, composition_of(job.prompt)
     rng = torch.Generator().manual_seed(job.seed)
     cameras = (
-        sample_cameras(rng, config.train.batch_size, SIZE, camera_ranges(config.cameras))
+        sample_cameras(rng, config.train.batch_size, SIZE, config.cameras)
         if config.makes_images
         else viewing_cameras(config, VIEWS, SIZE)
     )
     prior = CountedPrior(build_prior(config))
-    words = config.prompts
-    bank = PromptBank.build(
-        prior,
-        job.prompt,
-        config.negative_prompt,
-        view_dependent=words.view_dependent,
-        thresholds=ViewThresholds(words.front_deg, words.back_deg, words.overhead_deg),
-        fine=words.views == "fine",
-    )
+    bank = PromptBank.build(prior, job.prompt, config.negative_prompt, replace(config.prompts, perp_neg=False))
     contexts = bank.contexts(cameras)
     scale = float(job.guidance_scale or 1.0)
     z = ddim_sample(prior, contexts["cond"], contexts["uncond"], guidance_scale=scale, steps=SAMPLE_STEPS, rng=rng)

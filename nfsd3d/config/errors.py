@@ -1,6 +1,7 @@
-"""What is wrong with a configuration, told on one line: setting, value and what it must be."""
+"""Validation errors of a configuration as one line: each setting, its value and what it must be."""
 
 import json
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -8,7 +9,7 @@ from pydantic_core import ErrorDetails
 from nfsd3d.errors import InputError, did_you_mean
 
 
-def describe_errors(error: ValidationError, known: list[str], limit: int = 4) -> str:
+def describe_errors(error: ValidationError, known: Sequence[str], limit: int = 4) -> str:
     """The errors on one line, each with setting, value and what it must be; ``known`` are all settings' dotted keys."""
     # What was written wrong before what was left out.
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
@@ -25,33 +26,31 @@ _EXPECTED = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
-    "model_type": "a group of settings",
+    "dataclass_type": "a group of settings",
     "finite_number": "a finite number",
     "string_too_short": "something",
 }
 
 
-def _describe(detail: ErrorDetails, known: list[str]) -> str:
-    # Within the generator's settings, the location also says which kind of generator they are read as.
+def _describe(detail: ErrorDetails, known: Sequence[str]) -> str:
+    # Within the generator's settings, the location also names the kind of generator.
     parts = [part for index, part in enumerate(detail["loc"]) if index != 1 or detail["loc"][0] != "generator"]
     key = ".".join(map(str, parts))
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "complete":
-        return detail["msg"]
-    if kind == "extra_forbidden":
-        return f"unknown setting {key}{did_you_mean(key, known)}"
+    if isinstance(context.get("error"), InputError):  # about several settings, which it names
+        return str(context["error"])
+    if kind == "unexpected_keyword_argument":
+        hint = " (another kind of generator has it)" if key in known else did_you_mean(key, known)
+        return f"unknown setting {key}{hint}"
     if kind == "missing":
-        return (
-            'prompt is missing: say what to make, for example prompt="a red mushroom"'
-            if key == "prompt"
-            else (f"{key} is missing: set it")
-        )
+        remedy = 'say what to make, for example prompt="a red mushroom"' if key == "prompt" else "set it"
+        return f"{key} is missing: {remedy}"
     if kind == "json_invalid":  # the only way for text that came from Python values
         return "a text is not valid Unicode: write it in UTF-8"
     if kind == "prompt":
         return f"{key} {detail['msg']}"
-    if isinstance(context.get("error"), InputError):  # a schedule's: it begins with the last part of the key
-        return ".".join([*map(str, detail["loc"][:-1]), str(context["error"])])
+    if kind == "schedule":  # begins with the last part of the key
+        return ".".join([*map(str, detail["loc"][:-1]), detail["msg"]])
     if kind == "union_tag_invalid":
         return f"{key}={context['tag']}: must be {context['expected_tags']}"
     if kind == "literal_error":
@@ -61,7 +60,7 @@ def _describe(detail: ErrorDetails, known: list[str]) -> str:
     else:
         message = detail["msg"].replace("Input should be", "must be")
         expected = message[0].lower() + message[1:]
-    if kind == "model_type":
+    if kind == "dataclass_type":
         names = [setting for setting in known if setting.startswith(f"{key}.")]
         expected += f", such as {', '.join(names[:4])}" if names else ""
     if isinstance(detail["input"], dict):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from nfsd3d.config.errors import did_you_mean
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
 
@@ -54,7 +53,7 @@ def find_experiment(name_or_path: str | Path) -> Experiment:
     found = [path for path in (given, own) if os.path.isfile(path)]
     if not found:
         names = sorted(path.name for path in config_root().glob("*.yaml"))
-        near = did_you_mean(Path(text).with_suffix(".yaml").name, names) if Path(text).name else ""
+        near = did_you_mean(Path(text).stem, [Path(name).stem for name in names], ".yaml") if Path(text).name else ""
         raise InputError(
             f"--config {text}: no such file{near}; there are {listed(f'configs/{name}' for name in names)}"
         )

@@ -1,4 +1,4 @@
-"""Which devices and optional packages exist, and what ``auto`` stands for, found out without importing torch."""
+"""Detection of devices and optional packages without importing torch, and the choices behind ``auto``."""
 
 import ctypes
 import importlib.util
@@ -14,7 +14,7 @@ from pathlib import Path
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 
-# The import name of the package that each implementation needs besides torch, and how to get it.
+# By implementation: the import name of the package that it needs besides torch, and how to install it.
 _PACKAGES = {
     "numba": ("numba", "pip install numba"),
     "triton": ("triton", "it comes with CUDA builds of torch for Linux"),
@@ -27,14 +27,14 @@ _CUDA_ONLY = {"tcnn", "nerfacc"}
 
 @dataclass(frozen=True)
 class Choice:
-    """What ``auto`` stands for on this machine, and why."""
+    """The value that replaces ``auto`` on this machine, and the reason for it."""
 
     value: str
     reason: str
 
 
 def is_installed(package: str) -> bool:
-    """Whether ``import package`` would find something; nothing is imported."""
+    """Whether a package can be found; nothing is imported."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -47,20 +47,20 @@ def installed_version(distribution: str) -> str | None:
 
 
 def triton_interprets() -> bool:
-    """Whether the environment asks Triton to run its kernels in its interpreter, on a CPU: slow, for tests."""
+    """Whether the environment selects Triton's interpreter, which runs kernels on a CPU: slow, for tests."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
 
 
 def triton_obstacle() -> str | None:
-    """Why Triton cannot be used on CUDA here, in a few words with the remedy; None when it can.
+    """Why Triton cannot be used on CUDA here, with the remedy; None if it can.
 
-    Its kernels need no compiler but their launcher, once, does: a C one, and Python's headers.
+    Triton compiles a launcher for its kernels, once, with a C compiler and Python's headers.
     """
     if not is_installed("triton"):
         return f"the package triton is not installed ({_PACKAGES['triton'][1]})"
     if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
         return "Triton finds no C compiler (install gcc or clang, or name one in CC)"
-    # Debian's scheme for what pip installs names a folder that its headers are not in.
+    # Debian's default scheme names a folder that does not contain Python's headers.
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     headers = Path(sysconfig.get_path("include", scheme))
     if not (headers / "Python.h").is_file():
@@ -69,7 +69,7 @@ def triton_obstacle() -> str | None:
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA version that the installed torch was built with; None for a build without CUDA or no torch at all."""
+    """The CUDA version that torch was built with; None without CUDA or without torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -79,20 +79,14 @@ def torch_cuda_version() -> str | None:
 
 
 def visible_gpus() -> int:
-    """How many CUDA devices this process may use, as far as NVIDIA's management library and the environment say.
-
-    The management library, unlike CUDA itself, may be asked before a fork; CUDA is asked where it is missing, as in a
-    container whose NVIDIA_DRIVER_CAPABILITIES lack "utility".
-    """
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None:
-        listed = [name.strip() for name in hidden.split(",")]
-        # CUDA reads the list up to the first entry that is no device.
-        limit = next((i for i, name in enumerate(listed) if name in ("", "-1")), len(listed))
-    else:
-        limit = None
+    """Number of CUDA devices that this process may use, according to NVIDIA's libraries and the environment."""
     present = _count_gpus()
-    return present if limit is None else min(limit, present)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return present
+    names = [name.strip() for name in visible.split(",")]
+    # CUDA reads the list up to the first entry that is no device.
+    return min(present, next((i for i, name in enumerate(names) if name in ("", "-1")), len(names)))
 
 
 def _count_gpus() -> int:
@@ -100,12 +94,16 @@ def _count_gpus() -> int:
 
 
 def driver_cuda_version() -> int:
-    """The major version of CUDA that the GPU's driver supports; 0 where nobody says."""
+    """The major version of CUDA that the GPU's driver supports; 0 if unknown."""
     return _ask("nvmlSystemGetCudaDriverVersion_v2", "cuDriverGetVersion") // 1000
 
 
 def _ask(nvml: str, cuda: str) -> int:
-    """The number that NVIDIA's management library answers with, or without one the driver's; 0 without either."""
+    """The number that a function of NVIDIA's management library returns, or else one of the driver; 0 without either.
+
+    The management library comes first because, unlike CUDA, it may be initialised before a fork. It can be missing in a
+    container whose NVIDIA_DRIVER_CAPABILITIES lack "utility".
+    """
     on_windows = platform.system() == "Windows"
     library = _library("nvml.dll" if on_windows else "libnvidia-ml.so.1")
     if library is not None and library.nvmlInit_v2() == 0:
@@ -125,26 +123,27 @@ def _library(name: str) -> ctypes.CDLL | None:
 
 def _answer(library: ctypes.CDLL, question: str) -> int:
     answer = ctypes.c_int(0)
-    function = getattr(library, question, None)  # an old library may not know the question
+    function = getattr(library, question, None)  # missing in an old library
     return 0 if function is None or function(ctypes.byref(answer)) != 0 else answer.value
 
 
 def cuda_obstacle() -> str | None:
-    """Why CUDA cannot be used here, in a few words; None when it can."""
+    """Why CUDA cannot be used here, in a few words; None if it can."""
     if visible_gpus() == 0:
         return "no NVIDIA GPU is visible"
     built = torch_cuda_version()
     if built is None:
         return "the installed torch is built without CUDA"
     driver = driver_cuda_version()
-    if 0 < driver < int(built.partition(".")[0]):  # within a major version any driver will do
+    if 0 < driver < int(built.partition(".")[0]):  # drivers are compatible within a major version
         return f"the GPU's driver is for CUDA {driver} and the installed torch for {built}: install a newer driver"
     return None
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """``bfloat16`` where the CPU multiplies in it (AMX or AVX-512's BF16) and the prior's networks gain by it (see
-    docs/benchmarks.md); ``float32`` elsewhere, where it would be emulated.
+    """``bfloat16`` on a CPU with AMX or AVX-512 BF16, where the prior's networks are faster in it; else ``float32``.
+
+    Measured in docs/benchmarks.md; other CPUs emulate bfloat16.
     """
     try:
         flags = cpuinfo.read_text(encoding="utf-8")
@@ -154,13 +153,13 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def auto_machine() -> Choice:
-    """``cuda`` where a GPU is usable, else ``cpu``."""
+    """``cuda`` if a GPU can be used, else ``cpu``."""
     obstacle = cuda_obstacle()
     return Choice("cuda", f"{visible_gpus()} GPU(s) visible") if obstacle is None else Choice("cpu", obstacle)
 
 
 def auto_backend(machine: str) -> Choice:
-    """The fastest implementation for ``machine`` that can be used without building anything by hand."""
+    """The fastest installed implementation for ``machine``; tiny-cuda-nn, which users must build, is never chosen."""
     if machine == "cuda":
         obstacle = triton_obstacle()
         return Choice("triton", "fastest on a GPU") if obstacle is None else Choice("torch", obstacle)
@@ -175,52 +174,60 @@ def auto_prior(machine: str) -> Choice:
 
 
 def check_machine(config: Config) -> None:
-    """Raises `InputError` when the configured device or backend is not there."""
+    """Checks that the configured device and backend are available.
+
+    Raises:
+        InputError: they are not.
+    """
     device = config.machine.device
-    on_cuda = device.startswith("cuda")
-    if on_cuda:
+    if device.startswith("cuda"):
         obstacle = cuda_obstacle()
         if obstacle is not None:
             raise InputError(f"machine.device={device}: {obstacle}; use machine=cpu")
-        index = int(device.partition(":")[2] or 0)
-        if index >= visible_gpus():
+        if int(device.partition(":")[2] or 0) >= visible_gpus():
             raise InputError(f"machine.device={device}: only {visible_gpus()} GPU(s) are visible, counted from cuda:0")
     elif config.machine.precision == "float16":
         raise InputError("machine.precision=float16: not on a CPU; use float32 or bfloat16")
-    for setting, name in (("backend.field", config.backend.field), ("backend.sampler", config.backend.sampler)):
-        if on_cuda and name in _CPU_ONLY:
-            raise InputError(f"{setting}={name}: computes on the CPU only; use backend=triton or torch with {device}")
-        if not on_cuda and name in _CUDA_ONLY:
-            raise InputError(f"{setting}={name}: computes on CUDA only; use backend=numba or torch with {device}")
-        if name == "triton" and not triton_interprets():
-            if not on_cuda:
-                raise InputError(
-                    f"{setting}=triton: computes on CUDA only (and, for tests, in Triton's interpreter, with "
-                    f"TRITON_INTERPRET=1 in the environment); use backend=numba or torch with {device}"
-                )
-            obstacle = triton_obstacle()
-            if obstacle is not None:
-                raise InputError(f"{setting}=triton: {obstacle}; or backend=torch")
-        if name in _PACKAGES:
-            package, remedy = _PACKAGES[name]
-            if not is_installed(package):
-                raise InputError(
-                    f"{setting}={name}: the package {package} is not installed ({remedy}); or backend=torch"
-                )
+    for setting, name in vars(config.backend).items():
+        obstacle = _backend_obstacle(name, device)
+        if obstacle is not None:
+            raise InputError(f"backend.{setting}={name}: {obstacle}")
+
+
+def _backend_obstacle(name: str, device: str) -> str | None:
+    """Why an implementation cannot be used on ``device``, with the remedy; None if it can."""
+    on_cuda = device.startswith("cuda")
+    if on_cuda and name in _CPU_ONLY:
+        return f"computes on the CPU only; use backend=triton or torch with {device}"
+    if not on_cuda and name in _CUDA_ONLY:
+        return f"computes on CUDA only; use backend=numba or torch with {device}"
+    if name == "triton" and not triton_interprets():
+        if not on_cuda:
+            return (
+                "computes on CUDA only (and, for tests, in Triton's interpreter, with TRITON_INTERPRET=1 in the "
+                f"environment); use backend=numba or torch with {device}"
+            )
+        obstacle = triton_obstacle()
+        if obstacle is not None:
+            return f"{obstacle}; or backend=torch"
+    if name in _PACKAGES and not is_installed(_PACKAGES[name][0]):
+        package, remedy = _PACKAGES[name]
+        return f"the package {package} is not installed ({remedy}); or backend=torch"
+    return None
 
 
 def adapted(config: Config) -> tuple[Config, str | None]:
-    """The configuration of a finished run with a device and a backend that are here, to look at its result.
+    """The configuration of a finished run with a device and a backend that are available, to look at its result.
 
-    Itself and None where what was recorded is here; otherwise also what took its place and why, for the user.
+    Unchanged, with None, if the recorded ones are available; otherwise with a message that names the replacement.
 
     Raises:
-        InputError: the checkpoints are tiny-cuda-nn's, which nothing else reads.
+        InputError: the checkpoints are tiny-cuda-nn's, which no other backend reads.
     """
     try:
         check_machine(config)
     except InputError as error:
-        reason = str(error).partition(";")[0]  # the remedy is about settings of training
+        reason = str(error).partition(";")[0]  # without the remedy, which is for training
     else:
         return config, None
     if config.backend.field == "tcnn":

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from nfsd3d.config.renamed import current_override
-from nfsd3d.config.schema import escape_interpolations
+from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
 _TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")

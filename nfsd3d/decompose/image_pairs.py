@@ -24,7 +24,6 @@ from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS, random_backgrounds
-from nfsd3d.train.build import camera_ranges
 
 WORLD_SIZE = 64
 """Pixels of a true image; the degradations are made for this size."""
@@ -187,7 +186,7 @@ def half_trained_pairs(runs: Sequence[Run], count: int, rng: torch.Generator) ->
         number = count // len(runs) + (index < count % len(runs))
         if number == 0:
             continue
-        views = sample_cameras(rng, number, WORLD_SIZE, camera_ranges(run.config.cameras))
+        views = sample_cameras(rng, number, WORLD_SIZE, run.config.cameras)
         colors = 0.3 + 0.6 * torch.rand(number, 3, generator=rng)
         device = run.generator.device
         rendering = run.generator.render_in_chunks(views.to(device), RenderOptions(colors.to(device)))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from nfsd3d.config.schedules import Schedule
+    from nfsd3d.settings.schedules import Schedule
 
 
 class Denoiser(Protocol):

@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
-from nfsd3d.config.schema import Config, TrainConfig
+from nfsd3d.cameras import Cameras, sample_cameras
+from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.generators.base import RenderOptions
@@ -23,9 +23,10 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.directory import claim_folder
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.summary import Summary, write_summary
+from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.train.build import build_generator, build_optimizer, camera_ranges, viewing_cameras
+from nfsd3d.train.build import build_generator, build_optimizer, viewing_cameras
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import Progress, train
@@ -114,7 +115,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     claim_folder(run_dir)
     generator = build_generator(config)
     rng = torch.Generator().manual_seed(config.seed)
-    batches = render_batches(composition, camera_ranges(config.cameras), config.train, rng, generator.device, console)
+    batches = render_batches(composition, config.cameras, config.train, rng, generator.device, console)
     task = OracleFit(
         generator=generator,
         optimizer=build_optimizer(generator, config.train),
@@ -150,7 +151,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
 def render_batches(
     composition: Composition,
     ranges: CameraRanges,
-    settings: TrainConfig,
+    settings: TrainSettings,
     rng: torch.Generator,
     device: torch.device,
     console: Console,

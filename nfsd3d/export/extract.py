@@ -14,6 +14,7 @@ from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
 from nfsd3d.export.simplify import simplify
 from nfsd3d.export.texture.bake import Colored, bake, surface_colors
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
+from nfsd3d.settings.export import ExportSettings
 
 REACH = 0.03
 """Distance before and behind the surface over which its colour is composited, as a fraction of the radius."""
@@ -26,24 +27,6 @@ STAGES = {"density": 0.1, "surface": 0.2, "simplification": 0.25, "charts": 0.55
 
 OnProgress = Callable[[str, float], None]
 """Called with the present stage, and the fraction in [0,1] of the whole extraction that is done."""
-
-
-@dataclass(frozen=True)
-class MeshSettings:
-    """How a mesh is made.
-
-    ``resolution``: cells per axis of marching cubes, at least; ``threshold``: a density, or "auto" for the solid that
-    views show; ``max_faces`` after simplification; ``texture_size``: texels per side, or 0 for vertex colours alone;
-    ``unwrap_timeout``: seconds that the layout of the texture may take; ``min_component``: connected parts smaller than
-    this fraction of the largest one are dropped.
-    """
-
-    resolution: int = 256
-    threshold: float | Literal["auto"] = "auto"
-    max_faces: int = 50_000
-    texture_size: int = 1024
-    unwrap_timeout: float = 120.0
-    min_component: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,7 @@ class ExtractedMesh:
 def extract_mesh(
     solid: Colored,
     radius: float,
-    settings: MeshSettings,
+    settings: ExportSettings,
     device: torch.device | str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> ExtractedMesh:
@@ -92,7 +75,7 @@ def extract_mesh(
     grid = sample_density(solid.density, radius, cells + 1, device)
     level_set = _level_set(solid, grid, settings.threshold, device)
     progress("surface", STAGES["density"])
-    surface = extract_surface(level_set, grid, split, settings.min_component)
+    surface = extract_surface(level_set, grid, split)
     progress("simplification", STAGES["surface"])
     surface = simplify(surface, settings.max_faces)
     # The field's gradient below the length of the mesh's edges is noise.
@@ -126,7 +109,7 @@ def _texture(
     surface: Surface,
     normals: FloatArray,
     color: Callable[[FloatArray, FloatArray], FloatArray],
-    settings: MeshSettings,
+    settings: ExportSettings,
     progress: OnProgress,
 ) -> Texture:
     """The surface's texture.

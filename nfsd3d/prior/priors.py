@@ -15,11 +15,11 @@ from nfsd3d.prior.files.resolve import ModelSource, fetch, locate
 if TYPE_CHECKING:
     import torch
 
-    from nfsd3d.config.schema import PriorConfig
     from nfsd3d.prior.base import Prior
+    from nfsd3d.prior.settings import PriorSettings
 
 
-def without_files(settings: PriorConfig) -> ModelSource | None:
+def without_files(settings: PriorSettings) -> ModelSource | None:
     """None: the prior has no model files to find, download or check."""
     return None
 
@@ -35,17 +35,17 @@ class PriorRow:
         recipe: the preset whose recipe (resolution, steps, cameras, regularisers) a run starts from.
     """
 
-    build: Callable[[PriorConfig, str, torch.dtype], Prior]
-    locate: Callable[[PriorConfig], ModelSource | None] = without_files
+    build: Callable[[PriorSettings, str, torch.dtype], Prior]
+    locate: Callable[[PriorSettings], ModelSource | None] = without_files
     recipe: str = "shapes"
 
 
-def locate_diffusers(settings: PriorConfig) -> ModelSource:
+def locate_diffusers(settings: PriorSettings) -> ModelSource:
     """The files of a preset, or of the model that replaces it; see `nfsd3d.prior.files.resolve.locate`."""
     return locate(settings.name, settings.model, settings.offline, vae=settings.vae, layout=settings.layout)
 
 
-def build_diffusers(settings: PriorConfig, device: str, dtype: torch.dtype) -> Prior:
+def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) -> Prior:
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 

@@ -1,16 +1,15 @@
-"""The words that a model with a small vocabulary knows.
+"""Vocabulary of a prior that was trained on few words, and the check of a prompt against it.
 
-The embedded model was trained on a small language, given in ``vocabulary.json`` in its folder:
-``{"words": [...], "groups": {"objects": [...], ...}}``. A model without that file takes any text.
+The embedded model's is ``vocabulary.json`` in its folder: ``{"words": [...], "groups": {"objects": [...], ...}}``. The
+group "other" holds the words of no named kind. A model without that file takes any text.
 """
 
-import difflib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 
 FILE_NAME = "vocabulary.json"
 
@@ -38,7 +37,9 @@ def load_vocabulary(folder: Path) -> Vocabulary | None:
         groups = {name: tuple(words) for name, words in content["groups"].items()}
         return Vocabulary(frozenset(content["words"]), groups, path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"prior.model: {path} is no vocabulary ({error}); replace it with an intact copy") from error
+        raise InputError(
+            f"prior.model: {path} is not a valid vocabulary file ({error}); replace it with an intact copy"
+        ) from error
 
 
 def words_of(text: str) -> list[str]:
@@ -53,31 +54,28 @@ def check_prompt(folder: Path, prompt: str, setting: str = "prompt") -> None:
     """Accepts a prompt whose every word the model in ``folder`` knows, and any prompt for a model of free text.
 
     Raises:
-        InputError: unknown words, or text without any word; the message names the nearest known words, where the
-            vocabulary is and which prior takes free text.
+        InputError: unknown words, or text without any word; the message names similar words, the groups of known
+            words and a prior that takes free text.
     """
     vocabulary = load_vocabulary(folder)
     if vocabulary is None or not prompt.strip():
         return
     words = words_of(prompt)
-    remedy = f"; its words are in {vocabulary.path}, and prior=sd21 takes free text"
+    groups = [f"{name} {', '.join(known)}" for name, known in vocabulary.groups.items() if name != "other"]
+    known = f"; it knows the {'; the '.join(groups)}" if groups else ""
+    remedy = f"{known}; all its words are in {vocabulary.path}, and prior=sd21 takes free text"
     if not words:
         raise InputError(f"{setting}={_shortened(prompt)!r} has no word that the prior knows{remedy}")
     unknown = [word for word in dict.fromkeys(words) if word not in vocabulary.words]
     if not unknown:
         return
-    named = ", ".join(_with_near(word, vocabulary.words) for word in unknown[:_MOST_NAMED])
+    near = sorted(vocabulary.words)
+    named = ", ".join(f"{_shortened(word)!r}{did_you_mean(word, near)}" for word in unknown[:_MOST_NAMED])
     more = f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else ""
     raise InputError(f"{setting}: the prior does not know {named}{more}{remedy}")
 
 
 _MOST_NAMED = 5
-
-
-def _with_near(word: str, known: frozenset[str]) -> str:
-    near = difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    return f"{_shortened(word)!r}{hint}"
 
 
 def _shortened(text: str, limit: int = 40) -> str:

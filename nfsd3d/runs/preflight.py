@@ -5,14 +5,15 @@ from pathlib import Path
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import load_run_config
-from nfsd3d.config.schedules import highest
-from nfsd3d.config.schema import Config, NeRFConfig
+from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.schedules import highest
 
 SAMPLES_PER_RAY = 4
 """The minimum for a ray through a fully occupied cube; see the largest step size in
@@ -55,7 +56,7 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
 
 def _check_samples(config: Config) -> None:
     """Raises `InputError` if a fully occupied scene has too few samples at the highest resolution."""
-    if not isinstance(config.generator, NeRFConfig):
+    if not isinstance(config.generator, NeRFSettings):
         return
     rays = config.train.batch_size * int(highest(config.train.resolution)) ** 2
     if config.generator.max_samples < SAMPLES_PER_RAY * rays:

@@ -12,12 +12,12 @@ from typing import TypedDict, cast
 import torch
 
 import nfsd3d
-from nfsd3d.config.schedules import Schedule
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
 from nfsd3d.runs.files import write_json
 from nfsd3d.runs.metrics import Metrics, current_names
+from nfsd3d.settings.schedules import Schedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "numba", "nerfacc", "triton", "trimesh")
 

@@ -1,60 +1,54 @@
-"""The parts of a run, made from its configuration: the only place where settings become objects."""
+"""The objects of a run, built from its configuration; no other module does this."""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from nfsd3d.cameras import CameraRanges, Cameras, orbit
-from nfsd3d.config.schedules import milestone_at
-from nfsd3d.config.schema import (
-    CamerasConfig,
-    Config,
-    ImageConfig,
-    LatentConfig,
-    NeRFConfig,
-    PluginGeneratorConfig,
-    TrainConfig,
-)
+from nfsd3d.cameras import Cameras, orbit
+from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.distill.gradient import threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import MeshSettings
 from nfsd3d.export.write import TEXTURED
 from nfsd3d.generators.base import Generator, ImageGenerator
 from nfsd3d.generators.images import ImageBatch
-from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
-from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.generators.plugins import TABLE as GENERATORS
 from nfsd3d.generators.plugins import RunFacts
+from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.files.resolve import ModelFiles, fetch
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.prompts import PromptBank, ViewThresholds
+from nfsd3d.prompts import PromptBank
 from nfsd3d.runs.preflight import find_model
+from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.export import ExportSettings
+from nfsd3d.settings.schedules import milestone_at
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.step import Distillation
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 ELEVATION_DEG = 15.0
-"""From where a run is shown unless asked otherwise."""
+"""Default elevation of the cameras that show a result."""
 
 CONTACT_SHEET_VIEWS = 8
-"""Views on a contact sheet."""
+"""Number of views on a contact sheet."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with; ``generator``, ``optimizer``, ``rng`` and VSD's second network change, the rest not.
+    """The objects of a training run; only ``generator``, ``optimizer``, ``rng`` and VSD's LoRA network are mutable.
 
-    An edit has a ``source``: the generator as it was before the first step.
+    ``source`` is a copy of the generator from before the first step, for a method that edits.
     """
 
     prior: Prior
@@ -68,13 +62,13 @@ class Parts:
 
 
 def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
-    """Everything a run needs, loaded and initialised with the run's seed; ``prior`` takes the place of the model's.
+    """Everything a run needs, loaded and initialised with the run's seed; ``prior`` replaces the configured one.
 
-    ``kept_source`` is the file of what the run started from, if it goes on (see `nfsd3d.runs.checkpoints.save_source`).
+    ``kept_source`` is the saved source of a resumed run (see `nfsd3d.runs.checkpoints.save_source`).
 
     Raises:
-        InputError: no such method, or the prior's model is not there, or does not know a word of the prompt, or what is
-            to be edited cannot be read.
+        InputError: an unknown method, a prior whose files are missing or that does not know a word of the prompt, or a
+            source that cannot be read.
     """
     method = find_method(config.distill.method)
     prior = prior or build_prior(config)
@@ -82,13 +76,10 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         prior,
         config.prompt,
         config.negative_prompt,
-        view_dependent=config.prompts.view_dependent,
-        thresholds=ViewThresholds(config.prompts.front_deg, config.prompts.back_deg, config.prompts.overhead_deg),
+        config.prompts,
         needed=method.all_prompts,
         source_prompt=config.source_prompt,
         suffixes=(config.distill.better_suffix, config.distill.worse_suffix),
-        perp_neg=config.prompts.perp_neg,
-        fine=config.prompts.views == "fine",
     )
     prior.free_text_encoder()
     generator = build_images(config, prior) if config.makes_images else build_generator(config)
@@ -102,30 +93,26 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         rng=torch.Generator().manual_seed(config.seed),
         distillation=Distillation(
             method,
-            config.distill.guidance_scale,
-            config.distill.weighting,
+            config.distill,
             threshold_step(config.distill.threshold, prior.schedule.training_steps),
             build_lora(config, prior) if method.needs_lora else None,
-            config.distill.guidance_factor,
         ),
-        ranges=camera_ranges(config.cameras),
+        ranges=config.cameras,
         source=source,
     )
 
 
 def build_generator(config: Config) -> NeRF:
-    """A NeRF at its start, on the run's device.
+    """A newly initialised NeRF on the run's device.
 
     Raises:
         InputError: a backend that is not installed.
     """
-    assert isinstance(config.generator, NeRFConfig)
-    values = config.generator.model_dump(exclude={"type", "encoding"})
-    settings = NeRFSettings(encoding=HashGridSpec(**config.generator.encoding.model_dump()), **values)
-    with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator: leave the caller's alone
+    assert isinstance(config.generator, NeRFSettings)
+    with torch.random.fork_rng(devices=[]):  # initialisation uses torch's global RNG: keep the caller's
         torch.manual_seed(config.seed)
         nerf = NeRF(
-            settings,
+            config.generator,
             field_backend=config.backend.field,
             sampler_backend=config.backend.sampler,
             tensor_cores=config.machine.precision != "float32",
@@ -134,7 +121,11 @@ def build_generator(config: Config) -> NeRF:
 
 
 def build_lora(config: Config, prior: Prior) -> LoraNetwork:
-    """VSD's second network, initialised with the run's seed: the prior's own UNet, adapted."""
+    """VSD's LoRA network on the prior's UNet, initialised with the run's seed.
+
+    Raises:
+        InputError: a prior without a diffusers UNet.
+    """
     if not isinstance(prior, StableDiffusionPrior):
         raise InputError(
             f"distill={config.distill.method}: adapts the UNet of a diffusers model, and prior={config.prior.name} has "
@@ -155,14 +146,14 @@ def build_images(config: Config, prior: Prior) -> ImageGenerator:
     Raises:
         InputError: a generator from outside that is not there.
     """
-    if isinstance(config.generator, PluginGeneratorConfig):
+    if isinstance(config.generator, PluginGeneratorSettings):
         size = milestone_at(config.train.resolution, 0.0)
         facts = RunFacts(config.train.batch_size, size, prior.latent_shape, config.seed)
         built = GENERATORS.find(config.generator.type).build(config.generator.options, facts)
         return built.to(config.machine.device)
-    assert isinstance(config.generator, LatentConfig | ImageConfig)
+    assert isinstance(config.generator, LatentSettings | ImageSettings)
     kind, count = config.generator.type, config.train.batch_size
-    # Not the stream of the run's own generator: the first noise that is added would be the picture itself.
+    # Another seed than that of the run's RNG, whose first noise would equal the image.
     noise = partial(torch.randn, generator=torch.Generator().manual_seed(config.seed ^ 0x5EED5))
     if kind == "latent":
         initial = config.generator.initial_std * noise(count, *prior.latent_shape)
@@ -173,10 +164,10 @@ def build_images(config: Config, prior: Prior) -> ImageGenerator:
 
 
 def model_files(config: Config) -> ModelFiles:
-    """The files of the prior's model, downloaded if need be, once it is known to understand the prompt.
+    """The files of the prior's model, downloaded if necessary; checks that it knows the prompt's words.
 
     Raises:
-        InputError: no such model, or a word that its vocabulary lacks.
+        InputError: no such model, or a word outside its vocabulary.
     """
     source = find_model(config)
     if source is None:
@@ -198,26 +189,21 @@ def build_prior(config: Config) -> Prior:
     return row.build(config.prior, config.machine.device, PRECISIONS[config.machine.precision])
 
 
-def camera_ranges(cameras: CamerasConfig) -> CameraRanges:
-    """What training cameras are drawn from."""
-    return CameraRanges(**cameras.model_dump())
-
-
 def learning_rates(config: Config) -> Mapping[str, float]:
     """AdamW's base learning rates by the generator's parameter groups."""
-    if isinstance(config.generator, PluginGeneratorConfig):
+    if isinstance(config.generator, PluginGeneratorSettings):
         return config.generator.learning_rate
     return config.train.learning_rate.given()
 
 
 def build_optimizer(
-    generator: Generator, train: TrainConfig, rates: Mapping[str, float] | None = None
+    generator: Generator, train: TrainSettings, rates: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
     """AdamW with one group per kind of parameter; each group keeps its base rate under ``base_lr``.
 
     ``rates`` are by the names of ``generator.parameter_groups()``; None: ``train.learning_rate``.
 
-    On a GPU a step is one kernel, which needs no memory of its own: torch's other one takes as much as the parameters.
+    Fused on a GPU, because the default implementation allocates temporaries as large as the parameters.
     """
     rates = train.learning_rate.given() if rates is None else rates
     groups = [
@@ -230,27 +216,20 @@ def build_optimizer(
 
 
 def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float = ELEVATION_DEG) -> Cameras:
-    """``count`` cameras around the object at the middle of the training distances and fields of view."""
+    """``count`` cameras around the object, at the mean training distance and field of view."""
     near, far = config.cameras.distance
     narrow, wide = config.cameras.fovy_deg
     return orbit(count, size, elevation_deg, distance=(near + far) / 2, fovy_deg=(narrow + wide) / 2)
 
 
-def mesh_settings(config: Config, textured: bool | None = None) -> MeshSettings:
-    """How the configuration wants the mesh; ``textured`` where it is to be written in other formats than its own."""
-    export = config.export
-    textured = bool(TEXTURED & set(export.formats)) if textured is None else textured
-    return MeshSettings(
-        export.resolution,
-        export.threshold,
-        export.max_faces,
-        export.texture_size if textured else 0,
-        export.unwrap_timeout,
-    )
+def mesh_settings(config: Config, textured: bool | None = None) -> ExportSettings:
+    """The export settings, without a texture if not ``textured`` (default: if no configured format carries one)."""
+    textured = bool(TEXTURED & set(config.export.formats)) if textured is None else textured
+    return config.export if textured else replace(config.export, texture_size=0)
 
 
 def mesh_extras(config: Config) -> dict[str, str | int | float]:
-    """What a mesh file says about its origin."""
+    """Metadata of a mesh file: prompt, method, prior and seed."""
     return {
         "prompt": config.prompt,
         "method": config.distill.method,

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from nfsd3d.config.schema import Config, LatentConfig
+from nfsd3d.config.schema import Config
 from nfsd3d.distill.types import Method
 from nfsd3d.errors import InputError
+from nfsd3d.generators.settings import LatentSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import parts as rows_in_parts
 from nfsd3d.prior.compiled.shapes import padded_batch_size
@@ -118,7 +119,7 @@ def compiles_encoder(config: Config, chunks: ChunkSizes) -> bool:
     """Whether the encoder is compiled when compilation is on."""
     at_once, views = chunks.unet_batch_size, config.train.batch_size
     whole = not chunks.checkpoint_encoder and (at_once is None or at_once >= views)
-    return whole and not isinstance(config.generator, LatentConfig)
+    return whole and not isinstance(config.generator, LatentSettings)
 
 
 def release_compiled(prior: Prior) -> None:

@@ -11,12 +11,11 @@ nothing to wait for, reads every norm at once.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nfsd3d.config.schema import TrainConfig
+from nfsd3d.config.schema import DivergedSettings
 from nfsd3d.generators.base import Generator
 
 
@@ -24,32 +23,12 @@ class Diverged(Exception):
     """The run cannot recover; the message gives the reason and the settings to change."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When a run counts as diverged.
-
-    Mean opacity below ``opacity_below`` or above ``opacity_above`` for ``window`` steps in a row, counted from step
-    ``first_step`` on.
-    """
-
-    first_step: int
-    window: int
-    opacity_below: float
-    opacity_above: float
-
-    @classmethod
-    def of(cls, train: TrainConfig) -> "Limits":
-        """The limits in ``train.diverged``, whose ``after`` is a fraction of all steps."""
-        limits = train.diverged
-        first_step = math.ceil(limits.after * train.steps)
-        return cls(first_step, limits.window, limits.opacity_below, limits.opacity_above)
-
-
 class Watchdog:
-    """Checks the metrics of a run for divergence; final."""
+    """Checks the metrics of a run of ``steps`` steps against ``limits``; final."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: DivergedSettings, steps: int) -> None:
         self._limits = limits
+        self._first_step = math.ceil(limits.after * steps)
         self._state = "normal"
         self._since = 0
 
@@ -66,7 +45,7 @@ class Watchdog:
         state = self._classify(opacity)
         if state != self._state:
             self._state, self._since = state, step
-        since = max(self._since, self._limits.first_step)
+        since = max(self._since, self._first_step)
         if state == "normal" or step - since < self._limits.window:
             return None
         remedy = {

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import ImageOps
 
-from nfsd3d.config.schedules import milestone_at
 from nfsd3d.config.schema import Config
 from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.images import ImageBatch
@@ -14,6 +13,7 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.schedules import milestone_at
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import Metrics, MetricsWriter
 from nfsd3d.runs.summary import SmallerChunks
-from nfsd3d.train.divergence import Diverged, Limits, Watchdog, all_finite, drop_unless_finite, gradients
+from nfsd3d.train.divergence import Diverged, Watchdog, all_finite, drop_unless_finite, gradients
 from nfsd3d.train.interrupts import StopRequest
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.retry import run_step
@@ -74,7 +74,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     settings, on_cpu = config.train, config.machine.device == "cpu"
     optimizers = [task.optimizer, *([] if task.lora is None else [task.lora.optimizer])]
     save = partial(_save, run_dir, task, progress, settings.keep_checkpoints)
-    watchdog, chunks = Watchdog(Limits.of(settings)), task.chunks
+    watchdog, chunks = Watchdog(settings.diverged, settings.steps), task.chunks
     unread_norm: Tensor | None = None
     with (
         MetricsWriter(run_dir, progress.steps, settings.tensorboard) as writer,

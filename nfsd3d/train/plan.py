@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from nfsd3d.config.schedules import milestone_at, value_at
-from nfsd3d.config.schema import TrainConfig
+from nfsd3d.config.schema import TrainSettings
+from nfsd3d.settings.schedules import milestone_at, value_at
 from nfsd3d.train.memory.chunking import ChunkSizes
 
 
@@ -32,7 +32,7 @@ class StepPlan:
     chunks: ChunkSizes = field(default_factory=ChunkSizes)
 
 
-def plan_at(train: TrainConfig, progress: float) -> StepPlan:
+def plan_at(train: TrainSettings, progress: float) -> StepPlan:
     """The plan of the step at ``progress``, a fraction of training in [0, 1)."""
     shading, weights = train.shading, train.regularizers
     return StepPlan(

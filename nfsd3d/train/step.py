@@ -5,15 +5,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, sample_cameras
-from nfsd3d.config.schedules import Schedule, value_at
+from nfsd3d.cameras import sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
+from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
 from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prompts import PromptBank
+from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.schedules import value_at
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.train.rng import draw_background, draw_shading, fork
@@ -21,21 +23,16 @@ from nfsd3d.train.rng import draw_background, draw_shading, fork
 
 @dataclass(frozen=True)
 class Distillation:
-    """A method, its guidance scale s over training, the name of its weighting w(t), NFSD's threshold (a timestep).
-
-    ``guidance_factor`` multiplies s over training; ``lora`` is VSD's LoRA network.
-    """
+    """A method with its settings, NFSD's threshold as a timestep of the prior, and VSD's LoRA network."""
 
     method: Method
-    guidance_scale: Schedule
-    weighting: str
+    settings: DistillSettings
     threshold: int
     lora: LoraNetwork | None = None
-    guidance_factor: Schedule = 1.0
 
     def scale(self, progress: float) -> float:
-        """s at this fraction of training."""
-        return value_at(self.guidance_scale, progress) * value_at(self.guidance_factor, progress)
+        """Guidance scale s at this fraction of training."""
+        return value_at(self.settings.guidance_scale, progress) * value_at(self.settings.guidance_factor, progress)
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def step_loss(
         view_weights=bank.view_weights(cameras),
     )
 
-    w = weight(distillation.weighting, prior.schedule.alpha_bar(t), z)
+    w = weight(distillation.settings.weighting, prior.schedule.alpha_bar(t), z)
     grad = w * method.function(predictions, s)
     loss = inject_gradient(z, grad)
 

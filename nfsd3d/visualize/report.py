@@ -9,7 +9,6 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 
-from nfsd3d.config.schedules import value_at
 from nfsd3d.config.schema import Config
 from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
@@ -17,6 +16,7 @@ from nfsd3d.export.write import glb_bytes
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary
+from nfsd3d.settings.schedules import value_at
 from nfsd3d.visualize.charts import line_chart
 
 MAX_TEXTURE = 1024

@@ -12,7 +12,7 @@ from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.field import HashGridField
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
-from nfsd3d.train.build import build_generator, build_parts, camera_ranges
+from nfsd3d.train.build import build_generator, build_parts
 
 SPEC = HashGridSpec(levels=2, features=2, log2_entries=6, base_resolution=3, growth=2.0)
 
@@ -58,7 +58,7 @@ def test_what_need_not_agree_is_timed_all_the_same():
 def test_a_scene_is_that_of_a_first_step(configure):
     config = configure()
     generator = build_generator(config)
-    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
+    scene = kernels.demo_scene(generator, config.cameras, 2, 16)
     assert scene.positions.shape[0] > 500
     assert (scene.positions - 0.5).abs().max() < 0.5
     assert scene.density.shape == scene.samples.t_mids.shape
@@ -86,7 +86,7 @@ def test_every_kernel_is_timed_on_a_gpu(configure):
         **{"machine.name": "cuda", "machine.device": "cuda", "backend.field": "triton", "backend.sampler": "triton"}
     )
     generator = build_generator(config)
-    scene = kernels.demo_scene(generator, camera_ranges(config.cameras), 2, 16)
+    scene = kernels.demo_scene(generator, config.cameras, 2, 16)
     encodings = kernels.encodings(SPEC, generator.device, compiled=True)
     for contenders in (
         kernels.encoding_contenders(encodings, scene.positions),

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from small_settings import NERF
 from torch import Tensor
 
 from nfsd3d.cameras import Rays
@@ -16,7 +18,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.evaluate.geometry.iou import ellipsoid_iou, fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
-from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.shapes.world.objects import OBJECTS
 
@@ -151,7 +153,7 @@ def test_what_no_view_shows_is_empty() -> None:
 def test_a_nerf_is_carved_in_its_own_cube() -> None:
     """The density at the start, softplus(10 (1 - r / .25)) on the radius 2, halves the light within r = .25."""
     spec = HashGridSpec(levels=2, features=2, log2_entries=8, base_resolution=4, growth=1.5)
-    settings = NeRFSettings(radius=2.0, encoding=spec, hidden_width=8, density_blob_std=0.25, occupancy_resolution=32)
+    settings = replace(NERF, radius=2.0, encoding=spec, hidden_width=8, density_blob_std=0.25, occupancy_resolution=32)
     nerf = NeRF(settings)
     nerf.update(0, torch.Generator().manual_seed(0))
     solid = field_solid(nerf, 2.0, resolution=64, views=16, view_size=48)

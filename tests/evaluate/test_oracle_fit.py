@@ -20,7 +20,7 @@ from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.checkpoints import list_checkpoints
 from nfsd3d.shapes.world.grammar import parse_prompt
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.train.build import build_generator, camera_ranges
+from nfsd3d.train.build import build_generator
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_fit(tmp_path, console):
 def test_true_views_are_unlit_and_stand_before_any_colour(console, rng):
     config = small("a white sphere", 4, "train.batch_size=3")
     batches = render_batches(
-        parse_prompt("a white sphere"), camera_ranges(config.cameras), config.train, rng, torch.device("cpu"), console
+        parse_prompt("a white sphere"), config.cameras, config.train, rng, torch.device("cpu"), console
     )
     assert len(batches) * 3 >= 32 > (len(batches) - 1) * 3
     backgrounds = torch.rand(3, 3, generator=rng)
@@ -137,9 +137,7 @@ def test_the_views_follow_the_resolution_of_the_plan(tmp_path, console):
 def test_the_loss_is_half_the_squared_error_and_the_regularisers(console, rng):
     config = small(CUBE, 4, "train.regularizers={sparsity: 0.0, opaque: 0.0, orient: 0.0, z_variance: 0.0}")
     generator = build_generator(config)
-    batches = render_batches(
-        parse_prompt(CUBE), camera_ranges(config.cameras), config.train, rng, torch.device("cpu"), console
-    )
+    batches = render_batches(parse_prompt(CUBE), config.cameras, config.train, rng, torch.device("cpu"), console)
     plan = plan_at(config.train, 0.0)
     state = rng.get_state()
     result = photometric_loss(generator, batches, rng, plan)

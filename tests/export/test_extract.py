@@ -1,23 +1,24 @@
 """Mesh extraction: from a field to a coloured mesh."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from small_settings import EXPORT
 
 from nfsd3d.errors import InputError
 from nfsd3d.export import extract as extract_module
-from nfsd3d.export.extract import MeshSettings, extract_mesh
+from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.texture.rasterize import colors_at
 from nfsd3d.export.texture.unwrap import UnwrapFailed
 
 BALL_VOLUME = 4 / 3 * math.pi * 0.5**3
-PLAIN = MeshSettings(resolution=80, max_faces=10**6, texture_size=0)
 
 
 def settings(**changes):
-    return MeshSettings(**{**vars(PLAIN), **changes})
+    return replace(EXPORT, **changes)
 
 
 @pytest.mark.parametrize(("resolution", "max_faces"), [(80, 10**6), (130, 3000)])
@@ -38,7 +39,7 @@ def test_the_resolution_is_at_least_the_setting(ball, resolution, expected, monk
     """Cells are halved, cut in three, ... from at most 128 per axis."""
     made = []
 
-    def watched(level_set, grid, split, min_component):
+    def watched(level_set, grid, split):
         made.append((grid.values.shape[0] - 1) * split)
         raise InputError("seen enough")
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_settings import PROMPTS
 
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
@@ -23,7 +24,7 @@ def test_one_batched_call_equals_separate_ones_and_costs_what_it_must(prior, nam
     rng = torch.Generator().manual_seed(0)
     z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng).to(prior.device)
     t = torch.tensor(TIMES)
-    contexts = PromptBank.build(prior, "a red cube", "dull").contexts(orbit(4, 8))
+    contexts = PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(4, 8))
     counted = CountedPrior(prior)
     p = predict_noise(counted, z_t, t, contexts, METHODS[name], noise=noise, threshold=200)
     assert counted.evaluations == evaluations
@@ -41,7 +42,7 @@ def test_the_gradient_reaches_the_image(prior):
     z = prior.encode(image)
     t = torch.tensor([100, 600])
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z)
-    contexts = PromptBank.build(prior, "a red cube", "dull").contexts(orbit(2, 8))
+    contexts = PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(2, 8))
     z_t = prior.schedule.add_noise(z.detach(), noise, t)
     p = predict_noise(prior, z_t, t, contexts, METHODS["nfsd"], noise=noise, threshold=200)
     direction = METHODS["nfsd"].function(p, 7.5)

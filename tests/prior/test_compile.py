@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_settings import PROMPTS
 
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
@@ -38,7 +39,7 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng)
     t, size = torch.tensor([30, 199, 200, 950]), prior.image_size
-    contexts = PromptBank.build(prior, "a red cube", "dull").contexts(orbit(4, 8))
+    contexts = PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(4, 8))
     image = torch.rand(2, 3, size, size, generator=rng)
 
     def results():
@@ -68,7 +69,7 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
 def test_inversions_work_with_a_compiled_unet(model_folder, name):
     prior = StableDiffusionPrior.load(model_folder("tiny"))
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull").contexts(orbit(2, 8))
+    t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(2, 8))
     noised = []
     for compiled in (False, True):
         if compiled:

@@ -1,9 +1,11 @@
 """VSD's second network: what it learns, and that the teacher never notices."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
+from small_settings import PROMPTS
 
 from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
@@ -66,7 +68,7 @@ def test_untrained_it_is_the_teacher_exactly(prior):
 
 def test_vsd_with_an_untrained_network_is_the_condition_direction(prior):
     z, _ = batch(prior)
-    bank = PromptBank.build(prior, "a red cube", "dull", view_dependent=False, needed=["plain"])
+    bank = PromptBank.build(prior, "a red cube", "dull", replace(PROMPTS, view_dependent=False), needed=["plain"])
     sizes = evaluations_of(prior)
     p = predict_noise(
         prior,

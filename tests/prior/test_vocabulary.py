@@ -3,6 +3,7 @@ import json
 import pytest
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.vocabulary import check_prompt, load_vocabulary, words_of
 from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
 
@@ -36,7 +37,13 @@ def test_unknown_words_are_named_with_their_neighbours(folder):
     message = str(error.value)
     assert message.startswith("prompt: the prior does not know 'muschroom' (did you mean mushroom?), 'zyx';")
     assert str(folder / "vocabulary.json") in message and "prior=sd21" in message
+    assert "it knows the objects mushroom, house, mouse; the colors red, white;" in message
     assert "'red'" not in message and "\n" not in message
+
+
+def test_the_embedded_prior_lists_its_objects_and_suggests_nothing_far_fetched():
+    with pytest.raises(InputError, match=r"not know 'hat', 'dragon'; it knows the objects sphere, .*robot; the colors"):
+        check_prompt(EMBEDDED, "a hat on a dragon")
 
 
 def test_the_setting_is_named(folder):

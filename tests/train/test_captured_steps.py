@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_gpu import fake_gpu
+from small_settings import CAMERAS, DISTILL
 
-from nfsd3d.cameras import CameraRanges
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
@@ -81,10 +81,10 @@ def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
                                      "train.t_min": 0.05, "train.t_max": 0.4})  # fmt: skip
     with fake_gpu() as gpu:
         prior = random_prior(narrow, "cuda", image_size=64)
-        bank = PromptBank.build(prior, "a red cube", "dull", needed=method.all_prompts, source_prompt="a blue cube",
-                                perp_neg=perp_neg)  # fmt: skip
+        bank = PromptBank.build(prior, "a red cube", "dull", config.prompts,
+                                needed=method.all_prompts, source_prompt="a blue cube")  # fmt: skip
         lora = LoraNetwork(prior, rank=2, learning_rate=1e-3, camera_dropout=0.1, seed=0) if name == "vsd" else None
-        distillation = Distillation(method, 7.5, "sigma2", 200, lora)
+        distillation = Distillation(method, DISTILL, 200, lora)
         generator = build_generator(config)
         source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
         compile_prior(config, SimpleNamespace(prior=prior, distillation=distillation), chunks, lambda text: None)
@@ -92,7 +92,7 @@ def gradients_of_steps(configure, narrow, name, *, compiled, perp_neg, chunks):
         generator.update(0, rng)
         plan = replace(plan_at(config.train, 0.7), chunks=chunks)
         for _ in range(2):
-            loss = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source).loss
+            loss = step_loss(generator, prior, bank, distillation, CAMERAS, plan, rng, source).loss
             parameters = list(generator.field.parameters())
             if lora is not None:
                 lora.optimizer.step()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_settings import CAMERAS, DISTILL, PROMPTS
 
-from nfsd3d.cameras import CameraRanges
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
@@ -70,17 +70,19 @@ def test_the_shapes_are_those_of_the_steps():
 def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
     prior = StableDiffusionPrior.load(EMBEDDED)
     config = configure(**{"train.batch_size": 2})
-    bank = PromptBank.build(prior, "a red cube", "dull", needed=METHODS[name].all_prompts, source_prompt="a blue cube")
+    bank = PromptBank.build(
+        prior, "a red cube", "dull", PROMPTS, needed=METHODS[name].all_prompts, source_prompt="a blue cube"
+    )
     seen = set()
     monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
     pictures = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
     source = pictures[1] if METHODS[name].needs_source else None
-    distillation = Distillation(METHODS[name], 7.5, "sigma2", 200)
+    distillation = Distillation(METHODS[name], DISTILL, 200)
     for progress in (0.0, 0.9):
         plan = replace(plan_at(config.train, progress), t_min=0.1, t_max=0.4)
         for seed in range(4):
             rng = torch.Generator().manual_seed(seed)
-            step_loss(pictures[0], prior, bank, distillation, CameraRanges(), plan, rng, source)
+            step_loss(pictures[0], prior, bank, distillation, CAMERAS, plan, rng, source)
     assert seen and seen <= step_rows(METHODS[name], 2, perp_neg=False)
 
 

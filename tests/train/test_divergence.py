@@ -4,13 +4,15 @@ import math
 
 import pytest
 
-from nfsd3d.train.divergence import Limits, Watchdog
+from nfsd3d.config.schema import DivergedSettings
+from nfsd3d.train.divergence import Watchdog
 
-LIMITS = Limits(first_step=20, window=10, opacity_below=0.01, opacity_above=0.99)
+LIMITS = DivergedSettings(after=0.2, window=10, opacity_below=0.01, opacity_above=0.99)
+STEPS = 100
 
 
 def first_reason(opacities, limits=LIMITS, every=1):
-    watchdog = Watchdog(limits)
+    watchdog = Watchdog(limits, STEPS)
     for step, opacity in enumerate(opacities):
         reason = watchdog.observe(step, opacity, 1.0) if step % every == 0 else None
         if reason is not None:
@@ -41,9 +43,9 @@ def test_from_empty_to_full_starts_a_new_window():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_stop_at_once(bad):
-    assert "gradient norm" in Watchdog(LIMITS).observe(0, 0.5, bad)
-    assert "opacity" in Watchdog(LIMITS).observe(0, bad, 1.0)
+    assert "gradient norm" in Watchdog(LIMITS, STEPS).observe(0, 0.5, bad)
+    assert "opacity" in Watchdog(LIMITS, STEPS).observe(0, bad, 1.0)
 
 
 def test_healthy_numbers_do_not():
-    assert Watchdog(LIMITS).observe(0, 0.5, 1e6) is None
+    assert Watchdog(LIMITS, STEPS).observe(0, 0.5, 1e6) is None

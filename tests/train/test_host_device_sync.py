@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from fake_gpu import fake_gpu
+from small_settings import CAMERAS, DISTILL, PROMPTS
 
-from nfsd3d.cameras import CameraRanges, orbit
+from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
@@ -33,10 +34,11 @@ def syncs_of_a_step(configure, narrow, name, *, chunks=None, perp_neg=False, fin
     rng = torch.Generator().manual_seed(0)
     with fake_gpu() as gpu:
         prior = random_prior(narrow, "cuda", image_size=64)
-        words = {"source_prompt": "a blue cube", "perp_neg": perp_neg, "fine": fine}
-        bank = PromptBank.build(prior, "a red cube", "dull", needed=method.all_prompts, **words)
+        words = replace(PROMPTS, perp_neg=perp_neg, views="fine" if fine else "coarse")
+        needed = {"needed": method.all_prompts, "source_prompt": "a blue cube"}
+        bank = PromptBank.build(prior, "a red cube", "dull", words, **needed)
         lora = LoraNetwork(prior, rank=2, learning_rate=1e-3, camera_dropout=0.1, seed=0) if name == "vsd" else None
-        distillation = Distillation(method, 7.5, "sigma2", 200, lora)
+        distillation = Distillation(method, DISTILL, 200, lora)
         generator = build_generator(config)
         source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
         optimizer = build_optimizer(generator, config.train)
@@ -44,7 +46,7 @@ def syncs_of_a_step(configure, narrow, name, *, chunks=None, perp_neg=False, fin
         generator.update(0, rng)
         for _ in range(2):
             gpu.syncs.clear()
-            result = step_loss(generator, prior, bank, distillation, CameraRanges(), plan, rng, source)
+            result = step_loss(generator, prior, bank, distillation, CAMERAS, plan, rng, source)
             result.loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(list(generator.parameters()), 1.0)
             drop_unless_finite([optimizer], norm)

@@ -2,20 +2,22 @@
 
 import gc
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from small_settings import CAMERAS, NERF
 
-from nfsd3d.cameras import CameraRanges, orbit
+from nfsd3d.cameras import orbit
 from nfsd3d.cli.launch import print_plan
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.generators.base import RenderOptions
-from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.files.resolve import EMBEDDED
@@ -111,7 +113,7 @@ def test_full_size_predictions_follow_chunks():
 def test_the_bytes_of_a_sample_predict_larger_views(configure, backend, lit):
     config = configure(**{"generator.normals": "finite_difference", "generator.samples_per_ray": 48},
                        **{f"backend.{name}": backend for name in ("field", "sampler")})  # fmt: skip
-    nerf, ranges = build_generator(config), CameraRanges()
+    nerf, ranges = build_generator(config), CAMERAS
     size = sample_bytes(nerf, ranges, normals=lit)
     assert all(parameter.grad is None for parameter in nerf.parameters())
     cameras = orbit(2, 40)
@@ -125,7 +127,7 @@ def test_the_bytes_of_a_sample_predict_larger_views(configure, backend, lit):
 
 
 def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure):
-    nerf, ranges = build_generator(configure()), CameraRanges()
+    nerf, ranges = build_generator(configure()), CAMERAS
     full = sample_bytes(nerf, ranges, normals=False)
     nerf.occupancy.occupied.fill_(False)
     nerf.occupancy.occupied[4, 4, 4] = True
@@ -166,7 +168,7 @@ def test_every_recipe_has_samples_enough(experiment, prior):
 
 
 def test_a_full_cube_can_be_sampled_with_as_few_as_that():
-    settings = NeRFSettings(samples_per_ray=64, max_samples=preflight.SAMPLES_PER_RAY * 3 * 20**2)
+    settings = replace(NERF, samples_per_ray=64, max_samples=preflight.SAMPLES_PER_RAY * 3 * 20**2)
     nerf = NeRF(settings)  # every cell is occupied at the start
     for distance in (0.1, 1.2, 2.0):
         view = nerf.render(orbit(3, 20, distance=distance), torch.Generator().manual_seed(0))
@@ -282,7 +284,7 @@ def embedded(configure, monkeypatch):
     def pretend(free, **machine):
         monkeypatch.setattr(budget, "available_bytes", lambda device: free)
         said = []
-        given = config.replace(machine={**config.machine.model_dump(), **machine})
+        given = config.replace(machine={**vars(config.machine), **machine})
         return budget.fit_into_memory(given, parts, ChunkSizes(), said.append), said
 
     return pretend
@@ -314,7 +316,7 @@ def test_a_dry_run_prints_the_number_of_samples_and_the_predicted_memory(capsys,
     assert "# samples of a step: 4,194,304 at most" in output and "# prior's prediction type: epsilon" in output
     assert budget.predicted(compose("nfsd", ["prompt=x", "prior=shapes", "machine=cpu"])) is None
     monkeypatch.setattr(budget, "predicted", lambda config: "5.50 GB of something")
-    print_plan(config.replace(machine={**config.machine.model_dump(), "device": "cuda"}), _source(), "somewhere")
+    print_plan(config.replace(machine={**vars(config.machine), "device": "cuda"}), _source(), "somewhere")
     assert "# memory of a step, predicted: 5.50 GB of something" in capsys.readouterr().out
 
 
@@ -334,6 +336,6 @@ def test_a_run_on_a_gpu_starts_with_chunks_that_fit(configure, monkeypatch):
     monkeypatch.setattr(run, "fit_into_memory", lambda config, parts, chunks, log: ChunkSizes(256, 1, True))
     seen, original = [], task.step_loss
     monkeypatch.setattr(task, "step_loss", lambda *a: seen.append(a[5].chunks) or original(*a))
-    on_gpu = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
+    on_gpu = config.replace(machine={**vars(config.machine), "device": "cuda"})
     train_and_export(on_gpu, console=Console(file=io.StringIO()))
     assert seen == [ChunkSizes(256, 1, True)] and read_summary(Path(config.run_dir))["status"] == "done"

@@ -242,7 +242,7 @@ def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, cons
     monkeypatch.setattr(task, "step_loss", poisoned)
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
     trained = replace(task.ScoreDistillation.of(config, build_parts(config)), lora=SecondNetwork() if second else None)
-    elsewhere = config.replace(machine={**config.machine.model_dump(), "device": "cuda"})
+    elsewhere = config.replace(machine={**vars(config.machine), "device": "cuda"})
     with pytest.raises(Diverged, match=r"gradient norm is (inf|nan) at step 5"):
         loop.train(elsewhere, tmp_path, trained, loop.Progress(), StopRequest(), console)
     assert all_finite(trained.generator)

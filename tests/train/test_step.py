@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_settings import DISTILL
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
@@ -19,7 +20,7 @@ NO_REGULARIZERS = {"train.regularizers": {"sparsity": 0.0, "opaque": 0.0, "orien
 
 def metrics_of(config, method):
     parts = build_parts(config)
-    distillation = Distillation(METHODS[method], 7.5, "sigma2", parts.distillation.threshold)
+    distillation = Distillation(METHODS[method], DISTILL, parts.distillation.threshold)
     plan = plan_at(config.train, 0.0)
     result = step_loss(parts.generator, parts.prior, parts.bank, distillation, parts.ranges, plan, parts.rng)
     return result.evaluations, {name: float(value) for name, value in result.metrics.tensors().items()}

@@ -10,7 +10,7 @@ tenth of the memory.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -26,9 +26,9 @@ from nfsd3d.generators.base import DEFAULT_OPTIONS, SHADINGS, Rendering, RenderO
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
 from nfsd3d.generators.nerf.field import HashGridField
-from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
+from nfsd3d.generators.nerf.settings import NeRFSettings
 
 # Points that the field is evaluated at together, without gradient.
 POINTS_PER_CHUNK = 2**18
@@ -38,40 +38,8 @@ RAYS_PER_CHUNK = 2**15
 SMALLEST_VISIBLE_WEIGHT = 1e-3
 # Opacity below which a pixel has no depth.
 SMALLEST_OPACITY = 1e-6
-
-
-@dataclass(frozen=True)
-class NeRFSettings:
-    """Sizes and constants of a NeRF.
-
-    ``radius``: the world's cube is [-radius, radius]^3. ``density_blob_scale`` and ``density_blob_std`` (world
-    units): the blob to start from. ``background``: "learned" (a network of the direction) or "color"
-    (``background_color``, RGB in [0,1]). ``occupancy_*``: cells per axis, steps between updates, decay per update,
-    steps in which all cells are looked at, alpha of one step below which a cell is empty. ``samples_per_ray``: steps
-    in the cube's diagonal; ``max_samples``: samples of all rays of one rendering, at most. ``prune_alpha``: alpha of
-    one sample below which it is left out, like those behind opaque matter; 0 keeps all. ``normals``: "analytic"
-    (exact, no gradient) or "finite_difference" over ``finite_difference_eps`` world units (differentiable), for
-    shading and normal maps in training.
-    """
-
-    radius: float = 1.0
-    encoding: HashGridSpec = field(default_factory=HashGridSpec)
-    hidden_width: int = 64
-    hidden_layers: int = 1
-    density_blob_scale: float = 10.0
-    density_blob_std: float = 0.5
-    background: str = "learned"
-    background_color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    occupancy_resolution: int = 48
-    occupancy_interval: int = 16
-    occupancy_decay: float = 0.95
-    occupancy_warmup: int = 256
-    alpha_threshold: float = 0.01
-    samples_per_ray: int = 64
-    max_samples: int = 2**20
-    prune_alpha: float = 0.0
-    normals: str = "finite_difference"
-    finite_difference_eps: float = 0.01
+PLAIN_BACKGROUND = (1.0, 1.0, 1.0)
+"""RGB in [0,1] behind the object with ``background="color"``."""
 
 
 class NeRF(nn.Module):
@@ -207,7 +175,7 @@ class NeRF(nn.Module):
 
     def _own_background(self, directions: Tensor) -> Tensor:
         if self.background is None:
-            return move(torch.tensor([self.settings.background_color]), self.device).expand(directions.shape[0], 3)
+            return move(torch.tensor([PLAIN_BACKGROUND]), self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
     def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:

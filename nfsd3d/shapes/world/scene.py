@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, Cameras, sample_cameras
+from nfsd3d.cameras import Cameras, sample_cameras
+from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade, sample_degradations
 from nfsd3d.shapes.world.grammar import COLORS, QUALITY, Composition, sample_caption, sample_composition, view_phrases
 from nfsd3d.shapes.world.render import render_views
@@ -15,10 +16,12 @@ WORLD_CAMERAS = CameraRanges(
     distance=(2.2, 2.8),
     fovy_deg=(40.0, 50.0),
     elevation_deg=(-10.0, 60.0),
+    azimuth_deg=(-180.0, 180.0),
     overhead_probability=0.12,
     overhead_deg=(60.0, 88.0),
     target_jitter=0.03,
     light_jitter_deg=60.0,
+    light_distance=(3.0, 5.0),
 )
 BACKGROUNDS: dict[str, tuple[float, float, float]] = {**COLORS, "gray": (0.5, 0.5, 0.5)}
 DEGRADED_SHARE = 0.15

@@ -7,14 +7,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from nfsd3d.config.schedules import highest
 from nfsd3d.config.schema import Config
 from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, camera_ranges, find_method
+from nfsd3d.settings.schedules import highest
+from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet, step_rows, wants_compilation
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
@@ -153,7 +153,7 @@ def predicted(config: Config) -> str | None:
 
 def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> Estimator:
     """The estimator of a run of ``config`` with these parts; it uses none of the run's random numbers."""
-    train, ranges = config.train, camera_ranges(config.cameras)
+    train, ranges = config.train, config.cameras
     views, resolution = train.batch_size, int(highest(train.resolution))
     parameters = [value for group in generator.parameter_groups().values() for value in group]
     shapes = prior.without_weights()

@@ -1,25 +1,16 @@
 """Chunk sizes: how a step is split so that it fits into memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from nfsd3d.config.schema import MachineConfig
+from nfsd3d.config.schema import ChunkSettings, MachineSettings
 
 SMALLEST_PIXELS = 4096
 """Smaller chunks of rays save nothing: the rest of a step takes more memory than their samples."""
 
 
 @dataclass(frozen=True)
-class ChunkSizes:
-    """Chunk sizes of a step; results are equal up to floating-point summation order.
-
-    ``rays_per_chunk`` rays of the views are rendered together, and recomputed together in the backward pass. The
-    prior's networks get at most ``unet_batch_size`` latents or images in one call. None means all. With
-    ``checkpoint_encoder`` the encoder recomputes the activations of each block in the backward pass.
-    """
-
-    rays_per_chunk: int | None = None
-    unet_batch_size: int | None = None
-    checkpoint_encoder: bool = False
+class ChunkSizes(ChunkSettings):
+    """Chunk sizes of a step; results are equal up to floating-point summation order."""
 
     def smaller(self, views: int, resolution: int) -> "ChunkSizes | None":
         """The next smaller chunks of a step with ``views`` of ``resolution`` pixels a side; None after the smallest.
@@ -42,6 +33,6 @@ class ChunkSizes:
         return ", ".join([*parts, *(["checkpointed encoder"] if self.checkpoint_encoder else [])]) or "one chunk"
 
 
-def configured_chunks(machine: MachineConfig) -> ChunkSizes:
+def configured_chunks(machine: MachineSettings) -> ChunkSizes:
     """The chunk sizes of the configuration, which are made smaller where they do not fit."""
-    return ChunkSizes(machine.rays_per_chunk, machine.unet_batch_size, machine.checkpoint_encoder)
+    return ChunkSizes(**{field.name: getattr(machine, field.name) for field in fields(ChunkSettings)})

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import CameraRanges, orbit
+from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 

@@ -58,7 +58,7 @@ for width, dtype, levels, log2_entries, count in (
     (3, torch.float32, 3, 9, 77),
     (8, torch.float32, 3, 9, 77),
 ):
-    spec = HashGridSpec(levels=levels, features=width, log2_entries=log2_entries, base_resolution=5)
+    spec = HashGridSpec(levels=levels, features=width, log2_entries=log2_entries, base_resolution=5, growth=1.5)
     module = hash_encoding(spec, "triton").to(dtype)
     features = module(torch.rand(count, 3, dtype=dtype).requires_grad_())
     features.backward(torch.zeros_like(features))

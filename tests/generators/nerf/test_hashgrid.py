@@ -1,9 +1,11 @@
 """The hash encoding: torch reference against first principles, numba and Triton kernels against the reference."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from small_settings import HASH_GRID
 
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
@@ -205,12 +207,12 @@ def test_nan_positions_give_nan_features(implementation: tuple[str, torch.device
 )
 def test_impossible_sizes(change: dict[str, float], setting: str) -> None:
     with pytest.raises(InputError, match=setting):
-        HashGridSpec(**change)
+        replace(HASH_GRID, **change)
 
 
 def test_an_unknown_backend_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"backend\.field=nonsense: unknown; choose one of torch, numba, triton, tcnn"):
-        hash_encoding(HashGridSpec(), "nonsense")
+        hash_encoding(HASH_GRID, "nonsense")
 
 
 def test_triton_absent_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +220,7 @@ def test_triton_absent_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "nfsd3d.generators.nerf.launch_triton", raising=False)
     with pytest.raises(InputError, match=r"backend\.field=triton: triton cannot be imported.*backend\.field=torch"):
-        hash_encoding(HashGridSpec(), "triton")
+        hash_encoding(HASH_GRID, "triton")
 
 
 def test_triton_on_a_cpu_without_the_interpreter_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,4 +229,4 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_input_error(monkeypatch: 
 
     monkeypatch.setattr(launch_triton, "INTERPRETED", False)
     with pytest.raises(InputError, match=r"backend\.field=triton works on CUDA only.*machine=cuda"):
-        hash_encoding(HashGridSpec(), "triton")(points(8))
+        hash_encoding(HASH_GRID, "triton")(points(8))

@@ -1,15 +1,16 @@
 """Compilation and launch of numba kernels."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numba
 import numpy as np
 import pytest
 import torch
+from small_settings import HASH_GRID
 
 from nfsd3d.generators.nerf import launch_numba
 from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
-from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 
 def test_an_unwritable_folder_only_disables_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_scalars_keep_their_type() -> None:
 
 def test_two_threads_can_encode_at_the_same_time() -> None:
     """Numba's workqueue layer would abort the process."""
-    encoding = hash_encoding(HashGridSpec(levels=4, log2_entries=8), "numba")
+    encoding = hash_encoding(replace(HASH_GRID, levels=4, log2_entries=8), "numba")
     torch.nn.init.normal_(encoding.table)
     x = torch.rand(20_000, 3)
     expected = encoding(x)

@@ -4,15 +4,18 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from small_settings import NERF
 
 from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
-from nfsd3d.generators.nerf.nerf import NeRF, NeRFSettings
+from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.sampling.sampling import intersect_cube
+from nfsd3d.generators.nerf.settings import NeRFSettings
 
-SMALL = NeRFSettings(
+SMALL = replace(
+    NERF,
     encoding=HashGridSpec(levels=6, features=2, log2_entries=11, base_resolution=4, growth=1.5),
     hidden_width=32,
     occupancy_resolution=20,
@@ -262,12 +265,12 @@ def test_jitter_comes_from_rng_alone() -> None:
 @pytest.mark.parametrize("background", ["learned", "color"])
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_nothing_to_see_is_background_with_zero_gradients(backend: str, background: str, rng: torch.Generator) -> None:
-    nerf = make_nerf(replace(SMALL, background=background, background_color=(0.1, 0.5, 0.9)), backend)
+    nerf = make_nerf(replace(SMALL, background=background), backend)
     nerf.occupancy.occupied.zero_()
     cameras = orbit(2, 7)
     own = nerf.render(cameras, rng)
     if background == "color":
-        torch.testing.assert_close(own.image, torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1).expand(2, 3, 7, 7))
+        torch.testing.assert_close(own.image, torch.ones(2, 3, 7, 7))
     colours = torch.rand(2, 3)
     rendering = nerf.render(cameras, rng, RenderOptions(background=colours, shading="lambertian"))
     torch.testing.assert_close(rendering.image, colours[:, :, None, None].expand(2, 3, 7, 7))
@@ -284,7 +287,7 @@ def test_nothing_to_see_is_background_with_zero_gradients(backend: str, backgrou
 
 @pytest.mark.parametrize("background", ["learned", "color"])
 def test_views_that_are_not_replaced_keep_the_scenes_own_background(background: str, rng: torch.Generator) -> None:
-    nerf = make_nerf(replace(SMALL, background=background, background_color=(0.1, 0.5, 0.9)))
+    nerf = make_nerf(replace(SMALL, background=background))
     cameras, colours = orbit(3, 7), torch.rand(3, 3, generator=rng)
     own, plain = nerf.render(cameras).image, nerf.render(cameras, options=RenderOptions(background=colours)).image
     assert all(not torch.equal(a, b) for a, b in zip(own, plain, strict=True))

@@ -1,35 +1,38 @@
-"""Sizes of a multiresolution hash grid (Instant-NGP, arXiv 2201.05989)."""
+"""Sizes of a multiresolution hash grid (Instant-NGP, arXiv 2201.05989), which are settings."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from nfsd3d.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HashGridSpec:
-    """Sizes of a hash grid: level l has floor(``base_resolution`` * ``growth``^l) cells along each axis.
+    """Multiresolution hash encoding (Instant-NGP, 2201.05989).
 
-    Every grid vertex has ``features`` numbers. A level whose vertices fit into 2^``log2_entries`` entries is stored
-    densely. The vertices of a finer level share that many entries through a spatial hash.
+    Level l has floor(``base_resolution`` * ``growth``^l) cells along each axis, and every vertex has ``features``
+    numbers. A level whose vertices fit into 2^``log2_entries`` entries is stored densely. The vertices of a finer
+    level share that many entries through a spatial hash.
     """
 
-    levels: int = 8
-    features: int = 2
-    log2_entries: int = 15
-    base_resolution: int = 8
-    growth: float = 1.5
+    levels: Annotated[int, Field(ge=1, le=32)]
+    """Number of grids; the finest has ``base_resolution * growth^(levels - 1)`` cells per axis."""
+    features: Literal[1, 2, 4, 8]
+    """Features per grid vertex; more hold finer detail, at proportional memory and time."""
+    log2_entries: Annotated[int, Field(ge=4, le=24)]
+    """Base-2 logarithm of the table entries per level; more means fewer hash collisions and more memory."""
+    base_resolution: Annotated[int, Field(ge=2, le=1024)]
+    """Cells per axis of the coarsest grid."""
+    growth: Annotated[float, Field(ge=1, le=4)]
+    """Factor between the resolutions of consecutive levels."""
 
     def __post_init__(self) -> None:
         """Raises InputError for sizes that define no grid."""
-        for name in ("levels", "features", "log2_entries", "base_resolution"):
+        for name in ("levels", "features", "log2_entries", "base_resolution", "growth"):
             if getattr(self, name) < 1:
                 raise InputError(f"generator.encoding.{name}={getattr(self, name)}: must be at least 1")
-        if self.log2_entries > 28:
-            raise InputError(f"generator.encoding.log2_entries={self.log2_entries}: must be at most 28")
-        if self.growth < 1:
-            raise InputError(
-                f"generator.encoding.growth={self.growth}: must be at least 1, finer levels follow coarser ones"
-            )
         if self.resolutions[-1] > 2**20:
             raise InputError(
                 f"generator.encoding: the finest level would have {self.resolutions[-1]} cells per axis; "

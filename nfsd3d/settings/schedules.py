@@ -1,7 +1,7 @@
-"""Values that change over training: pure functions of the progress, a fraction in [0, 1].
+"""Schedules: values that change over training, as pure functions of the progress in [0, 1].
 
-A schedule is a constant or a list of knots ``[fraction of training, value]``. Fractions rather than steps, so that a
-run of another length keeps its shape.
+A schedule is a constant or a list of knots ``[fraction of training, value]``. Fractions instead of steps keep its shape
+in a run of another length.
 """
 
 import math
@@ -43,11 +43,11 @@ def highest(schedule: Schedule | Milestones) -> float:
 
 
 def crossing(low: Schedule, high: Schedule) -> float | None:
-    """The first fraction of training, of all knots, at which (or just before which) ``high`` lies below ``low``."""
+    """The first knot's fraction at which, or just before which, ``high`` lies below ``low``; None if there is none."""
     knots = {fraction for schedule in (low, high) if isinstance(schedule, list) for fraction, _ in schedule}
     for fraction in sorted(knots | {0.0, 1.0}):
         for moment in (max(math.nextafter(fraction, -1.0), 0.0), fraction):
-            if value_at(high, moment) < value_at(low, moment) - 1e-9:  # where they touch, rounding decides
+            if value_at(high, moment) < value_at(low, moment) - 1e-9:  # equality up to rounding is allowed
                 return fraction
     return None
 

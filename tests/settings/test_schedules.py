@@ -1,7 +1,7 @@
 import pytest
 
-from nfsd3d.config.schedules import crossing, milestone_at, validate_milestones, validate_schedule, value_at
 from nfsd3d.errors import InputError
+from nfsd3d.settings.schedules import crossing, milestone_at, validate_milestones, validate_schedule, value_at
 
 
 def test_constant_everywhere():

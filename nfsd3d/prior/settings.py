@@ -1,0 +1,21 @@
+"""Settings of the pretrained latent diffusion model."""
+
+from dataclasses import dataclass
+
+from nfsd3d.settings.types import Name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """Which pretrained latent diffusion model distils, and where its files are."""
+
+    name: Name
+    """Preset: shapes (embedded in the package), sd15, sd21 or sd21-768."""
+    model: Name | None
+    """Weights instead of the preset's: a hub id, a folder in the diffusers layout, or a .safetensors file."""
+    layout: Name | None = None
+    """Hub id or folder with configurations and tokenizer for a single-file ``model``; null: the preset's."""
+    vae: Name | None = None
+    """Autoencoder instead of the model's: a hub id or a folder, for example of a tiny one (AutoencoderTiny)."""
+    offline: bool
+    """Use only the local Hugging Face cache; no network access."""

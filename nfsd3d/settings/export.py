@@ -1,0 +1,63 @@
+"""Settings of the mesh, turntable and report that a finished run writes."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat
+from pydantic_core import PydanticCustomError
+
+from nfsd3d.settings.types import UNCHANGED, Even, described_type, is_number
+
+TEXTURE_SIZES = (64, 4096)
+"""Smallest and largest side of a texture, in texels."""
+
+
+def _check_threshold(value: object) -> object:
+    if value == "auto" or (is_number(value) and value > 0):  # type: ignore[operator]
+        return value
+    raise PydanticCustomError("threshold", "must be auto or a density above 0")
+
+
+def _check_texture_size(value: int) -> int:
+    low, high = TEXTURE_SIZES
+    if value and not low <= value <= high:
+        message = "must be 0 (vertex colours, no texture) or from {low} to {high}"
+        raise PydanticCustomError("texture_size", message, {"low": low, "high": high})
+    return value
+
+
+DensityThreshold = Annotated[
+    Literal["auto"] | float, PlainValidator(_check_threshold), UNCHANGED, described_type("auto or number > 0")
+]
+TextureSize = Annotated[
+    int, AfterValidator(_check_texture_size), described_type("0, or whole number in [{}, {}]".format(*TEXTURE_SIZES))
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What is written of a finished generator."""
+
+    mesh: bool
+    """Extract a mesh."""
+    formats: Annotated[list[Literal["glb", "obj", "ply", "stl"]], Field(min_length=1)]
+    """Mesh files to write; glb and obj carry the texture, ply vertex colours, stl no colours."""
+    resolution: Annotated[int, Field(ge=16, le=1024)]
+    """Smallest number of cells per axis of the isosurface grid; finer resolves more detail in more time."""
+    threshold: DensityThreshold
+    """Density at the surface; auto: the density at which the rendered views show one, with hidden cavities filled."""
+    max_faces: Annotated[int, Field(ge=100)]
+    """Largest number of triangles after simplification."""
+    # The next two have defaults because older runs lack them.
+    texture_size: TextureSize = 1024
+    """Texels per side of the texture of GLB and OBJ; 0: vertex colours."""
+    unwrap_timeout: PositiveFloat = 120.0
+    """Seconds allowed for UV unwrapping; a mesh that takes longer gets vertex colours."""
+    turntable: bool
+    """Write turntable.mp4 and turntable.png."""
+    turntable_frames: Annotated[int, Field(ge=8, le=2000)]
+    """Frames of the turntable video, once around the object."""
+    turntable_size: Annotated[int, Field(ge=16, le=2048), Even]
+    """Height and width in pixels of each view in the turntable video."""
+    report: bool
+    """Write report.html."""
