@@ -5,15 +5,17 @@ says of them holds partly by construction. The others (floaters, over-saturation
 training data, and are what distillation meets.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.api import Run
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.ground_truth import composition_of
@@ -24,6 +26,9 @@ from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS, random_backgrounds
+
+if TYPE_CHECKING:
+    from nfsd3d.api import Run
 
 WORLD_SIZE = 64
 """Pixels of a true image; the degradations are made for this size."""

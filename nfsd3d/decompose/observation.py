@@ -4,17 +4,22 @@ Directions keep the sign of ε, which points away from the data: an improvement 
 size σ/α in the units of a latent.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.evaluate.statistics import size
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 LATENT_PIXELS_PER_CALL = 2**14
 """Latent pixels in one batch of the denoiser."""

@@ -1,14 +1,16 @@
 """A study of one prior: each figure of the score decomposition, with its image grid."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from nfsd3d.api import Run
 from nfsd3d.decompose.figures import (
     Figure,
     classifier_gains,
@@ -45,6 +47,9 @@ from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT, VIEW_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, sample_caption, sample_composition
+
+if TYPE_CHECKING:
+    from nfsd3d.api import Run
 
 RESIDUAL_NOISES = 8
 """The residual's figure takes this many times as many noises."""

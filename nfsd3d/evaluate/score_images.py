@@ -1,14 +1,19 @@
 """Scores of a run with ``generator=latent|image``: the classifier on each of its images, and cost."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nfsd3d.api import Run
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.ground_truth import composition_of
+
+if TYPE_CHECKING:
+    from nfsd3d.api import Run
 
 
 @dataclass(frozen=True)

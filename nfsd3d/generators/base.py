@@ -1,14 +1,18 @@
 """The generator g(theta): a differentiable renderer of images or latents that the prior can score."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from nfsd3d.cameras import Cameras
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
+
 
 SHADINGS = ("albedo", "lambertian", "textureless")
 """The ``shading`` of :class:`RenderOptions`: see ``nerf.shade``."""

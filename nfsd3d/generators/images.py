@@ -1,13 +1,17 @@
 """A batch of images as a generator: the optimised parameters are latent codes or pixels themselves."""
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.generators.base import DEFAULT_OPTIONS, ImageGenerator, Images, Latents, RenderOptions
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 
 class ImageBatch(ImageGenerator):

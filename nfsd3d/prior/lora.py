@@ -4,17 +4,22 @@ It is the prior's UNet with a low-rank adaptation (LoRA, 2106.09685) and a camer
 during calls of this network, so that the base weights exist once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.device import move
 from nfsd3d.prior.chunked import parts
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 POSE = 16
 """Numbers of a camera pose: the camera-to-world matrix."""
@@ -27,7 +32,7 @@ class LoraForCameras:
     A call of the UNet has at most ``unet_batch_size`` batch entries; None: all.
     """
 
-    lora: "LoraNetwork"
+    lora: LoraNetwork
     poses: Tensor
     unet_batch_size: int | None = None
 

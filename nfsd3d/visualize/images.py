@@ -1,17 +1,21 @@
 """Renderings as uint8 images: previews, the contact sheet and the turntable video of a scene."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import imageio.v3 as imageio
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.runs.files import replacing
 from nfsd3d.visualize.image_grid import Image, grid, write_png
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 FRAMES_PER_SECOND = 24
 

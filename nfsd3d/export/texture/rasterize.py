@@ -1,15 +1,20 @@
 """A software rasteriser with a z-buffer, for texture charts and for unlit images of a mesh."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.export.texture.rasterize_numba import fill
 from nfsd3d.generators.nerf.launch_numba import launch
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 BANDS = 16
 """Horizontal bands of an image, each filled by one thread."""

@@ -1,15 +1,20 @@
 """A batched sphere tracer for the world of shapes: true images, depth, masks, and the patterns on the surfaces."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, Composition
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS, ShapeObject
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Cameras
 
 STRIPE_WIDTH = 0.2
 CHECK_WIDTH = 0.26

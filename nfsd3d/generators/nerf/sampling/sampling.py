@@ -4,18 +4,23 @@
 a CPU and on a GPU.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Rays
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines, March
+
+if TYPE_CHECKING:
+    from nfsd3d.cameras import Rays
 
 # Candidates (rays x steps) that the torch reference tests together; bounds its memory.
 CHUNK = 2**22
