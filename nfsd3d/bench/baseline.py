@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nfsd3d.distill.types import Method
+from nfsd3d.distill.methods import Method
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import WrappedPrior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior

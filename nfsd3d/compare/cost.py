@@ -17,7 +17,7 @@ TIMESTEPS = 1000
 def evaluations_per_view(config: Config) -> float:
     """The mean NFE for a view and step of a whole run.
 
-    Counts `nfsd3d.distill.types.Method.nfe`, and Perp-Neg's two predictions for views that are not from overhead.
+    Counts `nfsd3d.distill.methods.Method.nfe`, and Perp-Neg's two predictions for views that are not from overhead.
     """
     steps = config.train.steps
     return sum(_expected(config, step / steps) for step in range(steps)) / steps

@@ -3,7 +3,7 @@
 Knows neither the generator, nor the renderer, nor any model. `register` adds a method from outside the package.
 """
 
-from nfsd3d.distill.methods import register, unregister
-from nfsd3d.distill.types import Method, Predictions, from_threshold
+from nfsd3d.distill.methods import Method, from_threshold, register, unregister
+from nfsd3d.distill.types import Predictions
 
 __all__ = ["Method", "Predictions", "from_threshold", "register", "unregister"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nfsd3d.device import move
-from nfsd3d.distill.types import PREDICTIONS, Denoiser, Method, Predictions
+from nfsd3d.distill.types import PREDICTIONS, Denoiser, Predictions
+
+if TYPE_CHECKING:
+    from nfsd3d.distill.methods import Method
 
 
 def perp_neg(delta_c: Tensor, against: Sequence[Tensor], weights: Tensor) -> Tensor:

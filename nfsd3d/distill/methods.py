@@ -7,15 +7,19 @@ not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nfsd3d.distill.noising import IntervalNoise, InversionNoise
-from nfsd3d.distill.types import Method, Predictions, from_threshold
+from nfsd3d.distill.noising import IntervalNoise, InversionNoise, RandomNoise
+from nfsd3d.distill.types import PREDICTIONS, Noising, Predictions
 from nfsd3d.guidance import guided
 from nfsd3d.plugins.table import Table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from nfsd3d.settings.schedules import Schedule
 
 
 def sds(p: Predictions, s: float) -> Tensor:
@@ -57,6 +61,102 @@ def dds(p: Predictions, s: float) -> Tensor:
     The source z̃ and its prompt ỹ have the same noise and timestep, so that the errors of both predictions cancel.
     """
     return guided(p.uncond, p.cond, s) - guided(p.source_uncond, p.source_cond, s)
+
+
+Activity = Callable[["Tensor", int], "Tensor"]
+"""(timesteps [B], threshold) -> bool [B]: the batch entries that need a prediction."""
+
+
+def always(t: Tensor, threshold: int) -> Tensor:
+    """Active at every timestep."""
+    return t == t  # not torch.ones_like, which would import torch
+
+
+def from_threshold(t: Tensor, threshold: int) -> Tensor:
+    """Active at timesteps from the threshold on."""
+    return t >= threshold
+
+
+@dataclass(frozen=True)
+class Method:
+    """A distillation method: its formula, the predictions it reads, its noising and its default settings.
+
+    Args:
+        function: (predictions, guidance scale s) -> direction [B,C,h,w] in the sign of ε, not weighted.
+        predictions: the fields of `Predictions` that ``function`` reads, see `PREDICTIONS`.
+        active: restricts a prediction to some batch entries; a prediction that is not listed is made for all.
+        prompts: the prompt of a prediction, where that is not the prediction's own name.
+        noising: how latents are noised.
+        then: the method of the second half of training, if it is another one.
+        guidance_scale: s over training where no YAML file sets it.
+        weighting: w(t) where no YAML file sets it, a key of `nfsd3d.distill.gradient.WEIGHTINGS`.
+
+    Raises:
+        ValueError: a prediction that does not exist.
+    """
+
+    function: Callable[[Predictions, float], Tensor]
+    predictions: tuple[str, ...]
+    active: Mapping[str, Activity] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    noising: Noising = field(default_factory=RandomNoise)
+    then: Method | None = None
+    guidance_scale: Schedule = 7.5
+    weighting: str = "sigma2"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in (*self.predictions, *self.active, *self.prompts) if name not in PREDICTIONS]
+        if unknown:
+            raise ValueError(f"a method's prediction {unknown[0]!r}: there is none; choose {', '.join(PREDICTIONS)}")
+
+    def entries(self, prediction: str, t: Tensor, threshold: int) -> Tensor:
+        """Indices (int64) of the batch entries that need ``prediction``, on the device of ``t``."""
+        return self.active.get(prediction, always)(t, threshold).nonzero().squeeze(1)
+
+    def prompt(self, prediction: str) -> str:
+        """The name of the prompt of a prediction."""
+        return self.prompts.get(prediction, prediction)
+
+    def at(self, progress: float) -> Method:
+        """The method at this fraction of training."""
+        return self if self.then is None or progress < 0.5 else self.then
+
+    @property
+    def all_prompts(self) -> frozenset[str]:
+        """The names of all prompts of a whole run."""
+        later = self.then.all_prompts if self.then is not None else frozenset()
+        return later | {self.prompt(prediction) for prediction in self.predictions}
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether it edits, and so needs a source's images and prompt."""
+        return any(prediction.startswith("source_") for prediction in self.predictions)
+
+    @property
+    def needs_lora(self) -> bool:
+        """Whether it trains a LoRA network on the rendered images."""
+        return "lora" in self.predictions
+
+    @property
+    def of_prior(self) -> tuple[str, ...]:
+        """The predictions that the prior makes, all in one call."""
+        return tuple(prediction for prediction in self.predictions if prediction != "lora")
+
+    @property
+    def condition_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of predictions (given the prompt, given the empty one) whose difference is a condition direction."""
+        pairs = (("cond", "uncond"), ("source_cond", "source_uncond"))
+        return tuple(pair for pair in pairs if set(pair) <= set(self.predictions) and pair[0] not in self.prompts)
+
+    def nfe(self, t: Tensor, training_steps: int, threshold: int) -> float:
+        """Expected function evaluations for a view and step, averaged over timesteps ``t`` [N] (int64).
+
+        Counts the noising, each prediction where it is active, and one for the training step of a LoRA network (forward
+        and backward pass count as one).
+        """
+        noising = float(self.noising.nfe(t, training_steps).double().mean())
+        predicted = sum(len(self.entries(prediction, t, threshold)) for prediction in self.predictions) / len(t)
+        return noising + predicted + self.needs_lora
 
 
 METHODS: dict[str, Method] = {

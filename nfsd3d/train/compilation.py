@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.types import Method
+from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.settings import LatentSettings
 from nfsd3d.prior.base import Prior

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from nfsd3d.cameras import sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
+from nfsd3d.distill.methods import Method
 from nfsd3d.distill.settings import DistillSettings
-from nfsd3d.distill.types import Method
 from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
 from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks

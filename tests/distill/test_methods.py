@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nfsd3d.distill.gradient import perp_neg, predict_noise, threshold_step
-from nfsd3d.distill.methods import METHODS, csd, dds, nfsd, sds, vsd
-from nfsd3d.distill.types import PREDICTIONS, Method, Predictions, from_threshold
+from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nfsd, sds, vsd
+from nfsd3d.distill.types import PREDICTIONS, Predictions
 from nfsd3d.guidance import guided
 
 # The context of a prompt is the constant of its name here, so that a prediction tells where it came from.

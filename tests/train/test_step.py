@@ -6,8 +6,7 @@ from small_settings import DISTILL
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.methods import METHODS
-from nfsd3d.distill.types import Method
+from nfsd3d.distill.methods import METHODS, Method
 from nfsd3d.errors import InputError
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.plan import plan_at

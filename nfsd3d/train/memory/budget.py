@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.distill.types import Method
+from nfsd3d.distill.methods import Method
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
