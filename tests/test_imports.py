@@ -1,6 +1,7 @@
 """Imports go one way (see the package's layout), and nothing heavy or optional is imported before it is used."""
 
 import ast
+import importlib.util
 import json
 import pkgutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import nfsd3d
 
 PACKAGE = Path(nfsd3d.__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
@@ -186,6 +188,49 @@ def test_every_module_can_be_imported_without_cuda():
         "assert not torch.cuda.is_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def structure():
+    """The module ``scripts/structure.py``."""
+    spec = importlib.util.spec_from_file_location("structure", ROOT / "scripts" / "structure.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nothing_is_imported_in_a_circle(structure):
+    figures = structure.count(ROOT)
+    assert figures["files"] == len(MODULES)
+    assert figures["cycles of files"] == [] and figures["cycles of packages"] == []
+
+
+def test_circles_are_found_in_functions_and_between_packages_and_not_for_types(structure, tmp_path):
+    files = {
+        "prior/__init__.py": "",
+        "prior/base.py": "def load():\n    import nfsd3d.train.loop\n",
+        "prior/chunked.py": "",
+        "train/__init__.py": "",
+        "train/loop.py": "from nfsd3d.prior import chunked\n",
+        "cameras.py": "from nfsd3d import prompts\n",
+        "prompts.py": "def show():\n    from nfsd3d.cameras import orbit\n",
+        "errors.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nfsd3d.device import here\n",
+        "device.py": "from nfsd3d import errors\n",
+    }
+    for name, text in {"__init__.py": "", **files}.items():
+        path = tmp_path / "nfsd3d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    figures = structure.count(tmp_path)
+    assert figures["cycles of files"] == [["nfsd3d.cameras", "nfsd3d.prompts"]]
+    assert figures["cycles of packages"] == [["nfsd3d.prior", "nfsd3d.train"]]
+    assert figures["modules at the root"] == 4
+
+
+def test_the_root_and_the_configurations_stay_few(structure):
+    figures = structure.count(ROOT)
+    assert figures["modules at the root"] <= 7
+    assert 0 < figures["YAML files"] <= 60
 
 
 def test_settings_are_constrained_types_and_errors_alone():

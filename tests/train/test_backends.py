@@ -38,13 +38,11 @@ def first_step(configure, device, field, sampler):
     found = []
     for step in range(2):
         parts.generator.update(step, parts.rng)
-        loss, metrics = step_loss(
-            parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng
-        )
+        result = step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
         parts.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        result.loss.backward()
         gradients = {name: value.grad.cpu() for name, value in parts.generator.named_parameters()}
-        found.append((gradients, {name: float(value) for name, value in metrics.items()}))
+        found.append((gradients, {name: float(value) for name, value in result.metrics.tensors().items()}))
         parts.optimizer.step()
     for gradients, metrics in found:
         assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients.values())

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -15,9 +16,10 @@ from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import build, run
+from nfsd3d.train import build, task
 from nfsd3d.train.previews import images_of
 from nfsd3d.train.run import train_and_export
+from nfsd3d.train.step import step_loss
 
 pytestmark = pytest.mark.usefixtures("tiny_prior")
 
@@ -77,8 +79,11 @@ def test_pictures_become_brighter_as_the_prompt_asks(configure_2d, console):
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(configure_2d, console, monkeypatch):
-    original = run.step_loss
-    monkeypatch.setattr(run, "step_loss", lambda *arguments: (original(*arguments)[0] * float("nan"), {}))
+    def spoilt(*arguments):
+        result = step_loss(*arguments)
+        return replace(result, loss=result.loss * float("nan"))
+
+    monkeypatch.setattr(task, "step_loss", spoilt)
     with pytest.raises(RunFailed, match="gradient norm is nan at step 1"):
         train_and_export(configure_2d(), console=console)
 

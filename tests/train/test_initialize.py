@@ -73,9 +73,9 @@ def test_every_picture_starts_as_the_middle_of_the_image(edit_of_image):
 def test_without_a_difference_of_prompts_nothing_moves(edit_of_image):
     config = edit_of_image()
     parts = build.build_parts(config)
-    loss, metrics = step(parts, config)
-    loss.backward()
-    assert float(metrics["grad_norm"]) == 0
+    result = step(parts, config)
+    result.loss.backward()
+    assert float(result.metrics.grad_norm) == 0
     assert parts.generator.values.grad.abs().max() == 0
     assert parts.source is not parts.generator and not any(p.requires_grad for p in parts.source.parameters())
 
@@ -88,7 +88,7 @@ def test_an_edit_leads_from_one_prompt_to_the_other(edit_of_image, kind, console
     )
     assert imageio.imread(run_dir / "source.png").mean() == pytest.approx(128, abs=1)
     assert imageio.imread(run_dir / "image.png")[:8, :8].mean() > 140
-    assert "what they started from" in (run_dir / "report.html").read_text()
+    assert "their initial images" in (run_dir / "report.html").read_text()
 
 
 def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path, console):
@@ -112,12 +112,12 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
         patch.setattr(NeRF, "render", recorded)
         plan = plan_at(config.train, 0.0)
         arguments = (parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng, parts.source)
-        _, metrics = step_loss(parts.generator, *arguments)
+        metrics = step_loss(parts.generator, *arguments).metrics
     (cameras, state, options), (source_cameras, source_state, source_options) = calls
     assert source_cameras is cameras and torch.equal(source_state, state)
     assert all(getattr(source_options, name) is getattr(options, name) for name in vars(options) if name != "normals")
-    assert float(metrics["grad_norm"]) == pytest.approx(0, abs=1e-5)
-    assert float(metrics["grad_norm_delta_c"]) > 0
+    assert float(metrics.grad_norm) == pytest.approx(0, abs=1e-5)
+    assert float(metrics.grad_norm_delta_c) > 0
 
     run_dir = train_and_export(config, console=console)
     shutil.rmtree(first)  # the run has kept what it started from
@@ -143,7 +143,7 @@ def test_a_run_goes_on_from_its_own_source_alone(edit_of_image, image, tmp_path,
     other = image.with_name("other.png")
     imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
     with pytest.raises(
-        InputError, match=r"source_image=.*other\.png: .* was started from .*wide\.png .*start a new run"
+        InputError, match=r"source_image=.*other\.png: .* was started from .*wide\.png; .*start a new run"
     ):
         check_fits(edit_of_image(source_image=str(other)), run_dir)
     check_fits(edit_of_image(), run_dir)
@@ -153,7 +153,7 @@ def test_what_a_failed_start_left_is_not_taken_for_the_source(edit_of_image, ima
     other = image.with_name("other.png")
     imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "distillation", None)  # it fails when the source is there
+        patch.setattr(run, "compile_prior", None)  # the start fails after the source is saved
         with pytest.raises(TypeError):
             train_and_export(edit_of_image(source_image=str(other)), console=console)
     run_dir = train_and_export(edit_of_image(), console=console)
