@@ -48,7 +48,7 @@ ABOUT_RUNS = {
     *(
         name
         for name in MODULES
-        if name.startswith(tuple(f"nfsd3d.{room}." for room in ("bench", "cli", "compare", "decompose", "evaluate")))
+        if name.startswith(tuple(f"nfsd3d.{part}." for part in ("bench", "cli", "compare", "decompose", "evaluate")))
     ),
 }
 # Packages that only these modules may import.
@@ -114,8 +114,8 @@ def imports(path: Path, at_import_only: bool = False) -> set[str]:
     return found
 
 
-def _is_in(name: str, room: str) -> bool:
-    return name == room or name.startswith(f"{room}.")
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def test_the_rules_name_modules_that_exist():
@@ -123,16 +123,16 @@ def test_the_rules_name_modules_that_exist():
     assert named <= MODULES.keys()
 
 
-@pytest.mark.parametrize("room", sorted(FORBIDDEN))
-def test_imports_go_one_way(room):
-    forbidden = [f"nfsd3d.{name}" for name in FORBIDDEN[room]]
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_imports_go_one_way(package):
+    forbidden = [f"nfsd3d.{name}" for name in FORBIDDEN[package]]
     wrong = {
         f"{module} imports {imported}"
         for module, path in MODULES.items()
-        if _is_in(module, room)
+        if _is_in(module, package)
         for imported in imports(path)
         if any(_is_in(imported, name) for name in forbidden)
-        if not (room == "nfsd3d.config" and any(_is_in(imported, name) for name in SETTINGS))
+        if not (package == "nfsd3d.config" and any(_is_in(imported, name) for name in SETTINGS))
     }
     assert wrong == set()
 

@@ -73,13 +73,13 @@ def configure(base_config: Config, tmp_path: Path) -> Configure:
 
 @pytest.fixture(params=["latent", "image"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each of the generators that make pictures."""
+    """Each of the generators that make images."""
     return request.param
 
 
 @pytest.fixture
 def configure_2d(kind: str, tmp_path: Path) -> Configure:
-    """(changes by dotted key) -> a tiny configuration of pictures with its run in an empty folder."""
+    """(changes by dotted key) -> a tiny configuration of images with its run in an empty folder."""
     overrides = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=shapes", f"generator={kind}"]
     tiny = {key: value for key, value in TINY.items() if key.startswith("train.") and key != "train.resolution"}
     base = changed(compose("nfsd", [*overrides, "prompts.view_dependent=true"]), {**tiny, "train.batch_size": 3})

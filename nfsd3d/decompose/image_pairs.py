@@ -116,15 +116,15 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
     from PIL import ImageOps
     from torch import frombuffer, uint8
 
-    pictures = []
+    loaded = []
     for path in paths:
         try:
             square = ImageOps.fit(open_image(str(path)), (size, size))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
         pixels = frombuffer(bytearray(square.tobytes()), dtype=uint8).reshape(size, size, 3)
-        pictures.append(pixels.permute(2, 0, 1).float() / 255)
-    images = torch.stack([pictures[index % len(pictures)] for index in range(count)])
+        loaded.append(pixels.permute(2, 0, 1).float() / 255)
+    images = torch.stack([loaded[index % len(loaded)] for index in range(count)])
     return Subjects(images, [prompt] * count, [target] * count)
 
 

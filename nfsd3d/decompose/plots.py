@@ -38,7 +38,7 @@ class ImageGrid:
         from PIL import Image as PIL
         from PIL import ImageDraw
 
-        tiles = [[to_uint8(_tile(picture)) for picture in row] for row in self.rows]
+        tiles = [[to_uint8(_tile(image)) for image in row] for row in self.rows]
         head = PIL.new("RGB", (TILE * len(self.columns), LABEL), "white")
         draw = ImageDraw.Draw(head)
         for index, name in enumerate(self.columns):
@@ -170,5 +170,5 @@ def _decoded(prior: Prior, z: Tensor) -> Tensor:
     return prior.decode(z[None].to(prior.device))[0].clamp(0, 1).cpu()
 
 
-def _tile(picture: Tensor) -> Tensor:
-    return F.interpolate(picture[None], size=(TILE, TILE), mode="nearest")[0]
+def _tile(image: Tensor) -> Tensor:
+    return F.interpolate(image[None], size=(TILE, TILE), mode="nearest")[0]

@@ -232,7 +232,7 @@ def render_in_blender(path: Path, output: Path, python: Path, size: int = 384) -
     ``python`` is an interpreter with the package ``bpy``.
 
     Raises:
-        InputError: it does not, or Blender fails.
+        InputError: it lacks the package, or Blender fails.
     """
     arguments = [str(path.resolve()), str(output.resolve()), str(size), *map(str, PLACE)]
     printed = _run([str(python), "-c", _BLENDER, *arguments])

@@ -3,7 +3,7 @@
 ``step-XXXXXX.safetensors`` holds the tensors of the generator and the optimiser, those of VSD's LoRA network if there
 is one, and the state of the random generator. ``step-XXXXXX.json`` is its :class:`Header`. The JSON file is written
 last: a checkpoint exists when it does. ``source.*`` holds the generator that the run started from, so that the run can
-be resumed when its source is gone.
+be resumed without its source.
 """
 
 import hashlib

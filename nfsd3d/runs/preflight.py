@@ -21,7 +21,7 @@ SAMPLES_PER_RAY = 4
 
 
 def check(config: Config, resume: Path | None = None) -> ModelSource | None:
-    """Checks that device, backend, model, prompt and source are compatible; returns where the model is.
+    """Checks that device, backend, model, prompt and source are compatible; returns the model's location.
 
     ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
     neither torch nor another slow package is imported.
@@ -67,7 +67,7 @@ def _check_samples(config: Config) -> None:
 
 
 def find_model(config: Config) -> ModelSource | None:
-    """Where the prior's model is: a local folder, or a hub id to download; None for a prior without files.
+    """The location of the prior's model: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
         InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.

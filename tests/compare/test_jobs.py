@@ -157,7 +157,7 @@ def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, mon
 
 
 def test_what_goes_wrong_is_told_and_done_again(tier, tmp_path, capsys, monkeypatch):
-    def fail(missing, output, pictures, on_result, **options):
+    def fail(missing, output, images, on_result, **options):
         for job in missing:
             on_result(job, "no luck")
 

@@ -1,4 +1,4 @@
-"""``nfsd3d evaluate`` on runs of pictures."""
+"""``nfsd3d evaluate`` on runs that make images."""
 
 import json
 from pathlib import Path

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit
-from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, parts
+from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, slices
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
@@ -32,8 +32,8 @@ def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monke
 def test_nothing_to_split_is_the_prior_itself(prior):
     assert in_chunks(prior, None, False) is prior
     assert isinstance(in_chunks(prior, None, True), ChunkedPrior)
-    assert parts(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert parts(2, None) == parts(2, 7) == [slice(0, 2)]
+    assert slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert slices(2, None) == slices(2, 7) == [slice(0, 2)]
 
 
 def kept_for_backward(function) -> tuple[torch.Tensor, int]:

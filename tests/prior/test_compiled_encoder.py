@@ -53,9 +53,9 @@ def test_layouts_stay_as_they_are(vae):
             module.register_full_backward_hook(lambda module, to_input, to_result: seen.extend(to_input))
     image = torch.rand(2, 3, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     frozen.encode(image).latent_dist.mean.sum().backward()
-    pictures = [tensor for tensor in seen if tensor.ndim == 4]
-    assert len(pictures) > 20
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in pictures)
+    images = [tensor for tensor in seen if tensor.ndim == 4]
+    assert len(images) > 20
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in images)
 
 
 def test_weights_are_shared_and_the_autoencoder_is_left_alone(vae):

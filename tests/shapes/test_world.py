@@ -211,8 +211,8 @@ def test_bad_words_only_caption_degraded_pictures(rng):
 
 @pytest.fixture(scope="module")
 def clean_images():
-    pictures = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
-    return [picture.image for picture in pictures if not picture.words]
+    samples = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
+    return [sample.image for sample in samples if not sample.words]
 
 
 @pytest.mark.parametrize("word", DEGRADATIONS)

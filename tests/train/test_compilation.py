@@ -24,9 +24,9 @@ from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
     cache_folder,
     compile_prior,
-    compiled_rows,
+    compiled_batch_sizes,
     release_compiled,
-    step_rows,
+    step_batch_sizes,
     wants_compilation,
     warm_up_encoder,
 )
@@ -51,7 +51,7 @@ def test_auto_is_stable_diffusion_on_cuda():
 
 def test_the_shapes_are_those_of_the_steps():
     def shapes(name, views, at_once=None, perp_neg=False):
-        return compiled_rows(step_rows(METHODS[name], views, perp_neg=perp_neg), views, at_once)
+        return compiled_batch_sizes(step_batch_sizes(METHODS[name], views, perp_neg=perp_neg), views, at_once)
 
     assert shapes("nfsd", 1) == [2, 3] and shapes("nfsd", 4) == [8, 12]
     assert shapes("nfsd", 4, at_once=1) == [1]
@@ -75,15 +75,15 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
     )
     seen = set()
     monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
-    pictures = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
-    source = pictures[1] if METHODS[name].needs_source else None
+    images = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
+    source = images[1] if METHODS[name].needs_source else None
     distillation = Distillation(METHODS[name], DISTILL, 200)
     for progress in (0.0, 0.9):
         plan = replace(plan_at(config.train, progress), t_min=0.1, t_max=0.4)
         for seed in range(4):
             rng = torch.Generator().manual_seed(seed)
-            step_loss(pictures[0], prior, bank, distillation, CAMERAS, plan, rng, source)
-    assert seen and seen <= step_rows(METHODS[name], 2, perp_neg=False)
+            step_loss(images[0], prior, bank, distillation, CAMERAS, plan, rng, source)
+    assert seen and seen <= step_batch_sizes(METHODS[name], 2, perp_neg=False)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's

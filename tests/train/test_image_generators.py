@@ -1,4 +1,4 @@
-"""Runs that make pictures, tiny: what they leave behind, how they go on, and where they lead."""
+"""Tiny runs that make images: their files, resumption, and results."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def console():
     return Console(file=io.StringIO(), width=80)
 
 
-def final_pictures(run_dir):
+def final_images(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))["generator.values"]
 
 
@@ -43,11 +43,11 @@ def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
 
     summary = read_summary(run_dir)
     assert (summary["status"], summary["generator"], summary["mesh"]) == ("done", kind, None)
-    pictures = ["image.png", "images/000.png", "images/001.png", "images/002.png"]
-    assert summary["exported"] == [*pictures, "report.html"]
+    images = ["image.png", "images/000.png", "images/001.png", "images/002.png"]
+    assert summary["exported"] == [*images, "report.html"]
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6] and lines[-1]["grad_norm"] > 0
-    assert not {"opacity", "samples_per_ray"} & lines[-1].keys()  # pictures have neither
+    assert not {"opacity", "samples_per_ray"} & lines[-1].keys()  # images have neither
     assert "opacity" not in console.file.getvalue() and "step 6/6" in console.file.getvalue()
     page = (run_dir / "report.html").read_text()
     assert "data:image/png" in page and "<video" not in page and "opacity" not in page.split("<pre>")[0]
@@ -56,13 +56,13 @@ def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
 def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_path, console):
     straight = train_and_export(configure_2d(seed=5, run_dir=tmp_path / "a"), console=console)
     other = train_and_export(configure_2d(seed=6, run_dir=tmp_path / "b"), console=console)
-    assert not torch.equal(final_pictures(straight), final_pictures(other))
+    assert not torch.equal(final_images(straight), final_images(other))
     config = configure_2d(seed=5, run_dir=tmp_path / "c")
     train_and_export(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.steps": 6}), console=console)
     for path in (tmp_path / "c" / "checkpoints").glob("step-000006.*"):
         path.unlink()
     train_and_export(config, resume=tmp_path / "c", console=console)
-    assert torch.equal(final_pictures(straight), final_pictures(tmp_path / "c"))
+    assert torch.equal(final_images(straight), final_images(tmp_path / "c"))
     with pytest.raises(InputError, match="another generator"):
         train_and_export(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.batch_size": 2}), resume=tmp_path / "c")
 

@@ -26,7 +26,7 @@ from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
-from nfsd3d.train.compilation import step_rows
+from nfsd3d.train.compilation import step_batch_sizes
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
 from nfsd3d.train.memory.chunking import ChunkSizes
@@ -238,7 +238,7 @@ def test_a_source_has_its_own_graph_of_the_encoder(configure):
     both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
     for name, encoders in (("dds", both + alone), ("bridge", both)):
-        entries = max(step_rows(METHODS[name], views, perp_neg=False))
+        entries = max(step_batch_sizes(METHODS[name], views, perp_neg=False))
         unet = network_peak(shapes, ChunkSizes(), views, entries, encodes=False)
         found = estimator(prior, build_generator(config), METHODS[name], config)
         assert found.graphs(ChunkSizes()) == unet + encoders
@@ -270,9 +270,9 @@ def learning(lora):
 
 
 def test_the_largest_batch_holds_all_predictions():
-    counts = {name: max(step_rows(method, 2, perp_neg=False)) for name, method in METHODS.items()}
+    counts = {name: max(step_batch_sizes(method, 2, perp_neg=False)) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
-    assert max(step_rows(METHODS["nfsd"], 1, perp_neg=True)) == 5
+    assert max(step_batch_sizes(METHODS["nfsd"], 1, perp_neg=True)) == 5
 
 
 @pytest.fixture

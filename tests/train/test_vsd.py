@@ -99,10 +99,10 @@ def test_several_lora_teach_one_second_network(configure_2d):
     assert not values.grad[0].allclose(values.grad[1])  # each lora has a gradient of its own
     learnt = {name: value.clone() for name, value in lora.state_dict().items()}
 
-    # The network that learnt from other pictures beside the first is another one.
+    # A network that was also trained on other images is different.
     others = build_parts(config)
-    pictures = next(iter(others.generator.parameters()))
-    pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
+    images = next(iter(others.generator.parameters()))
+    images.data[1:] = images.data[1:].flip(0) + 0.3
     step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
     others.distillation.lora.optimizer.step()
     state_dict = others.distillation.lora.state_dict()
