@@ -250,7 +250,7 @@ def _check_docker(arguments: list[str], command: Command) -> None:
         assert before != "--build-arg" or word.partition("=")[0] in known, command
 
 
-def test_commands_were_found_in_every_kind_of_place():
+def test_commands_were_found_in_every_kind_of_file():
     assert len(COMMANDS) > 80
     places = {command.place.split("/")[0] for command in COMMANDS.values()}
     assert {"README.md", "CONTRIBUTING.md", "docs", "configs", "scripts"} <= places

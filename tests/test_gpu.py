@@ -96,7 +96,7 @@ def test_the_prediction_is_what_a_step_takes(experiment, compiled):
     assert 0.4 * predicted < taken < 1.25 * predicted
 
 
-def test_a_real_lack_of_memory_leads_to_smaller_chunks():
+def test_real_out_of_memory_leads_to_smaller_chunks():
     config, parts, _ = full_size("nfsd", "machine.compile=false", "machine.memory_gb=null")
     gc.collect()
     torch.cuda.empty_cache()  # the text encoder's place, which counts as free otherwise
@@ -138,7 +138,7 @@ def on_pixels(name: str, folder: Path, *overrides: str):
 
 @pytest.mark.parametrize("perp_neg", ["false", "true"])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
+def test_the_priors_part_of_a_step_does_not_synchronise(name, perp_neg, tmp_path):
     """Everything but rendering, from the encoder to the gradient on the image."""
     config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}")
 
@@ -157,7 +157,7 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
     assert parts.generator.values.grad.isfinite().all()
 
 
-def test_a_view_of_a_scene_waits_for_nothing_that_is_queued():
+def test_rendering_does_not_synchronise_with_queued_work():
     """The number of its samples is known while the GPU is still busy with what it was asked before."""
     config = compose("nfsd", ["prompt=a red cube", "machine=cuda", "prior=shapes"])
     generator = build_generator(config)
@@ -212,7 +212,7 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
             assert (result - value).norm() < 0.1 * value.norm()  # bfloat16, other orders of addition
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
     """As if it had never stopped, but for the order in which a GPU adds."""
     kept = ["train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=2"]
     bare = [f"export.{what}=false" for what in ("mesh", "turntable", "report")]

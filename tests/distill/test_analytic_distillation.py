@@ -131,7 +131,7 @@ def test_every_method_ends_on_the_side_of_its_prompt(method):
     assert (optimise(method, "dark", 7.5, 0.98, start=TARGET, steps=steps) < -0.5).all()
 
 
-def test_vsd_is_at_rest_where_the_renders_are_what_the_prompt_means():
+def test_vsd_has_zero_gradient_where_renders_match_the_prompt():
     """A second network that predicts what the prior predicts for the prompt leaves nothing to do at s = 1."""
     prior, t = make_prior(), torch.tensor([50, 300, 800])
     z_t = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -70,7 +70,7 @@ def test_a_glb_reads_back_as_it_was_written(ball, tmp_path, textured):
         np.testing.assert_allclose(image, expected, atol=1e-3)
 
 
-def test_agreement_is_perfect_with_itself_and_tells_colours_and_outlines_apart(ball):
+def test_agreement_with_itself_is_perfect_and_detects_other_colours_and_outlines(ball):
     cameras = orbit(4, 64, 15.0)
     same, image = compare_with_views(Painted(ball), ball, cameras)
     assert same.psnr > 80 and same.psnr_inside > 80 and same.silhouette_iou == same.worst_iou == 1
@@ -84,7 +84,7 @@ def test_agreement_is_perfect_with_itself_and_tells_colours_and_outlines_apart(b
     assert nothing.silhouette_iou == 0
 
 
-def test_shapes_are_judged_across_seams(ball, tmp_path):
+def test_shape_checks_merge_vertices_along_seams(ball, tmp_path):
     write_mesh(ball, tmp_path / "model.glb", {})
     found = check_shape(tmp_path / "model.glb")
     assert found["watertight"] and found["consistent"]
@@ -104,7 +104,7 @@ def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path):
         mesh_files.render_in_blender(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
 
 
-def test_the_page_holds_the_model_and_a_path_keeps_its_words(tmp_path):
+def test_the_page_inlines_the_model_and_keeps_placeholders_in_paths(tmp_path):
     model = tmp_path / "LEFT UP" / "SIZE MODEL.glb"
     model.parent.mkdir()
     model.write_bytes(b"glTF")
@@ -132,7 +132,7 @@ needs_packages = pytest.mark.skipif(
 
 @needs_packages
 @pytest.mark.parametrize("textured", [True, False])
-def test_the_validator_finds_nothing_to_complain_about(ball, tmp_path, textured):
+def test_the_validator_reports_no_errors(ball, tmp_path, textured):
     mesh = ball if textured else replace(ball, texture=None)
     write_mesh(mesh, tmp_path / "model.glb", {"prompt": 'a "red" ☃', "seed": 0})
     found = mesh_files.validate_glb(tmp_path / "model.glb", TOOLS)

@@ -31,7 +31,7 @@ def test_blur_lowers_sharpness_and_flattening_lowers_contrast(picture):
     assert flat.contrast == pytest.approx(0.5, abs=1e-3) and flat.sharpness == pytest.approx(0.5, abs=1e-3)
 
 
-def test_what_is_outside_the_object_does_not_count(picture):
+def test_sharpness_ignores_pixels_outside_the_object(picture):
     image, mask = picture
     noisy = torch.where(mask > 0, image, torch.rand_like(image))
     assert compare_appearance(noisy, mask, image, mask).sharpness == pytest.approx(1)

@@ -54,7 +54,7 @@ def test_a_process_over_the_time_limit_is_killed(torus, endless):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_an_exception_while_waiting_kills_the_process(torus, endless):
+def test_an_exception_in_the_parent_kills_the_worker_process(torus, endless):
     def interrupt():
         raise KeyboardInterrupt
 

@@ -14,7 +14,7 @@ def prior(model_folder, device, request):
     return StableDiffusionPrior.load(model_folder(request.param), device)
 
 
-def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monkeypatch):
+def test_networks_get_chunks_of_a_batch_with_equal_results(prior, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(3, 3, 20, 20, generator=rng).to(prior.device)
     z, t = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device), torch.tensor([10, 500, 900])
@@ -64,7 +64,7 @@ def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
     assert sizes[1] < 0.5 * sizes[0]
 
 
-def test_a_second_network_learns_the_same_in_parts(prior):
+def test_a_lora_network_learns_the_same_in_chunks(prior):
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device)
     context, cameras = prior.embed(["a red cube"] * 3), orbit(3, 8)

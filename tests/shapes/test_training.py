@@ -76,7 +76,7 @@ def test_training_resumes_where_it_was(trained):
     assert denoiser.build_scheduler().config.prediction_type == "epsilon"
 
 
-def test_training_begins_from_a_model_whatever_words_it_knows(trained, tmp_path):
+def test_training_starts_from_a_model_with_another_vocabulary(trained, tmp_path):
     from transformers import CLIPTokenizer
 
     folder, model = trained
@@ -133,7 +133,7 @@ def test_learning_rate_rises_then_falls(fraction):
     assert one_cycle(1.0) < 0.05
 
 
-def test_a_clock_resumes_its_cycle_and_begins_another_when_a_finished_training_goes_on():
+def test_a_clock_resumes_its_cycle_and_starts_another_when_the_budget_is_raised():
     clock = Clock(minutes=1.0)
     clock.done = 30.0
     half = clock.state()
@@ -169,7 +169,7 @@ def test_loss_weight_is_min_snr_with_a_floor_and_a_cap():
     assert raised[3] == denoiser.LARGEST_WEIGHT
 
 
-def test_harder_pictures_are_drawn_more_often():
+def test_harder_images_are_drawn_more_often():
     captions = [
         ["a blue sphere"],
         ["a blue and red dotted sphere"],

@@ -49,7 +49,7 @@ def test_auto_is_stable_diffusion_on_cuda():
     assert all(yes == (case[2] == "true") for case, yes in wanted.items() if case[2] != "auto")
 
 
-def test_the_shapes_are_those_of_the_steps():
+def test_the_listed_batch_sizes_are_those_of_the_steps():
     def shapes(name, views, at_once=None, perp_neg=False):
         return compiled_batch_sizes(step_batch_sizes(METHODS[name], views, perp_neg=perp_neg), views, at_once)
 
@@ -67,7 +67,7 @@ def test_the_shapes_are_those_of_the_steps():
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
-def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
+def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
     prior = StableDiffusionPrior.load(EMBEDDED)
     config = configure(**{"train.batch_size": 2})
     bank = PromptBank.build(
@@ -156,7 +156,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
     return result
 
 
-def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
+def test_a_checkpointed_encoder_is_not_compiled(compiled_with):
     prior, asked, said = compiled_with(True, chunks=ChunkSizes(checkpoint_encoder=True))
     assert asked == [(2, True, False)] and prior._compiled_encoder is None and "the UNet;" in said[0]
     assert compiled_with.warmed == [([4, 6], None)]
@@ -164,7 +164,7 @@ def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
     assert compiled_with(True, **everything)[2] == []
 
 
-def test_an_encoder_that_sees_images_in_parts_is_left_alone(compiled_with):
+def test_an_encoder_that_gets_images_in_chunks_is_not_compiled(compiled_with):
     """What is recorded holds the activations of one call, and a step would make several before it goes back."""
     for at_once, whole in ((1, False), (2, True), (3, True)):
         asked = compiled_with(True, chunks=ChunkSizes(unet_batch_size=at_once))[1]
@@ -187,13 +187,13 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
     assert seen == [(2, True), (1, True), (1, False)]
 
 
-def test_a_run_says_that_it_compiles(compiled_with, tmp_path):
+def test_a_run_logs_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
     assert asked == [(2, True, True)] and prior._compiled_unet is not None
     assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
 
 
-def test_warnings_that_concern_nobody_are_left_out(compiled_with, monkeypatch):
+def test_ignored_warnings_are_suppressed(compiled_with, monkeypatch):
     text = "Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'upsampling.py:156'."
     compiling = StableDiffusionPrior.compile
     for words, told in ((text, False), ("something else", True)):
@@ -207,7 +207,7 @@ def test_warnings_that_concern_nobody_are_left_out(compiled_with, monkeypatch):
             assert compiled_with(True)[0].is_compiled
 
 
-def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):
+def test_compiled_code_is_released(compiled_with, monkeypatch):
     reset = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(1))
     prior = compiled_with(True)[0]
@@ -221,12 +221,12 @@ def test_nothing_is_compiled_unless_wanted(compiled_with):
     assert compiled_with("auto")[1:] == ([], []) and compiled_with(False)[1:] == ([], [])
 
 
-def test_vsds_unet_is_left_alone(compiled_with):
+def test_vsds_unet_is_not_compiled(compiled_with):
     prior, asked, _ = compiled_with(True, **{"distill.method": "vsd"})
     assert asked == [(2, False, True)] and prior._compiled_unet is None and prior._compiled_encoder is not None
 
 
-def test_where_compiling_fails_auto_goes_on_and_true_says_why(compiled_with, monkeypatch):
+def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, monkeypatch):
     with pytest.raises(InputError, match=r"machine\.compile=true: no C compiler; set machine\.compile=false"):
         compiled_with(True, failing=RuntimeError("no C compiler\nand more"))
     monkeypatch.setattr("nfsd3d.train.compilation.wants_compilation", lambda config: True)

@@ -31,7 +31,7 @@ def final_images(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))["generator.values"]
 
 
-def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
+def test_a_run_writes_its_images(configure_2d, kind, console):
     run_dir = train_and_export(configure_2d(), console=console)
     size = {"latent": 8, "image": 64}[kind]
     assert imageio.imread(run_dir / "image.png").shape == (2 * size, 2 * size, 3)  # three and a white one
@@ -53,7 +53,7 @@ def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
     assert "data:image/png" in page and "<video" not in page and "opacity" not in page.split("<pre>")[0]
 
 
-def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_path, console):
+def test_a_seed_repeats_a_run_and_an_interrupted_one_resumes(configure_2d, tmp_path, console):
     straight = train_and_export(configure_2d(seed=5, run_dir=tmp_path / "a"), console=console)
     other = train_and_export(configure_2d(seed=6, run_dir=tmp_path / "b"), console=console)
     assert not torch.equal(final_images(straight), final_images(other))
@@ -67,7 +67,7 @@ def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_p
         train_and_export(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.batch_size": 2}), resume=tmp_path / "c")
 
 
-def test_pictures_become_brighter_as_the_prompt_asks(configure_2d, console):
+def test_images_become_brighter_for_a_prompt_of_brightness(configure_2d, console):
     config = configure_2d(**{"train.steps": 40, "train.learning_rate_factor": 1.0, "generator.initial_std": 0.1})
     prior = build.build_prior(config)
     before = images_of(build.build_images(config, prior), prior).mean()

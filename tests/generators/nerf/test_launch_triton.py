@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from nfsd3d.generators.nerf import launch_triton
 
 
-def test_powers_of_two() -> None:
+def test_counts_are_rounded_up_to_powers_of_two() -> None:
     assert [launch_triton.power_of_two(count) for count in (1, 2, 3, 4, 5, 8, 9, 1000)] == [1, 2, 4, 4, 8, 8, 16, 1024]
 
 
