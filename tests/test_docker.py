@@ -1,4 +1,4 @@
-"""The check of the Dockerfiles: that it reads them, and that it finds what is wrong."""
+"""The check of the Dockerfiles: parsing and detected problems."""
 
 import importlib.util
 import os

@@ -106,7 +106,7 @@ def test_reading_a_tensor_that_another_stream_still_writes_is_an_error(gpu):
         there.zero_()  # whatever the side stream did with it before
 
 
-def test_reading_a_number_from_a_stream_marks_its_work_as_done(gpu):
+def test_reading_a_number_synchronises_its_stream(gpu):
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         there = torch.zeros(3, device="cuda")

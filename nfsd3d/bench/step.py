@@ -107,10 +107,10 @@ def bench_step(
             parts.optimizer.zero_grad(set_to_none=True)
             result = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             passed.clear()
-            begun = watch.mark()
+            start = watch.mark()
             result.loss.backward()
-            ended, between = watch.mark(), passed[-1] if passed else begun
-            watch.add("encode, backward", begun, between)
+            ended, between = watch.mark(), passed[-1] if passed else start
+            watch.add("encode, backward", start, between)
             watch.add("render, backward", between, ended)
             with watch.part("optimiser"):
                 limit = math.inf if train.gradient_clip is None else train.gradient_clip

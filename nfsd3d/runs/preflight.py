@@ -77,9 +77,9 @@ def find_model(config: Config) -> ModelSource | None:
 
 def _check_same_source(config: Config, run_dir: Path) -> None:
     """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
-    recorded = load_run_config(run_dir)
+    former = load_run_config(run_dir)
     for setting in ("source_run", "source_image"):
-        theirs, ours = getattr(recorded, setting), getattr(config, setting)
+        theirs, ours = getattr(former, setting), getattr(config, setting)
         if theirs != ours:
             raise InputError(
                 f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "

@@ -71,7 +71,7 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
 
     ``outcome`` has at least status, reason, steps and seconds, and replaces what follows from ``config``.
     """
-    asked = Summary(
+    requested = Summary(
         status="",
         reason=None,
         prompt=config.prompt,
@@ -92,7 +92,7 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
         versions=versions(),
         git_revision=git_revision(),
     )
-    write_json(run_dir / "summary.json", {**asked, **outcome, "seconds": round(outcome["seconds"], 2), **used})
+    write_json(run_dir / "summary.json", {**requested, **outcome, "seconds": round(outcome["seconds"], 2), **used})
 
 
 def read_summary(run_dir: Path) -> Summary:

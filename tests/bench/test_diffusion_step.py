@@ -1,4 +1,4 @@
-"""The measurements with a prior of full size, on a narrow one: that they measure the real thing and add up."""
+"""The benchmark of a step with a full-size prior, here with a narrow one."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The measurements: that they measure the real thing and add up. Their numbers are nobody's business here."""
+"""The benchmarks of kernels and steps: results are compared, and the parts of a step add up."""
 
 import json
 

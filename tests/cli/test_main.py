@@ -26,7 +26,7 @@ SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
-    """A folder that looks like a model whose vocabulary is small; nobody loads it."""
+    """A folder in the layout of a model with a small vocabulary; it is never loaded."""
     folder = tmp_path_factory.mktemp("model")
     files = {f"{name}/config.json": "{}" for name in ("unet", "vae", "text_encoder")}
     files |= {"unet/diffusion_pytorch_model.safetensors": "", "vae/diffusion_pytorch_model.safetensors": ""}
@@ -53,7 +53,7 @@ def elsewhere(tmp_path, monkeypatch, model) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch) -> list:
-    """Replaces the training by one that writes down what it was asked, and does what the seed says."""
+    """Replaces the training by a fake that records its calls; the seed determines its outcome."""
     asked: list = []
 
     def run(config, *, resume=None):

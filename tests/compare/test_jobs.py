@@ -1,4 +1,4 @@
-"""``nfsd3d compare``: jobs, what a record has to have in common with them, going on, and a whole small comparison."""
+"""``nfsd3d compare``: jobs, their records, resumption, and a whole small comparison."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
 
 
 def test_an_interrupted_comparison_resumes(tier, tmp_path, capsys, monkeypatch):
-    """Two methods, one prompt, the shipped prior; one worker, so that the start is paid once."""
+    """Two methods, one prompt, the shipped prior; one worker, so that there is one start-up."""
     path = tier()
     call = ["compare", "--tier", str(path), "--output", str(tmp_path / "out"), "--prompts", "1", "--jobs", "1"]
     assert main([*call, "--json", str(tmp_path / "numbers.json")]) == 0
@@ -215,7 +215,7 @@ def test_a_row_with_a_grid_is_many(tier):
 
 @pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if not method.needs_source))
 def test_the_cost_is_what_a_step_really_spends(method, monkeypatch):
-    """At every timestep alike, the cost before a run is the number of evaluations in it; here without a network."""
+    """The predicted cost of a run is its number of evaluations, over all timesteps; here without a network."""
     perp_neg = json.dumps(method in ("sds", "nfsd"))
     settings = ["machine=cpu", "prior=shapes", "train.steps=1", "train.batch_size=2"]
     settings += ["prompts.view_dependent=true", f"prompts.perp_neg={perp_neg}", f"distill={method}"]

@@ -1,4 +1,4 @@
-"""The score decomposition: statistics by hand, figures against a prior whose predictions are exact, the command."""
+"""The score decomposition: statistics by hand, figures with an analytic prior, the command."""
 
 import json
 import math

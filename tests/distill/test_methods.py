@@ -8,7 +8,7 @@ from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nf
 from nfsd3d.distill.types import PREDICTIONS, Predictions
 from nfsd3d.guidance import guided
 
-# The context of a prompt is the constant of its name here, so that a prediction tells where it came from.
+# The context of a prompt is a constant for its name, so that predictions can be traced to their prompts.
 CONTEXTS = {
     "cond": 1.0,
     "uncond": 2.0,
@@ -55,7 +55,7 @@ def predictions(t, threshold=200, seed=0):
 
 
 def predicted(method, z_t, times, denoiser=None, noise=None, **options):
-    """The predictions of a method that gets whatever it may need."""
+    """The predictions of a method with all possible inputs."""
     options = {"source": z_t.flip(0), "lora": Denoiser(), **options}
     return predict_noise(
         denoiser or Denoiser(),

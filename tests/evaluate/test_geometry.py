@@ -1,4 +1,4 @@
-"""Solids of fields, meshes and true objects, and how well the fit recovers a placement."""
+"""Solids of fields, meshes and true objects, and the recovery of known placements."""
 
 import math
 import time
@@ -312,7 +312,7 @@ def test_a_quarter_turn_changes_no_object_without_a_front(name: str) -> None:
 
 
 def test_volume_outside_the_cube_counts_in_the_iou() -> None:
-    """Half a ball that the cube cuts off is no ball, though no cell of the cube contradicts one."""
+    """Half a ball, cut off by the cube, is not a ball, although all cells in the cube agree."""
     half = solid_from(lambda points: (points - torch.tensor([1.0, 0.0, 0.0])).norm(dim=-1) < 0.6)
     assert 0.5 < fit(half, "sphere").iou < 0.8
 

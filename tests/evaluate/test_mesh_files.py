@@ -1,4 +1,4 @@
-"""The checks of exported meshes find what is right and what is wrong; other programs are asked where they are."""
+"""The checks of exported meshes on good and bad ones; other programs run where they are installed."""
 
 import os
 import shutil

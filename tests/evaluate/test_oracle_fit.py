@@ -1,4 +1,4 @@
-"""The oracle_fit: a NeRF fitted to true views becomes what they show, in a run directory like any other."""
+"""The oracle fit: a NeRF fitted to true views reproduces them, in an ordinary run directory."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def small(prompt, steps=50, *overrides):
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory, console):
-    """Runs fitted to two compositions, by their prompts."""
+    """Oracle fits of two compositions, by prompt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle_fit, "TRUE_VIEWS", 32)
         folder = tmp_path_factory.mktemp("oracle_fits")

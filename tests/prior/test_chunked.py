@@ -1,4 +1,4 @@
-"""A prior whose work is split up: the same numbers, fewer at a time."""
+"""A chunked prior: equal results with smaller batches."""
 
 import pytest
 import torch

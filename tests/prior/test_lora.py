@@ -1,4 +1,4 @@
-"""VSD's second network: what it learns, and that the teacher never notices."""
+"""VSD's LoRA network: its training, and that the prior is unchanged."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -40,7 +40,7 @@ def train(lora, z, context, steps, seed=0):
 
 
 def evaluations_of(prior):
-    """A list to which every call of the prior's UNet appends its number of batch entries."""
+    """The batch sizes of all calls of the prior's UNet, as a growing list."""
     sizes = []
     prior.unet.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
     return sizes

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit by bit, and whatever is wrong with one is a clear error."""
+"""Checkpoints are restored bit-identically, and damaged ones are clear errors."""
 
 import json
 

@@ -229,7 +229,7 @@ class SecondNetwork(torch.nn.Linear):
 
 @pytest.mark.parametrize("second", [False, True])
 def test_non_finite_gradients_are_dropped_between_logged_steps(configure, console, monkeypatch, tmp_path, second):
-    """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
+    """As on a GPU, where reading them would synchronise; here on the CPU, with a patched configuration."""
     original, count = task.step_loss, iter(range(100))
 
     def poisoned(*arguments):

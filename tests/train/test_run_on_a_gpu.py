@@ -27,7 +27,7 @@ def console():
 
 @pytest.mark.parametrize("method", ["nfsd", "vsd"])
 def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, console, method):
-    """Begun anew from a checkpoint, exported; the same tensors as without a GPU, and opened without one."""
+    """Resumed from a checkpoint and exported; the same tensors as without a GPU, and opened without one."""
     choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
     expected = train_and_export(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
     with fake_gpu() as gpu:

@@ -1,4 +1,4 @@
-"""Verdicts: what they say of compositions, pooled and alone."""
+"""The classifier's predictions: compositions, pooling, attributes."""
 
 import math
 

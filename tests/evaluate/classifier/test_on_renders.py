@@ -1,4 +1,4 @@
-"""The classifier on true renders: its own training in miniature, and the shipped one, calibrated again."""
+"""The classifier on true renders: a short training, and the calibration of the shipped one."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_weights_are_small():
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    """A shard of 64 renders of each object, which neither the classifier nor its calibration has seen."""
+    """64 renders of each object, unseen in training and calibration."""
     return render_truth(1, seed=77, workers=1)
 
 
