@@ -109,7 +109,7 @@ COMMANDS = {shlex.join(shlex.split(command.text, comments=True)): command for co
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where placeholders of the documentation lie: RUN_DIR, FILE, and every YAML file that a page shows."""
+    """A folder with the documentation's placeholders: RUN_DIR, FILE, and every YAML file that a page shows."""
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "RUN_DIR"
     (run / "checkpoints").mkdir(parents=True)

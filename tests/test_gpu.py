@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: memory that is really taken, real lack of it, no waiting, graphs, the demo."""
+"""Tests that need a CUDA device: real memory use, real out-of-memory errors, synchronisation, CUDA graphs, the demo."""
 
 import gc
 import io
@@ -63,7 +63,7 @@ def full_size(experiment: str, *overrides: str):
 
 
 def steps_of(config, parts, chunks, count=2, progress=0.6):
-    """Some steps as the loop takes them, from that fraction of training on; returns the chunks that fitted."""
+    """Some steps of the training loop, from that fraction of training on; returns the chunk sizes that fitted."""
     task = ScoreDistillation.of(config, parts)
     for step in range(count):
         parts.generator.update(step, parts.rng)
@@ -111,7 +111,7 @@ def test_real_out_of_memory_leads_to_smaller_chunks():
 
 
 def test_a_step_of_vsd_with_full_size_networks():
-    """Its second network is the first one's with an adaptation, and learns too."""
+    """The LoRA network shares the prior's UNet, and is trained too."""
     config, parts, chunks = full_size("vsd", "machine.compile=true")
     compile_prior(config, parts, chunks, lambda text: None)
     before = [tensor.clone() for tensor in parts.distillation.lora.optimizer.param_groups[0]["params"]]
@@ -158,7 +158,7 @@ def test_the_priors_part_of_a_step_does_not_synchronise(name, perp_neg, tmp_path
 
 
 def test_rendering_does_not_synchronise_with_queued_work():
-    """The number of its samples is known while the GPU is still busy with what it was asked before."""
+    """The number of samples is known while the GPU is still busy with earlier work."""
     config = compose("nfsd", ["prompt=a red cube", "machine=cuda", "prior=shapes"])
     generator = build_generator(config)
     generator.update(0, torch.Generator())
@@ -213,7 +213,7 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
 
 
 def test_a_run_resumes_from_its_checkpoint(tmp_path):
-    """As if it had never stopped, but for the order in which a GPU adds."""
+    """Equal to an uninterrupted run, up to the GPU's order of additions."""
     kept = ["train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=2"]
     bare = [f"export.{what}=false" for what in ("mesh", "turntable", "report")]
     choices = ["prompt=a red cube", "prior=shapes", "machine=cuda", *kept, *bare]

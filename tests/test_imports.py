@@ -1,4 +1,4 @@
-"""Imports go one way (see the package's layout), and nothing heavy or optional is imported before it is used."""
+"""Imports go one way (see docs/architecture.md), and heavy or optional packages are imported only when used."""
 
 import ast
 import json
@@ -163,7 +163,7 @@ def test_optional_packages_are_imported_when_used(package):
 
 
 def test_triton_kernels_are_imported_when_used():
-    """Only they import each other at once; who calls them does so within a function."""
+    """Only they import each other on import; their callers import them within a function."""
     kernels = ADAPTERS["triton"]
     users = {
         module

@@ -246,7 +246,7 @@ def test_the_vsd_figure_measures_both_distances():
     assert {item.statement: item.verdict for item in overfitted}["ε_LoRA is nearer to δ_N than to ε"] == "does not hold"
 
 
-# --- pictures and pairs ----------------------------------------------------------------------------------------------
+# --- images and pairs ------------------------------------------------------------------------------------------------
 
 
 def test_true_images_have_masks_and_recoloured_targets():

@@ -1,4 +1,4 @@
-"""When networks are compiled, at which shapes, and what happens where that fails."""
+"""Compilation of the networks: conditions, shapes, and failures."""
 
 import os
 import subprocess
@@ -90,7 +90,7 @@ def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
 def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, views):
-    """The layouts in memory count too: a compiler takes another one for another shape."""
+    """Memory layouts count too: another layout triggers a recompilation."""
     compiling = StableDiffusionPrior.compile
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
@@ -116,7 +116,7 @@ def test_the_cache_outlives_a_restart(monkeypatch):
 
 @pytest.mark.parametrize("chosen", [None, "/somewhere"])
 def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
-    """Torch's compiler, which loading a model imports, fills in the variable with a folder for what is temporary."""
+    """Loading a model imports torch's compiler, which sets the variable to a temporary folder."""
     environment = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
     environment |= {"XDG_CACHE_HOME": str(tmp_path)} | ({} if chosen is None else {CACHE_VARIABLE: chosen})
     code = f"import os, nfsd3d.train.run, torch._dynamo.package; print(os.environ['{CACHE_VARIABLE}'])"
@@ -126,7 +126,7 @@ def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
 
 @pytest.fixture
 def compiled_with(configure, monkeypatch, tmp_path):
-    """(choice, what compiled networks do) -> the prior, the compilations asked for, and what was said."""
+    """(choice, behaviour of compiled networks) -> the prior, the requested compilations, and the log."""
     asked = []
     warmed = []
     original = StableDiffusionPrior.compile
@@ -165,7 +165,7 @@ def test_a_checkpointed_encoder_is_not_compiled(compiled_with):
 
 
 def test_an_encoder_that_gets_images_in_chunks_is_not_compiled(compiled_with):
-    """What is recorded holds the activations of one call, and a step would make several before it goes back."""
+    """A captured graph holds the activations of one call; a step would make several before its backward pass."""
     for at_once, whole in ((1, False), (2, True), (3, True)):
         asked = compiled_with(True, chunks=ChunkSizes(unet_batch_size=at_once))[1]
         assert asked[-1] == (2, True, whole)

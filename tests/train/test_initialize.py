@@ -1,4 +1,4 @@
-"""Editing: a run starts as its source, is compared with it in every step, and goes where the prompts differ."""
+"""Editing: a run starts as its source, is compared with it in every step, and follows the difference of the prompts."""
 
 import io
 import shutil
@@ -35,7 +35,7 @@ def console():
 
 @pytest.fixture
 def image(tmp_path) -> Path:
-    """A wide picture: grey in the middle, red and blue at its sides."""
+    """A wide image: grey in the middle, red and blue at its sides."""
     pixels = np.full((20, 40, 3), 128, np.uint8)
     pixels[:, :10], pixels[:, 30:] = (255, 0, 0), (0, 0, 255)
     imageio.imwrite(tmp_path / "wide.png", pixels)
@@ -44,7 +44,7 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def edit_of_image(configure_2d, image):
-    """(prompt, other changes) -> the edit of the picture, which its prompt calls a red cube."""
+    """(prompt, other changes) -> an edit of the image, with the source prompt "a red cube"."""
 
     def configured(prompt="a red cube", **changes):
         source = {"source_image": str(image), "source_prompt": "a red cube"}
@@ -66,7 +66,7 @@ def test_every_image_starts_as_the_centre_of_the_source(edit_of_image):
     images = images_of(parts.generator, parts.prior)
     assert images.shape[0] == 3
     size = images.shape[-1]
-    inside = images[..., size // 8 : -size // 8]  # the sides of the picture are cut off, but for what resizing mixes in
+    inside = images[..., size // 8 : -size // 8]  # the sides of the image are cropped, except for resizing blur
     torch.testing.assert_close(inside, torch.full_like(inside, 128 / 255), atol=0.01, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""The predicted memory is what small models use."""
+"""The predicted memory equals that of small models."""
 
 import gc
 import io
@@ -36,7 +36,7 @@ from nfsd3d.train.run import train_and_export
 
 
 def saved_bytes(function):
-    """A function's result, and the bytes that autograd really keeps for its backward pass."""
+    """A function's result, and the measured bytes that autograd keeps for its backward pass."""
     seen = {}
 
     def keep(tensor):
@@ -227,7 +227,7 @@ def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
     assert vsd.networks(whole) > 0
     assert recorded.graphs(rows) < recorded.graphs(whole)
     assert eager.networks(whole) <= recorded.graphs(whole)
-    # An encoder that is checkpointed, or sees images in parts, is not recorded.
+    # A checkpointed or chunked encoder is not captured.
     for chunks in (ChunkSizes(checkpoint_encoder=True), ChunkSizes(unet_batch_size=1)):
         assert 0 < recorded.graphs(chunks) < vsd.graphs(whole) and recorded.networks(chunks) > 0
 
@@ -259,7 +259,7 @@ def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure)
     trained = sum(value.numel() * 4 for value in real.state_dict().values())
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
-    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
+    # Below the measured bytes: the weights always exist. (The embedded prior's encoder is negligible.)
     assert without.networks(ChunkSizes()) < with_it.networks(ChunkSizes()) == pytest.approx(kept, rel=0.4)
     assert with_it.networks(ChunkSizes(unet_batch_size=1)) < 0.7 * with_it.networks(ChunkSizes())
 

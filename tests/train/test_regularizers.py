@@ -1,4 +1,4 @@
-"""The penalties against values worked out by hand."""
+"""The regularisers, compared with values computed by hand."""
 
 import math
 

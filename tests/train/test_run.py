@@ -1,4 +1,4 @@
-"""Whole runs, tiny: what they leave behind, and how they end when something goes wrong."""
+"""Whole tiny runs: their files, and how they end on errors."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, which here is fake: they are the CPU's, and every part of them finds its tensors there."""
+"""Whole runs on a fake GPU: equal to the CPU's, with all tensors on the right device."""
 
 import io
 import json

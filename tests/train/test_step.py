@@ -1,4 +1,4 @@
-"""One step: what its gradient is, and that following it leads where the prior wants."""
+"""One optimisation step: its gradient, and descent along it."""
 
 import pytest
 import torch

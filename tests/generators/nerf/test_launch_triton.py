@@ -84,7 +84,7 @@ def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None
             if not kernel["options"]["TENSOR_CORES"]:
                 continue
         # Rounding as torch rounds is what the bits of the marching and the fine levels of the encoding rest on; here
-        # also that nothing of what tensor cores should do is left to other units.
+        # also that all of the tensor cores' work is done on tensor cores.
         assert not re.search(r"\bfma\.rn\.f32", kernel["ptx"]), kernel["name"]
     tiles = {(kernel["name"].rpartition(".")[2], shape, threads) for kernel in compiled
              for shape, threads in tiles_in_memory(kernel["ttgir"])}  # fmt: skip
