@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from saved_bytes import saved_bytes
 
 from nfsd3d.cameras import orbit
 from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, slices
@@ -36,26 +37,13 @@ def test_nothing_to_split_is_the_prior_itself(prior):
     assert slices(2, None) == slices(2, 7) == [slice(0, 2)]
 
 
-def kept_for_backward(function) -> tuple[torch.Tensor, int]:
-    """A function's result, and the bytes that autograd keeps for it."""
-    seen = {}
-
-    def keep(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()
-    return result, sum(seen.values())
-
-
 def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
     size = prior.image_size
     gradients, sizes = [], []
     for checkpoint in (False, True, False):
         image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(prior.device)
         image.requires_grad_()
-        z, kept = kept_for_backward(lambda image=image, c=checkpoint: in_chunks(prior, None, c).encode(image))
+        z, kept = saved_bytes(lambda image=image, c=checkpoint: in_chunks(prior, None, c).encode(image))
         z.square().sum().backward()
         gradients.append(image.grad)
         sizes.append(kept)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from saved_bytes import saved_bytes
 from small_settings import CAMERAS, NERF
 
 from nfsd3d.cameras import orbit
@@ -33,19 +34,6 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 from nfsd3d.train.run import train_and_export
-
-
-def saved_bytes(function):
-    """A function's result, and the measured bytes that autograd keeps for its backward pass."""
-    seen = {}
-
-    def keep(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()
-    return result, sum(seen.values())
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
