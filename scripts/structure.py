@@ -1,9 +1,9 @@
-"""Counts what a reader meets in this source tree: packages, imports, cycles, files of a training step, code lines.
+"""Metrics of this source tree's structure: packages, imports, cycles, files of a training step, code lines.
 
     python scripts/structure.py [FOLDER] [--trace] [--json PATH]
 
-FOLDER is a checkout (default: this one), so that two revisions can be compared. Nothing of it is imported, unless
-``--trace`` runs six steps of a small NFSD run there and lists the files whose code one of them executes.
+FOLDER is a checkout (default: this one), so that two revisions can be compared. Its code is not imported, except with
+``--trace``, which runs six steps of a small NFSD run and lists the files that one of them executes.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def modules_of(folder: Path) -> dict[str, Path]:
 
 
 def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
-    """The package's own modules that a file imports, in functions too; imports for types alone are left out."""
+    """The package's own modules that a file imports, in functions too; imports for types only are omitted."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -116,7 +116,7 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def room(module: str) -> str:
+def package_of(module: str) -> str:
     """The package directly below ``nfsd3d`` that a module is in; ``nfsd3d`` itself for the modules at the root."""
     parts = module.split(".")
     return ".".join(parts[:2]) if len(parts) > 2 else module if module in PACKAGES else "nfsd3d"
@@ -141,7 +141,7 @@ def code_lines(path: Path) -> int:
 
 
 def uses_of_any(path: Path) -> int:
-    """How often ``Any`` stands in annotations and expressions (its import aside)."""
+    """The number of uses of ``Any`` in annotations and expressions, imports excluded."""
     return sum(
         isinstance(node, ast.Name) and node.id == "Any"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -149,24 +149,24 @@ def uses_of_any(path: Path) -> int:
 
 
 def count(folder: Path) -> dict[str, object]:
-    """Every figure but the traced ones."""
+    """All metrics except the traced ones."""
     modules = modules_of(folder)
     PACKAGES.clear()
     PACKAGES.update(name for name, path in modules.items() if path.name == "__init__.py" and name != "nfsd3d")
     PACKAGES.update(".".join(name.split(".")[:2]) for name in modules if name.count(".") > 1)
     edges = {name: imports_of(path, modules) - {name} for name, path in modules.items()}
-    at_root = {name for name in modules if room(name) == "nfsd3d"}
-    rooms: dict[str, set[str]] = {}
+    at_root = {name for name in modules if package_of(name) == "nfsd3d"}
+    packages: dict[str, set[str]] = {}
     for name, others in edges.items():
         if name not in at_root:
-            rooms.setdefault(room(name), set()).update(room(o) for o in others if o not in at_root)
-    rooms = {name: others - {name} for name, others in rooms.items()}
-    rooms |= {other: set() for others in rooms.values() for other in others if other not in rooms}
+            packages.setdefault(package_of(name), set()).update(package_of(o) for o in others if o not in at_root)
+    packages = {name: others - {name} for name, others in packages.items()}
+    packages |= {other: set() for others in packages.values() for other in others if other not in packages}
     return {
         "modules at the root": len(at_root - {"nfsd3d"}),
         "imports into the root": sum(len(edges[name] & at_root) for name in edges if name not in at_root),
         "cycles of files": cycles(edges),
-        "cycles of packages": cycles(rooms),
+        "cycles of packages": cycles(packages),
         "uses of Any": sum(uses_of_any(path) for path in modules.values()),
         "code lines": sum(code_lines(path) for path in modules.values()),
         "lines": sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules.values()),
@@ -176,7 +176,7 @@ def count(folder: Path) -> dict[str, object]:
 
 
 def traced(folder: Path) -> list[str]:
-    """The files below ``folder`` whose code one training step executes, Python's part of it."""
+    """The Python files below ``folder`` that one training step executes."""
     with tempfile.TemporaryDirectory() as elsewhere:
         result = subprocess.run(
             [sys.executable, "-c", TRACER, str(folder.resolve())],
@@ -191,7 +191,7 @@ def traced(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Prints the figures."""
+    """Prints the metrics."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--trace", action="store_true", help="run a training step and list the files it executes")

@@ -3,7 +3,7 @@
 import os
 from importlib.metadata import version
 
-# A test never asks the network for a model.
+# Tests never download a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from nfsd3d.compare.cores import threads
@@ -13,7 +13,7 @@ from nfsd3d.config.hardware import triton_interprets, visible_gpus
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(threads(1))
 
-# Without a GPU the Triton kernels are tested in Triton's interpreter, to be asked for before Triton is imported.
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before Triton is imported.
 if visible_gpus() == 0:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -26,7 +26,7 @@ ON_CPU = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in ("torch", "n
 ON_CUDA = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("torch", "triton")]
 
 
-# A GPU's convolutions of float32 round their input to 10 bits, unless they are told not to: too far from a CPU's.
+# By default a GPU's float32 convolutions round their input to 10 bits (TF32): too far from a CPU's.
 torch.backends.cudnn.allow_tf32 = False
 
 

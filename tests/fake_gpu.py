@@ -110,7 +110,7 @@ class Event:
 
 
 class Generator(torch.Generator):
-    """A random generator that knows whether it is on the GPU."""
+    """A random generator with a flag for the GPU."""
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         made = super().__new__(cls)

@@ -1,4 +1,4 @@
-"""Settings of components for tests that need some, and no configuration of a run; vary them with `replace`."""
+"""Settings of components for tests without a configuration; vary them with `replace`."""
 
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec

@@ -72,7 +72,7 @@ def test_generate_makes_a_whole_run(run, model):
     assert "a red cube" in repr(run)
 
 
-def test_views_are_pictures_all_around(run):
+def test_views_are_images_all_around_the_object(run):
     views = run.views(n=3, size=20)
     assert views.shape == (3, 20, 20, 3) and views.dtype == np.uint8
     np.testing.assert_array_equal(views, run.views(n=3, size=20))
@@ -139,7 +139,7 @@ def test_a_run_in_2d_has_images(flat, run):
 
 
 @pytest.mark.parametrize("command", ["export", "render"])
-def test_pictures_have_neither_mesh_nor_views(flat, tmp_path, capsys, command):
+def test_images_have_neither_mesh_nor_views(flat, tmp_path, capsys, command):
     assert main([command, str(flat.directory), "--output", str(tmp_path / "new")]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "image.png" in captured.err
@@ -168,7 +168,7 @@ def test_export_without_a_texture_says_so(run, tmp_path, capsys, monkeypatch):
     assert main(["export", *arguments, "--formats", "ply"]) == 0  # holds no texture
 
 
-def test_export_tells_why_there_is_no_texture(run, tmp_path, capsys, monkeypatch):
+def test_export_gives_the_reason_for_a_missing_texture(run, tmp_path, capsys, monkeypatch):
     def fail(surface, size, timeout, on_wait):
         raise unwrap.UnwrapFailed(f"unwrapping was not done after {timeout:g} s")
 
@@ -181,7 +181,7 @@ def test_export_tells_why_there_is_no_texture(run, tmp_path, capsys, monkeypatch
     assert trimesh.load_scene(tmp_path / "model.glb").to_geometry().is_watertight  # no seams
 
 
-def test_what_cannot_be_written_is_told_before_the_work_and_leaves_the_rest(run, tmp_path, capsys, monkeypatch):
+def test_unwritable_outputs_are_errors_before_the_work_starts(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(extract, "sample_density", lambda *_: pytest.fail("the work has begun"))
     before = {path: path.stat().st_mtime_ns for path in run.directory.rglob("*")}
     assert main(["export", str(run.directory), "--output", "/proc/no"]) == 2

@@ -1,4 +1,4 @@
-"""The check of the Dockerfiles: that it reads them, and that it finds what is wrong."""
+"""The check of the Dockerfiles: parsing and detected problems."""
 
 import importlib.util
 import os
@@ -71,19 +71,19 @@ def test_reads_continued_lines_comments_and_settings(check):
         ("FROM python", "line 2: python has no version"),
     ],
 )
-def test_finds_what_is_wrong(check, line, problem, tmp_path):
+def test_each_problem_of_a_dockerfile_is_found(check, line, problem, tmp_path):
     (found,) = check.problems(check.parse(f"FROM python:3.12\n{line}\n"), tmp_path)
     assert problem in found
 
 
-def test_an_image_begins_with_its_base(check, tmp_path):
+def test_a_dockerfile_begins_with_from(check, tmp_path):
     assert check.problems(check.parse("ARG A=1\nFROM python:3.12"), tmp_path) == []
     for text in ("RUN true\nFROM python:3.12", "RUN true"):
         assert check.problems(check.parse(text), tmp_path) == ["line 1: does not begin with FROM"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
-def test_ours_have_no_problems(check, name):
+def test_the_projects_dockerfiles_have_no_problems(check, name):
     instructions = check.parse((ROOT / "docker" / name).read_text(encoding="utf-8"))
     assert len(instructions) > 8
     assert check.problems(instructions, ROOT) == []

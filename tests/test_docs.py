@@ -109,7 +109,7 @@ COMMANDS = {shlex.join(shlex.split(command.text, comments=True)): command for co
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where placeholders of the documentation lie: RUN_DIR, FILE, and every YAML file that a page shows."""
+    """A folder with the documentation's placeholders: RUN_DIR, FILE, and every YAML file that a page shows."""
     folder = tmp_path_factory.mktemp("docs")
     run = folder / "RUN_DIR"
     (run / "checkpoints").mkdir(parents=True)
@@ -250,7 +250,7 @@ def _check_docker(arguments: list[str], command: Command) -> None:
         assert before != "--build-arg" or word.partition("=")[0] in known, command
 
 
-def test_commands_were_found_in_every_kind_of_place():
+def test_commands_were_found_in_every_kind_of_file():
     assert len(COMMANDS) > 80
     places = {command.place.split("/")[0] for command in COMMANDS.values()}
     assert {"README.md", "CONTRIBUTING.md", "docs", "configs", "scripts"} <= places

@@ -89,7 +89,7 @@ def test_synchronisations_are_recorded(gpu, ask, syncs):
         ask(there)
 
 
-def test_a_stream_may_not_read_what_another_still_writes(gpu):
+def test_reading_a_tensor_that_another_stream_still_writes_is_an_error(gpu):
     side, there = torch.cuda.Stream(), torch.zeros(3, device="cuda")
     with torch.cuda.stream(side), pytest.raises(RuntimeError, match="another may still work on"):
         there + 1
@@ -106,7 +106,7 @@ def test_a_stream_may_not_read_what_another_still_writes(gpu):
         there.zero_()  # whatever the side stream did with it before
 
 
-def test_a_number_read_from_a_stream_says_that_it_is_done(gpu):
+def test_reading_a_number_synchronises_its_stream(gpu):
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         there = torch.zeros(3, device="cuda")

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: memory that is really taken, real lack of it, no waiting, graphs, the demo."""
+"""Tests that need a CUDA device: real memory use, real out-of-memory errors, synchronisation, CUDA graphs, the demo."""
 
 import gc
 import io
@@ -63,7 +63,7 @@ def full_size(experiment: str, *overrides: str):
 
 
 def steps_of(config, parts, chunks, count=2, progress=0.6):
-    """Some steps as the loop takes them, from that fraction of training on; returns the chunks that fitted."""
+    """Some steps of the training loop, from that fraction of training on; returns the chunk sizes that fitted."""
     task = ScoreDistillation.of(config, parts)
     for step in range(count):
         parts.generator.update(step, parts.rng)
@@ -96,7 +96,7 @@ def test_the_prediction_is_what_a_step_takes(experiment, compiled):
     assert 0.4 * predicted < taken < 1.25 * predicted
 
 
-def test_a_real_lack_of_memory_leads_to_smaller_chunks():
+def test_real_out_of_memory_leads_to_smaller_chunks():
     config, parts, _ = full_size("nfsd", "machine.compile=false", "machine.memory_gb=null")
     gc.collect()
     torch.cuda.empty_cache()  # the text encoder's place, which counts as free otherwise
@@ -111,7 +111,7 @@ def test_a_real_lack_of_memory_leads_to_smaller_chunks():
 
 
 def test_a_step_of_vsd_with_full_size_networks():
-    """Its second network is the first one's with an adaptation, and learns too."""
+    """The LoRA network shares the prior's UNet, and is trained too."""
     config, parts, chunks = full_size("vsd", "machine.compile=true")
     compile_prior(config, parts, chunks, lambda text: None)
     before = [tensor.clone() for tensor in parts.distillation.lora.optimizer.param_groups[0]["params"]]
@@ -138,7 +138,7 @@ def on_pixels(name: str, folder: Path, *overrides: str):
 
 @pytest.mark.parametrize("perp_neg", ["false", "true"])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
+def test_the_priors_part_of_a_step_does_not_synchronise(name, perp_neg, tmp_path):
     """Everything but rendering, from the encoder to the gradient on the image."""
     config, parts = on_pixels(name, tmp_path, f"prompts.perp_neg={perp_neg}")
 
@@ -157,8 +157,8 @@ def test_the_priors_part_of_a_step_waits_for_nothing(name, perp_neg, tmp_path):
     assert parts.generator.values.grad.isfinite().all()
 
 
-def test_a_view_of_a_scene_waits_for_nothing_that_is_queued():
-    """The number of its samples is known while the GPU is still busy with what it was asked before."""
+def test_rendering_does_not_synchronise_with_queued_work():
+    """The number of samples is known while the GPU is still busy with earlier work."""
     config = compose("nfsd", ["prompt=a red cube", "machine=cuda", "prior=shapes"])
     generator = build_generator(config)
     generator.update(0, torch.Generator())
@@ -212,8 +212,8 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
             assert (result - value).norm() < 0.1 * value.norm()  # bfloat16, other orders of addition
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path):
-    """As if it had never stopped, but for the order in which a GPU adds."""
+def test_a_run_resumes_from_its_checkpoint(tmp_path):
+    """Equal to an uninterrupted run, up to the GPU's order of additions."""
     kept = ["train.steps=6", "train.checkpoint_every=3", "train.keep_checkpoints=2"]
     bare = [f"export.{what}=false" for what in ("mesh", "turntable", "report")]
     choices = ["prompt=a red cube", "prior=shapes", "machine=cuda", *kept, *bare]

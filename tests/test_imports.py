@@ -1,4 +1,4 @@
-"""Imports go one way (see the package's layout), and nothing heavy or optional is imported before it is used."""
+"""Imports go one way (see docs/architecture.md), and heavy or optional packages are imported only when used."""
 
 import ast
 import importlib.util
@@ -50,7 +50,7 @@ ABOUT_RUNS = {
     *(
         name
         for name in MODULES
-        if name.startswith(tuple(f"nfsd3d.{room}." for room in ("bench", "cli", "compare", "decompose", "evaluate")))
+        if name.startswith(tuple(f"nfsd3d.{part}." for part in ("bench", "cli", "compare", "decompose", "evaluate")))
     ),
 }
 # Packages that only these modules may import.
@@ -116,8 +116,8 @@ def imports(path: Path, at_import_only: bool = False) -> set[str]:
     return found
 
 
-def _is_in(name: str, room: str) -> bool:
-    return name == room or name.startswith(f"{room}.")
+def _is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def test_the_rules_name_modules_that_exist():
@@ -125,16 +125,16 @@ def test_the_rules_name_modules_that_exist():
     assert named <= MODULES.keys()
 
 
-@pytest.mark.parametrize("room", sorted(FORBIDDEN))
-def test_imports_go_one_way(room):
-    forbidden = [f"nfsd3d.{name}" for name in FORBIDDEN[room]]
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_imports_go_one_way(package):
+    forbidden = [f"nfsd3d.{name}" for name in FORBIDDEN[package]]
     wrong = {
         f"{module} imports {imported}"
         for module, path in MODULES.items()
-        if _is_in(module, room)
+        if _is_in(module, package)
         for imported in imports(path)
         if any(_is_in(imported, name) for name in forbidden)
-        if not (room == "nfsd3d.config" and any(_is_in(imported, name) for name in SETTINGS))
+        if not (package == "nfsd3d.config" and any(_is_in(imported, name) for name in SETTINGS))
     }
     assert wrong == set()
 
@@ -165,7 +165,7 @@ def test_optional_packages_are_imported_when_used(package):
 
 
 def test_triton_kernels_are_imported_when_used():
-    """Only they import each other at once; who calls them does so within a function."""
+    """Only they import each other on import; their callers import them within a function."""
     kernels = ADAPTERS["triton"]
     users = {
         module

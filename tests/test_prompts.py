@@ -24,7 +24,7 @@ from nfsd3d.shapes.world.grammar import view_phrases
 
 
 class Recorder:
-    """Embeds the i-th prompt as the constant i, and remembers what it was asked."""
+    """Embeds the i-th prompt as the constant i, and records its prompts."""
 
     def embed(self, prompts):
         self.prompts = prompts

@@ -19,8 +19,8 @@ def _tokenizer():
     merges = []
     for word in WORDS:
         chunks = [*word[:-1], word[-1] + "</w>"]
-        for piece in chunks:
-            vocab.setdefault(piece, len(vocab))
+        for part in chunks:
+            vocab.setdefault(part, len(vocab))
         while len(chunks) > 1:
             if tuple(chunks[:2]) not in merges:
                 merges.append(tuple(chunks[:2]))

@@ -1,4 +1,4 @@
-"""Runs small enough for tests: a tiny NeRF, and a prior in closed form in place of the diffusion model."""
+"""Tiny runs for tests: a tiny NeRF, and an analytic prior in place of the diffusion model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,13 +73,13 @@ def configure(base_config: Config, tmp_path: Path) -> Configure:
 
 @pytest.fixture(params=["latent", "image"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each of the generators that make pictures."""
+    """Each of the generators that make images."""
     return request.param
 
 
 @pytest.fixture
 def configure_2d(kind: str, tmp_path: Path) -> Configure:
-    """(changes by dotted key) -> a tiny configuration of pictures with its run in an empty folder."""
+    """(changes by dotted key) -> a tiny configuration of images with its run in an empty folder."""
     overrides = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=shapes", f"generator={kind}"]
     tiny = {key: value for key, value in TINY.items() if key.startswith("train.") and key != "train.resolution"}
     base = changed(compose("nfsd", [*overrides, "prompts.view_dependent=true"]), {**tiny, "train.batch_size": 3})
@@ -100,7 +100,7 @@ def tiny_prior(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an architecture that is Stable Diffusion's in layout, and small enough for a test."""
+    """The name of a narrow architecture in Stable Diffusion's layout."""
     full, channels = ARCHITECTURES["sd21"], {"block_out_channels": (32, 32, 64, 64)}
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     unet = {**full.unet, **channels, "attention_head_dim": 8, "cross_attention_dim": 32}

@@ -1,1 +1,1 @@
-"""Measurements of speed: the kernels, a training step, and a prior of full size beside a common implementation."""
+"""Benchmarks: kernels, a training step, and a step with a full-size prior compared with a common implementation."""

@@ -18,24 +18,24 @@ ALPHA = 0.01
 def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     """The same method with a common implementation's choices; the networks themselves change to ``precision``.
 
-    No compilation; all predictions for every batch entry, in one call; each encoding followed by an unused decoding;
-    and samples pruned by their opacity, for which the density of all of them is evaluated once more. Nothing is split.
+    No compilation and no chunks. All predictions for every view in one call. Each encoding is followed by an unused
+    decoding. Samples are pruned by their opacity, which evaluates all densities once more.
     """
     assert isinstance(parts.prior, StableDiffusionPrior)
     assert isinstance(parts.generator, NeRF)
     prior = _BaselinePrior(parts.prior.in_precision(precision))
     nerf = parts.generator
     nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
-    method = _in_every_row(parts.distillation.method)
+    method = _for_every_view(parts.distillation.method)
     return replace(parts, prior=prior, distillation=replace(parts.distillation, method=method))
 
 
-def _in_every_row(method: Method) -> Method:
-    return replace(method, active={}, then=None if method.then is None else _in_every_row(method.then))
+def _for_every_view(method: Method) -> Method:
+    return replace(method, active={}, then=None if method.then is None else _for_every_view(method.then))
 
 
 class _BaselinePrior(WrappedPrior):
-    """A prior whose every encoding is followed by a decoding; final."""
+    """A prior that decodes after every encoding; final."""
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         z = self._prior.encode(image)

@@ -17,7 +17,7 @@ def now(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Times the parts of a device's work without synchronisation: on a GPU, marks are CUDA events.
+    """Times parts of a device's work without synchronisation: on a GPU, marks are CUDA events.
 
     Synchronising at the end of each part would drain the GPU's queue and so change what is measured.
     """
@@ -27,7 +27,7 @@ class Stopwatch:
         self._spans: list[tuple[str, Any, Any]] = []
 
     def mark(self) -> Any:
-        """This moment: of a GPU's queue, or of a CPU."""
+        """A time stamp: a CUDA event in the GPU's queue, or the CPU's clock."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -35,22 +35,22 @@ class Stopwatch:
         return event
 
     def add(self, name: str, start: Any, end: Any) -> None:
-        """What is between two marks counts as part ``name``."""
+        """Adds the time between two marks to part ``name``."""
         self._spans.append((name, start, end))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What is done in the block counts as part ``name``."""
+        """Adds the time of the block to part ``name``."""
         start = self.mark()
         yield
         self.add(name, start, self.mark())
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Discards all marks."""
         self._spans.clear()
 
     def seconds(self) -> dict[str, float]:
-        """Of every part in all; waits for a GPU to have come to all marks."""
+        """Total seconds of each part, after a host-device synchronisation."""
         now(self._device)
         total: dict[str, float] = defaultdict(float)
         for name, start, end in self._spans:

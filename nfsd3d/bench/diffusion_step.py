@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def middle(self) -> float:
-        """The fraction of training that stands for all of the stage."""
+        """The fraction of training that represents the stage."""
         return (self.start + self.end) / 2
 
 
@@ -41,9 +41,8 @@ class Stage:
 class StageTiming:
     """A stage of the recipe, measured: see ``bench.StepTiming`` for ``timing``.
 
-    ``tflop`` is the arithmetic that a step of it cannot do without, ``tflops`` what the device achieved of it in a
-    second; ``peak_memory_gb`` the most that tensors took on a GPU, and ``reserved_memory_gb`` with what torch keeps for
-    more of them, None on a CPU.
+    ``tflop`` are a step's minimal TFLOP, ``tflops`` the achieved TFLOP/s. ``peak_memory_gb`` is the peak memory of
+    tensors on a GPU, ``reserved_memory_gb`` that of torch's allocator; None on a CPU.
     """
 
     stage: Stage
@@ -55,7 +54,7 @@ class StageTiming:
 
 
 def stages(train: TrainSettings) -> list[Stage]:
-    """The resolutions that a recipe goes through."""
+    """The resolutions of a recipe, in order."""
     if isinstance(train.resolution, int):
         return [Stage(train.resolution, 0.0, 1.0)]
     starts = [start for start, _ in train.resolution]
@@ -65,7 +64,7 @@ def stages(train: TrainSettings) -> list[Stage]:
 
 
 def at_most(config: Config, resolution: int) -> Config:
-    """The configuration with its views no finer than ``resolution`` pixels."""
+    """The configuration with views of at most ``resolution`` pixels per side."""
     train = config.to_dict()["train"]
     planned = train["resolution"]
     capped = (
@@ -104,7 +103,7 @@ def bench_stages(
 
 
 def _frozen(train: TrainSettings, stage: Stage) -> TrainSettings:
-    """The recipe as it is in the middle of a stage, throughout."""
+    """The recipe with all schedules constant, at their values in the middle of a stage."""
     plan = plan_at(train, stage.middle)
     regularizers = replace(train.regularizers, **plan.regularizers)
     held = {name: getattr(plan, name) for name in ("t_min", "t_max", "learning_rate_factor")}
@@ -119,10 +118,11 @@ def run_hours(timings: list[StageTiming], steps: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method with this program's choices and with a ``baseline``'s, stage by stage of one recipe.
+    """A method with this package's settings and with a ``baseline``'s, for each stage of one recipe.
 
-    ``speedups`` are the baseline's milliseconds by ours, at each stage; ``hours`` and ``baseline_hours`` a run's of
-    ``steps`` steps, extrapolated. ``device_tflops``: how fast the device multiplies matrices, in our ``precision``.
+    ``speedups`` are the baseline's milliseconds divided by ours, for each stage. ``hours`` and ``baseline_hours`` are
+    extrapolated to a run of ``steps`` steps. ``device_tflops`` is the device's speed of matrix products in our
+    ``precision``.
     """
 
     method: str
@@ -135,17 +135,17 @@ class Comparison:
     device_tflops: float
 
     def floor_ms(self, timing: StageTiming) -> float:
-        """Milliseconds that the prior's arithmetic takes in a step of a stage, at the speed of the device."""
+        """Milliseconds of the prior's arithmetic in a step of a stage, at the device's speed."""
         return 1e3 * timing.tflop / self.device_tflops
 
     @property
     def speedups(self) -> list[float]:
-        """At each stage."""
+        """Speedup at each stage."""
         pairs = zip(self.ours, self.baseline, strict=True)
         return [ours.timing.steps_per_second / baseline.timing.steps_per_second for ours, baseline in pairs]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The comparison as plain values for JSON."""
         return {
             **asdict(self),
             "speedups": self.speedups,
@@ -168,11 +168,11 @@ def compare(
     chunks: ChunkSizes | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Measures ``parts`` and then the same with a baseline's choices (:func:`as_baseline`, which leaves them changed).
+    """Measures ``parts``, and then the same with a baseline's settings (:func:`as_baseline` modifies ``parts``).
 
-    ``steps`` and ``baseline_steps`` of each, at each stage, after ``warmup`` of them that do not count. The baseline's
-    networks are float16 on a GPU and float32 on a CPU, and nothing of its steps is split, as ours are into ``chunks``.
-    ``name`` is the prior's preset.
+    Each stage has ``steps`` and ``baseline_steps`` steps, after ``warmup`` steps that are not measured. The baseline's
+    networks are float16 on a GPU and float32 on a CPU. Only our steps are split into ``chunks``. ``name`` is the
+    prior's preset.
 
     Raises:
         InputError: the generator is no scene, or the prior's networks are not those of ``name``.
@@ -222,5 +222,5 @@ def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
 
 
 def count_steps(config: Config, steps: int, baseline_steps: int, warmup: int) -> int:
-    """How often :func:`compare` calls ``on_step``."""
+    """The number of calls of ``on_step`` in :func:`compare`."""
     return len(stages(config.train)) * (steps + baseline_steps + 2 * warmup)

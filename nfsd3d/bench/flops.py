@@ -13,7 +13,7 @@ from nfsd3d.prior.architectures import random_networks
 
 TERA = 1e12
 MATRIX = {"cpu": 1024, "cuda": 8192}
-"""Side of the matrices that a device's speed is measured with."""
+"""Side of the matrices for the measurement of a device's speed."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Arithmetic:
     decode: float
 
     def step(self, evaluations: float, images: int) -> float:
-        """TFLOP that a step cannot do without, with so many evaluations of the UNet in all."""
+        """The minimal TFLOP of a step with this many ``evaluations`` of the UNet in total."""
         return evaluations * self.unet + images * (self.encode + self.backward)
 
 
@@ -56,7 +56,7 @@ def _counted(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def device_tflops(device: torch.device, dtype: torch.dtype, *, rounds: int = 5) -> float:
-    """TFLOP/s of large products of matrices: the most that can be hoped for, the best of some ``rounds``.
+    """TFLOP/s of large products of matrices: an upper bound for networks; the best of ``rounds``.
 
     A GPU multiplies float32 as cuDNN's convolutions do, in TF32.
     """

@@ -24,7 +24,7 @@ from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays
 from nfsd3d.settings.cameras import CameraRanges
 
 FAST = {"cpu": "numba", "cuda": "triton"}
-"""The implementation that the others are compared with, by type of device."""
+"""The implementation with which others are compared, by type of device."""
 TOLERANCE = 1e-4
 """The largest relative difference (in the norm) of an implementation from the reference."""
 KINKS = 5e-2
@@ -32,7 +32,7 @@ KINKS = 5e-2
 SHIFTED = 1e-2
 """The same for the numbers of samples per ray: one sample across a cell's border changes its ray's by one."""
 CALLS = {"cpu": 1, "cuda": 20}
-"""Calls of a kernel between two readings of the clock, so that a GPU always has work queued."""
+"""Calls of a kernel per measurement, so that a GPU always has work queued."""
 CHANNELS = 6
 """What a training step without normals composites: opacity, colour, depth and its square."""
 
@@ -41,8 +41,8 @@ CHANNELS = 6
 class Contender:
     """One implementation of a kernel, on its input.
 
-    ``forward`` computes without gradient; ``training``, where the kernel has one, forward and backward. Both return
-    what has to agree with the first contender's, within ``tolerance`` of its norm; None: nothing has to.
+    ``forward`` computes without gradient; ``training``, where the kernel has one, forward and backward. Both return the
+    tensors to compare with the first contender's, within ``tolerance`` of their norm; None: no comparison.
     """
 
     forward: Callable[[], Tensor]
@@ -55,7 +55,7 @@ class KernelTiming:
     """Milliseconds of one implementation of a kernel, the fastest of all rounds.
 
     ``forward`` without gradient; ``training`` forward and backward, None for a kernel without gradient.
-    ``forward_ratio`` and ``training_ratio``: how many times longer than the device's FAST one.
+    ``forward_ratio`` and ``training_ratio``: the time divided by that of the device's FAST one.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Scene:
 
 
 def demo_scene(nerf: NeRF, ranges: CameraRanges, views: int, resolution: int) -> Scene:
-    """The rays of one training step's views of a generator at its start, and where it samples them."""
+    """The rays of an initial training step's views, and their samples."""
     rng = torch.Generator().manual_seed(0)
     nerf.update(0, rng)
     rays = sample_cameras(rng, views, resolution, ranges).to(nerf.device).rays()
@@ -106,10 +106,10 @@ def demo_scene(nerf: NeRF, ranges: CameraRanges, views: int, resolution: int) ->
 
 
 def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> dict[str, nn.Module]:
-    """The implementations of the encoding that ``device`` has, with one and the same table but for tiny-cuda-nn's.
+    """The implementations of the encoding on ``device``, all with the same table except tiny-cuda-nn's.
 
-    With ``compiled``, on a CPU, also torch.compile's versions (Inductor): of the reference, and of the same maths as
-    a plain gather, which it fuses better.
+    With ``compiled``, on a CPU, also torch.compile's versions (Inductor): of the reference, and of an equivalent
+    gather, which Inductor fuses better.
     """
     reference = hash_encoding(spec, "torch")
     assert isinstance(reference, HashEncoding)
@@ -128,7 +128,7 @@ def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> di
 
 
 def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Tensor) -> dict[str, Contender]:
-    """The ``implementations`` at ``positions`` [N,3] in the unit cube; trained is the table."""
+    """The ``implementations`` at ``positions`` [N,3] in the unit cube; the trained parameter is the table."""
     width = next(iter(implementations.values()))(positions[:1]).shape[1]
     gradient = torch.randn(positions.shape[0], width, generator=torch.Generator().manual_seed(0)).to(positions.device)
 
@@ -140,7 +140,7 @@ def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Ten
             assert table.grad is not None
             return table.grad
 
-        # tiny-cuda-nn's encoding is one of the same family, with a table of its own.
+        # tiny-cuda-nn's encoding has another table, so its numbers differ.
         return Contender(lambda: encoding(positions), train, None if name == "tcnn" else TOLERANCE)
 
     return {name: contender(name, encoding) for name, encoding in implementations.items()}
@@ -149,8 +149,8 @@ def encoding_contenders(implementations: Mapping[str, nn.Module], positions: Ten
 def network_contenders(field: HashGridField, positions: Tensor) -> dict[str, Contender]:
     """The field's network at ``positions`` [N,3] in the unit cube, as torch's layers and (on CUDA) Triton compute it.
 
-    Triton's are with tensor cores, as a run has it unless its precision is float32, and without. Trained are the
-    weights and the features; compared are the gradients to all weights and to the first features.
+    Triton runs with tensor cores (the default unless the precision is float32) and without. The gradients to the
+    weights and to the first features are compared.
     """
     with torch.no_grad():
         features = field.encoding(positions)
@@ -179,7 +179,7 @@ def network_contenders(field: HashGridField, positions: Tensor) -> dict[str, Con
 
 
 def marching_contenders(scene: Scene) -> dict[str, Contender]:
-    """The samplers that the scene's device has, from rays to packed samples; compared are the samples per ray."""
+    """The samplers of the scene's device, from rays to packed samples; the samples per ray are compared."""
     device = scene.density.device.type
     names = ["torch", *_fast(device)]
     if device == "cuda" and nerfacc_obstacle() is None:
@@ -191,7 +191,7 @@ def marching_contenders(scene: Scene) -> dict[str, Contender]:
         )
         return samples.offsets.diff().float()
 
-    # nerfacc walks from cell to cell, and counts otherwise at their borders.
+    # nerfacc traverses cell by cell and differs at their borders.
     return {
         name: Contender(lambda name=name: march(name), tolerance=None if name == "nerfacc" else SHIFTED)  # type: ignore[misc]
         for name in names
@@ -201,7 +201,7 @@ def marching_contenders(scene: Scene) -> dict[str, Contender]:
 def compositing_contenders(scene: Scene) -> dict[str, Contender]:
     """Weights and CHANNELS sums by ray, as the torch reference and (on CUDA) Triton compute them.
 
-    Trained are the densities and the values.
+    Gradients are to the densities and the values.
     """
     device = scene.density.device
     shape = scene.density.shape[0], CHANNELS
@@ -224,7 +224,7 @@ def compositing_contenders(scene: Scene) -> dict[str, Contender]:
 
 
 def _network_backends(device: str) -> list[str]:
-    """Those with a kernel for the network: on a GPU, its FAST one."""
+    """The backends with a kernel for the network: on a GPU, its FAST one."""
     return _fast(device) if device == "cuda" else []
 
 
@@ -234,7 +234,7 @@ def _fast(device: str) -> list[str]:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile has the C++ compiler that it needs on a CPU."""
+    """Whether the C++ compiler is installed that torch.compile needs on a CPU."""
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
@@ -245,10 +245,10 @@ def bench_kernel(
     rounds: int,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[KernelTiming]:
-    """Times every contender ``rounds`` times CALLS, in turns, so that noise hits all alike.
+    """Times every contender ``rounds`` times CALLS, alternately, so that noise affects all equally.
 
-    The first round compiles and is not counted. ``on_round`` is called after each, ``rounds`` + 1 times. The ratios
-    are to the device's FAST contender, or to the first where that is not among them.
+    The first round compiles and is not counted. ``on_round`` is called after each, ``rounds`` + 1 times. Ratios are to
+    the device's FAST contender, or to the first without one.
 
     Raises:
         AssertionError: a contender's numbers differ from the first one's.
@@ -276,7 +276,7 @@ def bench_kernel(
                     difference = (one - other).norm()
                     assert difference <= contender.tolerance * other.norm(), f"{name} computes something else"
         on_round()
-    # Whatever else runs on the machine only ever adds time.
+    # The minimum, because other processes can only add time.
     fast = FAST[device.type] if FAST[device.type] in contenders else next(iter(contenders))
     quickest, quickest_training = min(forward[fast]), min(training[fast])
     timings = []
@@ -296,13 +296,13 @@ def bench_kernel(
 
 
 def _repeated(function: Callable[[], Tensor], calls: int) -> Tensor:
-    """What the last of ``calls`` returns."""
+    """The result of the last of ``calls``."""
     for _ in range(calls - 1):
         function()
     return function()
 
 
 def _gather(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
-    """The reference's maths without ``embedding_bag``."""
+    """The reference's encoding without ``embedding_bag``."""
     entries, weights = corners(positions, layout)
     return (table[entries] * weights[..., None]).sum(2).flatten(1)

@@ -42,8 +42,8 @@ class StepTiming:
 
 @contextmanager
 def _replaced(owner: object, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within the block ``owner.name`` is another function."""
-    setattr(owner, name, function)  # in this one object, before its class's method
+    """Replaces ``owner.name`` within the block."""
+    setattr(owner, name, function)  # an instance attribute shadows the class's method
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ def _replaced(owner: object, name: str, function: Callable[..., Any]) -> Iterato
 
 
 def _timed(watch: Stopwatch, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, every call of which counts as ``part``."""
+    """``function`` with the time of its calls added to ``part``."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with watch.part(part):
@@ -69,21 +69,21 @@ def bench_step(
     on_step: Callable[[], None] = lambda: None,
     chunks: ChunkSizes | None = None,
 ) -> StepTiming:
-    """Times ``steps`` training steps from the generator's present state, after ``warmup`` that do not count.
+    """Times ``steps`` training steps from the generator's present state, after ``warmup`` unmeasured ones.
 
     Parts: "occupancy" (its updates), "render" (forward), "encode" (forward), "UNet", "encode, backward" and "render,
-    backward" (the gradient on its way through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the
-    method itself, and what a GPU is idle between them). ``on_step`` is called after each step; ``chunks`` is what a
-    step computes at once (everything).
+    backward" (the gradient through both), "optimiser" (with the clipping) and "rest" (cameras, noise, the method
+    itself, and a GPU's idle time between them). ``on_step`` is called after each step; ``chunks`` are the chunk sizes
+    (default: no chunks).
 
-    The steps run as they do in training, one after the other and on a GPU without waiting.
+    Steps follow each other without host-device synchronisation, as in training.
     """
     device = parts.generator.device
     parameters = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     watch = Stopwatch(device)
     generator, prior, lora = parts.generator, parts.prior, parts.distillation.lora
     encode = _timed(watch, "encode", prior.encode)
-    passed: list[Any] = []  # when the gradient had come through the encoder
+    passed: list[Any] = []  # marks at the end of the encoder's backward pass
 
     def watched_encode(image: Tensor, **options: Any) -> Tensor:
         if image.requires_grad:
@@ -107,10 +107,10 @@ def bench_step(
             parts.optimizer.zero_grad(set_to_none=True)
             result = step_loss(generator, prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
             passed.clear()
-            begun = watch.mark()
+            start = watch.mark()
             result.loss.backward()
-            ended, between = watch.mark(), passed[-1] if passed else begun
-            watch.add("encode, backward", begun, between)
+            ended, between = watch.mark(), passed[-1] if passed else start
+            watch.add("encode, backward", start, between)
             watch.add("render, backward", between, ended)
             with watch.part("optimiser"):
                 limit = math.inf if train.gradient_clip is None else train.gradient_clip

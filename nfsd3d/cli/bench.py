@@ -82,7 +82,7 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
     keys += [f"machine={options.machine}"] if options.machine != "auto" else []
     keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
     if options.weights == "random":
-        keys.append("negative_prompt=dull")  # its tokenizer works by letters, the paper's prompt is too long
+        keys.append("negative_prompt=dull")  # a character-level tokenizer, for which the paper's prompt is too long
     config = compose(options.config, keys)
     hardware.check_machine(config)
 

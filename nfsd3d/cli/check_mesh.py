@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     elif (options.validator or options.browser) and not options.tools.is_dir():
         raise InputError(f"--tools {options.tools}: no such folder; add --install, which puts the npm packages there")
     options.output.mkdir(parents=True, exist_ok=True)
-    names = mesh_files.picture_names(options.run_dirs)
+    names = mesh_files.image_names(options.run_dirs)
     results = [
         _check(run_dir, options.output / name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)
     ]
@@ -53,8 +53,8 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
     shape = mesh_files.check_shape(glb)
     result: dict[str, object] = {"run": str(run_dir), "shape": shape}
     cameras = viewing_cameras(run.config, 8, 256)
-    agreement, picture = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
-    write_png(name.with_name(f"{name.name}-views.png"), picture)
+    agreement, image = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
+    write_png(name.with_name(f"{name.name}-views.png"), image)
     result["views"] = {key: round(value, 4) for key, value in asdict(agreement).items()}
     ok = shape["watertight"] and shape["consistent"] and shape["volume"] > 0
     ok = ok and agreement.psnr >= LEAST_PSNR and agreement.silhouette_iou >= LEAST_SILHOUETTE_IOU
@@ -62,15 +62,15 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
         result["validator"] = report = mesh_files.validate_glb(glb, options.tools)
         ok = ok and report["errors"] == report["warnings"] == 0
     if options.browser:
-        picture_path = name.with_name(f"{name.name}-three.png")
-        psnr = mesh_files.three_picture(glb, picture_path, options.tools, options.chromium)
+        image_path = name.with_name(f"{name.name}-three.png")
+        psnr = mesh_files.render_in_three(glb, image_path, options.tools, options.chromium)
         result["three_psnr"] = round(psnr, 2)
     if options.browser and (run_dir / "report.html").exists():
-        picture_path = name.with_name(f"{name.name}-report.png")
-        mesh_files.page_picture(run_dir / "report.html", picture_path, options.chromium, (1100, 2600))
+        image_path = name.with_name(f"{name.name}-report.png")
+        mesh_files.screenshot(run_dir / "report.html", image_path, options.chromium, (1100, 2600))
     if options.blender is not None:
-        picture_path = name.with_name(f"{name.name}-blender.png")
-        result["blender"] = mesh_files.blender_picture(glb, picture_path, options.blender)
+        image_path = name.with_name(f"{name.name}-blender.png")
+        result["blender"] = mesh_files.render_in_blender(glb, image_path, options.blender)
     result["ok"] = ok
     result = plain(result)  # equal images have a PSNR of infinity, which JSON lacks
     print(json.dumps(result, allow_nan=False), flush=True)

@@ -25,7 +25,7 @@ FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
 OF_PAIRS = {"domain", "negative", "vsd"}
 """Figures that need pairs of an in-domain and an out-of-domain image."""
 OF_RUNS = {*OF_PAIRS, "residual"}
-"""Figures that show half-trained scenes, where there are any."""
+"""Figures that use half-trained scenes, if there are any."""
 
 TIMESTEPS = (50, 100, 200, 300, 500, 700, 900)
 IMAGES, FILE_IMAGES = 32, 8
@@ -48,7 +48,7 @@ HALF_TRAINED: dict[str, Any] = {
 }
 
 FIT_STEPS = 100
-"""Of the fits of the same scenes to true views."""
+"""Steps of a fit to true views, for half-fitted scenes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -166,9 +166,9 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
 
 def _check(options: argparse.Namespace) -> None:
     if options.image and options.prompt is None:
-        raise InputError("--image: needs --prompt TEXT, which says what the pictures show")
+        raise InputError("--image: needs --prompt TEXT, which says what the images show")
     if not options.image and (options.prompt is not None or options.edit is not None):
-        raise InputError("--prompt and --edit are about --image FILE; the world's own pictures have their prompts")
+        raise InputError("--prompt and --edit are about --image FILE; the world's own images have their prompts")
     if options.image and options.half_trained:
         raise InputError("--half-trained: its scenes are compared with the world of shapes; leave --image out")
     if options.figure == "dds" and options.image and options.edit is None:
@@ -187,22 +187,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfsd3d decompose",
         description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "
-        "noise directions of exact pairs of a picture and its distortion; the negative prompt's stand-in for the "
+        "noise directions of exact pairs of an image and its distortion; the negative prompt's stand-in for the "
         "domain direction; the residual of SDS, what DDS leaves of it, and what VSD's second network learns. Writes a "
-        "sheet of pictures for each; prints, and writes to tables.md, means with 95 % intervals and verdicts.",
+        "an image grid for each; prints, and writes to tables.md, means with 95 % intervals and verdicts.",
     )
     parser.add_argument("--figure", choices=(*FIGURES, "all"), default="all", help="which (default: all)")
     parser.add_argument(
         "--prior", default="shapes", metavar="MODEL", help="shapes, sd15, sd21, sd21-768, a folder or a hub id"
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs/decompose"), metavar="DIR", help="for the sheets")
     parser.add_argument(
-        "--image", type=Path, nargs="+", default=[], metavar="FILE", help="pictures instead of the world"
+        "--out", type=Path, default=Path("outputs/decompose"), metavar="DIR", help="for the image grids"
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="what the pictures of --image show")
+    parser.add_argument("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images instead of the world")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the images of --image show")
     parser.add_argument("--edit", metavar="TEXT", help="another prompt for them: of δ_C, and of the edit by DDS")
-    parser.add_argument("--images", type=whole_number(1), metavar="N", help=f"pictures (default: {IMAGES})")
-    parser.add_argument("--noises", type=whole_number(2), default=2, metavar="N", help="noises a picture (default: 2)")
+    parser.add_argument("--images", type=whole_number(1), metavar="N", help=f"images (default: {IMAGES})")
+    parser.add_argument("--noises", type=whole_number(2), default=2, metavar="N", help="noises per image (default: 2)")
     parser.add_argument("--timesteps", type=whole_number(0), nargs="+", default=TIMESTEPS, metavar="T")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument(

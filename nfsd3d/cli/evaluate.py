@@ -142,7 +142,7 @@ def _write_sheet(path: Path, rows: list[NDArray[np.uint8]]) -> None:
     """Writes the images [N,H,W,3] of each run side by side; more than twelve runs in two columns."""
     from nfsd3d.visualize.image_grid import grid, write_png
 
-    half = (len(rows) + 1) // 2 if len(rows) > 12 else len(rows)  # the rows of many runs are in two columns
+    half = (len(rows) + 1) // 2 if len(rows) > 12 else len(rows)  # many runs: two columns
     write_png(path, grid([[*itertools.chain(*rows[index::half])] for index in range(half)]))
     print(path)
 

@@ -56,7 +56,7 @@ def resume(config: Config, run_dir: Path) -> Path | None:
 def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
     files = None if source is None else fetch(source)
     if files is not None and files.file is not None:
-        # Files of models that predict different things can have the same tensors: only the user knows.
+        # Models with different prediction types can have identical tensors, so this cannot be checked.
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
     # All settings are checked by now: torch and diffusers take seconds to import.
@@ -66,13 +66,13 @@ def _train(config: Config, source: ModelSource | None, resumed: Path | None = No
 
 
 def announce(choices: Mapping[str, Choice]) -> None:
-    """Prints what each ``auto`` became, and why."""
+    """Prints the choices made for ``auto``, and their reasons."""
     for group, choice in choices.items():
         print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
 
 
 def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None:
-    """Prints the resolved configuration as YAML, and what a run would use, as comments."""
+    """Prints the resolved configuration as YAML, and model, device and memory of a run, as comments."""
     shown = {"run directory": run_dir}
     if source is not None:
         shown |= _model_facts(source)
@@ -92,7 +92,7 @@ def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None
 
 
 def _model_facts(source: ModelSource) -> dict[str, str]:
-    """Locations of the prior's model files, by what they are."""
+    """Locations of the prior's model files, by kind."""
     shown = {}
     if source.file is not None:
         shown["prior's weights"] = str(source.file)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Adds RUN_DIR, ``--step`` and ``--output`` (with the help text ``output``), as every command on a run has."""
+    """Adds RUN_DIR, ``--step`` and ``--output`` (with the help text ``output``), for all commands on a run."""
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--step", type=whole_number(1), help="the checkpoint after this step (default: the newest)")
     parser.add_argument("--output", type=Path, metavar="DIR", help=output)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     weights = (arguments.out or WEIGHTS.parent) / WEIGHTS.name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}")) as progress:
-        task = progress.add_task("pictures", total=arguments.pictures + 2048, note="")
+        task = progress.add_task("images", total=arguments.pictures + 2048, note="")
         draw = [(arguments.pictures, training.SEED), (2048, training.SEED + 1)]
         truth, unseen = (
             training.render_truth(count, seed, on_images=lambda n: progress.advance(task, n)) for count, seed in draw

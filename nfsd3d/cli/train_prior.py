@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
     settings = TeacherSettings(
-        pictures=arguments.pictures,
+        images=arguments.pictures,
         seed=arguments.seed,
         vae_minutes=arguments.minutes * arguments.autoencoder_share,
         unet_minutes=arguments.minutes * (1 - arguments.autoencoder_share),

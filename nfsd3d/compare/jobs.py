@@ -52,7 +52,7 @@ Images: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PlannedJob(Job):
-    """A job with its resolved ``config``; ``work`` estimates its cost, in evaluations of the network."""
+    """A job with its resolved ``config``; ``work`` estimates its cost in NFE."""
 
     config: Config
     work: float
@@ -67,10 +67,10 @@ class PlannedJob(Job):
 
 
 def plan_jobs(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
-    """The jobs of a tier, prompt by prompt, so that an interrupted comparison has whole prompts to compare.
+    """The jobs of a tier, prompt by prompt, so that an interrupted comparison has complete prompts to compare.
 
-    A row that costs more evaluations than SDS has a second job where the suite asks for equal evaluations, with
-    proportionally fewer steps.
+    If the suite sets ``equal_evaluations``, a row with a higher NFE than SDS has a second job with proportionally fewer
+    steps.
 
     Raises:
         InputError: a setting, a prompt or the prior cannot be used.
@@ -90,7 +90,7 @@ def plan_jobs(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
 
 
 def _templates(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
-    """The jobs of every prompt and seed, which are not filled in yet."""
+    """The jobs of a tier, without prompt and seed."""
     classifier, revision = fingerprint([WEIGHTS]), git_revision()
     fingerprints: dict[str, str] = {}
     templates: list[PlannedJob] = []
@@ -144,7 +144,7 @@ def _oracle_fit_of(run: PlannedJob) -> PlannedJob:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a job reached; ``images`` for its thumbnail are None if it left no checkpoint."""
+    """The outcome of a job; ``images`` for its thumbnail are None without a checkpoint."""
 
     images: Images | None
     score: Score
@@ -155,7 +155,7 @@ class _Result:
 
 
 def perform(job: PlannedJob, output: Path, images: Path, classifier: Classifier, *, keep: bool = False) -> Record:
-    """Runs and scores a job: its record, whose thumbnail lies in ``images``.
+    """Runs and scores a job; returns its record, and writes its thumbnail to ``images``.
 
     An interrupted run is resumed. Its directory, in ``output``/runs, is removed in the end unless ``keep``.
 
@@ -210,7 +210,7 @@ def _work(config: Config, kind: str) -> float:
     images = config.train.batch_size if config.makes_images else VIEWS
     if kind == "samples":
         return 2.0 * SAMPLE_STEPS * images
-    # A NeRF's rendering and its gradient take about as long as two evaluations of the embedded prior.
+    # Rendering a NeRF, forward and backward, takes about as long as two evaluations of the embedded prior.
     rendering = 0.0 if config.makes_images else 2.0
     evaluations = evaluations_per_view(config) if kind == "run" else 0.0
     return (rendering + evaluations) * config.train.steps * config.train.batch_size
@@ -245,7 +245,7 @@ def _train(job: PlannedJob, run_dir: Path) -> None:
 
 
 def _scored(job: PlannedJob, run_dir: Path, classifier: Classifier) -> tuple[Images | None, Score]:
-    """Images of a run for its thumbnail, and its scores; None and no scores if it left no checkpoint."""
+    """Images of a run for its thumbnail, and its scores; None and no scores without a checkpoint."""
     if not checkpoints.list_checkpoints(run_dir / "checkpoints"):
         return None, {}
     run = load_run(run_dir)
@@ -257,7 +257,7 @@ def _scored(job: PlannedJob, run_dir: Path, classifier: Classifier) -> tuple[Ima
 def _sample(job: PlannedJob, classifier: Classifier) -> _Result:
     """Samples of the prior itself for the views that a run is scored by.
 
-    For a scene there is one for each of the 24 views, with that view's words, classified together as a run's views are.
+    For a scene there is one for each of the 24 views, with that view's words, pooled like a run's views.
     """
     started = time.monotonic()
     config, truth = job.config, composition_of(job.prompt)

@@ -21,7 +21,7 @@ _NEWER: dict[str, dict[str, float]] = {
 
 
 class Score(TypedDict, total=False):
-    """The outcomes of a job, as ``RunScore`` describes them; a job that left no checkpoint has none.
+    """The outcomes of a job, as ``RunScore`` describes them; a job without a checkpoint has none.
 
     ``object``, ``color``, ``pattern``, ``retrieved`` and ``janus`` are 0 or 1 for a scene and shares for images.
     ``margins`` are those of the single images, and images have no geometry.
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def key(self) -> JobKey:
-        """The fields by which a record answers a job."""
+        """The fields by which a record is matched to a job."""
         return self.kind, self.recipe, self.prior, self.classifier, self.prompt, self.seed
 
 
@@ -95,7 +95,7 @@ class Job:
 class Record(Job):
     """The result of a job.
 
-    ``status`` is done or diverged. ``seconds`` are those that the run recorded; ``cpu_seconds`` is the processor time
+    ``status`` is done or diverged. ``seconds`` are those of ``summary.json``; ``cpu_seconds`` is the processor time
     of the process that finished the job, start and scoring included. ``image`` is the result's thumbnail, relative to
     the records' file.
     """
@@ -136,7 +136,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> tuple[list[Record], int]:
-    """The records in ``path``, oldest first (none if there is no such file), and how many lines are no record.
+    """The records in ``path``, oldest first (none if there is no such file), and the number of invalid lines.
 
     Raises:
         InputError: the file cannot be read.
@@ -163,8 +163,8 @@ def _parsed(line: str) -> Record | None:
 def recipe_of(config: Config, kind: str, **more: float) -> str:
     """A short hash of the settings that decide a result of this ``kind``, and of ``more``.
 
-    Not hashed are prompt, seed and prior (parts of the key), machine, backend and export (they change no result), and
-    newer settings at the value that older runs had.
+    Not hashed are prompt, seed and prior (parts of the key), machine, backend and export (without effect on results),
+    and newer settings at the value of older runs.
     """
     values = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}

@@ -33,7 +33,7 @@ _SHARES: tuple[ScoreName, ...] = ("object", "color", "pattern", "retrieved")
 
 @dataclass(frozen=True)
 class Group:
-    """The records of one row of a tier: the ``full`` runs, and those ``at_equal`` evaluations of the network.
+    """The records of one row of a tier: the ``full`` runs, and those ``at_equal`` NFE.
 
     Where the full runs are as cheap as SDS, both are the same.
     """
@@ -90,7 +90,7 @@ def mean_over_prompts(records: Sequence[Record], outcome: Outcome) -> float:
 
 
 def means_table(groups: Mapping[str, Group], *, images: bool, equal: bool) -> str:
-    """One row a method: means over its jobs, of ``images`` or scenes; ``equal`` adds columns at equal evaluations."""
+    """One row per method: means over its jobs, of ``images`` or scenes; ``equal`` adds columns at equal NFE."""
     head = ["", "n", "margin", *(["at equal evaluations"] if equal else [])]
     head += [] if images else ["IoU", "over ellipsoid", *(["at equal evaluations"] if equal else [])]
     head += ["object", "colour", "pattern", "R-Precision", *([] if images else ["view error", "Janus"])]
@@ -117,7 +117,7 @@ def means_table(groups: Mapping[str, Group], *, images: bool, equal: bool) -> st
 
 
 def differences_table(groups: Mapping[str, Group], baseline: Mapping[str, str], *, images: bool, equal: bool) -> str:
-    """Each row minus its baseline in the primary outcomes, with intervals; "" where nothing can be compared."""
+    """Each row minus its baseline in the primary outcomes, with intervals; "" if nothing can be compared."""
     outcomes = {"margin": margin} if images else PRIMARY
     head = ["", "minus", "prompts"]
     for heading in outcomes:

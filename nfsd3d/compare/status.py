@@ -73,7 +73,7 @@ class Status:
 
 
 def of_other_weights(jobs: Sequence[PlannedJob], records: Sequence[Record]) -> int:
-    """The number of records that answer one of ``jobs`` except for the weights of prior or classifier."""
+    """The number of records that match one of ``jobs`` except for the weights of prior or classifier."""
 
     def without_weights(key: JobKey) -> tuple[str, str, str, int]:
         kind, recipe, _, _, prompt, seed = key

@@ -1,4 +1,4 @@
-"""Suites: YAML files that name prompts, seeds and rows of settings, and the runs that they stand for."""
+"""Suites: YAML files that name prompts, seeds and rows of settings, and their expansion into runs."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ class Suite:
 
     ``rows`` are settings (by dotted key) by the row's name. ``oracle_fit``: whether the first row's prompts also get an
     oracle fit. A comparison also reads ``baseline``, the row that each row is compared with, and ``equal_evaluations``,
-    whether rows also run at SDS's number of evaluations. With ``edits``, the source prompts first run with the
+    whether rows also run at the NFE of SDS. With ``edits``, the source prompts first run with the
     experiment ``source_config``; each row then edits them into each of their edits.
     """
 
@@ -44,7 +44,7 @@ class Suite:
     source_config: str = "nfsd"
 
     def selected(self, rows: Sequence[str] | None, prompts: int | None) -> "Suite":
-        """The suite with only these rows (None: all), and at most so many prompts.
+        """The suite with only these rows (None: all), and at most this many prompts.
 
         Raises:
             InputError: no such row.
@@ -156,7 +156,7 @@ def source_runs(suite: Suite, folder: Path) -> list[SuiteRun]:
 
 
 def runs_of(suite: Suite, folder: Path) -> list[SuiteRun]:
-    """The runs of a suite, below ``folder``: one folder a row, one in it a prompt (or an edit) and seed."""
+    """The runs of a suite, below ``folder``: a folder per row, and in it one per prompt (or edit) and seed."""
     runs = []
     for name, settings in suite.rows.items():
         overrides = overrides_of(settings)

@@ -32,7 +32,7 @@ _HYDRAS = ("hydra.", "hydra/")
 
 @dataclass(frozen=True)
 class Composition:
-    """A validated configuration, and what each ``auto`` became."""
+    """A validated configuration, and the choices made for ``auto``."""
 
     config: Config
     choices: Mapping[str, Choice]
@@ -50,7 +50,7 @@ def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = ()) ->
 
 
 def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Composition:
-    """As `compose`, together with what was chosen.
+    """As `compose`, with the choices made for ``auto``.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -64,7 +64,8 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
 
 
 def composed_yaml(experiment: Experiment, overrides: Sequence[str], part: str) -> str:
-    """What Hydra composes, not validated, as YAML: the ``part`` ``job`` (the settings), ``hydra`` (Hydra's) or ``all``.
+    """The unvalidated composition of Hydra as YAML: the ``part`` ``job`` (the settings), ``hydra`` (Hydra's) or
+    ``all``.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -92,7 +93,7 @@ def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Confi
 
 
 def to_config(values: DictConfig) -> Config:
-    """The validated configuration of what Hydra composed.
+    """The validated configuration of a composition by Hydra.
 
     Raises:
         InputError: missing or wrong values.
@@ -115,13 +116,13 @@ def to_config(values: DictConfig) -> Config:
 
 
 def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[str], dict[str, Choice]]:
-    """The overrides as text for Hydra, with every ``auto`` replaced, and what each became, by group.
+    """The overrides as text for Hydra, with every ``auto`` replaced, and the choices by group.
 
     Raises:
         InputError: an unknown key or choice, or a group override of a resolved configuration.
     """
     groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
-    if experiment.resolved:  # it may lack a setting: run_dir, dry_run, and those that are newer than it
+    if experiment.resolved:  # a run's file lacks run_dir, dry_run and newer settings
         return [_forced(override) for override in overrides], {}
     choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
     lines = []
@@ -143,10 +144,10 @@ def _forced(override: Override) -> str:
 def _resolve_auto(
     experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
 ) -> dict[str, Choice]:
-    """What ``machine``, ``backend`` and ``prior`` become where they are ``auto``; ``overrides`` choose groups only."""
+    """The choices for ``machine``, ``backend`` and ``prior`` that are ``auto``; ``overrides`` choose groups only."""
     if all("auto" not in given.get(group, ["auto"]) for group in AUTO_GROUPS):
         return {}
-    # Only the groups matter here: values may belong to a choice that is not made yet.
+    # Groups only: values may belong to a choice that is not made yet.
     composed = _compose_with_hydra(experiment, [first_value(override) for override in overrides], with_hydra=True)
     chosen = dict(composed.hydra.runtime.choices) | {group: "auto" for group, v in given.items() if "auto" in v}
     choices: dict[str, Choice] = {}
@@ -211,7 +212,7 @@ def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[Di
     ``job`` is a function of a module, so that launchers with other processes find it by its name.
 
     Raises:
-        InputError: what Hydra or OmegaConf refuse.
+        InputError: Hydra or OmegaConf raise an error.
     """
     location = ["--config-path", str(experiment.path.parent), "--config-name", experiment.path.stem]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are raised; else Hydra exits

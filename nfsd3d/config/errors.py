@@ -1,4 +1,4 @@
-"""Validation errors of a configuration as one line: each setting, its value and what it must be."""
+"""Validation errors of a configuration as one line: each setting, its value and the expected one."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from nfsd3d.errors import InputError, did_you_mean
 
 def describe_errors(error: ValidationError, known: Sequence[str], limit: int = 4) -> str:
     """The errors on one line, each with setting, value and what it must be; ``known`` are all settings' dotted keys."""
-    # What was written wrong before what was left out.
+    # Wrong values before missing ones.
     details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")
     lines = [_describe(detail, known) for detail in details[:limit]]
     if len(details) > limit:

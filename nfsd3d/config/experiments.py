@@ -49,7 +49,7 @@ def find_experiment(name_or_path: str | Path) -> Experiment:
     given = Path(os.path.expanduser(text))
     name = given.relative_to("configs") if given.parts[:1] == ("configs",) else given
     own = config_root() / (name if name.suffix or not name.name else name.with_name(f"{name.name}.yaml"))
-    # Not Path.is_file, which raises for what cannot be a file (a name too long, a folder that may not be read).
+    # Not Path.is_file, which raises for impossible paths (a name too long, a folder without read permission).
     found = [path for path in (given, own) if os.path.isfile(path)]
     if not found:
         names = sorted(path.name for path in config_root().glob("*.yaml"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 
-# By implementation: the import name of the package that it needs besides torch, and how to install it.
+# By implementation: the import name of its package besides torch, and how to install it.
 _PACKAGES = {
     "numba": ("numba", "pip install numba"),
     "triton": ("triton", "it comes with CUDA builds of torch for Linux"),
@@ -52,7 +52,7 @@ def triton_interprets() -> bool:
 
 
 def triton_obstacle() -> str | None:
-    """Why Triton cannot be used on CUDA here, with the remedy; None if it can.
+    """The reason why Triton cannot be used on CUDA here, with the remedy; None if it can.
 
     Triton compiles a launcher for its kernels, once, with a C compiler and Python's headers.
     """
@@ -128,7 +128,7 @@ def _answer(library: ctypes.CDLL, question: str) -> int:
 
 
 def cuda_obstacle() -> str | None:
-    """Why CUDA cannot be used here, in a few words; None if it can."""
+    """The reason why CUDA cannot be used here; None if it can."""
     if visible_gpus() == 0:
         return "no NVIDIA GPU is visible"
     built = torch_cuda_version()
@@ -195,7 +195,7 @@ def check_machine(config: Config) -> None:
 
 
 def _backend_obstacle(name: str, device: str) -> str | None:
-    """Why an implementation cannot be used on ``device``, with the remedy; None if it can."""
+    """The reason why an implementation cannot be used on ``device``, with the remedy; None if it can."""
     on_cuda = device.startswith("cuda")
     if on_cuda and name in _CPU_ONLY:
         return f"computes on the CPU only; use backend=triton or torch with {device}"
@@ -217,7 +217,7 @@ def _backend_obstacle(name: str, device: str) -> str | None:
 
 
 def adapted(config: Config) -> tuple[Config, str | None]:
-    """The configuration of a finished run with a device and a backend that are available, to look at its result.
+    """The configuration of a finished run with a device and a backend that are available, for rendering and export.
 
     Unchanged, with None, if the recorded ones are available; otherwise with a message that names the replacement.
 

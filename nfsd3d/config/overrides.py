@@ -1,6 +1,6 @@
-"""``key=value`` of the command line: how it is quoted for Hydra's grammar, and what it means there.
+"""Parses and quotes the ``key=value`` overrides of the command line for Hydra's grammar.
 
-Hydra's grammar gives commas, quotes, brackets and ``${`` a meaning; prompts and paths hold them as they please.
+In Hydra's grammar commas, quotes, brackets and ``${`` are special characters; prompts and paths may contain them.
 """
 
 import re
@@ -71,7 +71,7 @@ def quoted(text: str) -> str:
 
 
 def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Override]:
-    """The overrides that a command line means, without those that are no setting any more.
+    """The parsed overrides of a command line, without those of removed settings.
 
     Raises:
         InputError: not of Hydra's grammar.
@@ -81,7 +81,7 @@ def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Ov
 
 
 def parse_override(text: str) -> Override:
-    """The override that ``text`` means.
+    """The parsed override ``text``.
 
     Raises:
         InputError: not of Hydra's grammar.

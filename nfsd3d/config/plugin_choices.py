@@ -11,7 +11,7 @@ _TABLES: dict[str, Table] = {"distill": METHODS, "prior": PRIORS, "generator": G
 
 
 def _values(group: str, name: str) -> dict[str, object]:
-    """What a YAML file of the choice would hold."""
+    """The values of the choice, as in a YAML file."""
     if group == "distill":
         method = METHODS.find(name)
         return {"method": name, "guidance_scale": method.guidance_scale, "weighting": method.weighting}
@@ -30,12 +30,12 @@ def _values(group: str, name: str) -> dict[str, object]:
 
 
 def outside_names(group: str) -> list[str]:
-    """The names that a group's choice may have besides those of YAML files."""
+    """The names of a group's plug-ins, which have no YAML file."""
     return _TABLES[group].names() if group in _TABLES else []
 
 
 def offer(group: str, name: str) -> bool:
-    """Gives Hydra the values of the choice ``group=name``; whether there is such a plug-in.
+    """Registers the values of the plug-in ``group=name`` with Hydra; returns whether there is such a plug-in.
 
     Raises:
         InputError: the package that offers it is broken.

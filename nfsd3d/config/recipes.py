@@ -1,4 +1,4 @@
-"""What Hydra is taught for this project: where YAML is found, old names, ``auto`` choices, and recipes by kind.
+"""Hydra extensions: search path, old names of settings, ``auto`` choices, and recipes by kind.
 
 A recipe (resolution, steps, t range, cameras, regularisers) depends on the generator and on the size of the prior's
 latents. One file for each pair would multiply with every prior, so priors that share a latent size share a ``kind``:
@@ -21,7 +21,7 @@ from nfsd3d.config.renamed import with_current_names
 from nfsd3d.errors import InputError
 
 AUTO_GROUPS = ("machine", "backend", "prior")
-"""Groups with the choice ``auto``, which has no file: it is replaced before the configuration is composed."""
+"""Groups with the choice ``auto``, which has no file: ``auto`` is replaced before the configuration is composed."""
 KIND_GROUPS = ("generator", "prior")
 """Groups whose YAML files name their ``kind``, by which the recipe is found; it is no setting of a run."""
 
@@ -46,7 +46,7 @@ class _YamlSource(FileConfigSource):
 
 
 class _ProjectConfigs(SearchPathPlugin):
-    """Lets every experiment file, wherever it lies, name the project's groups and experiments."""
+    """Makes the project's groups and experiments available to experiment files in any folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Appends the project's folder: files beside the experiment file come first."""

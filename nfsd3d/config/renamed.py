@@ -32,7 +32,7 @@ def _check_removed(key: str, value: object) -> None:
     """Prints a notice that a removed setting has no effect.
 
     Raises:
-        InputError: it asks for the feature that is not there.
+        InputError: the setting turns on a removed feature.
     """
     if str(value).lower() != "false":
         raise InputError(f"{key}={str(value).lower()} is not built yet: {REMOVED[key]} comes later; remove {key}")
@@ -43,7 +43,7 @@ def current_override(override: str) -> str | None:
     """The command-line override ``key=value`` with the current name of its key; None for a removed setting.
 
     Raises:
-        InputError: a removed setting asks for a feature that is not there.
+        InputError: a removed setting turns on a removed feature.
     """
     key, separator, value = override.partition("=")
     bare = key.lstrip("+~")
@@ -60,7 +60,7 @@ def with_current_names(values: Mapping[str, object], group: str = "") -> dict[st
     """The settings of a YAML file, those of ``group`` or of all, under their current names.
 
     Raises:
-        InputError: both spellings of one setting are given, or a removed setting asks for a feature that is not there.
+        InputError: both spellings of one setting are given, or a removed setting turns on a removed feature.
     """
     if group:
         renamed = with_current_names({group: values})[group]

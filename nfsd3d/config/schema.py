@@ -1,9 +1,9 @@
 """The configuration of a run: one typed, documented, immutable tree.
 
 Each component's settings are a frozen dataclass in the component's package; those of the machine and of training are
-here. Values come from the YAML files in ``configs/`` (see `nfsd3d.config.compose`). A default stands here only for a
-setting that is off unless asked for, or that older runs lack. Validation is strict: no string becomes a number, and an
-unknown key is an error. Angles are degrees (``_deg``), lengths world units (the object lies in the cube of half-width
+here. Values come from the YAML files in ``configs/`` (see `nfsd3d.config.compose`). Only optional settings and settings
+newer than some runs have a default here. Validation is strict: no string becomes a number, and an unknown key is an
+error. Angles are degrees (``_deg``), lengths world units (the object lies in the cube of half-width
 ``generator.radius``), and fractions of training run from 0 to 1.
 """
 
@@ -260,7 +260,7 @@ class Config:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     prompt: Annotated[str, AfterValidator(_check_prompt)]
-    """What to make, or what an edit should show."""
+    """Description of the scene or image, or of the result of an edit."""
     negative_prompt: Annotated[str, AfterValidator(_check_prompt_text)]
     """NFSD: description of out-of-domain images, whose prediction delta_D subtracts."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]

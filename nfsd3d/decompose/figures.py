@@ -1,6 +1,6 @@
 """The score decomposition of NFSD (Katzir et al., 2310.17590, section 4), measured.
 
-Each figure of the paper is a pure function of what was observed of a prior (:mod:`nfsd3d.decompose.observation`).
+Each figure of the paper is a pure function of a prior's predictions (:mod:`nfsd3d.decompose.observation`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,33 +26,33 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.shapes.world.grammar import Composition
 
 UNCORRELATED = 0.1
-"""A correlation nearer to 0 than this counts as none."""
+"""Correlations below this absolute value count as zero."""
 NEGLIGIBLE = 0.1
-"""What is smaller than this share of something else is negligible beside it."""
+"""Quantities below this share of another one are negligible."""
 CHANCE = 0.5
-"""The area under the curve of a direction that knows nothing of the mask."""
+"""The area under the ROC curve at chance level."""
 ETAS = (1.0, 3.0, 7.5)
-"""Lengths of the steps along a direction, in σ/α."""
+"""Step lengths along a direction, in σ/α."""
 SCALES = (7.5, 100.0)
-"""Guidance scales that SDS is used with."""
+"""Common guidance scales of SDS."""
 THRESHOLD = 0.2
 """The fraction of the training steps below which NFSD takes ε(∅) for δ_D."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured: by a table's title and a row's name, an estimate for each timestep; and the claims on it."""
+    """Measurements: by a table's title and a row's name, an estimate for each timestep; and the claims about them."""
 
     timesteps: tuple[int, ...]
     tables: dict[str, dict[str, list[Estimate]]] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
     def row(self, table: str, name: str, values: Tensor) -> list[Estimate]:
-        """Enters the estimates of ``values`` [T,N] in a table, and returns them."""
+        """Adds the estimates of ``values`` [T,N] to a table, and returns them."""
         return self.enter(table, name, estimate(values))
 
     def enter(self, table: str, name: str, values: list[Estimate]) -> list[Estimate]:
-        """Enters estimates in a table, and returns them."""
+        """Adds estimates to a table, and returns them."""
         self.tables.setdefault(table, {})[name] = values
         return values
 
@@ -74,7 +74,7 @@ class Figure:
 
 
 def condition_figure(seen: Observation, mask: Tensor | None, gains: Mapping[float, Tensor]) -> Figure:
-    """δ_C: whether it knows the added noise, where it is large, and whether a step along it does what the prompt says.
+    """δ_C: its correlation with the added noise, where it is large, and whether a step along it follows the prompt.
 
     Args:
         seen: with "cond" and "uncond"; with a mask also "shown" (what the image shows) and "behind" (the same with
@@ -108,7 +108,7 @@ def classifier_gains(
 ) -> dict[float, Tensor]:
     """By η of ``ETAS``, [T,N]: how much the classifier's log-odds of ``wanted`` against ``shown`` [N] rise along −δ_C.
 
-    The first noise counts.
+    Only the first noise is used.
     """
 
     def odds(z: Tensor) -> Tensor:
@@ -122,11 +122,11 @@ def classifier_gains(
 
 
 def domain_figure(families: Mapping[str, PairObservation], control: str | None) -> Figure:
-    """δ_N and δ_D of pairs: what they know of content and distortion, and whether δ_D leads back to the domain.
+    """δ_N and δ_D of pairs: their correlation with content and distortion, and whether δ_D leads back to the domain.
 
-    ``control`` names the family whose "distorted" image is as much in-domain as the clean one: z_OOD − (σ/α)δ_D is as
-    near to z_ID as the two predictions of the clean latent are to one another, and at high noise every denoiser brings
-    any two images nearer.
+    ``control`` names the family whose "distorted" image is in-domain, too. It is needed because the distance of z_OOD −
+    (σ/α)δ_D from z_ID equals that between the two predicted clean latents, and at high noise every denoiser brings any
+    two images nearer.
     """
     first = next(iter(families.values()))
     figure = Figure(first.clean.timesteps)
@@ -162,9 +162,9 @@ def domain_figure(families: Mapping[str, PairObservation], control: str | None) 
 
 
 def negative_figure(families: Mapping[str, PairObservation]) -> Figure:
-    """NFSD's two stand-ins for δ_D: ε(∅) − ε(neg), and ε(∅) at low noise; against that of pairs.
+    """NFSD's two approximations of δ_D: ε(∅) − ε(neg), and ε(∅) at low noise; compared with δ_D of pairs.
 
-    The distorted observations need "uncond", "neg" and "random", a caption that has nothing to do with the image.
+    The distorted observations need "uncond", "neg" and "random", an unrelated caption.
     """
     first = next(iter(families.values())).distorted
     figure = Figure(first.timesteps)
@@ -200,7 +200,7 @@ def negative_figure(families: Mapping[str, PairObservation]) -> Figure:
         title = "distance of x_OOD − (σ/α)(ε(∅) − ε(neg)) from x_ID, as a share of x_OOD's"
         values = figure.row(title, name, pair.distance_after(by_neg))
         figure.state("a step along −(ε(∅) − ε(neg)) leads towards x_ID", name, values, below=1.0)
-        # ε(∅) averages over noises to what ε(∅) − ε does, which has much less noise in it.
+        # Over noises, ε(∅) and ε(∅) − ε have the same mean; the latter has far less variance.
         averaged = correlation(pair.distorted.residual.mean(1), delta_d.mean(1))
         values = figure.row("correlation of δ_D with ε(∅) − ε, to which ε(∅) averages out", name, averaged)
         less = averaged - correlation(by_neg.mean(1), delta_d.mean(1))
@@ -211,7 +211,7 @@ def negative_figure(families: Mapping[str, PairObservation]) -> Figure:
 
 
 def residual_figure(groups: Mapping[str, Observation]) -> Figure:
-    """The residual ε(∅) − ε of SDS: how large, beside s δ_C, and how much of it is noise.
+    """The residual ε(∅) − ε of SDS: its size relative to s δ_C, and its share of noise.
 
     Each observation needs "uncond" for many noises and "cond".
     """
@@ -221,7 +221,7 @@ def residual_figure(groups: Mapping[str, Observation]) -> Figure:
         residual, draws = seen.residual, seen.eps["uncond"].shape[1]
         power = residual.square().mean((1, -3, -2, -1))
         variance = residual.var(1).mean((-3, -2, -1))
-        mean_power = residual.mean(1).square().mean((-3, -2, -1)) - variance / draws  # of the true mean, unbiased
+        mean_power = residual.mean(1).square().mean((-3, -2, -1)) - variance / draws  # unbiased
         values = figure.row("size of the residual ε(∅) − ε (root mean square; that of ε is 1)", name, power.sqrt())
         figure.state("the residual is not negligible beside ε", name, values, above=NEGLIGIBLE)
         figure.row("size of its mean over noises", name, mean_power.clamp(min=0).sqrt())
@@ -241,10 +241,10 @@ def residual_figure(groups: Mapping[str, Observation]) -> Figure:
 
 
 def dds_figure(source: Observation, edited: Mapping[str, Observation], s: float = SCALES[0]) -> Figure:
-    """DDS: how much of the residual is left in the difference of an edited image's and its source's.
+    """DDS: the share of the residual that remains in the difference between an edited image and its source.
 
-    ``edited``: by how far the edit has come, images with the same noise as the source. All have "cond", each with its
-    own prompt. At the start of an edit both images are the same, and nothing is left by construction.
+    ``edited``: by the progress of the edit, images with the same noise as the source. All have "cond", each with its
+    own prompt. At the start of an edit both images are equal, so the difference is zero by construction.
     """
     figure = Figure(source.timesteps)
     for stage, seen in edited.items():
@@ -265,7 +265,7 @@ def dds_figure(source: Observation, edited: Mapping[str, Observation], s: float 
 
 
 def vsd_figure(pair: PairObservation, stages: Mapping[int, Tensor]) -> Figure:
-    """VSD's LoRA network over its training: its distance from δ_N and from ε, and what that leaves of the gradient.
+    """VSD's LoRA network over its training: its distance from δ_N and from ε, and the resulting gradient.
 
     ``stages``: by finished training steps, its predictions [T,K,N,C,h,w] for the distorted images.
     """

@@ -1,8 +1,8 @@
-"""Images of known content, and pairs of an in-domain image with an out-of-domain one of the same content.
+"""Images with known content, and pairs of an in-domain and an out-of-domain image of the same content.
 
-Captioned distortions are the degradations that captions of the embedded prior's training images name: what a model
-says of them holds partly by construction. The others (floaters, over-saturation, half-trained scenes) were never in its
-training data, and are what distillation meets.
+Captioned distortions are those that captions of the embedded prior's training images name, so its results on them hold
+partly by construction. The others (floaters, over-saturation, half-trained scenes) are not in its training data and
+occur in distillation.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from nfsd3d.api import Run
 
 WORLD_SIZE = 64
-"""Pixels of a true image; the degradations are made for this size."""
+"""Pixels per side of a true image; the degradations are designed for this size."""
 ANY_SIZE = ("unrealistic", "low contrast", "dull", "dark", "gloomy")
-"""Words of the negative prompt whose degradations do the same to images of any size."""
+"""Words of the negative prompt with degradations that do not depend on the image size."""
 VISIBLE = 0.1
 """A pixel is distorted when its channels change by more than this on average."""
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """N in-domain images ``images`` [N,3,S,S] in [0,1] and what they show, ``prompts``.
+    """N in-domain ``images`` [N,3,S,S] in [0,1] and their ``prompts``.
 
-    ``targets`` are prompts of something else for each. In the world of shapes (``compositions`` is not empty) the
+    ``targets`` are prompts of other content, one for each. In the world of shapes (``compositions`` is not empty) the
     targets are the same object in other colours, ``target_images`` [N,3,S,S] are its true images from the same
-    cameras, and ``masks`` [N,1,S,S] what the object covers, in [0,1].
+    cameras, and ``masks`` [N,1,S,S] the object's coverage, in [0,1].
     """
 
     images: Tensor
@@ -60,7 +60,7 @@ class Subjects:
 class Pairs:
     """N images of the same content, ``clean`` and ``distorted`` [N,3,S,S] in [0,1].
 
-    ``masks`` [N,1,S,S] in [0,1] is where they were distorted; ``prompts`` what they show, ``cameras`` from where.
+    ``masks`` [N,1,S,S] in [0,1] cover the distorted regions. ``prompts`` describe the content, ``cameras`` the views.
     """
 
     clean: Tensor
@@ -71,7 +71,7 @@ class Pairs:
 
 
 def world_subjects(count: int, rng: torch.Generator) -> Subjects:
-    """``count`` true images of the world of shapes, its objects in turn, as the prior's training has them."""
+    """``count`` true images of the world of shapes, as in the prior's training, its objects in turn."""
     names = list(OBJECTS)
     each = [count // len(names) + (index < count % len(names)) for index in range(len(names))]
     images, masks, targets, shown, wanted = [], [], [], [], []
@@ -100,7 +100,7 @@ def world_subjects(count: int, rng: torch.Generator) -> Subjects:
 
 
 def _recoloured(rng: torch.Generator, composition: Composition) -> Composition:
-    """The same object and pattern in colours of which it has none."""
+    """The same object and pattern in entirely different colours."""
     free = [name for name in COLORS if name not in (composition.color, composition.second)]
     first, second = torch.randperm(len(free), generator=rng)[:2].tolist()
     other = free[second] if composition.second else ""
@@ -108,7 +108,7 @@ def _recoloured(rng: torch.Generator, composition: Composition) -> Composition:
 
 
 def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, size: int) -> Subjects:
-    """``count`` images, the files in turn, cut to a square of ``size`` pixels; ``prompt`` says what they show.
+    """``count`` images, the files in turn, cropped to a square of ``size`` pixels; ``prompt`` describes them.
 
     Raises:
         InputError: a file that is no image.
@@ -116,23 +116,23 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
     from PIL import ImageOps
     from torch import frombuffer, uint8
 
-    pictures = []
+    loaded = []
     for path in paths:
         try:
             square = ImageOps.fit(open_image(str(path)), (size, size))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
         pixels = frombuffer(bytearray(square.tobytes()), dtype=uint8).reshape(size, size, 3)
-        pictures.append(pixels.permute(2, 0, 1).float() / 255)
-    images = torch.stack([pictures[index % len(pictures)] for index in range(count)])
+        loaded.append(pixels.permute(2, 0, 1).float() / 255)
+    images = torch.stack([loaded[index % len(loaded)] for index in range(count)])
     return Subjects(images, [prompt] * count, [target] * count)
 
 
 def degraded_pairs(subjects: Subjects, rng: torch.Generator, *, patch: bool) -> Pairs:
     """Each image after the degradation of one word of the paper's negative prompt.
 
-    With ``patch`` only in a soft disc of a quarter of the image's size, which is the exact mask; otherwise
-    everywhere, and the mask is where the image visibly changed.
+    With ``patch`` only in a soft disc of a quarter of the image's size, which is the exact mask. Otherwise everywhere,
+    and the mask covers visible changes.
     """
     words = NEGATIVE_WORDS if subjects.images.shape[-1] == WORLD_SIZE else ANY_SIZE
     choice = torch.randint(len(words), (len(subjects.images),), generator=rng).tolist()
@@ -144,7 +144,7 @@ def degraded_pairs(subjects: Subjects, rng: torch.Generator, *, patch: bool) -> 
 
 
 def floater_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
-    """Two to five blobs of random colours float in front of each image; the mask is what they cover."""
+    """Two to five blobs of random colours in front of each image (floaters); the mask is their coverage."""
     images, masks = [], []
     for image in subjects.images:
         cover = torch.zeros_like(image[:1])
@@ -159,9 +159,9 @@ def floater_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
 
 
 def saturated_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
-    """Colours two to three times as far from gray, at 1.3 times the contrast: what large guidance does to images.
+    """Colours two to three times as far from gray, at 1.3 times the contrast: the effect of a large guidance scale.
 
-    The mask is where the image visibly changed.
+    The mask covers visible changes.
     """
     images = subjects.images
     gray = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
@@ -177,10 +177,10 @@ def recoloured_pairs(subjects: Subjects) -> Pairs:
 
 
 def half_trained_pairs(runs: Sequence[Run], count: int, rng: torch.Generator) -> Pairs:
-    """Views of half-trained scenes, and true ones from the same cameras before the same plain backgrounds.
+    """Views of half-trained scenes, and true ones from the same cameras over the same plain backgrounds.
 
-    ``count`` views in all, from random training cameras, spread over the runs; the true light is even. The mask is
-    where they visibly differ.
+    ``count`` views in all, from random training cameras, spread over the runs; the true views are unlit. The mask
+    covers visible differences.
 
     Raises:
         InputError: the prompt of a run is not one of the world of shapes, or the run made no scene.
@@ -205,7 +205,7 @@ def half_trained_pairs(runs: Sequence[Run], count: int, rng: torch.Generator) ->
 
 
 def visible_change(before: Tensor, after: Tensor) -> Tensor:
-    """[N,1,S,S] 1 where two images [N,3,S,S] differ visibly, else 0."""
+    """[N,1,S,S] 1 where two images [N,3,S,S] visibly differ, else 0."""
     return ((after - before).abs().mean(1, keepdim=True) > VISIBLE).float()
 
 

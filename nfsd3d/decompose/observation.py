@@ -1,7 +1,7 @@
 """Noise predictions of a prior for noised images, from which the figures of the decomposition are computed.
 
-Directions keep the sign of ε, which points away from the data: an improvement is a step along minus the direction, of
-size σ/α in the units of a latent.
+Directions keep the sign of ε, which points away from the data: an improvement is a step against the direction, of
+length σ/α in the units of a latent.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ LATENT_PIXELS_PER_CALL = 2**14
 
 @dataclass(frozen=True)
 class Observation:
-    """What a prior predicts for N latents ``z`` [N,C,h,w] with the K noises ``noise`` [K,N,C,h,w] at T timesteps.
+    """A prior's predictions for N latents ``z`` [N,C,h,w] with K noises ``noise`` [K,N,C,h,w] at T timesteps.
 
-    ``eps`` holds by the name of the prompt the predictions [T,K',N,C,h,w], for the first K' <= K noises.
+    ``eps`` maps the prompt's name to predictions [T,K',N,C,h,w] for the first K' <= K noises.
     """
 
     schedule: NoiseSchedule
@@ -46,13 +46,13 @@ class Observation:
 
     @property
     def residual(self) -> Tensor:
-        """[T,K,N,C,h,w] ε(∅) - ε, what SDS adds to the condition direction."""
+        """[T,K,N,C,h,w] ε(∅) - ε, the residual that SDS adds to the condition direction."""
         uncond = self.eps["uncond"]
         return uncond - self.noise[: uncond.shape[1]]
 
     @property
     def step(self) -> Tensor:
-        """[T,1,1,1,1,1] σ/α, the length of a step along minus a direction."""
+        """[T,1,1,1,1,1] σ/α, the length of a step against a direction."""
         alpha_bar = self.schedule.alpha_bar(torch.tensor(self.timesteps)).cpu()
         return ((1 - alpha_bar) / alpha_bar).sqrt().to(self.z.dtype)[:, None, None, None, None, None]
 
@@ -61,8 +61,8 @@ class Observation:
 class PairObservation:
     """Pairs (see ``image_pairs.Pairs``) with the same noise: ``clean`` has ε(∅), ``distorted`` also other prompts.
 
-    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: the clean images are those that other
-    pairs have too, so that differences to them are paired.
+    ``mask`` [N,h,w] (bool) is where they differ, on latent pixels. ``shared``: other pairs have the same clean images,
+    so that differences to them are paired.
     """
 
     clean: Observation
@@ -103,7 +103,7 @@ def observe(
 ) -> Observation:
     """The predictions for latents ``z`` [N,C,h,w] with noise [K,N,C,h,w] at each timestep, one call a batch.
 
-    ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` takes the place of the prior's denoiser.
+    ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` replaces the prior's denoiser.
     ``advance`` is called after each timestep. Results are on the CPU.
     """
     predict = predict or (lambda z_t, t, context, entries: prior.predict_eps(z_t, t, context))
@@ -137,8 +137,8 @@ def lora_stages(
 ) -> dict[int, Tensor]:
     """The LoRA network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
 
-    It learns the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N]. ``advance`` is
-    called after every training step and every timestep observed.
+    It is trained on the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N].
+    ``advance`` is called after every training step and every timestep observed.
     """
     z, cameras = seen.z.to(prior.device), cameras.to(prior.device)
     stride = max(1, len(z) // batch)

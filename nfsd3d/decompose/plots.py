@@ -1,7 +1,7 @@
 """Image grids of the score decomposition: directions as heat maps and colours, and decoded steps.
 
 Heat maps are the length over channels of a direction, white at its largest; coloured maps are the first three channels
-of a latent around gray. Where an image shows an improvement it is a step along minus the direction.
+of a latent around gray. Improved images are steps against the direction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.visualize.images import Image, grid, to_uint8
 
 TILE = 128
-"""Pixels of an image on an image grid."""
+"""Pixels per side of an image in a grid."""
 LABEL = 16
 SHOWN = 6
-"""Rows of an image grid whose images are of one kind."""
+"""Rows of an image grid for each kind of image."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImageGrid:
         from PIL import Image as PIL
         from PIL import ImageDraw
 
-        tiles = [[to_uint8(_tile(picture)) for picture in row] for row in self.rows]
+        tiles = [[to_uint8(_tile(image)) for image in row] for row in self.rows]
         head = PIL.new("RGB", (TILE * len(self.columns), LABEL), "white")
         draw = ImageDraw.Draw(head)
         for index, name in enumerate(self.columns):
@@ -47,7 +47,7 @@ class ImageGrid:
 
 
 def middle(timesteps: Sequence[int], training_steps: int) -> int:
-    """The index of the timestep that image grids show, the one nearest to 3/10 of the range."""
+    """The index of the timestep in image grids, the one nearest to 3/10 of the range."""
     return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - 0.3 * training_steps))
 
 
@@ -83,7 +83,7 @@ def domain_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservatio
 
 
 def negative_grid(prior: Prior, families: Mapping[str, tuple[Pairs, PairObservation]]) -> ImageGrid:
-    """Two pairs of each family: δ_D, its two stand-ins by a prompt, and steps along them."""
+    """Two pairs of each family: δ_D, its two approximations by a prompt, and steps along them."""
     first = next(iter(families.values()))[1].clean
     i = middle(first.timesteps, first.schedule.training_steps)
     rows = []
@@ -170,5 +170,5 @@ def _decoded(prior: Prior, z: Tensor) -> Tensor:
     return prior.decode(z[None].to(prior.device))[0].clamp(0, 1).cpu()
 
 
-def _tile(picture: Tensor) -> Tensor:
-    return F.interpolate(picture[None], size=(TILE, TILE), mode="nearest")[0]
+def _tile(image: Tensor) -> Tensor:
+    return F.interpolate(image[None], size=(TILE, TILE), mode="nearest")[0]

@@ -52,13 +52,13 @@ if TYPE_CHECKING:
     from nfsd3d.api import Run
 
 RESIDUAL_NOISES = 8
-"""The residual's figure takes this many times as many noises."""
+"""Factor on the number of noises for the residual's figure."""
 
 LORA_RANK, LORA_LEARNING_RATE, CAMERA_DROPOUT = 4, 1e-3, 0.1
 LORA_STAGES = (0, 30, 100, 300)
 
 DDS_STAGES = {"a tenth of the way": 0.1, "half-way": 0.5, "at the end": 1.0}
-"""How far an edit has come: cross-fades from the source to what it arrives at."""
+"""Progress of an edit: weights of the cross-fade from the source to the target image."""
 
 RECOLOURED = "other colours (control)"
 FITTED, HALF_TRAINED_SCENES = "half-fitted scenes", "half-trained scenes"
@@ -69,8 +69,8 @@ UNRELATED_CAPTION = "a picture of a house"
 class Study:
     """Measures a prior on images, with ``noises`` noises an image at ``timesteps``; one method per figure.
 
-    ``runs`` are half-trained scenes (none for images from files). ``edits``: whether images from files have a prompt
-    of an edit. ``progress`` has one task.
+    ``runs`` are half-trained scenes (none for images from files). ``edits``: whether images from files have a target
+    prompt. ``progress`` has one task.
     """
 
     prior: StableDiffusionPrior
@@ -83,7 +83,7 @@ class Study:
     progress: Progress
 
     def condition(self) -> tuple[Figure, ImageGrid]:
-        """δ_C of a prompt for something else than the image shows; in the world, judged and with masks."""
+        """δ_C of a prompt for other content than the image's; in the world of shapes with classifier and masks."""
         s = self.subjects
         contexts = {"cond": self.prior.embed(s.targets), "uncond": self._empty}
         if s.masks is None:
@@ -126,7 +126,7 @@ class Study:
         return residual_figure({label: seen for label, (_, seen) in groups.items()}), residual_grid(groups)
 
     def dds(self) -> tuple[Figure, ImageGrid]:
-        """The residuals of a source and of the edit of it, as that goes on."""
+        """The residuals of a source and of its edit, over the progress of the edit."""
         s, end = self.subjects, self.edited_images
         assert end is not None
         contexts = {"cond": self.prior.embed(s.prompts), "uncond": self._empty}
@@ -139,9 +139,9 @@ class Study:
         return dds_figure(source, edited), dds_grid(self.prior, source, list(edited.values())[-1])
 
     def vsd(self) -> tuple[Figure, ImageGrid]:
-        """A LoRA network that learns half-trained scenes (or over-saturated images).
+        """A LoRA network in training on half-trained scenes (or over-saturated images).
 
-        It adapts the prior's UNet, which can be done once; outside its calls the prior stays as it was.
+        It adapts the prior's UNet, which is possible once; outside its calls the prior is unchanged.
         """
         name, pairs = self._hardest
         seen = self.families[name][1]
@@ -167,7 +167,7 @@ class Study:
 
     @cached_property
     def families(self) -> dict[str, tuple[Pairs, PairObservation]]:
-        """Pairs by the name of the distortion, and what the prior predicts for them."""
+        """Pairs by the name of the distortion, with the prior's predictions."""
         return {name: (pairs, self._observe_pairs(name, pairs, True)) for name, pairs in self._pairs.items()}
 
     @cached_property
@@ -180,7 +180,7 @@ class Study:
 
     @cached_property
     def edited_images(self) -> Tensor | None:
-        """What an edit arrives at: the true image, or with files the source in stronger colours; None without one."""
+        """The targets of an edit: the true images, or with files the source in stronger colours; None without."""
         if self.subjects.target_images is not None:
             return self.subjects.target_images
         return saturated_pairs(self.subjects, self._rng(3)).distorted if self.edits else None
@@ -206,7 +206,7 @@ class Study:
 
     @property
     def _hardest(self) -> tuple[str, Pairs]:
-        """The family that is most like what distillation meets."""
+        """The family most similar to the images of distillation."""
         return list(self._pairs.items())[-1]  # scenes, where there are any
 
     def _observe_pairs(self, name: str, pairs: Pairs, prompts: bool) -> PairObservation:

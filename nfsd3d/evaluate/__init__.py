@@ -1,1 +1,1 @@
-"""Measuring results against ground truth: what an image shows, how true a shape is, how good the prior itself is."""
+"""Evaluation against ground truth: image classification, geometry (IoU), sharpness, and the quality of the prior."""

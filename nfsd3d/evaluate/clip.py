@@ -1,4 +1,4 @@
-"""CLIP score and R-Precision (arXiv 2104.08718; 2112.01455, section 4): for prompts that have no ground truth."""
+"""CLIP score and R-Precision (arXiv 2104.08718; 2112.01455, section 4): for prompts without ground truth."""
 
 import re
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 
-# The pixel statistics that every CLIP model of OpenAI and OpenCLIP was trained with.
+# The pixel normalisation of all CLIP models of OpenAI and OpenCLIP.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HUB_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Of one run: ``score``, 100 times the mean cosine between its views and its prompt, and whether its own prompt
-    is the nearest of all given (``retrieved``; None when fewer than two different prompts were given).
+    """The scores of one run. ``score`` is 100 times the mean cosine similarity of its views and its prompt.
+    ``retrieved`` is whether its own prompt is the nearest one; None for fewer than two different prompts.
     """
 
     prompt: str
@@ -83,7 +83,7 @@ class ClipScorer:
 
 
 def _check_available(model: str) -> None:
-    """Fails at once where ``from_pretrained`` would try for half a minute."""
+    """Fails immediately where ``from_pretrained`` would retry for half a minute."""
     if Path(model).is_dir():
         if not (Path(model) / "config.json").exists():
             raise InputError(f"--clip {model}: the folder has no config.json; give the folder of a CLIPModel")

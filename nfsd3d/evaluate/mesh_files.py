@@ -1,7 +1,7 @@
-"""Whether an exported mesh is what it should be: closed, true to its field's views, and shown by other programs.
+"""Checks of exported meshes: closed, equal to the field's views, and readable by other programs.
 
-The other programs are no dependencies: Khronos' validator and three.js are npm packages, Blender is the Python package
-``bpy`` (in an environment of its own), the browser is Chromium. Each check takes where its program is.
+The other programs are not dependencies: Khronos' validator and three.js are npm packages, Blender is the Python package
+``bpy`` (in a separate environment), the browser is Chromium. Each check gets its program's location.
 """
 
 import base64
@@ -30,15 +30,15 @@ from nfsd3d.visualize.image_grid import Image, square
 from nfsd3d.visualize.images import to_uint8
 
 BACKGROUND = 0.5
-"""Gray, behind the mesh and behind the field."""
+"""Gray background of the mesh's and the field's views."""
 
 PLACE = (1.2, 0.9, 2.2)
-"""Of the camera of other programs' pictures: world units to the left, up and to the front of the middle."""
+"""Camera position in other programs' images: world units to the left, up and to the front of the centre."""
 
 NPM_PACKAGES = ("gltf-validator@2.0.0-dev.3.10", "three@0.187.0")
 PROGRAM_SECONDS = 600
 
-# Chromium without a window or a GPU; pages are files, and three.js comes as modules from files too.
+# Headless Chromium without a GPU; pages and three.js's modules are local files.
 _CHROMIUM = (
     *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
     *("--ignore-gpu-blocklist", "--allow-file-access-from-files", "--virtual-time-budget=20000"),
@@ -54,11 +54,11 @@ _BLENDER = """
 import math, sys
 import bpy
 
-glb, picture, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+glb, output, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 bpy.ops.wm.read_factory_settings(use_empty=True)
 bpy.ops.import_scene.gltf(filepath=glb)
 scene = bpy.context.scene
-pictures = [i for i in bpy.data.images if i.size[0]]
+images = [i for i in bpy.data.images if i.size[0]]
 meshes = [o for o in bpy.data.objects if o.type == "MESH"]
 world = bpy.data.worlds.new("white")
 world.use_nodes = True
@@ -75,9 +75,9 @@ scene.render.engine = "CYCLES"
 scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 8, False
 scene.view_settings.view_transform = "Standard"
 scene.render.resolution_x = scene.render.resolution_y = size
-scene.render.filepath = picture
+scene.render.filepath = output
 bpy.ops.render.render(write_still=True)
-print("RESULT", len(meshes), sum(len(m.data.polygons) for m in meshes), *[f"{i.size[0]}x{i.size[1]}" for i in pictures])
+print("RESULT", len(meshes), sum(len(m.data.polygons) for m in meshes), *[f"{i.size[0]}x{i.size[1]}" for i in images])
 """
 
 _THREE_PAGE = """<!doctype html><meta charset="utf-8"><style>body { margin: 0 }</style>
@@ -106,9 +106,9 @@ _THREE_PAGE = """<!doctype html><meta charset="utf-8"><style>body { margin: 0 }<
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a mesh without light matches the albedo views of its field: means over views.
+    """The agreement of an unlit mesh with the albedo views of its field: means over views.
 
-    ``psnr`` in dB over whole pictures before the same gray; ``psnr_inside`` where both are; ``silhouette_iou`` of the
+    ``psnr`` in dB over whole images on the same gray; ``psnr_inside`` where both are covered; ``silhouette_iou`` of the
     mesh with opacity > 0.5, of which ``worst_iou`` is the smallest.
     """
 
@@ -138,9 +138,9 @@ def read_glb(path: Path) -> SurfaceMesh:
         light = array(attributes["COLOR_0"], "<u2", 4)[:, :3] / 65535
         return SurfaceMesh(vertices, faces, normals, linear_to_srgb(light).astype(np.float32))
     view = document["bufferViews"][document["images"][0]["bufferView"]]
-    picture = imageio.imread(body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]])
+    image = imageio.imread(body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]])
     uv = array(attributes["TEXCOORD_0"], "<f4", 2)
-    texture = Texture(uv, np.arange(len(vertices), dtype=np.int32), faces, picture)
+    texture = Texture(uv, np.arange(len(vertices), dtype=np.int32), faces, image)
     return SurfaceMesh(vertices, faces, normals, np.zeros_like(vertices), texture)
 
 
@@ -156,8 +156,8 @@ def find_glb(folder: Path) -> Path:
     return path
 
 
-def picture_names(run_dirs: Sequence[Path]) -> list[str]:
-    """A name for the pictures of each run: its folder's, with a number where another one has it already."""
+def image_names(run_dirs: Sequence[Path]) -> list[str]:
+    """A base name for the image files of each run: its folder's, with a number if that is taken."""
     names: list[str] = []
     for run_dir in run_dirs:
         name, count = run_dir.resolve().name, 1
@@ -169,7 +169,7 @@ def picture_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def check_shape(path: Path) -> dict[str, Any]:
-    """What trimesh finds in a mesh file once vertices in one place are one: closed, outward, its volume."""
+    """What trimesh finds in a mesh file after merging equal vertices: closed, outward, and the volume."""
     mesh = trimesh.load_scene(path).to_geometry()
     mesh.merge_vertices(merge_tex=True, merge_norm=True)
     return {
@@ -181,8 +181,8 @@ def check_shape(path: Path) -> dict[str, Any]:
 
 
 def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> tuple[Agreement, Image]:
-    """The agreement of ``mesh`` with what ``cameras`` see of ``generator``, and pictures: each mesh beside its view."""
-    psnr, inside, ious, pictures = [], [], [], []
+    """The agreement of ``mesh`` with views of ``generator`` from ``cameras``, and images: each mesh beside its view."""
+    psnr, inside, ious, images = [], [], [], []
     for index in range(len(cameras)):
         camera = cameras[index]
         view = generator.render_in_chunks(camera, RenderOptions(torch.full((1, 3), BACKGROUND)))
@@ -194,9 +194,9 @@ def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> 
         inside.append(_psnr(image[shown & opaque], expected[shown & opaque]))
         ious.append(float((shown & opaque).sum() / max((shown | opaque).sum(), 1)))
         both = np.concatenate([image, expected], axis=1)
-        pictures.append(to_uint8(torch.from_numpy(both).permute(2, 0, 1)))
+        images.append(to_uint8(torch.from_numpy(both).permute(2, 0, 1)))
     mean_psnr, mean_inside, mean_iou = (float(np.mean(values)) for values in (psnr, inside, ious))
-    return Agreement(mean_psnr, mean_inside, mean_iou, min(ious)), square(pictures)
+    return Agreement(mean_psnr, mean_inside, mean_iou, min(ious)), square(images)
 
 
 def _psnr(image: NDArray, expected: NDArray) -> float:
@@ -215,7 +215,7 @@ def install_npm_packages(tools: Path) -> None:
 
 
 def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
-    """What Khronos' validator says of a GLB: numbers of "errors", "warnings", "infos", "hints", and the "messages".
+    """The report of Khronos' validator on a GLB: numbers of "errors", "warnings", "infos", "hints", and the "messages".
 
     Raises:
         InputError: node or the package is not there.
@@ -226,63 +226,63 @@ def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
     return {**counts, "messages": [f"{m['code']}: {m['message']}" for m in issues["messages"]]}
 
 
-def blender_picture(path: Path, picture: Path, python: Path, size: int = 384) -> dict[str, Any]:
-    """Opens a GLB in Blender, lit from all sides, and renders ``picture``; returns what Blender found in the file.
+def render_in_blender(path: Path, output: Path, python: Path, size: int = 384) -> dict[str, Any]:
+    """Opens a GLB in Blender, lit from all sides, and renders ``output``; returns what Blender found in the file.
 
-    ``python`` is one that has the package ``bpy``.
+    ``python`` is an interpreter with the package ``bpy``.
 
     Raises:
-        InputError: it does not, or Blender fails.
+        InputError: it lacks the package, or Blender fails.
     """
-    arguments = [str(path.resolve()), str(picture.resolve()), str(size), *map(str, PLACE)]
-    output = _run([str(python), "-c", _BLENDER, *arguments])
-    found = next(line for line in output.splitlines() if line.startswith("RESULT")).split()
+    arguments = [str(path.resolve()), str(output.resolve()), str(size), *map(str, PLACE)]
+    printed = _run([str(python), "-c", _BLENDER, *arguments])
+    found = next(line for line in printed.splitlines() if line.startswith("RESULT")).split()
     return {"meshes": int(found[1]), "triangles": int(found[2]), "textures": found[3:]}
 
 
-def three_picture(path: Path, picture: Path, tools: Path, chromium: str, size: int = 512) -> float:
-    """Opens a GLB with three.js in Chromium, without light, and takes ``picture``.
+def render_in_three(path: Path, output: Path, tools: Path, chromium: str, size: int = 512) -> float:
+    """Opens a GLB with three.js in Chromium, unlit, and writes the screenshot ``output``.
 
-    Returns the PSNR (dB) of that to what ``nfsd3d`` draws of the file from the same place.
+    Returns its PSNR (dB) against the rendering of the file by ``nfsd3d`` from the same camera.
 
     Raises:
         InputError: the browser or the package is not there.
     """
-    page = picture.resolve().with_suffix(".html")
+    page = output.resolve().with_suffix(".html")
     page.write_text(_three_page(path, tools / "node_modules", size), encoding="utf-8")
-    page_picture(page, picture, chromium, (size, size))
+    screenshot(page, output, chromium, (size, size))
     page.unlink()
     left, up, front = PLACE
     away = math.hypot(left, up, front)
     camera = orbit(1, size, math.degrees(math.asin(up / away)), away, 45.0, math.degrees(math.atan2(left, front)))
     image, shown = draw(read_glb(path), camera)
     image[~shown] = 128 / 255
-    return _psnr(imageio.imread(picture)[..., :3].astype(np.float32) / 255, image)
+    return _psnr(imageio.imread(output)[..., :3].astype(np.float32) / 255, image)
 
 
 def _three_page(path: Path, modules: Path, size: int) -> str:
     left, up, front = PLACE
-    # Within the page: no browser's fetch() reads files without being asked to, and some never do.
+    # The model is inlined: browsers restrict or forbid fetch() of local files.
     model = f"data:model/gltf-binary;base64,{base64.b64encode(path.read_bytes()).decode()}"
     values = {"MODULES": modules.resolve().as_uri(), "MODEL": model, "SIZE": size}
     values |= {"LEFT": left, "UP": up, "FRONT": front}
-    # In one go: a path may hold one of the words.
+    # All replacements in one pass, because a path may contain a placeholder.
     return re.sub(rf"\b({'|'.join(values)})\b", lambda match: str(values[match[0]]), _THREE_PAGE)
 
 
-def page_picture(page: Path, picture: Path, chromium: str, size: tuple[int, int]) -> None:
-    """Takes ``picture`` of a page in Chromium, with no network, in a window of ``size`` (width, height) pixels.
+def screenshot(page: Path, output: Path, chromium: str, size: tuple[int, int]) -> None:
+    """Writes the screenshot ``output`` of a page in Chromium, offline, in a window of ``size`` (width, height) pixels.
 
     Raises:
         InputError: the browser is not there.
     """
     offline = "--host-resolver-rules=MAP * ~NOTFOUND"
     window = f"--window-size={size[0]},{size[1]}"
-    _run([chromium, *_CHROMIUM, offline, window, f"--screenshot={picture.resolve()}", page.resolve().as_uri()])
+    _run([chromium, *_CHROMIUM, offline, window, f"--screenshot={output.resolve()}", page.resolve().as_uri()])
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:
-    """What a program prints.
+    """The standard output of a program.
 
     Raises:
         InputError: it is not there, fails or does not end.

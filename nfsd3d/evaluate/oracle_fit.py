@@ -39,28 +39,28 @@ from nfsd3d.train.task import Task
 from nfsd3d.visualize.images import Image, preview
 
 METHOD = "oracle_fit"
-"""What ``summary.json`` of a fit calls its method."""
+"""The method in ``summary.json`` of a fit."""
 
 TRUE_VIEWS = 256
-"""True views that a fit draws from, at least: sphere tracing new ones for every step would take most of its time."""
+"""Least number of true views in a fit: sphere tracing new ones for every step would take most of its time."""
 
-# With one half the gradient on an image is its error. Over a fit's first hundred 64x64 steps that has a norm of 23, and
-# what NFSD sends through the embedded encoder has one of 24: learning rates, AdamW's eps and the regularisers' weights
-# mean the same in both. Weights 4 and 16 times as large gain 0.1 to 0.6 dB.
+# With one half, the gradient on an image is its error. Over a fit's first hundred 64x64 steps its mean norm is 23;
+# NFSD's gradient through the embedded encoder has 24. So learning rates, AdamW's eps and the regularisers' weights are
+# comparable. Weights 4 and 16 times as large gain 0.1 to 0.6 dB.
 WEIGHT = 0.5
-"""Of the squared error, summed over pixels and averaged over views."""
+"""Weight of the squared error, summed over pixels and averaged over views."""
 
 
 @dataclass(frozen=True)
 class TrueBatch:
-    """What a step's B ``cameras`` truly see: ``color`` [B,3,H,W] over black and ``coverage`` [B,1,H,W], in [0,1]."""
+    """True views of a step's B ``cameras``: ``color`` [B,3,H,W] over black and ``coverage`` [B,1,H,W], in [0,1]."""
 
     cameras: Cameras
     color: Tensor
     coverage: Tensor
 
     def before(self, background: Tensor) -> Tensor:
-        """[B,3,H,W] the views before plain colours ``background`` [B,3]."""
+        """[B,3,H,W] the views over plain colours ``background`` [B,3]."""
         return self.color + (1 - self.coverage) * background[:, :, None, None]
 
     def resized(self, size: int) -> "TrueBatch":
@@ -76,7 +76,7 @@ class TrueBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class OracleFit(Task):
-    """Fitting ``nerf`` to true views, drawn from ``batches``; final."""
+    """Photometric fitting of ``nerf`` to true views, drawn from ``batches``; final."""
 
     config: Config
     nerf: NeRF
@@ -95,15 +95,16 @@ class OracleFit(Task):
 
 
 def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) -> Path:
-    """Fits the oracle fit of the run that ``config`` describes into ``run_dir``, a new directory, and returns that.
+    """Computes the oracle fit of the run that ``config`` describes in ``run_dir``, a new directory; returns
+    ``run_dir``.
 
     The directory is a run's (`nfsd3d.api.load_run`), with ``method`` "oracle_fit" in its ``summary.json``, no prior,
     and ``psnr`` (of the last step's views, in dB) among the final metrics; nothing is exported. A fit takes minutes and
-    cannot be resumed: it becomes a run when it is done.
+    cannot be resumed: it is moved into place when it is done.
 
-    The true views are unlit: a NeRF that is shaded as its bare albedo shows one colour at a point from everywhere, and
-    the true colours under even light are the only ones that it can match exactly. A distilled run has learnt colours
-    with some of the prior's light in them, and is to be judged by what they show, not by this oracle_fit's brightness.
+    The true views are unlit: a NeRF rendered as plain albedo has one colour at a point from all directions, so it can
+    match only unlit colours exactly. The colours of a distilled run include some of the prior's lighting; their
+    brightness is not comparable with the oracle fit's.
 
     Raises:
         InputError: the prompt is not one of the world of shapes, or ``run_dir`` is in use.
@@ -132,7 +133,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     except Diverged as error:
         raise RunFailed(f"{run_dir}: diverged: {error}") from error
     write_text(run_dir / "config.yaml", config.to_yaml())
-    # What was distilled, with which scale, and from what: the configuration says it, and nothing was.
+    # Settings of distillation have no effect on a fit.
     outcome = Summary(
         status="done",
         reason=None,
@@ -156,7 +157,7 @@ def render_batches(
     device: torch.device,
     console: Console,
 ) -> list[TrueBatch]:
-    """At least ``TRUE_VIEWS`` unlit views from random training cameras, in batches of a step's, at its finest size."""
+    """At least ``TRUE_VIEWS`` unlit views from random training cameras, in batches of a step, at the highest size."""
     steps, views = settings.steps, settings.batch_size
     size = max(plan_at(settings, step / steps).resolution for step in range(steps))
     black = torch.zeros(views, 3, size, size, device=device)
@@ -172,7 +173,7 @@ def render_batches(
 def photometric_loss(generator: NeRF, batches: list[TrueBatch], rng: torch.Generator, plan: StepPlan) -> StepResult:
     """The loss of a step on one of ``batches``: half the squared error, summed over pixels and averaged over views.
 
-    The regularisers are added. Both images stand before the same plain random colours, so that the opacity is learnt.
+    The regularisers are added. Both images have the same plain random backgrounds, so that the opacity is learnt.
     Metrics: ``grad_norm``, the mean over views of the L2 norm of the gradient on the image (of the squared error);
     ``psnr`` in dB; ``opacity``; ``samples_per_ray``.
     """

@@ -45,7 +45,7 @@ def reconstruction_psnr(prior: Prior, images: Tensor, batch: int = 64) -> float:
 
 
 def held_out_requests() -> list[tuple[Composition, str]]:
-    """Every held-out composition without a view word (""), and with each of the four where it has a front, else two."""
+    """Every held-out composition without a view word (""), and with four (with a front) or two of them."""
     requests = [(composition, "") for composition in held_out()]
     for composition in held_out():
         views = VIEWS if OBJECTS[composition.object].has_front else ("front", "overhead")

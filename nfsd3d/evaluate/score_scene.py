@@ -36,7 +36,7 @@ class RunScore:
     ``object``, ``color``, ``pattern``, ``retrieved`` and ``margin`` are those of all views together (see
     ``alignment.Alignment``); ``views_right`` is the share of single views whose object is right. ``iou`` is that of the
     field's solid with the true solid, ``mesh_iou`` that of its mesh, and ``ellipsoid_iou`` that of the best ellipsoid.
-    ``source_iou`` compares the field's solid with its source's; it is None without a source or where that is gone.
+    ``source_iou`` compares the field's solid with its source's; it is None if there is no source or it was removed.
     ``view_error_deg``, the median over views, and ``janus`` are None for objects without a front. ``sharpness`` and
     ``contrast`` are ratios to true views. ``seconds``, ``evaluations`` (NFE) and ``memory_mb`` (peak) come from
     ``summary.json``, None where it lacks them.
@@ -67,7 +67,7 @@ class RunScore:
 
 
 def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScore:
-    """The scores of ``run`` at its checkpoint; ``mesh=False`` leaves the mesh out, which takes some seconds.
+    """The scores of ``run`` at its checkpoint; ``mesh=False`` skips the mesh, which takes some seconds.
 
     Raises:
         InputError: the prompt is not one of the world of shapes.
@@ -114,7 +114,7 @@ def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScor
 
 
 def views_of(run: Run) -> tuple[Tensor, Tensor]:
-    """[24,3,64,64] views around the object before a plain gray background, and their opacity [24,1,64,64]."""
+    """[24,3,64,64] views around the object on a plain gray background, and their opacity [24,1,64,64]."""
     cameras = viewing_cameras(run.config, VIEWS, SIZE)
     background = torch.tensor(BACKGROUND).expand(VIEWS, 3)
     rendering = run.generator.render_in_chunks(cameras, RenderOptions(background))
@@ -140,7 +140,7 @@ def _mesh_iou(run: Run, truth: Composition, radius: float) -> float | None:
 
 @dataclass(frozen=True)
 class Row:
-    """The scores of several runs as one row of a table: shares and means, and how many runs they are over.
+    """The scores of several runs as one row of a table: shares and means, and the number of runs.
 
     Shares and ``janus`` are in [0,1]; ``margin`` and ``view_error_deg`` are medians; ``iou_gain`` is the mean of
     ``iou`` minus the ellipsoid's; ``done`` the share of runs that neither diverged nor failed.

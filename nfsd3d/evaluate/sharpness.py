@@ -24,7 +24,7 @@ class Appearance:
 def compare_appearance(images: Tensor, opacity: Tensor, true_images: Tensor, true_mask: Tensor) -> Appearance:
     """Of images [B,3,H,W] in [0,1] with ``opacity`` [B,1,H,W], against true images with their masks.
 
-    Each image is looked at where its own object is (opacity above one half). Without any such pixel both are 0.
+    Statistics are over each image's own object (opacity above one half). Without any such pixel both are 0.
     """
     sharpness, contrast = _statistics(images, opacity)
     true_sharpness, true_contrast = _statistics(true_images, true_mask)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means, correlations, areas under the ROC curve, and claims that the intervals decide."""
+"""Bootstrap intervals of means, correlations, areas under the ROC curve, and claims tested by intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def area_under_curve(score: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about the quantity ``of``, and by timestep whether its interval confirms it.
+    """A statement about the quantity ``of``, and for each timestep whether its interval confirms it.
 
     ``answers``: "yes" (the interval lies within the claimed bounds), "no" (outside) or "open" (across one).
     """

@@ -17,7 +17,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """ "93 %", or "-" where there is nothing to count."""
+    """ "93 %", or "-" for NaN or None."""
     return "-" if math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
@@ -37,7 +37,7 @@ def yes(value: bool | None) -> str:
 
 
 def calibration_table(rows: Mapping[str, Calibration]) -> str:
-    """The classifier on known images, one row each."""
+    """The classifier's calibrations, one row each."""
     head = ["the classifier on", "images", "object", "colour", "pattern", "R-Precision", "view word", "azimuth error"]
 
     def cells(name: str, c: Calibration) -> list[str]:
@@ -48,7 +48,7 @@ def calibration_table(rows: Mapping[str, Calibration]) -> str:
 
 
 def run_table(scores: Mapping[str, RunScore]) -> str:
-    """One row a run, by name."""
+    """One row per run, by name."""
     head = ["run", "prompt", "object", "colour", "pattern", "retrieved", "margin", "IoU", "mesh IoU", "ellipsoid"]
     head += ["IoU with source", "view error", "Janus", "status"]
 
@@ -61,7 +61,7 @@ def run_table(scores: Mapping[str, RunScore]) -> str:
 
 
 def summary_table(rows: Mapping[str, Row]) -> str:
-    """One row a method (or oracle_fit), over its runs."""
+    """One row per method (or oracle fit), over its runs."""
     head = ["", "runs", "object", "colour", "pattern", "R-Precision", "margin", "IoU", "mesh IoU", "over ellipsoid"]
     head += ["IoU with source", "view error", "Janus", "sharpness", "contrast", "done", "seconds", "evaluations", "MB"]
 
@@ -83,7 +83,7 @@ def summary_table(rows: Mapping[str, Row]) -> str:
 
 
 def image_table(groups: Mapping[str, Mapping[str, ImageScore]]) -> str:
-    """One row a run of images, by name, and one for the mean of each group."""
+    """One row per run of images, by name, and one for the mean of each group."""
     head = ["run", "prompt", "images", "object", "colour", "pattern", "R-Precision", "margin"]
     head += ["seconds", "evaluations", "MB"]
 
@@ -98,7 +98,7 @@ def image_table(groups: Mapping[str, Mapping[str, ImageScore]]) -> str:
 
 
 def sample_table(rows: list[SampleQuality]) -> str:
-    """The prior's own samples, one row a guidance scale."""
+    """The prior's own samples, one row per guidance scale."""
     head = ["guidance", "samples", "object", "colour", "pattern", "R-Precision", "view word"]
 
     def cells(q: SampleQuality) -> list[str]:
@@ -109,6 +109,6 @@ def sample_table(rows: list[SampleQuality]) -> str:
 
 
 def clip_table(scores: Mapping[str, ClipScore]) -> str:
-    """One row a run, by name."""
+    """One row per run, by name."""
     head = ["run", "prompt", "CLIP score", "retrieved"]
     return table(head, [[name, s.prompt, number(s.score), yes(s.retrieved)] for name, s in scores.items()])

@@ -1,6 +1,6 @@
-"""A prior whose every answer is known in closed form: a mixture of Gaussians on tiny images.
+"""An analytic prior: the exact denoiser of a mixture of Gaussians on tiny images.
 
-It behaves as a perfectly trained denoiser would, which makes the theory of score distillation testable.
+A perfectly trained denoiser would give the same predictions, so the theory of score distillation can be tested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class AnalyticPrior:
     """Mixtures of isotropic Gaussians in latent space, one per prompt; implements :class:`nfsd3d.prior.base.Prior`.
 
     The latent of an image is the image itself, scaled to [-1, 1]. A prompt's embedding [1,K] holds the weights of the
-    K components. Works in the dtype of ``means``, so that identities can be checked in float64.
+    K components. Computes in the dtype of ``means``, so that identities can be checked in float64.
     """
 
     def __init__(self, means: Tensor, stds: Tensor, prompts: Mapping[str, Tensor], schedule: NoiseSchedule) -> None:
@@ -27,7 +27,7 @@ class AnalyticPrior:
         Args:
             means: [K,3,n,n] the components' means.
             stds: [K] their standard deviations, the same in every direction.
-            prompts: for every prompt, weights [K] of the components, not negative, summing to 1.
+            prompts: for every prompt, weights [K] of the components, non-negative, with sum 1.
             schedule: of the diffusion process.
 
         Raises:
@@ -46,7 +46,7 @@ class AnalyticPrior:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise schedule given."""
+        """The given noise schedule."""
         return self._schedule
 
     @property
@@ -61,7 +61,7 @@ class AnalyticPrior:
 
     @property
     def device(self) -> torch.device:
-        """Where the means are."""
+        """The device of the means."""
         return self._means.device
 
     def embed(self, prompts: list[str]) -> Tensor:
@@ -73,7 +73,7 @@ class AnalyticPrior:
         return torch.stack([self._prompts[prompt] for prompt in prompts])[:, None, :]
 
     def free_text_encoder(self) -> None:
-        """There is none."""
+        """Does nothing: there is no text encoder."""
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,3,n,n] in [-1, 1] of images [B,3,H,W] in [0, 1], resized bilinearly; differentiable."""

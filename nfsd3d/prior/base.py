@@ -1,6 +1,6 @@
 """The prior: a pretrained latent diffusion model behind one protocol.
 
-Nothing outside this package knows which model it is. Importing it is cheap: torch and diffusers are imported by the
+No code outside this package depends on the model. Importing it is cheap: torch and diffusers are imported by the
 modules that need them.
 """
 
@@ -38,7 +38,7 @@ class Prior(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the networks and their results live."""
+        """The device of the networks and of their results."""
         ...
 
     def embed(self, prompts: list[str]) -> Tensor:
@@ -46,13 +46,13 @@ class Prior(Protocol):
         ...
 
     def free_text_encoder(self) -> None:
-        """Gives the text encoder's memory back, where there is one; no more prompts can be embedded then."""
+        """Frees the text encoder's memory, if there is one; no prompt can be embedded afterwards."""
         ...
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] latents of images [B,3,H,W] in [0, 1], resized bilinearly first; differentiable, no sampling.
 
-        With ``checkpoint`` an encoder that has activations to keep for the backward pass computes them again there.
+        With ``checkpoint`` the encoder's activations are recomputed in the backward pass instead of stored.
         """
         ...
 
@@ -63,20 +63,20 @@ class Prior(Protocol):
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise at timesteps ``t`` [N] (int64) given ``context`` [N,L,D]; no gradient.
 
-        A denoiser that fills rows up, to shapes that it is compiled for, has no more than ``at_most`` then.
+        A compiled denoiser that pads its batch uses at most ``at_most`` batch entries.
         """
         ...
 
 
 class WrappedPrior:
-    """A prior that passes every call on to another one; the base of those that change a few of them."""
+    """A prior that delegates every call to another one; base class of decorators."""
 
     def __init__(self, prior: Prior) -> None:
         self._prior = prior
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """See :class:`Prior`, as for everything below."""
+        """See :class:`Prior`, also for all other members."""
         return self._prior.schedule
 
     @property
@@ -91,7 +91,7 @@ class WrappedPrior:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self._prior.device
 
     def embed(self, prompts: list[str]) -> Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ChunkedPrior(WrappedPrior):
-    """``prior`` whose networks get at most ``unet_batch_size`` batch entries in one call (None: all of them).
+    """``prior`` with at most ``unet_batch_size`` batch entries per call of its networks (None: all of them).
 
     With ``checkpoint_encoder`` every :meth:`encode` is checkpointed.
     """
@@ -28,29 +28,29 @@ class ChunkedPrior(WrappedPrior):
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] latents of images [B,3,H,W]; differentiable."""
         checkpoint = checkpoint or self._checkpoint_encoder
-        return torch.cat([self._prior.encode(image[part], checkpoint=checkpoint) for part in self._parts(len(image))])
+        return torch.cat([self._prior.encode(image[part], checkpoint=checkpoint) for part in self._slices(len(image))])
 
     def decode(self, z: Tensor) -> Tensor:
         """[B,3,image_size,image_size] images of latents [B,C,h,w]; no gradient."""
-        return torch.cat([self._prior.decode(z[part]) for part in self._parts(len(z))])
+        return torch.cat([self._prior.decode(z[part]) for part in self._slices(len(z))])
 
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; no gradient."""
         most = min((limit for limit in (at_most, self._unet_batch_size) if limit is not None), default=None)
-        predict, rows = self._prior.predict_eps, parts(len(z_t), most)
-        return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in rows])
+        predict, chunks = self._prior.predict_eps, slices(len(z_t), most)
+        return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in chunks])
 
-    def _parts(self, count: int) -> list[slice]:
-        return parts(count, self._unet_batch_size)
+    def _slices(self, count: int) -> list[slice]:
+        return slices(count, self._unet_batch_size)
 
 
-def parts(count: int, at_once: int | None) -> list[slice]:
-    """``count`` rows (at least one) as slices of ``at_once`` rows, the last of the rest; None: one slice."""
+def slices(count: int, at_once: int | None) -> list[slice]:
+    """Slices of ``at_once`` that cover ``count`` batch entries (at least one); None: one slice."""
     return [slice(first, last) for first, last in pairwise([*range(0, count, at_once or count), count])]
 
 
 def in_chunks(prior: Prior, unet_batch_size: int | None, checkpoint_encoder: bool) -> Prior:
-    """``prior`` with its networks' work split up; itself where there is nothing to split."""
+    """``prior`` with its networks called on chunks; ``prior`` itself if there is nothing to split."""
     if unet_batch_size is None and not checkpoint_encoder:
         return prior
     return ChunkedPrior(prior, unet_batch_size, checkpoint_encoder)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.device import move
-from nfsd3d.prior.chunked import parts
+from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 if TYPE_CHECKING:
     from nfsd3d.cameras import Cameras
 
 POSE = 16
-"""Numbers of a camera pose: the camera-to-world matrix."""
+"""Entries of a camera pose, the camera-to-world matrix."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LoraForCameras:
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise of the whole batch, as the prior's; no gradient."""
-        chunks = parts(len(z_t), self.unet_batch_size)
+        chunks = slices(len(z_t), self.unet_batch_size)
         return torch.cat([self.lora.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in chunks])
 
 
@@ -124,7 +124,7 @@ class LoraNetwork:
             z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
             losses = []
-            for chunk in parts(len(z), unet_batch_size):
+            for chunk in slices(len(z), unet_batch_size):
                 eps = self._prior.denoise(z_t[chunk], t[chunk], context[chunk], poses[chunk])
                 loss = (eps - noise[chunk]).square().mean() * (len(eps) / len(z))
                 loss.backward()

@@ -1,4 +1,4 @@
-"""The priors that ``prior=NAME`` chooses from: presets of this package, and those that come from outside.
+"""The registry of priors for ``prior=NAME``: presets of this package, and plug-ins.
 
 Importing this file does not import torch.
 """

@@ -19,7 +19,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
-from nfsd3d.prior.files.loading import load_parts
+from nfsd3d.prior.files.loading import load_model
 from nfsd3d.prior.files.resolve import ModelFiles
 from nfsd3d.prior.schedule import NoiseSchedule
 
@@ -93,7 +93,7 @@ class StableDiffusionPrior:
         Raises:
             InputError: the files cannot be read as such a model; the message names the part.
         """
-        parts = load_parts(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
+        parts = load_model(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
         networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
         return cls(*networks, parts.tokenizer, parts.schedule, parts.prediction_type)
 
@@ -124,7 +124,7 @@ class StableDiffusionPrior:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self._unet.device
 
     @property
@@ -133,7 +133,7 @@ class StableDiffusionPrior:
         return self._context_length, self._unet.config.cross_attention_dim
 
     def tensors(self) -> list[Tensor]:
-        """The weights of all networks, without a freed text encoder's."""
+        """The weights of all networks, except a freed text encoder's."""
         networks = (self._unet, self._vae, self._text_encoder)
         return [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
 

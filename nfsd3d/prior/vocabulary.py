@@ -1,7 +1,7 @@
 """Vocabulary of a prior that was trained on few words, and the check of a prompt against it.
 
 The embedded model's is ``vocabulary.json`` in its folder: ``{"words": [...], "groups": {"objects": [...], ...}}``. The
-group "other" holds the words of no named kind. A model without that file takes any text.
+group "other" holds all other words. A model without that file accepts any text.
 """
 
 import json
@@ -51,7 +51,7 @@ def words_of(text: str) -> list[str]:
 
 
 def check_prompt(folder: Path, prompt: str, setting: str = "prompt") -> None:
-    """Accepts a prompt whose every word the model in ``folder`` knows, and any prompt for a model of free text.
+    """Checks that all words of a prompt are in the vocabulary of the model in ``folder``, if it has one.
 
     Raises:
         InputError: unknown words, or text without any word; the message names similar words, the groups of known

@@ -3,7 +3,7 @@
 ``step-XXXXXX.safetensors`` holds the tensors of the generator and the optimiser, those of VSD's LoRA network if there
 is one, and the state of the random generator. ``step-XXXXXX.json`` is its :class:`Header`. The JSON file is written
 last: a checkpoint exists when it does. ``source.*`` holds the generator that the run started from, so that the run can
-be resumed when its source is gone.
+be resumed without its source.
 """
 
 import hashlib
@@ -171,8 +171,8 @@ def load(
     _load_generator(path, generator, tensors)
     if header["group_sizes"] != _group_sizes(optimizer):
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
-    begun = header["step"] > 0
-    _load_moments(path, optimizer, tensors, _OPTIMIZER, begun)
+    started = header["step"] > 0
+    _load_moments(path, optimizer, tensors, _OPTIMIZER, started)
     if lora is not None:
         saved = _under(tensors, _LORA)
         if {name: value.shape for name, value in saved.items()} != {
@@ -183,7 +183,7 @@ def load(
                 "use the run's own config.yaml and do not override distill.* when resuming"
             )
         lora.load_state_dict(saved)
-        _load_moments(path, lora.optimizer, tensors, _LORA_OPTIMIZER, begun)
+        _load_moments(path, lora.optimizer, tensors, _LORA_OPTIMIZER, started)
     rng.set_state(tensors[_RNG])
     return Restored(header["step"], header["record"])
 
@@ -212,14 +212,14 @@ def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]
 
 
 def _load_moments(
-    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, begun: bool
+    path: Path, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str, started: bool
 ) -> None:
-    """Restores the optimiser's state; there must be one once a step is finished (``begun``)."""
+    """Restores the optimiser's state; there must be one once a step is finished (``started``)."""
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(tensors, prefix).items():
         index, moment = name.split(".", 1)
         moments.setdefault(int(index), {})[moment] = value
-    if begun and not moments:
+    if started and not moments:
         raise InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: one object per logged step, on disk as soon as it is known."""
+"""metrics.jsonl and TensorBoard events: one entry per logged step, flushed immediately."""
 
 import json
 import math

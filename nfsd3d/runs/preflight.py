@@ -21,7 +21,7 @@ SAMPLES_PER_RAY = 4
 
 
 def check(config: Config, resume: Path | None = None) -> ModelSource | None:
-    """Checks that device, backend, model, prompt and source are compatible; returns where the model is.
+    """Checks that device, backend, model, prompt and source are compatible; returns the model's location.
 
     ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
     neither torch nor another slow package is imported.
@@ -67,7 +67,7 @@ def _check_samples(config: Config) -> None:
 
 
 def find_model(config: Config) -> ModelSource | None:
-    """Where the prior's model is: a local folder, or a hub id to download; None for a prior without files.
+    """The location of the prior's model: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
         InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
@@ -77,9 +77,9 @@ def find_model(config: Config) -> ModelSource | None:
 
 def _check_same_source(config: Config, run_dir: Path) -> None:
     """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
-    recorded = load_run_config(run_dir)
+    former = load_run_config(run_dir)
     for setting in ("source_run", "source_image"):
-        theirs, ours = getattr(recorded, setting), getattr(config, setting)
+        theirs, ours = getattr(former, setting), getattr(config, setting)
         if theirs != ours:
             raise InputError(
                 f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "

@@ -1,4 +1,4 @@
-"""The image file that an edit starts from; read without torch, so that errors come early."""
+"""Reads the source image of an edit without torch, so that errors come early."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

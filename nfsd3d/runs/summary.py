@@ -67,11 +67,11 @@ class Summary(TypedDict, total=False):
 
 
 def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
-    """Writes ``summary.json``: what ``config`` asked for, the ``outcome``, and what the run used.
+    """Writes ``summary.json``: settings of ``config``, the ``outcome``, and versions, device and memory.
 
     ``outcome`` has at least status, reason, steps and seconds, and replaces what follows from ``config``.
     """
-    asked = Summary(
+    requested = Summary(
         status="",
         reason=None,
         prompt=config.prompt,
@@ -92,7 +92,7 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
         versions=versions(),
         git_revision=git_revision(),
     )
-    write_json(run_dir / "summary.json", {**asked, **outcome, "seconds": round(outcome["seconds"], 2), **used})
+    write_json(run_dir / "summary.json", {**requested, **outcome, "seconds": round(outcome["seconds"], 2), **used})
 
 
 def read_summary(run_dir: Path) -> Summary:
@@ -119,7 +119,7 @@ def read_summary(run_dir: Path) -> Summary:
 
 
 def device_name(device: str) -> str:
-    """What ``device`` is: the GPU's name, or the processor's architecture."""
+    """The name of ``device``: the GPU's, or the processor's architecture."""
     on_gpu = device != "cpu" and torch.cuda.is_available()
     return torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
 
@@ -141,7 +141,7 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # which also says what it was built for
+    found["torch"] = torch.__version__  # includes the CUDA version of the build
     return found
 
 

@@ -1,6 +1,5 @@
 """The procedural world of shapes: objects with exact geometry, colours, captions and renders.
 
-It exists so that the embedded prior has something to learn and so that results can be measured against the truth.
-The generator, the distillation methods, the training loop and the prior's code never import it: the teacher knows
-this world only through its weights.
+The embedded prior is trained on it, and results are compared with its ground truth. Generator, distillation methods,
+training loop and prior never import it: they depend on this world only through the prior's weights.
 """

@@ -1,1 +1,1 @@
-"""The optimisation of a run: building its parts, the step, the loop, checkpoints and the report."""
+"""Training: building a run's objects, the optimisation step, the training loop, and the results."""

@@ -1,4 +1,4 @@
-"""The objects of a run, built from its configuration; no other module does this."""
+"""Builds the objects of a run from its configuration: generator, prior, optimiser, method."""
 
 import copy
 from collections.abc import Mapping
@@ -62,13 +62,13 @@ class Parts:
 
 
 def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
-    """Everything a run needs, loaded and initialised with the run's seed; ``prior`` replaces the configured one.
+    """The objects of a run, loaded and initialised with the run's seed; ``prior`` replaces the configured one.
 
     ``kept_source`` is the saved source of a resumed run (see `nfsd3d.runs.checkpoints.save_source`).
 
     Raises:
-        InputError: an unknown method, a prior whose files are missing or that does not know a word of the prompt, or a
-            source that cannot be read.
+        InputError: an unknown method, missing model files, a word of the prompt outside the prior's vocabulary, or a
+        source that cannot be read.
     """
     method = find_method(config.distill.method)
     prior = prior or build_prior(config)
@@ -141,10 +141,11 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
 
 
 def build_images(config: Config, prior: Prior) -> ImageGenerator:
-    """A generator of images on the run's device: Gaussian noise as latents, or as pixels around mid-gray; or a plug-in.
+    """A generator of images on the run's device: Gaussian noise as latents, or as pixels around mid-gray; or a
+    plug-in's.
 
     Raises:
-        InputError: a generator from outside that is not there.
+        InputError: a plug-in that is not installed.
     """
     if isinstance(config.generator, PluginGeneratorSettings):
         size = milestone_at(config.train.resolution, 0.0)
@@ -153,7 +154,7 @@ def build_images(config: Config, prior: Prior) -> ImageGenerator:
         return built.to(config.machine.device)
     assert isinstance(config.generator, LatentSettings | ImageSettings)
     kind, count = config.generator.type, config.train.batch_size
-    # Another seed than that of the run's RNG, whose first noise would equal the image.
+    # Not the seed of the run's RNG: its first noise would equal the image.
     noise = partial(torch.randn, generator=torch.Generator().manual_seed(config.seed ^ 0x5EED5))
     if kind == "latent":
         initial = config.generator.initial_std * noise(count, *prior.latent_shape)
@@ -164,7 +165,7 @@ def build_images(config: Config, prior: Prior) -> ImageGenerator:
 
 
 def model_files(config: Config) -> ModelFiles:
-    """The files of the prior's model, downloaded if necessary; checks that it knows the prompt's words.
+    """The files of the prior's model, downloaded if necessary; checks the prompt against the vocabulary.
 
     Raises:
         InputError: no such model, or a word outside its vocabulary.

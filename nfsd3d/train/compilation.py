@@ -1,10 +1,10 @@
-"""torch.compile for the prior's networks: which of them, and their warm-up before the first step.
+"""torch.compile for the prior's networks, and their warm-up before the first step.
 
 Problem: a network compiles, and its CUDA graph is captured, when it first meets a batch size. NFSD's batch size varies
 with the timesteps, so compiling would interrupt steps for minutes, and memory could run out in the middle of a run.
-Idea: :func:`step_rows` lists every batch size that a method can need, the prior pads to a few of them, and the warm-up
-runs each once, the largest first: the graphs of smaller batches reuse its memory.
-Measurement: no step compiles again (tests/train/test_compilation.py with every recompilation an error).
+Idea: :func:`step_batch_sizes` lists every batch size that a method can need, the prior pads to a few of them, and the
+warm-up runs each once, the largest first: the graphs of smaller batches reuse its memory.
+Measurement: no step compiles again (tests/train/test_compilation.py turns recompilations into errors).
 """
 
 import gc
@@ -21,7 +21,7 @@ from nfsd3d.distill.methods import Method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.settings import LatentSettings
 from nfsd3d.prior.base import Prior
-from nfsd3d.prior.chunked import parts as rows_in_parts
+from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import Parts
@@ -52,7 +52,7 @@ os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
 def wants_compilation(config: Config) -> bool:
-    """What ``machine.compile`` means: ``auto`` is on for Stable Diffusion on CUDA.
+    """Whether ``machine.compile`` turns compilation on; ``auto``: for Stable Diffusion on CUDA.
 
     On a CPU, and for the embedded model, compiling takes longer than it saves.
     """
@@ -83,10 +83,12 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
         return
     log(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
-    rows = compiled_rows(step_rows(method, views, perp_neg=config.prompts.perp_neg), views, chunks.unet_batch_size)
+    batch_sizes = compiled_batch_sizes(
+        step_batch_sizes(method, views, perp_neg=config.prompts.perp_neg), views, chunks.unet_batch_size
+    )
     # Shapes beyond the limit would run uncompiled without a warning.
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(rows) + 3)
+    limits.recompile_limit = max(limits.recompile_limit, len(batch_sizes) + 3)
     failure = None
     try:
         with warnings.catch_warnings():
@@ -96,7 +98,7 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
             if encoder:
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
-                warm_up_unet(prior, rows, chunks.unet_batch_size)
+                warm_up_unet(prior, batch_sizes, chunks.unet_batch_size)
     except Exception as error:  # compilers raise many kinds; memory may run out, too
         release_compiled(prior)
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -129,27 +131,27 @@ def release_compiled(prior: Prior) -> None:
         torch.compiler.reset()
 
 
-def step_rows(method: Method, views: int, *, perp_neg: bool) -> set[int]:
+def step_batch_sizes(method: Method, views: int, *, perp_neg: bool) -> set[int]:
     """All batch sizes with which steps of ``views`` may call the UNet, before chunking and padding.
 
-    They are those of the method and of its second half. Predictions that every view needs are always in the batch; the
-    others, Perp-Neg's included, for any number of views. A noising moves any number of the latents.
+    They include those of a method's second half. Predictions that all views need are always in the batch; others,
+    Perp-Neg's included, may be for any number of views. A noising evaluates any number of latents.
     """
-    found = set() if method.then is None else step_rows(method.then, views, perp_neg=perp_neg)
+    found = set() if method.then is None else step_batch_sizes(method.then, views, perp_neg=perp_neg)
     always = sum(prediction not in method.active for prediction in method.of_prior)
     most = len(method.of_prior) + (2 * len(method.condition_pairs) if perp_neg else 0)
     moved = {method.noising.batch_entries * count for count in range(1, views + 1)}
     return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
 
 
-def part_sizes(count: int, at_once: int | None) -> set[int]:
+def chunk_sizes(count: int, at_once: int | None) -> set[int]:
     """The sizes of the chunks of ``count`` batch entries."""
-    return {part.stop - part.start for part in rows_in_parts(count, at_once)}
+    return {part.stop - part.start for part in slices(count, at_once)}
 
 
-def compiled_rows(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
+def compiled_batch_sizes(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
     """The batch sizes for which the UNet is compiled: ``counts`` in chunks of ``at_once``, padded as the prior does."""
-    sizes = {size for count in counts for size in part_sizes(count, at_once)}
+    sizes = {size for count in counts for size in chunk_sizes(count, at_once)}
     return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
 
@@ -163,10 +165,10 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
             prior.encode(image.detach())
 
 
-def warm_up_unet(prior: StableDiffusionPrior, rows: Iterable[int], at_once: int | None) -> None:
+def warm_up_unet(prior: StableDiffusionPrior, batch_sizes: Iterable[int], at_once: int | None) -> None:
     """Runs the UNet once on each number of batch entries, in calls of at most ``at_once``."""
     device = prior.device
-    for count in sorted(rows, reverse=True):  # smaller batches reuse the memory of the largest
+    for count in sorted(batch_sizes, reverse=True):  # smaller batches reuse the memory of the largest
         prior.predict_eps(
             torch.zeros(count, *prior.latent_shape, device=device),
             torch.zeros(count, dtype=torch.int64),

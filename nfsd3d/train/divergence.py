@@ -5,8 +5,8 @@ Problem: reading a number synchronises host and device, so a GPU's gradient norm
 a NaN would have spread through all parameters.
 Idea: :func:`drop_unless_finite` decides on the GPU. A gradient whose norm is not finite becomes 0, so the parameters
 stay finite. The largest norm since the last reading reveals it at the next logged step.
-Measurement: tests/train/test_host_device_sync.py counts no synchronisation outside of the samplers; a CPU, which has
-nothing to wait for, reads every norm at once.
+Measurement: tests/train/test_host_device_sync.py counts no synchronisation outside of the samplers; a CPU run reads
+every norm immediately.
 """
 
 import math
@@ -74,6 +74,6 @@ def gradients(*optimizers: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def all_finite(generator: Generator) -> bool:
-    """Whether every parameter is a finite number."""
+    """Whether all parameters are finite."""
     tensors = [parameter for group in generator.parameter_groups().values() for parameter in group]
     return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())

@@ -18,9 +18,9 @@ from nfsd3d.settings.schedules import milestone_at
 
 @torch.no_grad()
 def load_source(config: Config, generator: NeRF | ImageGenerator, prior: Prior, kept: Path | None = None) -> None:
-    """Gives ``generator`` the state of the run or image that ``config`` names as its source, if any.
+    """Loads the state of the source run or image of ``config``, if any, into ``generator``.
 
-    A resumed run reads the copy that it has ``kept`` instead, since the source may be gone. An image is cropped to a
+    A resumed run reads its ``kept`` copy instead, because the source may have been removed. An image is cropped to a
     square around its centre and resized to ``train.resolution``; all images of the batch start with it.
 
     Raises:

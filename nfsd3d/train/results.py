@@ -28,7 +28,7 @@ REMEDIES = {
     "images": "lower train.batch_size",
     "report": "set export.report=false",
 }
-"""The setting to change when a part does not fit into memory."""
+"""The setting to change if a part does not fit into memory."""
 
 
 @dataclass

@@ -101,7 +101,7 @@ class _Run:
 
     @contextmanager
     def failures_in_summary(self) -> Iterator[None]:
-        """Writes what ends the block into the summary, and raises it as an error that names the remedy."""
+        """Writes an exception of the block to the summary, and raises it as an error that names the remedy."""
         progress, run_dir = self.progress, self.run_dir
         try:
             yield
@@ -161,7 +161,7 @@ def _new_run_dir(config: Config) -> Path:
 
 
 def _checkpoint_to_resume(run_dir: Path, steps: int) -> Path:
-    """The checkpoint from which a run of so many ``steps`` is resumed.
+    """The checkpoint from which a run of ``steps`` steps is resumed.
 
     Raises:
         InputError: there is none, or it is of another method or beyond ``steps``.

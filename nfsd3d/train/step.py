@@ -84,8 +84,8 @@ def step_loss(
     Only the gradient of the loss has a meaning: w(t) times the method's direction, summed over the latent and averaged
     over the views, plus a scene's regularisers. An editing method needs the ``source``. It is rendered with the same
     cameras, background, light and sample positions as ``generator``, and gets the same noise. VSD's LoRA network gets
-    the gradient of its own loss; the caller steps its optimiser. Every method takes equally many numbers from ``rng``,
-    so that one seed gives all methods the same cameras, timesteps and noise. ``plan.chunks`` bounds the memory.
+    the gradient of its own loss; the caller steps its optimiser. Every method draws the same amount from ``rng``, so
+    that one seed gives all methods the same cameras, timesteps and noise. ``plan.chunks`` bounds the memory.
     """
     chunks, lora = plan.chunks, distillation.lora
     method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)

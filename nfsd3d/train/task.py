@@ -1,4 +1,4 @@
-"""What the training loop trains: a generator, its optimiser, and the loss of a step."""
+"""The task of the training loop: a generator, its optimiser, and the loss of a step."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -20,10 +20,9 @@ from nfsd3d.visualize.images import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """What is trained; checkpoints keep the state of ``generator``, ``optimizer``, ``rng`` and ``lora``.
+    """A training task; checkpoints keep the state of ``generator``, ``optimizer``, ``rng`` and ``lora``.
 
-    ``lora`` is VSD's LoRA network, which trains beside the generator. ``chunks`` are the chunk sizes that a step starts
-    with.
+    ``lora`` is VSD's LoRA network, which trains beside the generator. ``chunks`` are the initial chunk sizes of a step.
     """
 
     generator: NeRF | ImageGenerator
@@ -45,7 +44,7 @@ class Task(ABC):
 
     @abstractmethod
     def release_compiled(self) -> None:
-        """Frees what torch.compile took; later steps run uncompiled."""
+        """Frees the memory of torch.compile; later steps run uncompiled."""
 
 
 @dataclass(frozen=True, kw_only=True)

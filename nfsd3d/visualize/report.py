@@ -68,7 +68,7 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
 
 
 def _facts(config: Config, summary: Summary) -> str:
-    progress = (0.0, 1.0)  # a scale that changes is told by its ends
+    progress = (0.0, 1.0)  # a schedule is described by its ends
     scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
     scales = dict.fromkeys(f"{value_at(scale, at) * value_at(factor, at):g}" for at in progress)
     facts = [

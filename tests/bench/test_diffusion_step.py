@@ -1,4 +1,4 @@
-"""The measurements with a prior of full size, on a narrow one: that they measure the real thing and add up."""
+"""The benchmark of a step with a full-size prior, here with a narrow one."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_a_method_against_the_same_with_a_baseline_choices(configure, narrow):
     assert "TFLOP" in comparison_text(comparison)
 
 
-def test_the_baseline_prunes_samples_that_nobody_sees_and_decodes_for_nothing(configure, narrow, monkeypatch):
+def test_the_baseline_prunes_invisible_samples_and_decodes_every_encoding(configure, narrow, monkeypatch):
     config = configure(**{"generator.density_blob_scale": 30.0})
     parts = build_parts(config, random_prior(narrow, image_size=64))
     rays, nerf = bench_prior_rays(config), parts.generator
@@ -99,7 +99,7 @@ def test_the_baseline_prunes_samples_that_nobody_sees_and_decodes_for_nothing(co
     assert method.entries("neg", torch.tensor([0]), 200).tolist() == [0]
 
 
-def test_a_device_is_as_fast_as_it_multiplies():
+def test_a_devices_speed_is_that_of_matrix_products():
     slow, fast = (device_tflops(torch.device("cpu"), torch.float32, rounds=rounds) for rounds in (1, 3))
     assert 1e-3 < slow < 100 and 1e-3 < fast < 100
 
@@ -156,6 +156,6 @@ def test_the_command_measures_random_weights(narrow, tmp_path, capsys):
         (["--weights", "random", "--set", "train.stepz=1"], "unknown setting train.stepz"),
     ],
 )
-def test_what_cannot_be_measured_is_an_input_error(arguments, message):
+def test_invalid_benchmark_options_are_input_errors(arguments, message):
     with pytest.raises(InputError, match=message):
         bench_command.main(["--prior", "sd21", *arguments])

@@ -1,4 +1,4 @@
-"""The measurements: that they measure the real thing and add up. Their numbers are nobody's business here."""
+"""The benchmarks of kernels and steps: results are compared, and the parts of a step add up."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_encodings_are_timed_side_by_side():
     assert len(rounds) == 3
 
 
-def test_an_encoding_that_computes_something_else_is_not_timed():
+def test_an_encoding_with_wrong_results_is_not_timed():
     encodings = kernels.encodings(SPEC, CPU, compiled=False)
     with torch.no_grad():
         encodings["numba"].table[0] += 1
@@ -42,7 +42,7 @@ def test_an_encoding_that_computes_something_else_is_not_timed():
         kernels.bench_kernel(kernels.encoding_contenders(encodings, torch.rand(300, 3)), CPU, rounds=1)
 
 
-def test_what_need_not_agree_is_timed_all_the_same():
+def test_a_contender_without_tolerance_is_timed_but_not_compared():
     contenders = {
         "torch": kernels.Contender(lambda: torch.ones(3)),
         "nerfacc": kernels.Contender(lambda: torch.zeros(3)),
@@ -150,7 +150,7 @@ def test_the_networks_of_a_gpu_agree(monkeypatch):
     assert all(timing.forward > 0 and timing.training > 0 for timing in timings)
 
 
-def test_a_cpu_has_one_network(capsys):
+def test_a_cpu_has_no_second_implementation_of_the_network(capsys):
     arguments = ["--machine", "cpu", "--only", "network", "--rounds", "1", "--threads", "1"]
     threads = torch.get_num_threads()
     try:
@@ -166,7 +166,7 @@ def test_options_that_belong_to_a_prior_need_one():
             bench_command.main(option)
 
 
-def test_where_triton_cannot_be_used_it_is_left_out(monkeypatch):
+def test_triton_is_skipped_where_it_cannot_be_used(monkeypatch):
     assert kernels._fast("cpu") == ["numba"]
     monkeypatch.setattr(kernels, "triton_obstacle", lambda: None)
     assert kernels._fast("cuda") == ["triton"]

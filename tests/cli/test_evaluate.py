@@ -1,4 +1,4 @@
-"""``nfsd3d evaluate`` on small runs, and what it refuses."""
+"""``nfsd3d evaluate`` on small runs, and its input errors."""
 
 import json
 from dataclasses import replace

@@ -26,7 +26,7 @@ SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
-    """A folder that looks like a model whose vocabulary is small; nobody loads it."""
+    """A folder in the layout of a model with a small vocabulary; it is never loaded."""
     folder = tmp_path_factory.mktemp("model")
     files = {f"{name}/config.json": "{}" for name in ("unet", "vae", "text_encoder")}
     files |= {"unet/diffusion_pytorch_model.safetensors": "", "vae/diffusion_pytorch_model.safetensors": ""}
@@ -53,7 +53,7 @@ def elsewhere(tmp_path, monkeypatch, model) -> Path:
 
 @pytest.fixture
 def runs(monkeypatch) -> list:
-    """Replaces the training by one that writes down what it was asked, and does what the seed says."""
+    """Replaces the training by a fake that records its calls; the seed determines its outcome."""
     asked: list = []
 
     def run(config, *, resume=None):
@@ -129,13 +129,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, runs,
     assert not (elsewhere / "outputs").exists()
 
 
-def test_an_unknown_method_is_told_before_a_run_directory_is_made(capsys, runs, elsewhere):
+def test_an_unknown_method_is_an_error_before_a_run_directory_is_made(capsys, runs, elsewhere):
     assert main(["prompt=a red house", "distill.method=nfsdd"]) == 2
     assert "distill.method=nfsdd: no such method (did you mean nfsd" in error_line(capsys)
     assert runs == [] and not (elsewhere / "outputs").exists()
 
 
-def test_bad_input_is_told_before_anything_slow_is_imported(elsewhere, model):
+def test_bad_input_is_an_error_before_slow_imports(elsewhere, model):
     commands = [arguments for arguments, _ in BAD_COMMANDS if arguments and "run_dir" not in " ".join(arguments)]
     code = (
         "import json, sys\n"
@@ -268,7 +268,7 @@ def _table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_a_sweep_goes_on_when_a_job_fails(runs, capsys, elsewhere):
+def test_a_sweep_continues_when_a_job_fails(runs, capsys, elsewhere):
     assert main(["--config", "configs/nfsd.yaml", "-m", "seed=0,1", "distill=sds,nfsd", "prompt=a red house"]) == 1
     (folder,) = (elsewhere / "outputs" / "nfsd").iterdir()
     assert folder.name.startswith("sweep-")

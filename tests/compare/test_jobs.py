@@ -1,4 +1,4 @@
-"""``nfsd3d compare``: jobs, what a record has to have in common with them, going on, and a whole small comparison."""
+"""``nfsd3d compare``: jobs, their records, resumption, and a whole small comparison."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
     assert first[4].config == compose("nfsd_2d", ["prompt=a purple snowman", "seed=0", *settings])
 
 
-def test_scenes_may_have_a_oracle_fit_that_does_not_depend_on_the_prior(tier):
+def test_the_oracle_fit_of_a_scene_does_not_depend_on_the_prior(tier):
     path = tier(config="nfsd", rows={"NFSD": {}, "SDS": {"distill": "sds"}}, seeds=[0, 1])
     found = planned(path, oracle_fit=True)
     (oracle_fit,) = {(t.recipe, t.prior) for t in found if t.kind == "oracle_fit"}
@@ -111,8 +111,8 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
     assert records.read(path) == ([record, replace(record, row="SDS")], 1)
 
 
-def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, monkeypatch):
-    """Two methods, one prompt, the shipped prior; one worker, so that the start is paid once."""
+def test_an_interrupted_comparison_resumes(tier, tmp_path, capsys, monkeypatch):
+    """Two methods, one prompt, the shipped prior; one worker, so that there is one start-up."""
     path = tier()
     call = ["compare", "--tier", str(path), "--output", str(tmp_path / "out"), "--prompts", "1", "--jobs", "1"]
     assert main([*call, "--json", str(tmp_path / "numbers.json")]) == 0
@@ -156,8 +156,8 @@ def test_a_whole_comparison_goes_on_where_it_stopped(tier, tmp_path, capsys, mon
     assert "SDS: 0 of 1 done; 4 steps, " in printed and "minutes with --jobs 1" in printed
 
 
-def test_what_goes_wrong_is_told_and_done_again(tier, tmp_path, capsys, monkeypatch):
-    def fail(missing, output, pictures, on_result, **options):
+def test_failures_are_printed_and_the_jobs_stay_missing(tier, tmp_path, capsys, monkeypatch):
+    def fail(missing, output, images, on_result, **options):
         for job in missing:
             on_result(job, "no luck")
 
@@ -215,7 +215,7 @@ def test_a_row_with_a_grid_is_many(tier):
 
 @pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if not method.needs_source))
 def test_the_cost_is_what_a_step_really_spends(method, monkeypatch):
-    """At every timestep alike, the cost before a run is the number of evaluations in it; here without a network."""
+    """The predicted cost of a run is its number of evaluations, over all timesteps; here without a network."""
     perp_neg = json.dumps(method in ("sds", "nfsd"))
     settings = ["machine=cpu", "prior=shapes", "train.steps=1", "train.batch_size=2"]
     settings += ["prompts.view_dependent=true", f"prompts.perp_neg={perp_neg}", f"distill={method}"]
@@ -241,7 +241,7 @@ def test_the_steps_of_equal_cost_follow_from_the_nfe_of_a_method():
     assert cost.equal_steps(compose("sds", ["prompt=a blue sphere"])) == config.train.steps
 
 
-def test_a_sheet_shows_four_views_of_each_and_leaves_gaps_white(tmp_path):
+def test_a_contact_sheet_has_four_views_of_each_result_and_white_gaps(tmp_path):
     Image.new("RGB", (512, 64), "red").save(tmp_path / "red.jpg")
     write_sheet(tmp_path / "sheet.jpg", ["a blue sphere", "a red cube"], {"NFSD": {"a red cube": tmp_path / "red.jpg"}})
     with Image.open(tmp_path / "sheet.jpg") as sheet:

@@ -1,4 +1,4 @@
-"""What records say: pairing, intervals, tables."""
+"""The report of records: pairing, intervals, tables."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Suites: what a file means, which runs it makes, and what is skipped or resumed."""
+"""Suites: their files, their runs, and which runs are skipped or resumed."""
 
 import json
 import re

@@ -102,7 +102,7 @@ def test_the_recorded_jobs_stay_done(tier, capsys, monkeypatch):
 
 
 def test_records_of_version_0_1_are_read():
-    """They have the field ``judge`` for the classifier's weights."""
+    """Their field for the classifier's weights is ``judge``."""
     if not RESULTS.exists():
         pytest.skip("a source distribution has no docs")
     records, unreadable = read(RESULTS)

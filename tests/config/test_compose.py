@@ -96,7 +96,7 @@ def test_the_lowmem_experiment_differs_in_the_machine_alone(prior, generator):
     assert full.machine.rays_per_chunk is full.machine.unet_batch_size is None and not full.machine.checkpoint_encoder
 
 
-def test_a_run_from_before_the_chunks_reads_as_undivided(config):
+def test_a_run_older_than_chunk_sizes_has_none(config):
     values = config.to_dict()
     values["machine"] = {name: values["machine"][name] for name in ("name", "device", "precision")}
     assert Config.from_dict(values) == config
@@ -104,7 +104,7 @@ def test_a_run_from_before_the_chunks_reads_as_undivided(config):
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("generator", ["latent", "image"])
-def test_pictures_have_recipes_of_their_own(generator, prior):
+def test_image_generators_have_separate_recipes(generator, prior):
     config = compose("sds", ["prompt=x", f"generator={generator}", f"prior={prior}"])
     assert config.makes_images and config.generator.type == generator
     assert config.train.learning_rate.given().keys() == {generator}
@@ -231,7 +231,7 @@ def test_auto_without_a_gpu(monkeypatch):
     assert (config.backend.field, config.backend.sampler, config.prior.name) == ("numba", "numba", "shapes")
 
 
-def test_the_cpus_precision_is_the_one_it_multiplies_in(tmp_path, monkeypatch):
+def test_the_cpus_precision_is_that_of_its_matrix_instructions(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     assert hardware.cpu_precision(cpuinfo) == "float32"
     for flag, precision in (("amx_bf16", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512f", "float32")):
@@ -416,7 +416,7 @@ def test_the_orientation_penalty_needs_normals_with_a_gradient(orient):
     assert compose("nfsd", ["prompt=x", *SETTLED, "generator.normals=analytic"]).train.regularizers.orient == 0
 
 
-def test_several_errors_are_told_together():
+def test_several_errors_are_reported_together():
     with pytest.raises(InputError, match=r"train.steps=0.*; train.batch_size=0"):
         compose("nfsd", ["prompt=x", "train.steps=0", "train.batch_size=0"])
 
@@ -604,7 +604,7 @@ def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message)
     assert message in str(caught.value)
 
 
-def test_what_triton_needs_on_a_gpu(monkeypatch, tmp_path):
+def test_the_requirements_of_triton_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 1)
     monkeypatch.setattr(hardware, "torch_cuda_version", lambda: "13.0")
     monkeypatch.setattr(hardware, "driver_cuda_version", lambda: 13)
@@ -644,7 +644,7 @@ def test_triton_interprets_on_a_cpu_where_the_environment_asks_for_it(monkeypatc
         hardware.check_machine(config)
 
 
-def test_what_a_gpu_machine_lacks(monkeypatch):
+def test_missing_requirements_of_a_gpu_machine(monkeypatch):
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 1)
     monkeypatch.setattr(hardware, "torch_cuda_version", lambda: "13.0")
     monkeypatch.setattr(hardware, "driver_cuda_version", lambda: 13)

@@ -23,7 +23,7 @@ def test_every_setting_is_documented_on_one_line():
     assert all(group.description for group in groups)
 
 
-def test_types_are_told_in_words():
+def test_types_are_described_in_words():
     types = {setting.key: setting.type for group in reference.all_groups() for setting in group.settings}
     assert types["train.steps"] == "whole number > 0"
     assert types["train.random_background"] == "number in [0, 1]"

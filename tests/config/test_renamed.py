@@ -108,7 +108,7 @@ def test_the_removed_viewer_may_not_be_true(tmp_path):
             compose(name, [*SETTLED, *overrides])
 
 
-def test_current_names_are_left_alone(capsys):
+def test_current_names_are_unchanged(capsys):
     values = {"machine": {"rays_per_chunk": 5}, "seed": 3, "defaults": ["nfsd"]}
     assert with_current_names(values) == values
     assert current_override("machine.rays_per_chunk=5") == "machine.rays_per_chunk=5"

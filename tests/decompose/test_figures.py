@@ -1,4 +1,4 @@
-"""The score decomposition: statistics by hand, figures against a prior whose predictions are exact, the command."""
+"""The score decomposition: statistics by hand, figures with an analytic prior, the command."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_delta_c_of_two_gaussians_is_the_distance_of_their_means():
     assert verdicts["a step along −δ_C shows more of the prompt"] == "holds"
 
 
-def test_a_delta_c_of_noise_is_found_out():
+def test_the_condition_figure_detects_a_delta_c_of_pure_noise():
     prior, z = make_prior(), images(6)
     plain = seen_by(prior, z, {"uncond": ""})
     noisy = {"uncond": plain.eps["uncond"], "cond": plain.eps["uncond"] + plain.noise}
@@ -171,7 +171,7 @@ def test_delta_d_of_a_gaussian_is_the_shrunk_distortion():
     torch.testing.assert_close(pair.distance_after(pair.delta_d), left)
 
 
-def test_the_domain_figure_tells_a_distortion_from_its_absence():
+def test_the_domain_figure_distinguishes_distorted_from_clean_images():
     prior = make_prior()
     clean, distorted, mask = patch_pair()
     pair = pair_of(prior, clean, distorted, mask)
@@ -220,7 +220,7 @@ def test_the_residual_splits_into_mean_and_variance():
     assert ratios[0] / ratios[1] == pytest.approx(100 / 7.5)
 
 
-def test_the_residual_cancels_between_equal_pictures_only():
+def test_the_residual_cancels_only_between_equal_images():
     prior, z = make_prior(), images(6)
     source = seen_by(prior, z, {"cond": "bright", "uncond": ""})
     same = seen_by(prior, z, {"cond": "dark", "uncond": ""})
@@ -246,10 +246,10 @@ def test_the_vsd_figure_measures_both_distances():
     assert {item.statement: item.verdict for item in overfitted}["ε_LoRA is nearer to δ_N than to ε"] == "does not hold"
 
 
-# --- pictures and pairs ----------------------------------------------------------------------------------------------
+# --- images and pairs ------------------------------------------------------------------------------------------------
 
 
-def test_true_pictures_come_with_masks_and_other_colours():
+def test_true_images_have_masks_and_recoloured_targets():
     subjects = image_pairs.world_subjects(18, torch.Generator().manual_seed(0))
     assert subjects.images.shape == (18, 3, 64, 64) and len({c.object for c in subjects.compositions}) == 16
     for i, (shown, wanted) in enumerate(zip(subjects.compositions, subjects.target_compositions, strict=True)):

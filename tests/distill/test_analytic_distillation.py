@@ -1,4 +1,4 @@
-"""Score distillation against a prior whose noise predictions are exact."""
+"""Score distillation with an analytic prior."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def contexts(prior, count, prompt="bright"):
 
 
 class KnowsTheRenders:
-    """The second network of VSD when it has learnt one image perfectly: the noise in z_t is what is not that image."""
+    """A LoRA network that has learnt one image perfectly: its prediction is the noise in z_t."""
 
     def __init__(self, schedule, image):
         self.schedule, self.image = schedule, image
@@ -131,8 +131,8 @@ def test_every_method_ends_on_the_side_of_its_prompt(method):
     assert (optimise(method, "dark", 7.5, 0.98, start=TARGET, steps=steps) < -0.5).all()
 
 
-def test_vsd_is_at_rest_where_the_renders_are_what_the_prompt_means():
-    """A second network that predicts what the prior predicts for the prompt leaves nothing to do at s = 1."""
+def test_vsd_has_zero_gradient_where_renders_match_the_prompt():
+    """A LoRA network with the prior's predictions for the prompt gives a zero gradient at s = 1."""
     prior, t = make_prior(), torch.tensor([50, 300, 800])
     z_t = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = contexts(prior, 3)

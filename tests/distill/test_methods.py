@@ -8,7 +8,7 @@ from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nf
 from nfsd3d.distill.types import PREDICTIONS, Predictions
 from nfsd3d.guidance import guided
 
-# The context of a prompt is the constant of its name here, so that a prediction tells where it came from.
+# The context of a prompt is a constant for its name, so that predictions can be traced to their prompts.
 CONTEXTS = {
     "cond": 1.0,
     "uncond": 2.0,
@@ -55,7 +55,7 @@ def predictions(t, threshold=200, seed=0):
 
 
 def predicted(method, z_t, times, denoiser=None, noise=None, **options):
-    """The predictions of a method that gets whatever it may need."""
+    """The predictions of a method with all possible inputs."""
     options = {"source": z_t.flip(0), "lora": Denoiser(), **options}
     return predict_noise(
         denoiser or Denoiser(),
@@ -118,7 +118,7 @@ def test_vsd_with_an_untrained_network_on_the_same_prompt_is_the_condition_direc
     torch.testing.assert_close(vsd(replace(p, lora=p.cond), 7.5), 6.5 * (p.cond - p.uncond))
 
 
-def test_vsd_with_a_network_that_knows_the_noise_is_sds():
+def test_vsd_with_a_network_that_predicts_the_true_noise_is_sds():
     p = predictions([10, 500])
     assert torch.equal(vsd(replace(p, lora=p.noise), 7.5), sds(p, 7.5))
 
@@ -272,7 +272,7 @@ def test_a_missing_source_or_lora_network_is_an_error(name, missing):
         predicted(METHODS[name], latents(1), [500], **{missing: None})
 
 
-def test_what_methods_need_is_in_their_rows():
+def test_methods_declare_their_requirements():
     assert {name for name, method in METHODS.items() if method.needs_source} == {"dds"}
     assert {name for name, method in METHODS.items() if method.needs_lora} == {"vsd"}
     assert METHODS["dds"].all_prompts == {"cond", "uncond", "source_cond"}
@@ -295,7 +295,7 @@ def test_perp_neg_by_hand():
     torch.testing.assert_close((found * delta_c).sum((1, 2, 3)), delta_c.square().sum((1, 2, 3)))
 
 
-def test_perp_neg_leaves_parallel_directions_and_zero_ones_alone():
+def test_perp_neg_does_not_change_parallel_or_zero_directions():
     delta_c, weights = latents(2), torch.tensor([[-1.5, -0.3]])
     torch.testing.assert_close(perp_neg(delta_c, [3 * delta_c], weights), delta_c)
     assert torch.equal(perp_neg(delta_c, [latents(2, 1)], torch.zeros(1, 2)), delta_c)
@@ -333,7 +333,7 @@ def test_perp_neg_costs_nothing_where_its_weights_are_zero():
     torch.testing.assert_close(p.cond[2], predicted(METHODS["sds"], latents(3), [10, 200, 900]).cond[2])
 
 
-def test_perp_neg_leaves_bridges_contrast_alone():
+def test_perp_neg_does_not_change_bridges_contrast():
     denoiser, weights = Denoiser(), torch.tensor([[-1.5, -1.0], [-0.7, -0.1]])
     p = predicted(METHODS["bridge"].then, latents(2), [10, 900], denoiser, view_weights=weights)
     assert len(denoiser.calls[0][0]) == 4

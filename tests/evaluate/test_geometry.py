@@ -1,4 +1,4 @@
-"""Solids of fields, meshes and true objects, and how well the fit recovers a placement."""
+"""Solids of fields, meshes and true objects, and the recovery of known placements."""
 
 import math
 import time
@@ -109,7 +109,7 @@ def test_a_closed_shell_is_full() -> None:
     assert overlap(solid, solid_from(lambda points: ball(0.68)(points) < 0, 48)) > 0.98
 
 
-def test_what_lies_below_is_seen() -> None:
+def test_views_include_the_underside() -> None:
     """A bell: open to straight below only."""
 
     def bell(points: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def test_what_lies_below_is_seen() -> None:
     assert overlap(solid, solid_from(lambda points: bell(points) < 0, 48)) > 0.97
 
 
-def test_haze_is_empty_and_does_not_hide() -> None:
+def test_low_density_is_empty_and_does_not_occlude() -> None:
     """0.15 per world unit takes at most 41 % of the light on the diagonal, and 18 % before the ball."""
 
     class HazyBall(AnalyticField):
@@ -141,7 +141,7 @@ def test_training_cameras_distance_serves_as_well() -> None:
     assert overlap(solid, solid_of("mug", 1.0)) > 0.97
 
 
-def test_what_no_view_shows_is_empty() -> None:
+def test_cells_outside_all_views_are_empty() -> None:
     full = AnalyticField(lambda points: points.abs().amax(dim=-1) - 2.0)
     solid = field_solid(full, 1.0, resolution=16, views=16, view_size=32)
     assert solid.grid.all()
@@ -180,7 +180,7 @@ def test_surface_depth_of_a_slab(density: float) -> None:
     assert depth[2] == torch.inf
 
 
-def test_what_lets_half_the_light_through_has_no_surface() -> None:
+def test_a_ray_with_transmittance_above_one_half_has_no_surface() -> None:
     rays = Rays(torch.tensor([[-3.0, 0.1, 0.1]]), torch.tensor([[1.0, 0.0, 0.0]]))
     for optical, stops in ((0.67, False), (0.72, True)):  # ln 2 is .693
         slab = AnalyticField(lambda points: points[..., 0].abs() - 0.2, optical / 0.4)
@@ -311,13 +311,13 @@ def test_a_quarter_turn_changes_no_object_without_a_front(name: str) -> None:
     assert overlap(Solid(np.rot90(solid.grid, axes=(0, 1)).copy(), 1.0), solid) > 0.999
 
 
-def test_what_leaves_the_cube_counts() -> None:
-    """Half a ball that the cube cuts off is no ball, though no cell of the cube contradicts one."""
+def test_volume_outside_the_cube_counts_in_the_iou() -> None:
+    """Half a ball, cut off by the cube, is not a ball, although all cells in the cube agree."""
     half = solid_from(lambda points: (points - torch.tensor([1.0, 0.0, 0.0])).norm(dim=-1) < 0.6)
     assert 0.5 < fit(half, "sphere").iou < 0.8
 
 
-def test_an_empty_solid_says_so() -> None:
+def test_the_fit_of_an_empty_solid_is_marked_empty() -> None:
     result = fit(Solid(np.zeros((16, 16, 16), dtype=bool), 1.0), "mug")
     assert result.iou == 0 and result.empty
     assert result.ellipsoid == ellipsoid_iou("mug")

@@ -1,4 +1,4 @@
-"""The checks of exported meshes find what is right and what is wrong; other programs are asked where they are."""
+"""The checks of exported meshes on good and bad ones; other programs run where they are installed."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def ball() -> SurfaceMesh:
 
 
 class Painted:
-    """A generator whose views are pictures of a mesh."""
+    """A generator that renders a mesh."""
 
     def __init__(self, mesh, opacity=1.0):
         self.mesh, self.opacity = mesh, opacity
@@ -51,10 +51,10 @@ class Painted:
     def render_in_chunks(self, camera, options):
         image, shown = draw(self.mesh, camera)
         opacity = torch.from_numpy(shown).float()[None, None] * self.opacity
-        picture = torch.from_numpy(image).permute(2, 0, 1)[None] * opacity
-        picture += options.background[:, :, None, None] * (1 - opacity)
+        color = torch.from_numpy(image).permute(2, 0, 1)[None] * opacity
+        color += options.background[:, :, None, None] * (1 - opacity)
         nothing = torch.zeros_like(opacity)
-        return Rendering(picture, opacity, nothing, nothing, None, None, None, torch.tensor(0.0))
+        return Rendering(color, opacity, nothing, nothing, None, None, None, torch.tensor(0.0))
 
 
 @pytest.mark.parametrize("textured", [True, False])
@@ -70,11 +70,11 @@ def test_a_glb_reads_back_as_it_was_written(ball, tmp_path, textured):
         np.testing.assert_allclose(image, expected, atol=1e-3)
 
 
-def test_agreement_is_perfect_with_itself_and_tells_colours_and_outlines_apart(ball):
+def test_agreement_with_itself_is_perfect_and_detects_other_colours_and_outlines(ball):
     cameras = orbit(4, 64, 15.0)
-    same, picture = compare_with_views(Painted(ball), ball, cameras)
+    same, image = compare_with_views(Painted(ball), ball, cameras)
     assert same.psnr > 80 and same.psnr_inside > 80 and same.silhouette_iou == same.worst_iou == 1
-    assert picture.shape == (2 * 64, 4 * 64, 3)
+    assert image.shape == (2 * 64, 4 * 64, 3)
     texture = replace(ball.texture, image=ball.texture.image // 2)
     darker, _ = compare_with_views(Painted(ball), replace(ball, texture=texture), cameras)
     assert darker.psnr_inside < darker.psnr < 25 and darker.silhouette_iou == 1
@@ -84,7 +84,7 @@ def test_agreement_is_perfect_with_itself_and_tells_colours_and_outlines_apart(b
     assert nothing.silhouette_iou == 0
 
 
-def test_shapes_are_judged_across_seams(ball, tmp_path):
+def test_shape_checks_merge_vertices_along_seams(ball, tmp_path):
     write_mesh(ball, tmp_path / "model.glb", {})
     found = check_shape(tmp_path / "model.glb")
     assert found["watertight"] and found["consistent"]
@@ -99,12 +99,12 @@ def test_shapes_are_judged_across_seams(ball, tmp_path):
 
 def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"no-such-browser.*is it installed"):
-        mesh_files.page_picture(tmp_path / "page.html", tmp_path / "page.png", "no-such-browser", (10, 10))
+        mesh_files.screenshot(tmp_path / "page.html", tmp_path / "page.png", "no-such-browser", (10, 10))
     with pytest.raises(InputError, match="bpy"):
-        mesh_files.blender_picture(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
+        mesh_files.render_in_blender(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
 
 
-def test_the_page_holds_the_model_and_a_path_keeps_its_words(tmp_path):
+def test_the_page_inlines_the_model_and_keeps_placeholders_in_paths(tmp_path):
     model = tmp_path / "LEFT UP" / "SIZE MODEL.glb"
     model.parent.mkdir()
     model.write_bytes(b"glTF")
@@ -114,9 +114,9 @@ def test_the_page_holds_the_model_and_a_path_keeps_its_words(tmp_path):
     assert "setSize(64, 64)" in page and "position.set(1.2, 0.9, 2.2)" in page
 
 
-def test_runs_of_one_name_have_pictures_of_their_own():
+def test_runs_of_one_name_have_distinct_image_names():
     runs = [Path("a/run"), Path("b/run"), Path("run-2"), Path("c/run"), Path("other")]
-    assert mesh_files.picture_names(runs) == ["run", "run-2", "run-2-2", "run-3", "other"]
+    assert mesh_files.image_names(runs) == ["run", "run-2", "run-2-2", "run-3", "other"]
 
 
 def test_a_missing_mesh_is_named(tmp_path):
@@ -132,7 +132,7 @@ needs_packages = pytest.mark.skipif(
 
 @needs_packages
 @pytest.mark.parametrize("textured", [True, False])
-def test_the_validator_finds_nothing_to_complain_about(ball, tmp_path, textured):
+def test_the_validator_reports_no_errors(ball, tmp_path, textured):
     mesh = ball if textured else replace(ball, texture=None)
     write_mesh(mesh, tmp_path / "model.glb", {"prompt": 'a "red" ☃', "seed": 0})
     found = mesh_files.validate_glb(tmp_path / "model.glb", TOOLS)
@@ -149,6 +149,6 @@ def test_the_validator_finds_an_error(ball, tmp_path):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_three_js_shows_what_the_file_says(ball, tmp_path):
     write_mesh(ball, tmp_path / "model.glb", {})
-    psnr = mesh_files.three_picture(tmp_path / "model.glb", tmp_path / "three.png", TOOLS, "chromium", 128)
+    psnr = mesh_files.render_in_three(tmp_path / "model.glb", tmp_path / "three.png", TOOLS, "chromium", 128)
     assert psnr > 25  # outlines are smoothed there
     assert imageio.imread(tmp_path / "three.png").shape[:2] == (128, 128)

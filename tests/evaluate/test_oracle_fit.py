@@ -1,4 +1,4 @@
-"""The oracle_fit: a NeRF fitted to true views becomes what they show, in a run directory like any other."""
+"""The oracle fit: a NeRF fitted to true views reproduces them, in an ordinary run directory."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def small(prompt, steps=50, *overrides):
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory, console):
-    """Runs fitted to two compositions, by their prompts."""
+    """Oracle fits of two compositions, by prompt."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle_fit, "TRUE_VIEWS", 32)
         folder = tmp_path_factory.mktemp("oracle_fits")
@@ -94,7 +94,7 @@ def test_a_fit_is_a_run(fits, tmp_path):
     assert {path.suffix for path in run.turntable(tmp_path, frames=8, size=16)} == {".png", ".mp4"}
 
 
-def test_distillation_does_not_go_on_from_a_fit(fits, console):
+def test_distillation_does_not_resume_a_fit(fits, console):
     run = fits[CUBE]
     before = json.dumps(run.summary)
     with pytest.raises(InputError, match=r"method=oracle_fit.*cannot be resumed"):
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_fit(tmp_path, console):
     assert not states[0]["field.network.0.weight"].equal(states[2]["field.network.0.weight"])
 
 
-def test_true_views_are_unlit_and_stand_before_any_colour(console, rng):
+def test_true_views_are_unlit_and_take_any_background(console, rng):
     config = small("a white sphere", 4, "train.batch_size=3")
     batches = render_batches(
         parse_prompt("a white sphere"), config.cameras, config.train, rng, torch.device("cpu"), console

@@ -1,4 +1,4 @@
-"""``nfsd3d evaluate`` on runs of pictures."""
+"""``nfsd3d evaluate`` on runs that make images."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def run_dir(tmp_path_factory) -> Path:
     return directory
 
 
-def test_every_picture_is_judged(run_dir):
+def test_every_image_is_classified(run_dir):
     score = score_images(nfsd3d.load_run(run_dir), Classifier.load())
     assert (score.prompt, score.method, score.images) == ("a purple snowman", "nfsd", 3)
     assert all(share * 3 in (0, 1, 2, 3) for share in (score.object, score.color, score.pattern, score.retrieved))
@@ -37,7 +37,7 @@ def test_the_command_prints_shares_and_no_geometry(run_dir, tmp_path, capsys):
     assert (tmp_path / "s.png").stat().st_size > 1000
 
 
-def test_what_pictures_cannot_be_measured_by(run_dir, tmp_path, capsys):
+def test_options_and_runs_of_scenes_do_not_apply_to_images(run_dir, tmp_path, capsys):
     assert main(["evaluate", str(run_dir), "--oracle-fit"]) == 2
     assert "--oracle-fit: fits a NeRF" in capsys.readouterr().err
     scene = nfsd3d.config.compose.compose("nfsd", ["prompt=a red cube", "machine=cpu", "prior=shapes"])

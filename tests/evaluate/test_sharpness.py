@@ -1,4 +1,4 @@
-"""Sharpness and contrast follow what is done to an image."""
+"""Sharpness and contrast of blurred and flattened images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from nfsd3d.evaluate.sharpness import compare_appearance
 
 
 @pytest.fixture
-def picture():
+def rendered():
     torch.manual_seed(0)
     image = F.interpolate(torch.rand(2, 3, 8, 8), size=(64, 64), mode="nearest")
     mask = torch.zeros(2, 1, 64, 64)
@@ -16,14 +16,14 @@ def picture():
     return image, mask
 
 
-def test_the_truth_itself_has_ratio_one(picture):
-    image, mask = picture
+def test_the_truth_itself_has_ratio_one(rendered):
+    image, mask = rendered
     result = compare_appearance(image, mask, image, mask)
     assert result.sharpness == pytest.approx(1) and result.contrast == pytest.approx(1)
 
 
-def test_blur_lowers_sharpness_and_flattening_lowers_contrast(picture):
-    image, mask = picture
+def test_blur_lowers_sharpness_and_flattening_lowers_contrast(rendered):
+    image, mask = rendered
     blurred = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     softer = compare_appearance(blurred, mask, image, mask)
     assert softer.sharpness < 0.9
@@ -31,13 +31,13 @@ def test_blur_lowers_sharpness_and_flattening_lowers_contrast(picture):
     assert flat.contrast == pytest.approx(0.5, abs=1e-3) and flat.sharpness == pytest.approx(0.5, abs=1e-3)
 
 
-def test_what_is_outside_the_object_does_not_count(picture):
-    image, mask = picture
+def test_sharpness_ignores_pixels_outside_the_object(rendered):
+    image, mask = rendered
     noisy = torch.where(mask > 0, image, torch.rand_like(image))
     assert compare_appearance(noisy, mask, image, mask).sharpness == pytest.approx(1)
 
 
-def test_an_empty_view_has_none(picture):
-    image, mask = picture
+def test_an_empty_view_has_none(rendered):
+    image, mask = rendered
     result = compare_appearance(image, torch.zeros_like(mask), image, mask)
     assert result.sharpness == 0 and result.contrast == 0

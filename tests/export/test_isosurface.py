@@ -123,7 +123,7 @@ def test_floaters_and_cavities_are_removed_with_everything_in_a_cavity():
     assert shape(surface).volume == pytest.approx(BALL_VOLUME, rel=0.02)
 
 
-def test_two_parts_of_similar_size_stay():
+def test_two_components_of_similar_size_are_kept():
     surface = surface_of(solid(lambda p: ball(p, 0.3, (0, -0.5, 0)) | ball(p, 0.25, (0, 0.5, 0))))
     assert surface.vertices[:, 1].min() < -0.7 and surface.vertices[:, 1].max() > 0.7
     assert shape(surface).body_count == 2

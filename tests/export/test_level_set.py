@@ -1,4 +1,4 @@
-"""The level that rendering shows, and the voxels that no view sees."""
+"""The level set of the visible surface, and hidden voxels."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def test_folds_are_removed_in_pairs():
     assert without_folds(tetrahedron).tolist() == tetrahedron.tolist()
 
 
-def test_sheets_that_touch_at_an_edge_are_separated():
+def test_surfaces_that_touch_at_an_edge_are_separated():
     """Two tetrahedra with one edge in common: each keeps its shape, and the edge is no longer in common."""
     vertices = np.float32([[0, 0, 0], [0, 0, 1], [1, 0, 0.5], [1, 1, 0.5], [-1, 0, 0.5], [-1, -1, 0.5]])
     tetrahedron = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])

@@ -33,7 +33,7 @@ def test_charts_cover_the_texture_without_overlap(torus):
 
 @pytest.fixture
 def endless(tmp_path, monkeypatch) -> list:
-    """xatlas does not come to an end; yields the processes that were started for it."""
+    """A worker that never ends; yields the started processes."""
     worker = tmp_path / "worker.py"
     worker.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(unwrap_module, "WORKER", worker)
@@ -54,7 +54,7 @@ def test_a_process_over_the_time_limit_is_killed(torus, endless):
     assert process.poll() == -signal.SIGKILL
 
 
-def test_an_exception_while_waiting_kills_the_process(torus, endless):
+def test_an_exception_in_the_parent_kills_the_worker_process(torus, endless):
     def interrupt():
         raise KeyboardInterrupt
 

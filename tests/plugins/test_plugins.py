@@ -136,7 +136,7 @@ def test_built_in_generators_and_priors_cannot_be_replaced():
         prior.register("shapes", prior.PriorRow(lambda *arguments: None))
 
 
-def test_what_is_no_row_or_no_name_is_refused():
+def test_an_invalid_registration_is_refused():
     with pytest.raises(TypeError, match="not a Method"):
         distill.register("mine", lambda p, s: p.cond)
     with pytest.raises(ValueError, match="letters, digits"):

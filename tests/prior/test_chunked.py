@@ -1,10 +1,11 @@
-"""A prior whose work is split up: the same numbers, fewer at a time."""
+"""A chunked prior: equal results with smaller batches."""
 
 import pytest
 import torch
+from saved_bytes import saved_bytes
 
 from nfsd3d.cameras import orbit
-from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, parts
+from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, slices
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
@@ -14,7 +15,7 @@ def prior(model_folder, device, request):
     return StableDiffusionPrior.load(model_folder(request.param), device)
 
 
-def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monkeypatch):
+def test_networks_get_chunks_of_a_batch_with_equal_results(prior, monkeypatch):
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(3, 3, 20, 20, generator=rng).to(prior.device)
     z, t = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device), torch.tensor([10, 500, 900])
@@ -32,21 +33,8 @@ def test_every_network_sees_a_few_rows_and_the_results_are_the_same(prior, monke
 def test_nothing_to_split_is_the_prior_itself(prior):
     assert in_chunks(prior, None, False) is prior
     assert isinstance(in_chunks(prior, None, True), ChunkedPrior)
-    assert parts(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
-    assert parts(2, None) == parts(2, 7) == [slice(0, 2)]
-
-
-def kept_for_backward(function) -> tuple[torch.Tensor, int]:
-    """A function's result, and the bytes that autograd keeps for it."""
-    seen = {}
-
-    def keep(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()
-    return result, sum(seen.values())
+    assert slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert slices(2, None) == slices(2, 7) == [slice(0, 2)]
 
 
 def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
@@ -55,7 +43,7 @@ def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
     for checkpoint in (False, True, False):
         image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(prior.device)
         image.requires_grad_()
-        z, kept = kept_for_backward(lambda image=image, c=checkpoint: in_chunks(prior, None, c).encode(image))
+        z, kept = saved_bytes(lambda image=image, c=checkpoint: in_chunks(prior, None, c).encode(image))
         z.square().sum().backward()
         gradients.append(image.grad)
         sizes.append(kept)
@@ -64,7 +52,7 @@ def test_a_checkpointed_encoder_keeps_less_and_has_the_same_gradient(prior):
     assert sizes[1] < 0.5 * sizes[0]
 
 
-def test_a_second_network_learns_the_same_in_parts(prior):
+def test_a_lora_network_learns_the_same_in_chunks(prior):
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device)
     context, cameras = prior.embed(["a red cube"] * 3), orbit(3, 8)

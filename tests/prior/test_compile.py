@@ -1,4 +1,4 @@
-"""Compiled networks give the same numbers, in shapes that stay. The compilers' own back ends are not what is tested."""
+"""Compiled networks give the same numbers, with few shapes. The compilers' back ends are not tested."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The encoder that is compiled: the same numbers as the autoencoder's, forward and to the image, and its weights."""
+"""The encoder rewritten for torch.compile: same results, image gradient and weights as the autoencoder's."""
 
 import pytest
 import torch
@@ -53,12 +53,12 @@ def test_layouts_stay_as_they_are(vae):
             module.register_full_backward_hook(lambda module, to_input, to_result: seen.extend(to_input))
     image = torch.rand(2, 3, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
     frozen.encode(image).latent_dist.mean.sum().backward()
-    pictures = [tensor for tensor in seen if tensor.ndim == 4]
-    assert len(pictures) > 20
-    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in pictures)
+    images = [tensor for tensor in seen if tensor.ndim == 4]
+    assert len(images) > 20
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in images)
 
 
-def test_weights_are_shared_and_the_autoencoder_is_left_alone(vae):
+def test_weights_are_shared_and_the_autoencoder_is_unchanged(vae):
     before = {name: type(module) for name, module in vae.named_modules()}
     frozen = frozen_encoder(vae)
     assert {name: type(module) for name, module in vae.named_modules()} == before
@@ -93,12 +93,12 @@ def test_an_autoencoder_without_a_last_convolution_works_too():
         assert (one - other).norm() <= 1e-5 * other.norm()
 
 
-def test_checkpointing_is_the_autoencoders_own_affair(vae):
+def test_the_frozen_encoder_ignores_the_autoencoders_checkpointing(vae):
     vae.enable_gradient_checkpointing()
     assert not frozen_encoder(vae).encoder.gradient_checkpointing and vae.encoder.gradient_checkpointing
 
 
-def test_another_kind_stays_as_it_is():
+def test_another_kind_of_autoencoder_is_returned_unchanged():
     tiny = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
                            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
     assert frozen_encoder(tiny) is tiny

@@ -1,4 +1,4 @@
-"""What is recorded as CUDA graphs, and how often; what comes out of them needs a GPU."""
+"""Captures of CUDA graphs: their arguments and number. Replays need a GPU."""
 
 from contextlib import contextmanager
 
@@ -10,8 +10,8 @@ from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph, peak_bytes
 
 
 @pytest.fixture
-def recordings(monkeypatch):
-    """A stand-in for torch's recording, which runs the function: the arguments and options of each."""
+def captures(monkeypatch):
+    """Replaces torch's graph capture by a call of the function; lists the arguments and options of each."""
     found = []
 
     def record(function, arguments, *, num_warmup_iters, pool):
@@ -24,17 +24,17 @@ def recordings(monkeypatch):
     return found
 
 
-def test_each_shape_is_recorded_once(recordings):
+def test_each_shape_is_captured_once(captures):
     double = CapturedGraph(lambda x: 2 * x)
     for rows in (2, 3, 2, 3):
         x = torch.rand(rows, 4)
         assert torch.equal(double(x), 2 * x)
-    assert [len(arguments[0]) for arguments, *_ in recordings] == [2, 3]
+    assert [len(arguments[0]) for arguments, *_ in captures] == [2, 3]
     double(torch.rand(2, 4, dtype=torch.float64))
-    assert len(recordings) == 3
+    assert len(captures) == 3
 
 
-def test_what_is_differentiated_is_a_recording_of_its_own(recordings):
+def test_differentiated_calls_have_a_separate_graph(captures):
     double = CapturedGraph(lambda x: 2 * x)
     x = torch.rand(2, 4, requires_grad=True)
     double(x).sum().backward()
@@ -42,26 +42,26 @@ def test_what_is_differentiated_is_a_recording_of_its_own(recordings):
     with torch.no_grad():
         double(x), double(x.detach())  # where nothing is differentiated, these are one
     double(x.detach())
-    assert [arguments[0].requires_grad for arguments, *_ in recordings] == [True, True, False]
+    assert [arguments[0].requires_grad for arguments, *_ in captures] == [True, True, False]
 
 
-def test_later_calls_cannot_change_the_arguments_of_a_recording(recordings):
+def test_later_calls_cannot_change_the_arguments_of_a_captured_graph(captures):
     x = torch.rand(2, 4).T
     CapturedGraph(lambda x: 2 * x)(x)
-    (own,), *_ = recordings[0]
+    (own,), *_ = captures[0]
     assert own.data_ptr() != x.data_ptr() and own.stride() == x.stride() and own.is_leaf
 
 
-def test_memory_is_shared_if_asked(recordings):
+def test_memory_is_shared_if_asked(captures):
     for one_memory in (True, False):
         double = CapturedGraph(lambda x: 2 * x, one_memory=one_memory)
         double(torch.rand(2)), double(torch.rand(3))
-    assert [pool for _, _, pool, _ in recordings] == [1, 1, None, None]
+    assert [pool for _, _, pool, _ in captures] == [1, 1, None, None]
 
 
-def test_libraries_look_for_their_fastest_kernels_while_recording(recordings, monkeypatch):
+def test_libraries_choose_their_fastest_kernels_before_the_capture(captures, monkeypatch):
     CapturedGraph(lambda x: 2 * x)(torch.rand(2))
-    assert recordings[0][1] > 1 and recordings[0][3] is True and torch.backends.cudnn.benchmark is False
+    assert captures[0][1] > 1 and captures[0][3] is True and torch.backends.cudnn.benchmark is False
 
     def fail(*arguments, **options):
         raise RuntimeError("out of memory")
@@ -72,7 +72,7 @@ def test_libraries_look_for_their_fastest_kernels_while_recording(recordings, mo
     assert torch.backends.cudnn.benchmark is False
 
 
-def test_a_recording_is_made_on_the_device_of_its_arguments(recordings, monkeypatch):
+def test_a_graph_is_captured_on_the_device_of_its_arguments(captures, monkeypatch):
     current, seen = [], []
 
     @contextmanager
@@ -90,7 +90,7 @@ def test_a_recording_is_made_on_the_device_of_its_arguments(recordings, monkeypa
     assert seen == [True] and current == []
 
 
-def test_memory_that_recordings_keep_counts_as_taken(monkeypatch):
+def test_memory_of_captured_graphs_counts_as_used(monkeypatch):
     def segment(device, pool, total, allocated):
         return {"device": device, "segment_pool_id": pool, "total_size": total, "allocated_size": allocated}
 
@@ -107,7 +107,7 @@ def test_memory_that_recordings_keep_counts_as_taken(monkeypatch):
 @pytest.mark.filterwarnings("default")  # of streams, torch's own
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("one_memory", [True, False])
-def test_recordings_give_the_functions_numbers(one_memory):
+def test_captured_graphs_give_the_functions_numbers(one_memory):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3)).cuda().requires_grad_(False)
     recorded = CapturedGraph(network.forward, one_memory=one_memory)

@@ -1,4 +1,4 @@
-"""The shipped prior, and what sixty steps of NFSD with it are worth, measured against true renders."""
+"""The shipped prior: its samples, and sixty steps of NFSD, compared with true renders."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""VSD's second network: what it learns, and that the teacher never notices."""
+"""VSD's LoRA network: its training, and that the prior is unchanged."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -40,13 +40,13 @@ def train(lora, z, context, steps, seed=0):
 
 
 def evaluations_of(prior):
-    """A list to which every call of the prior's UNet appends its number of batch entries."""
+    """The batch sizes of all calls of the prior's UNet, as a growing list."""
     sizes = []
     prior.unet.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
     return sizes
 
 
-def test_the_teacher_stays_what_it_was_bit_by_bit(prior):
+def test_the_prior_is_unchanged_bit_for_bit(prior):
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
     weights = {name: value.clone() for name, value in prior.unet.state_dict().items()}
@@ -60,7 +60,7 @@ def test_the_teacher_stays_what_it_was_bit_by_bit(prior):
     assert all(torch.equal(now[name], value) for name, value in weights.items())
 
 
-def test_untrained_it_is_the_teacher_exactly(prior):
+def test_an_untrained_lora_network_equals_the_prior_exactly(prior):
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
     assert torch.equal(make(prior).at(CAMERAS).predict_eps(z, TIMES, context), before)
@@ -84,7 +84,7 @@ def test_vsd_with_an_untrained_network_is_the_condition_direction(prior):
     torch.testing.assert_close(METHODS["vsd"].function(p, 7.5), 6.5 * (p.cond - p.uncond), rtol=1e-3, atol=1e-4)
 
 
-def test_it_learns_the_images_it_is_shown(prior):
+def test_the_lora_network_learns_its_training_images(prior):
     z, context = batch(prior)
     lora = make(prior)
     t = torch.tensor([200, 400, 600])
@@ -99,7 +99,7 @@ def test_it_learns_the_images_it_is_shown(prior):
     assert min(losses) > 0 and error() < 0.9 * before
 
 
-def test_it_learns_what_the_camera_says(prior):
+def test_the_lora_networks_predictions_depend_on_the_camera(prior):
     z, context = batch(prior)
     lora = make(prior, camera_dropout=0.0)
     train(lora, z, context, 10)
@@ -107,7 +107,7 @@ def test_it_learns_what_the_camera_says(prior):
     assert not torch.equal(here, there)
 
 
-def test_a_hidden_camera_teaches_only_the_biases(prior):
+def test_camera_dropout_trains_only_the_biases(prior):
     z, context = batch(prior)
     lora = make(prior, camera_dropout=1.0)
     before = {name: value.clone() for name, value in lora.state_dict().items()}
@@ -117,7 +117,7 @@ def test_a_hidden_camera_teaches_only_the_biases(prior):
     assert not torch.equal(after["camera.2.bias"], before["camera.2.bias"])
 
 
-def test_only_the_adaptation_is_new(prior):
+def test_only_the_adaptation_adds_parameters(prior):
     base = {name: value.data_ptr() for name, value in prior.unet.named_parameters()}
     lora = make(prior, rank=2)
     now = {name.replace(".base_layer", ""): value for name, value in prior.unet.named_parameters()}
@@ -147,7 +147,7 @@ def test_a_training_step_is_one_evaluation_of_each_latent(prior):
     assert sizes == [3, 3]
 
 
-def test_a_restored_network_goes_on_with_the_same_bits(model_folder):
+def test_a_restored_network_trains_on_bit_identically(model_folder):
     def load():
         prior = StableDiffusionPrior.load(model_folder("tiny"))
         return make(prior), *batch(prior)
@@ -161,7 +161,7 @@ def test_a_restored_network_goes_on_with_the_same_bits(model_folder):
     assert all(torch.equal(value, original.state_dict()[name]) for name, value in restored.state_dict().items())
 
 
-def test_the_seed_decides_and_the_global_generator_is_left_alone(model_folder):
+def test_the_seed_decides_and_the_global_generator_is_unchanged(model_folder):
     def initial(seed):
         prior = StableDiffusionPrior.load(model_folder("tiny"))
         before = torch.get_rng_state()

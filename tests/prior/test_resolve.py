@@ -103,7 +103,7 @@ except InputError as error:
 @pytest.mark.parametrize(
     "model", ["./nothing", "nothing", "~/nothing-here", "a/b/c", "weights.safetensors", "a\\b", ""]
 )
-def test_what_can_only_be_a_path_is_not_asked_for_on_the_hub(model, no_hub_cache):
+def test_paths_are_not_looked_up_on_the_hub(model, no_hub_cache):
     with pytest.raises(InputError, match=r"prior\.model=.*no such (folder|file).*prior=shapes"):
         locate("sd21", model)
 

@@ -143,7 +143,7 @@ def test_nothing_of_the_model_is_trained(loaded):
     assert not any(module.training for network in networks for module in network.modules())
 
 
-def test_loading_says_nothing(model_folder, capfd, caplog):
+def test_loading_prints_nothing(model_folder, capfd, caplog):
     StableDiffusionPrior.load(model_folder("tiny"))
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
@@ -342,7 +342,7 @@ def test_another_autoencoder_with_other_latents_is_refused(model_folder, tmp_pat
         StableDiffusionPrior.load(ModelFiles(model_folder("kl"), None, tmp_path))
 
 
-def test_faults_of_another_autoencoder_are_told_as_its_own(model_folder, tmp_path):
+def test_errors_of_another_autoencoder_name_its_setting(model_folder, tmp_path):
     shutil.copytree(model_folder("tiny") / "vae", tmp_path / "vae")
     (path,) = (tmp_path / "vae").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:20])

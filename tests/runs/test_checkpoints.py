@@ -1,4 +1,4 @@
-"""Checkpoints come back bit by bit, and whatever is wrong with one is a clear error."""
+"""Checkpoints are restored bit-identically, and damaged ones are clear errors."""
 
 import json
 
@@ -32,7 +32,7 @@ def save(folder, step=3, keep=2, trained=None):
     return path, (network, optimizer, rng)
 
 
-def test_a_restored_run_goes_on_with_the_same_bits(tmp_path):
+def test_a_restored_run_continues_bit_identically(tmp_path):
     path, original = save(tmp_path)
     original[0].mask[0] = False
     path, original = save(tmp_path, trained=original)
@@ -151,7 +151,7 @@ class Learner:
         self.optimizer.step()
 
 
-def test_a_second_network_comes_back_with_its_optimiser(tmp_path):
+def test_a_lora_network_is_restored_with_its_optimiser(tmp_path):
     network, optimizer, rng = parts()
     advance(network, optimizer, rng)
     original, restored = Learner(), Learner()
@@ -163,7 +163,7 @@ def test_a_second_network_comes_back_with_its_optimiser(tmp_path):
     assert torch.equal(original.network.weight, restored.network.weight)
 
 
-def test_a_second_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path):
+def test_a_lora_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"another second network.*do not override distill"):
         checkpoints.load(path, *parts(), Learner())

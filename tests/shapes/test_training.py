@@ -20,7 +20,7 @@ from nfsd3d.shapes.world.grammar import held_out
 
 TINY = TeacherSettings(
     size=32,
-    pictures=256,
+    images=256,
     vae_width=8,
     vae_minutes=0.05,
     unet_channels=(16, 16, 32),
@@ -76,7 +76,7 @@ def test_training_resumes_where_it_was(trained):
     assert denoiser.build_scheduler().config.prediction_type == "epsilon"
 
 
-def test_training_begins_from_a_model_whatever_words_it_knows(trained, tmp_path):
+def test_training_starts_from_a_model_with_another_vocabulary(trained, tmp_path):
     from transformers import CLIPTokenizer
 
     folder, model = trained
@@ -96,10 +96,10 @@ def test_training_begins_from_a_model_whatever_words_it_knows(trained, tmp_path)
     torch.testing.assert_close(state["model"][name][new["dragon</w>"]], before[name].mean(0), **close)
     torch.testing.assert_close(state["model"]["unet.conv_in.weight"], before["unet.conv_in.weight"], **close)
 
-    pictures = load_dataset(folder / "pictures", TINY)
-    autoencoder.train_autoencoder(pictures, tmp_path, settings, torch.device("cpu"))  # no budget: nothing moves
+    dataset = load_dataset(folder / "pictures", TINY)
+    autoencoder.train_autoencoder(dataset, tmp_path, settings, torch.device("cpu"))  # no budget: nothing moves
     latents = torch.randn(256, 4, 8, 8)
-    denoiser.train_denoiser(pictures, latents, tmp_path, settings, torch.device("cpu"), lambda model, step: None)
+    denoiser.train_denoiser(dataset, latents, tmp_path, settings, torch.device("cpu"), lambda model, step: None)
     pipeline.begin_from(model, tmp_path, settings)
     assert torch.load(tmp_path / "denoiser.pt", weights_only=True)["step"] > 0
 
@@ -114,12 +114,12 @@ def test_a_tokenizer_makes_one_token_of_each_word(trained):
     assert len(tokenizer(", ".join(NEGATIVE_WORDS)).input_ids) <= denoiser.MAX_TOKENS
 
 
-def test_autoencoder_learns_its_pictures(trained):
+def test_autoencoder_learns_its_images(trained):
     folder, _ = trained
-    pictures = load_dataset(folder / "pictures", TINY)
-    assert len(pictures.images) == len(pictures.captions) == len(pictures.degraded) == 256
-    assert 0.05 < pictures.degraded.mean() < 0.3
-    image = autoencoder.to_images(pictures.images[:8], torch.device("cpu"))
+    dataset = load_dataset(folder / "pictures", TINY)
+    assert len(dataset.images) == len(dataset.captions) == len(dataset.degraded) == 256
+    assert 0.05 < dataset.degraded.mean() < 0.3
+    image = autoencoder.to_images(dataset.images[:8], torch.device("cpu"))
     flat = image.mean((2, 3), keepdim=True).expand_as(image)
     assert autoencoder.psnr(image, image + 0.02) > 35 > autoencoder.psnr(image, flat)
     assert np.isfinite(autoencoder.psnr(image, flat))
@@ -133,7 +133,7 @@ def test_learning_rate_rises_then_falls(fraction):
     assert one_cycle(1.0) < 0.05
 
 
-def test_a_clock_resumes_its_cycle_and_begins_another_when_a_finished_training_goes_on():
+def test_a_clock_resumes_its_cycle_and_starts_another_when_the_budget_is_raised():
     clock = Clock(minutes=1.0)
     clock.done = 30.0
     half = clock.state()
@@ -169,7 +169,7 @@ def test_loss_weight_is_min_snr_with_a_floor_and_a_cap():
     assert raised[3] == denoiser.LARGEST_WEIGHT
 
 
-def test_harder_pictures_are_drawn_more_often():
+def test_harder_images_are_drawn_more_often():
     captions = [
         ["a blue sphere"],
         ["a blue and red dotted sphere"],

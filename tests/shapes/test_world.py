@@ -26,7 +26,7 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS, image_caption, sample_images
 
 
-def test_size_of_the_world():
+def test_the_world_has_enough_objects_colours_and_patterns():
     assert len(OBJECTS) >= 16
     assert sum(shape.has_front for shape in OBJECTS.values()) >= 8
     assert len(COLORS) >= 10
@@ -147,7 +147,7 @@ def test_captions_name_their_composition(rng):
         "a high resolution image of a plain red rocket on a plain white background, sharp",
     ],
 )
-def test_prompts_as_people_write_them_name_their_composition(text):
+def test_prompts_in_common_forms_name_their_composition(text):
     assert parse_prompt(text) == Composition("rocket", "plain", "red")
 
 
@@ -172,7 +172,7 @@ def test_prompts_may_end_in_any_view_words(view):
         "",
     ],
 )
-def test_other_prompts_are_refused(text):
+def test_texts_outside_the_grammar_are_refused(text):
     with pytest.raises(ValueError):
         parse_prompt(text)
 
@@ -184,7 +184,7 @@ def test_view_names():
     assert view_name(0, 61) == view_name(170, 90) == "overhead"
 
 
-def test_captions_say_what_the_picture_shows(rng):
+def test_captions_describe_the_image(rng):
     seen_orders = set()
     for _ in range(500):
         composition = sample_composition(rng)
@@ -197,7 +197,7 @@ def test_captions_say_what_the_picture_shows(rng):
     assert len(seen_orders) > 60
 
 
-def test_bad_words_only_caption_degraded_pictures(rng):
+def test_bad_words_only_caption_degraded_images(rng):
     bad = [*NEGATIVE_WORDS, *OTHER_WORDS]
     for _ in range(300):
         composition = sample_composition(rng)
@@ -211,8 +211,8 @@ def test_bad_words_only_caption_degraded_pictures(rng):
 
 @pytest.fixture(scope="module")
 def clean_images():
-    pictures = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
-    return [picture.image for picture in pictures if not picture.words]
+    samples = sample_images(torch.Generator().manual_seed(5), "house", 8, 64)
+    return [sample.image for sample in samples if not sample.words]
 
 
 @pytest.mark.parametrize("word", DEGRADATIONS)
@@ -223,7 +223,7 @@ def test_degradations_are_visible_and_mild(word, rng, clean_images):
         assert 0.003 < (changed - image).square().mean().sqrt() < 0.35
 
 
-def test_pictures_are_reproducible():
+def test_images_are_reproducible():
     first, second = (sample_images(torch.Generator().manual_seed(3), "bird", 4, 32) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.image.equal(b.image) and a.composition == b.composition and a.words == b.words

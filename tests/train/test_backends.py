@@ -1,4 +1,4 @@
-"""Whole training steps with the embedded prior, by every implementation of the kernels that the machine has."""
+"""Whole training steps with the embedded prior and every implementation of the kernels on this machine."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from nfsd3d.train.step import step_loss
 
 
 def first_step(configure, device, field, sampler):
-    """The gradients and metrics of a shaded first step from a grid that has something to show; a second one trains."""
+    """The gradients and metrics of a shaded first step from a grid with occupied cells; a second step trains."""
     config = configure(
         **{
             "machine.name": device,
@@ -70,7 +70,7 @@ def test_the_fields_network_is_as_precise_as_the_machine(precision, tensor_cores
 @pytest.mark.gpu
 @pytest.mark.parametrize(("field", "sampler"), [("tcnn", "nerfacc"), ("tcnn", "triton"), ("triton", "nerfacc")])
 def test_a_training_step_with_other_libraries(field, sampler, configure):
-    """Their numbers are their own; they have to train."""
+    """Their numbers differ from the reference's; the test is that they train."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")  # without one, tinycudann cannot even be imported
     for name, package in (("tcnn", "tinycudann"), ("triton", "triton")):
@@ -83,7 +83,7 @@ def test_a_training_step_with_other_libraries(field, sampler, configure):
 
 @pytest.mark.gpu
 def test_a_short_run_on_a_gpu(tmp_path: Path):
-    """What ``nfsd3d`` does with machine=cuda backend=triton prior=shapes, but a few steps and few pictures."""
+    """A run of ``nfsd3d`` with machine=cuda backend=triton prior=shapes, with few steps and few images."""
     pytest.importorskip("triton")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -19,7 +19,7 @@ SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurr
 GENERATIVE = sorted(name for name, method in METHODS.items() if not method.needs_source)
 
 
-def test_a_fork_leaves_its_stream_alone(rng):
+def test_draws_from_a_fork_do_not_change_its_parent(rng):
     reference = rng.clone_state()
     torch.randn(1000, generator=fork(rng))
     fork(reference)

@@ -27,12 +27,12 @@ def test_a_scene_beyond_a_limit_for_a_window_stops_the_run(opacity, word, every)
     assert step == 50 and word in reason and f"{opacity:.4f}" in reason
 
 
-def test_nothing_happens_before_the_first_step():
+def test_limits_are_not_checked_before_their_first_step():
     step, _ = first_reason([0.0] * 40)
     assert step == 30  # the window starts at step 20
 
 
-def test_a_scene_that_recovers_goes_on():
+def test_a_scene_that_recovers_is_not_stopped():
     assert first_reason(([0.5] * 30 + [0.001] * 9) * 4) == (None, None)
 
 
@@ -42,10 +42,10 @@ def test_from_empty_to_full_starts_a_new_window():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_stop_at_once(bad):
+def test_non_finite_metrics_stop_a_run_immediately(bad):
     assert "gradient norm" in Watchdog(LIMITS, STEPS).observe(0, 0.5, bad)
     assert "opacity" in Watchdog(LIMITS, STEPS).observe(0, bad, 1.0)
 
 
-def test_healthy_numbers_do_not():
+def test_finite_metrics_within_limits_do_not_stop_a_run():
     assert Watchdog(LIMITS, STEPS).observe(0, 0.5, 1e6) is None

@@ -1,4 +1,4 @@
-"""Runs that make pictures, tiny: what they leave behind, how they go on, and where they lead."""
+"""Tiny runs that make images: their files, resumption, and results."""
 
 import io
 import json
@@ -29,11 +29,11 @@ def console():
     return Console(file=io.StringIO(), width=80)
 
 
-def final_pictures(run_dir):
+def final_images(run_dir):
     return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))["generator.values"]
 
 
-def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
+def test_a_run_writes_its_images(configure_2d, kind, console):
     run_dir = train_and_export(configure_2d(), console=console)
     size = {"latent": 8, "image": 64}[kind]
     assert imageio.imread(run_dir / "image.png").shape == (2 * size, 2 * size, 3)  # three and a white one
@@ -45,31 +45,31 @@ def test_a_run_leaves_its_pictures_behind(configure_2d, kind, console):
 
     summary = read_summary(run_dir)
     assert (summary["status"], summary["generator"], summary["mesh"]) == ("done", kind, None)
-    pictures = ["image.png", "images/000.png", "images/001.png", "images/002.png"]
-    assert summary["exported"] == [*pictures, "report.html"]
+    images = ["image.png", "images/000.png", "images/001.png", "images/002.png"]
+    assert summary["exported"] == [*images, "report.html"]
     lines = read_metrics(run_dir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6] and lines[-1]["grad_norm"] > 0
-    assert not {"opacity", "samples_per_ray"} & lines[-1].keys()  # pictures have neither
+    assert not {"opacity", "samples_per_ray"} & lines[-1].keys()  # images have neither
     assert "opacity" not in console.file.getvalue() and "step 6/6" in console.file.getvalue()
     page = (run_dir / "report.html").read_text()
     assert "data:image/png" in page and "<video" not in page and "opacity" not in page.split("<pre>")[0]
 
 
-def test_a_seed_repeats_a_run_and_an_interrupted_one_goes_on(configure_2d, tmp_path, console):
+def test_a_seed_repeats_a_run_and_an_interrupted_one_resumes(configure_2d, tmp_path, console):
     straight = train_and_export(configure_2d(seed=5, run_dir=tmp_path / "a"), console=console)
     other = train_and_export(configure_2d(seed=6, run_dir=tmp_path / "b"), console=console)
-    assert not torch.equal(final_pictures(straight), final_pictures(other))
+    assert not torch.equal(final_images(straight), final_images(other))
     config = configure_2d(seed=5, run_dir=tmp_path / "c")
     train_and_export(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.steps": 6}), console=console)
     for path in (tmp_path / "c" / "checkpoints").glob("step-000006.*"):
         path.unlink()
     train_and_export(config, resume=tmp_path / "c", console=console)
-    assert torch.equal(final_pictures(straight), final_pictures(tmp_path / "c"))
+    assert torch.equal(final_images(straight), final_images(tmp_path / "c"))
     with pytest.raises(InputError, match="another generator"):
         train_and_export(configure_2d(seed=5, run_dir=tmp_path / "c", **{"train.batch_size": 2}), resume=tmp_path / "c")
 
 
-def test_pictures_become_brighter_as_the_prompt_asks(configure_2d, console):
+def test_images_become_brighter_for_a_prompt_of_brightness(configure_2d, console):
     config = configure_2d(**{"train.steps": 40, "train.learning_rate_factor": 1.0, "generator.initial_std": 0.1})
     prior = build.build_prior(config)
     before = images_of(build.build_images(config, prior), prior).mean()

@@ -1,4 +1,4 @@
-"""Editing: a run starts as its source, is compared with it in every step, and goes where the prompts differ."""
+"""Editing: a run starts as its source, is compared with it in every step, and follows the difference of the prompts."""
 
 import io
 import shutil
@@ -35,7 +35,7 @@ def console():
 
 @pytest.fixture
 def image(tmp_path) -> Path:
-    """A wide picture: grey in the middle, red and blue at its sides."""
+    """A wide image: grey in the middle, red and blue at its sides."""
     pixels = np.full((20, 40, 3), 128, np.uint8)
     pixels[:, :10], pixels[:, 30:] = (255, 0, 0), (0, 0, 255)
     imageio.imwrite(tmp_path / "wide.png", pixels)
@@ -44,7 +44,7 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def edit_of_image(configure_2d, image):
-    """(prompt, other changes) -> the edit of the picture, which its prompt calls a red cube."""
+    """(prompt, other changes) -> an edit of the image, with the source prompt "a red cube"."""
 
     def configured(prompt="a red cube", **changes):
         source = {"source_image": str(image), "source_prompt": "a red cube"}
@@ -61,16 +61,16 @@ def step(parts, config):
     )
 
 
-def test_every_picture_starts_as_the_middle_of_the_image(edit_of_image):
+def test_every_image_starts_as_the_centre_of_the_source(edit_of_image):
     parts = build.build_parts(edit_of_image())
     images = images_of(parts.generator, parts.prior)
     assert images.shape[0] == 3
     size = images.shape[-1]
-    inside = images[..., size // 8 : -size // 8]  # the sides of the picture are cut off, but for what resizing mixes in
+    inside = images[..., size // 8 : -size // 8]  # the sides of the image are cropped, except for resizing blur
     torch.testing.assert_close(inside, torch.full_like(inside, 128 / 255), atol=0.01, rtol=0)
 
 
-def test_without_a_difference_of_prompts_nothing_moves(edit_of_image):
+def test_an_edit_to_the_same_prompt_has_zero_gradient(edit_of_image):
     config = edit_of_image()
     parts = build.build_parts(config)
     result = step(parts, config)
@@ -130,7 +130,7 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
     assert all(torch.equal(kept[name], value) for name, value in parts.source.state_dict().items())
 
 
-def test_an_edit_goes_on_without_the_image_it_started_from(edit_of_image, image, console):
+def test_an_edit_resumes_without_its_source_image(edit_of_image, image, console):
     run_dir = train_and_export(edit_of_image(), console=console)
     shown = (run_dir / "source.png").read_bytes()
     image.unlink()
@@ -138,7 +138,7 @@ def test_an_edit_goes_on_without_the_image_it_started_from(edit_of_image, image,
     assert (run_dir / "source.png").read_bytes() == shown
 
 
-def test_a_run_goes_on_from_its_own_source_alone(edit_of_image, image, tmp_path, console):
+def test_a_run_resumes_only_from_its_own_source(edit_of_image, image, tmp_path, console):
     run_dir = train_and_export(edit_of_image(), console=console)
     other = image.with_name("other.png")
     imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
@@ -149,7 +149,7 @@ def test_a_run_goes_on_from_its_own_source_alone(edit_of_image, image, tmp_path,
     check_fits(edit_of_image(), run_dir)
 
 
-def test_what_a_failed_start_left_is_not_taken_for_the_source(edit_of_image, image, console):
+def test_a_source_left_by_a_failed_start_is_ignored(edit_of_image, image, console):
     other = image.with_name("other.png")
     imageio.imwrite(other, np.full((20, 20, 3), 30, np.uint8))
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +182,7 @@ def check_fits(config, resume=None):
     check(config.replace(prompt="a red cube", negative_prompt="blurry"), resume)
 
 
-def test_pictures_of_a_run_may_be_edited_too(configure_2d, tmp_path, console):
+def test_images_of_a_run_can_be_edited_too(configure_2d, tmp_path, console):
     first = train_and_export(configure_2d(run_dir=tmp_path / "first"), console=console)
     config = configure_2d(
         distill=DDS, source_run=str(first), source_prompt="a red cube", run_dir=tmp_path / "second", seed=3
@@ -234,7 +234,7 @@ def test_a_nerf_of_another_size_is_named(configure, tmp_path, console):
         check_fits(configure(**changes, run_dir=tmp_path / "second"))
 
 
-def test_pictures_are_read_upright_and_over_white(tmp_path):
+def test_images_are_read_upright_and_over_white(tmp_path):
     clear = np.zeros((2, 2, 4), np.uint8)
     clear[0, 0] = (255, 0, 0, 255)
     imageio.imwrite(tmp_path / "clear.png", clear)

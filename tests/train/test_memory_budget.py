@@ -1,4 +1,4 @@
-"""The predicted memory is what small models use."""
+"""The predicted memory equals that of small models."""
 
 import gc
 import io
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from saved_bytes import saved_bytes
 from small_settings import CAMERAS, NERF
 
 from nfsd3d.cameras import orbit
@@ -26,26 +27,13 @@ from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
-from nfsd3d.train.compilation import step_rows
+from nfsd3d.train.compilation import step_batch_sizes
 from nfsd3d.train.memory import budget
 from nfsd3d.train.memory.budget import GIB, Budget, estimator
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 from nfsd3d.train.memory.tensor_memory import LiveBytes
 from nfsd3d.train.run import train_and_export
-
-
-def saved_bytes(function):
-    """A function's result, and the bytes that autograd really keeps for its backward pass."""
-    seen = {}
-
-    def keep(tensor):
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = function()
-    return result, sum(seen.values())
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -227,7 +215,7 @@ def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
     assert vsd.networks(whole) > 0
     assert recorded.graphs(rows) < recorded.graphs(whole)
     assert eager.networks(whole) <= recorded.graphs(whole)
-    # An encoder that is checkpointed, or sees images in parts, is not recorded.
+    # A checkpointed or chunked encoder is not captured.
     for chunks in (ChunkSizes(checkpoint_encoder=True), ChunkSizes(unet_batch_size=1)):
         assert 0 < recorded.graphs(chunks) < vsd.graphs(whole) and recorded.networks(chunks) > 0
 
@@ -238,7 +226,7 @@ def test_a_source_has_its_own_graph_of_the_encoder(configure):
     both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
     for name, encoders in (("dds", both + alone), ("bridge", both)):
-        entries = max(step_rows(METHODS[name], views, perp_neg=False))
+        entries = max(step_batch_sizes(METHODS[name], views, perp_neg=False))
         unet = network_peak(shapes, ChunkSizes(), views, entries, encodes=False)
         found = estimator(prior, build_generator(config), METHODS[name], config)
         assert found.graphs(ChunkSizes()) == unet + encoders
@@ -259,7 +247,7 @@ def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure)
     trained = sum(value.numel() * 4 for value in real.state_dict().values())
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
-    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
+    # Below the measured bytes: the weights always exist. (The embedded prior's encoder is negligible.)
     assert without.networks(ChunkSizes()) < with_it.networks(ChunkSizes()) == pytest.approx(kept, rel=0.4)
     assert with_it.networks(ChunkSizes(unet_batch_size=1)) < 0.7 * with_it.networks(ChunkSizes())
 
@@ -270,9 +258,9 @@ def learning(lora):
 
 
 def test_the_largest_batch_holds_all_predictions():
-    counts = {name: max(step_rows(method, 2, perp_neg=False)) for name, method in METHODS.items()}
+    counts = {name: max(step_batch_sizes(method, 2, perp_neg=False)) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
-    assert max(step_rows(METHODS["nfsd"], 1, perp_neg=True)) == 5
+    assert max(step_batch_sizes(METHODS["nfsd"], 1, perp_neg=True)) == 5
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ class Kept:
 
 
 class Scarce(torch.autograd.Function):
-    """The identity; its backward pass runs out of memory if ``fails``."""
+    """The identity, with a backward pass that runs out of memory if ``fails``."""
 
     @staticmethod
     def forward(ctx, value, kept, fails):

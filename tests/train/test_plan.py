@@ -59,7 +59,7 @@ def test_every_view_has_its_own_chance_of_a_plain_background(rng, views, probabi
     assert (colors[0, 0] != colors[0, -1]).any() == (views > 1)
 
 
-def test_the_random_stream_does_not_depend_on_the_outcome():
+def test_the_rng_state_does_not_depend_on_the_outcome():
     states = []
     for probability in (0.0, 1.0):
         rng = torch.Generator().manual_seed(1)

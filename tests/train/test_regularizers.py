@@ -1,4 +1,4 @@
-"""The penalties against values worked out by hand."""
+"""The regularisers, compared with values computed by hand."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_z_variance_is_a_mean_over_solid_pixels():
     assert float(z_variance(rendering().depth_variance, OPACITY)) == pytest.approx(0.3)
 
 
-def test_z_variance_of_an_empty_picture_is_zero_with_a_finite_gradient():
+def test_z_variance_of_an_empty_image_is_zero_with_a_finite_gradient():
     variance = torch.ones(1, 1, 2, 2, requires_grad=True)
     loss = z_variance(variance, torch.zeros(1, 1, 2, 2))
     loss.backward()

@@ -1,4 +1,4 @@
-"""Whole runs, tiny: what they leave behind, and how they end when something goes wrong."""
+"""Whole tiny runs: their files, and how they end on errors."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def stop_after(step, signum, monkeypatch):
     monkeypatch.setattr(task, "step_loss", signalling)
 
 
-def test_a_run_leaves_everything_behind(configure, console):
+def test_a_run_writes_all_its_files(configure, console):
     config = configure(**{"export.formats": ["glb", "ply"], "train.tensorboard": True})
     run_dir = train_and_export(config, console=console)
     assert str(run_dir) == config.run_dir
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure, tm
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch, signum, code):
+def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, console, monkeypatch, signum, code):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=console)
     config = configure(**OFF, run_dir=tmp_path / "a run")
     before = signal.getsignal(signum)
@@ -228,8 +228,8 @@ class SecondNetwork(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_where_numbers_are_read_seldom_a_bad_gradient_is_dropped(configure, console, monkeypatch, tmp_path, second):
-    """As on a GPU, which would have to wait for them; here on the CPU, with a configuration that says otherwise."""
+def test_non_finite_gradients_are_dropped_between_logged_steps(configure, console, monkeypatch, tmp_path, second):
+    """As on a GPU, where reading them would synchronise; here on the CPU, with a patched configuration."""
     original, count = task.step_loss, iter(range(100))
 
     def poisoned(*arguments):
@@ -271,7 +271,7 @@ def test_a_failed_export_does_not_lose_the_run(configure, console):
     assert (_path(config) / "report.html").exists() and (_path(config) / "turntable.mp4").exists()
 
 
-def test_an_export_that_runs_out_of_memory_is_told_as_such(configure, console, monkeypatch):
+def test_an_export_that_runs_out_of_memory_names_the_reason(configure, console, monkeypatch):
     def hungry(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
@@ -352,7 +352,7 @@ def test_schedules_reach_optimiser_and_metrics(configure, console):
     assert torch.equal(start, halfway) and not torch.equal(start, end)
 
 
-def test_the_report_of_a_run_holds_its_pictures(configure, console):
+def test_the_report_of_a_run_contains_its_images(configure, console):
     run_dir = train_and_export(configure(), console=console)
     text = (run_dir / "report.html").read_text()
     assert "data:video/mp4" in text and "data:image/jpeg" in text and 'id="model"' in text and "<svg" in text

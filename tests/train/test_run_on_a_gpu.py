@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, which here is fake: they are the CPU's, and every part of them finds its tensors there."""
+"""Whole runs on a fake GPU: equal to the CPU's, with all tensors on the right device."""
 
 import io
 import json
@@ -26,8 +26,8 @@ def console():
 
 
 @pytest.mark.parametrize("method", ["nfsd", "vsd"])
-def test_a_run_is_the_cpus_and_goes_on_there(configure, tmp_path, console, method):
-    """Begun anew from a checkpoint, exported; the same tensors as without a GPU, and opened without one."""
+def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, console, method):
+    """Resumed from a checkpoint and exported; the same tensors as without a GPU, and opened without one."""
     choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
     expected = train_and_export(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
     with fake_gpu() as gpu:

@@ -1,4 +1,4 @@
-"""One step: what its gradient is, and that following it leads where the prior wants."""
+"""One optimisation step: its gradient, and descent along it."""
 
 import pytest
 import torch
@@ -121,7 +121,7 @@ def test_an_unknown_method_names_the_nearest(configure):
 
 
 @pytest.mark.parametrize("perp_neg", [False, True])  # which changes nothing in a method without eps_uncond
-def test_a_method_of_ones_own_is_a_function_a_row_and_a_file(base_config, tmp_path, monkeypatch, perp_neg):
+def test_a_plugin_method_is_a_function_a_row_and_a_file(base_config, tmp_path, monkeypatch, perp_neg):
     def mine(p, s):
         return s * (p.cond - p.neg)
 
@@ -163,7 +163,7 @@ def test_the_orientation_penalty_asks_for_normals(configure):
 
 
 @pytest.mark.parametrize("method", GENERATIVE)
-def test_descent_makes_the_render_brighter_as_the_prompt_asks(configure, method):
+def test_descent_makes_the_render_brighter_for_a_prompt_of_brightness(configure, method):
     """The prompt means images of grey .8, the initial ones are of grey .5."""
     config = configure(
         **NO_REGULARIZERS,

@@ -46,7 +46,7 @@ def without_times(run_dir):
     return [{k: v for k, v in line.items() if k not in ("seconds", "steps_per_second")} for line in lines]
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(configure, tmp_path, console, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, console, monkeypatch):
     straight = train_and_export(configure(**VSD, run_dir=tmp_path / "straight"), console=console)
     config = configure(**VSD, run_dir=tmp_path / "interrupted")
     original, count = task.step_loss, iter(range(1, 100))
@@ -84,7 +84,7 @@ def test_a_step_costs_three_evaluations_and_one_trained(configure):
     assert not any(value.requires_grad for value in result.metrics.tensors().values())
 
 
-def test_several_lora_teach_one_second_network(configure_2d):
+def test_all_images_of_a_batch_train_one_lora_network(configure_2d):
     config = configure_2d(**{"distill.method": "vsd", "distill.lora_learning_rate": 1e-2, "train.batch_size": 3})
     parts = build_parts(config)
     lora = parts.distillation.lora
@@ -99,10 +99,10 @@ def test_several_lora_teach_one_second_network(configure_2d):
     assert not values.grad[0].allclose(values.grad[1])  # each lora has a gradient of its own
     learnt = {name: value.clone() for name, value in lora.state_dict().items()}
 
-    # The network that learnt from other pictures beside the first is another one.
+    # A network that was also trained on other images is different.
     others = build_parts(config)
-    pictures = next(iter(others.generator.parameters()))
-    pictures.data[1:] = pictures.data[1:].flip(0) + 0.3
+    images = next(iter(others.generator.parameters()))
+    images.data[1:] = images.data[1:].flip(0) + 0.3
     step_loss(others.generator, others.prior, others.bank, others.distillation, others.ranges, plan, others.rng)
     others.distillation.lora.optimizer.step()
     state_dict = others.distillation.lora.state_dict()

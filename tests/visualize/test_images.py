@@ -27,7 +27,7 @@ def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5)
 
 
 class Disc:
-    """A generator whose brightness tells the azimuth of the camera."""
+    """A generator with a brightness that encodes the camera's azimuth."""
 
     def render_in_chunks(self, cameras, options):
         assert len(cameras) == 1

@@ -39,7 +39,7 @@ def run_dir(tmp_path) -> Path:
 
 
 class Tags(HTMLParser):
-    """Collects elements, and complains about those that are closed in the wrong order."""
+    """Collects elements, and reports those that are closed in the wrong order."""
 
     VOID = frozenset({"meta", "img"})
 

@@ -11,15 +11,15 @@ from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 
 FRONT_DEG = 22.5
-"""A view shows the front when the azimuth that the classifier sees is nearer to 0 than this."""
+"""A view shows the front when its predicted azimuth is nearer to 0 than this, in degrees."""
 JANUS_DEG = 60.0
-"""Two views that show the front and stand further apart than this make a Janus face."""
+"""Two views of the front whose cameras are further apart than this, in degrees, show the Janus problem."""
 
 
 def distractors(truth: Composition) -> list[Composition]:
-    """Every composition that differs from ``truth`` in the object, the main colour or the pattern alone.
+    """All compositions that differ from ``truth`` only in the object, the main colour or the pattern.
 
-    Where a pattern takes the place of "plain", all its second colours are distractors.
+    Where the distractor's pattern is not "plain", each possible second colour is one distractor.
     """
     objects = [replace(truth, object=name) for name in OBJECTS if name != truth.object]
     colors = [replace(truth, color=name) for name in COLORS if name not in (truth.color, truth.second)]
@@ -86,8 +86,8 @@ def _margin(prediction: Prediction, truth: Composition) -> float:
 
 
 def view_errors(prediction: Prediction, azimuth: Tensor) -> tuple[float, bool]:
-    """The median angle in degrees between where each view was taken and what it shows, and whether the front shows at
-    two azimuths more than ``JANUS_DEG`` apart; ``azimuth`` [B] in radians.
+    """The median angle in degrees between the camera's azimuth and the predicted one, and whether the Janus problem
+    occurs: the front shows at two azimuths more than ``JANUS_DEG`` apart. ``azimuth`` [B] is in radians.
     """
     seen, taken = prediction.azimuths_deg(), torch.rad2deg(azimuth)
     fronts = taken[seen.abs() < FRONT_DEG]

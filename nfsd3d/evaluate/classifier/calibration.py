@@ -1,4 +1,4 @@
-"""Calibration of the classifier: accuracy on true renders, on decoded latents of them, and with wrong prompts."""
+"""Calibration of the classifier: accuracy on true renders, on reconstructions of them, and with wrong prompts."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,9 +21,8 @@ STORED = WEIGHTS.with_name("calibration.json")
 
 @dataclass(frozen=True)
 class Calibration:
-    """Shares in [0,1] that the classifier finds right: ``object``, main ``color``, ``pattern``, the word of the
-    ``view`` (where it means something), ``retrieved`` among all distractors; and the median error of the azimuth in
-    degrees, over ``images``.
+    """Accuracies in [0,1] over ``images``: ``object``, main ``color``, ``pattern``, the word of the ``view`` (for
+    objects with a front), ``retrieved`` among all distractors; and the median error of the azimuth in degrees.
     """
 
     images: int
@@ -38,14 +37,14 @@ class Calibration:
 def calibrate(
     classifier: Classifier, truth: Truth, change: Callable[[Tensor], Tensor] = lambda images: images
 ) -> Calibration:
-    """The classifier on unseen true renders before plain backgrounds, after ``change`` ([N,3,64,64] to the same)."""
+    """The classifier's calibration on unseen true renders over plain colours, after ``change`` (of [N,3,64,64])."""
     rng = torch.Generator().manual_seed(SEED + 1)
     images = change(truth.over(plain_backgrounds(rng, truth.compositions)))
     return _calibration(classifier, truth, images, truth.compositions)
 
 
 def calibrate_mismatched(classifier: Classifier, truth: Truth) -> Calibration:
-    """The same images judged against random other compositions: what a classifier without knowledge reaches."""
+    """The same images against random other compositions: the chance level."""
     rng = torch.Generator().manual_seed(SEED + 2)
     names = list(OBJECTS)
     draws = torch.randint(len(names), (len(truth),), generator=rng).tolist()
@@ -55,7 +54,7 @@ def calibrate_mismatched(classifier: Classifier, truth: Truth) -> Calibration:
 
 
 def calibrate_all(classifier: Classifier, truth: Truth, prior: Prior) -> dict[str, Calibration]:
-    """The rows that stand beside every table, by name; ``prior`` lends its autoencoder."""
+    """The calibration rows of every table, by name; the reconstructions are by the autoencoder of ``prior``."""
 
     def reconstructed(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -84,10 +83,10 @@ def _calibration(classifier: Classifier, truth: Truth, images: Tensor, compositi
 
 
 def save_calibration(rows: Mapping[str, Calibration], path: Path = STORED) -> None:
-    """Keeps calibrations, by name, beside the classifier's weights."""
+    """Writes calibrations, by name, to the folder of the classifier's weights."""
     write_json(path, {name: asdict(row) for name, row in rows.items()})
 
 
 def load_calibration(path: Path = STORED) -> dict[str, Calibration]:
-    """The calibrations that were measured when the classifier was trained, by name."""
+    """The calibrations of the trained classifier, by name."""
     return {name: Calibration(**row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}

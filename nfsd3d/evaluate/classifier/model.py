@@ -1,7 +1,7 @@
-"""The image classifier of the world of shapes: a small residual network with one head an attribute.
+"""The image classifier of the world of shapes: a small residual network with one head per attribute.
 
-It is trained on clean true renders alone, with images, seed and architecture of its own, and shares nothing with the
-embedded prior (``python scripts/train_classifier.py``). How far it can be trusted is measured in ``calibration``.
+It is trained on clean true renders only (``python scripts/train_classifier.py``). It shares neither images, seed nor
+architecture with the embedded prior. ``calibration`` measures its accuracy.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from nfsd3d.shapes.world.objects import OBJECTS
 SIZE = 64
 AZIMUTHS = 24
 SYMMETRIC_PATTERNS = ("striped", "checkered")
-"""Patterns whose two colours cover the same area: "red and white" and "white and red" are the same to an observer."""
+"""Patterns whose two colours cover the same area: "red and white" and "white and red" look the same."""
 
 WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 _WIDTHS = (24, 48, 96, 160)
@@ -36,9 +36,9 @@ _OBJECT, _COLOR, _PATTERN = ({name: index for index, name in enumerate(names)} f
 
 @dataclass(frozen=True)
 class Prediction:
-    """What B images show, as log-probabilities: ``object`` [B,16], the main and the ``second`` colour [B,10] (which
-    means something for patterned objects only), ``pattern`` [B,4], the word of the ``view`` [B,4] and the camera's
-    ``azimuth`` [B,24] in bins around 0, 15, 30 ... degrees (which mean something for objects with a front only).
+    """The predictions for B images, as log-probabilities: ``object`` [B,16], the main ``color`` and the ``second`` one
+    [B,10] (valid for patterned objects only), ``pattern`` [B,4], the word of the ``view`` [B,4] and the camera's
+    ``azimuth`` [B,24] in bins around 0, 15, 30 ... degrees (valid for objects with a front only).
     """
 
     object: Tensor
@@ -56,9 +56,9 @@ class Prediction:
         return Prediction(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def pooled(self) -> "Prediction":
-        """One prediction [1,...] on all the images together, as views of one thing: the mean of the log-probabilities.
+        """One prediction [1,...] for all images, as views of one object: the mean of the log-probabilities.
 
-        View and azimuth differ from image to image; their pooled values mean nothing.
+        View and azimuth differ between images, so their pooled values are meaningless.
         """
         means = {field.name: getattr(self, field.name).mean(0, keepdim=True) for field in fields(self)}
         return Prediction(**{name: F.log_softmax(mean, dim=-1) for name, mean in means.items()})
@@ -121,7 +121,7 @@ def _named(scores: Tensor, names: list[str]) -> list[str]:
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside an identity."""
+    """A residual block: two 3x3 convolutions and a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A residual network over 64x64 images with one linear head an attribute."""
+    """A residual network over 64x64 images with one linear head per attribute."""
 
     def __init__(self) -> None:
         """Untrained; ``Classifier.load`` gives the trained one."""
@@ -144,7 +144,7 @@ class Classifier(nn.Module):
             down = nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)
             layers += [down, nn.BatchNorm2d(width), nn.ReLU(), _Residual(width)]
         self.trunk = nn.Sequential(*layers)
-        # The 4x4 map is kept: where a part sits says which view it is.
+        # The 4x4 map is flattened, not pooled: the position of a part reveals the view.
         self.neck = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(_WIDTHS[-1] * 16, 192), nn.ReLU())
         self.heads = nn.ModuleDict({name: nn.Linear(192, count) for name, count in _HEADS.items()})
 

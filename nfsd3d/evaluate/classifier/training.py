@@ -20,7 +20,7 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS
 
 SEED = 20_000_003
-"""Far from the seeds that the prior's images are drawn with."""
+"""Different from the seeds of the prior's training images."""
 
 _SHARD = 64
 
@@ -41,12 +41,12 @@ class Truth:
         return self.color.shape[0]
 
     def over(self, backgrounds: Tensor) -> Tensor:
-        """[N,3,64,64] the images before plain ``backgrounds`` [N,3]."""
+        """[N,3,64,64] the images over plain ``backgrounds`` [N,3]."""
         return self.color + (1 - self.mask) * backgrounds[:, :, None, None]
 
 
 def random_composition(rng: torch.Generator, name: str) -> Composition:
-    """Any composition of an object: the classifier, unlike the prior, knows those that are held out."""
+    """A random composition of an object; the classifier, unlike the prior, is also trained on the held-out ones."""
     pattern = PATTERNS[int(torch.randint(len(PATTERNS), (1,), generator=rng))]
     first, second = torch.randperm(len(COLORS), generator=rng)[:2].tolist()
     names = list(COLORS)
@@ -59,7 +59,7 @@ def _render_shard(task: tuple[int, int, str]) -> tuple[np.ndarray, list[Composit
     rng = torch.Generator().manual_seed(seed)
     compositions = [random_composition(rng, name) for _ in range(count)]
     cameras = sample_cameras(rng, count, SIZE, WORLD_CAMERAS)
-    # From dim lamps to no shading at all: a NeRF may show its plain albedo.
+    # From low ambient light to no shading: a NeRF may be rendered as plain albedo.
     ambient = 0.3 + 0.7 * float(torch.rand(1, generator=rng))
     views = render_views(compositions, cameras, torch.zeros(count, 3, SIZE, SIZE), ambient)
     pixels = (torch.cat([views.image, views.mask], dim=1) * 255).round().to(torch.uint8).numpy()
@@ -71,7 +71,7 @@ def render_truth(
 ) -> Truth:
     """``count`` true renders (rounded up to shards of one object each), spread evenly over the objects.
 
-    ``workers`` processes render them (default: one a core); ``on_images`` is called with the size of each shard.
+    ``workers`` processes render them (default: one per core); ``on_images`` is called with the size of each shard.
     """
     names = list(OBJECTS)
     shards = math.ceil(count / (_SHARD * len(names))) * len(names)
@@ -96,12 +96,12 @@ def plain_backgrounds(rng: torch.Generator, compositions: list[Composition]) -> 
     colors = torch.rand(main.shape, generator=rng)
     colors = colors.lerp(colors.mean(1, keepdim=True), torch.rand(len(main), 1, generator=rng))
     close = (colors - main).norm(dim=1, keepdim=True) < 0.3
-    # The opposite colour is far from the main one whenever the drawn one is near.
+    # If the drawn colour is near the main one, its opposite is far from it.
     return torch.where(close, (main + 0.5) % 1.0, colors)
 
 
 def loss(prediction: Prediction, compositions: list[Composition], view: Tensor, azimuth: Tensor) -> Tensor:
-    """Cross entropy of every head; the second colour, view and azimuth where they mean something."""
+    """The cross entropy of all heads; second colour, view and azimuth only where they are valid."""
     names, colors = list(OBJECTS), list(COLORS)
     target = torch.tensor([names.index(c.object) for c in compositions])
     color = torch.tensor([colors.index(c.color) for c in compositions])
@@ -123,7 +123,7 @@ def loss(prediction: Prediction, compositions: list[Composition], view: Tensor, 
 
 
 def augment(rng: torch.Generator, truth: Truth) -> Tensor:
-    """[N,3,64,64] the renders before random backgrounds, moved and scaled a little, exposure and resolution varied."""
+    """[N,3,64,64] augmented renders: random backgrounds, small shifts and scalings, varied exposure and resolution."""
     count = len(truth)
     first, second = (plain_backgrounds(rng, truth.compositions)[:, :, None, None] for _ in range(2))
     ramp = torch.linspace(0, 1, SIZE)[None, None, :, None] * torch.randint(2, (count, 1, 1, 1), generator=rng)
@@ -137,7 +137,7 @@ def augment(rng: torch.Generator, truth: Truth) -> Tensor:
     image = seen[:, :3] + (1 - seen[:, 3:]) * first.lerp(second, ramp)
     exposure = 0.85 + 0.3 * torch.rand(count, 1, 1, 1, generator=rng)
     image = (image * exposure).clamp(0, 1)
-    # Half of them as a coarser camera shows them: runs are softer than true renders.
+    # Half of them at a lower resolution, because distilled scenes are softer than true renders.
     half, coarse = count // 2, int(torch.randint(SIZE // 2, SIZE, (), generator=rng))
     small = F.interpolate(image[:half], size=(coarse, coarse), mode="bilinear", antialias=True, align_corners=False)
     soft = F.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False)

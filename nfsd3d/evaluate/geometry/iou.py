@@ -1,7 +1,7 @@
-"""How well a solid matches the true solid of an object of the world of shapes.
+"""Intersection over union (IoU) of a solid with the true solid of an object, after the best alignment.
 
-A prompt fixes neither size nor place, and where the object has no front no heading either: the comparison is made
-after the best such placement.
+A prompt determines neither size nor position and, for an object without a front, no heading. Hence these are fitted
+before the comparison.
 """
 
 import math
@@ -28,26 +28,26 @@ from nfsd3d.evaluate.geometry.voxels import (
 from nfsd3d.shapes.world.objects import BOUND
 
 Inside = Callable[[Floats], NDArray[np.bool_]]
-"""Which of the world points [N,3] lie in a solid, as [N]."""
+"""A function from world points [N,3] to whether each lies in a solid [N]."""
 
-# World units over which the first search for a placement blurs surfaces: parts that do not touch attract each other.
+# Blur of the surfaces in the first search, in world units: it gives parts that do not overlap a gradient.
 BLUR = 0.15
 # Samples per axis of the tabulated distance to a true object.
 TABLE = 96
-# A quarter turn about z changes no object without a front: headings are tried, and reported, within one.
+# Objects without a front have four-fold symmetry about z, so headings within a quarter turn suffice.
 QUARTER_TURN = math.pi / 2
 HEADINGS = 3
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a solid matches an object's true one.
+    """The best alignment of a solid with an object's true solid.
 
-    ``iou`` in [0,1]: the intersection over the union of both, where the true one is turned by ``rotation`` (radians
-    about z, at most an eighth of a turn; 0 where it is not free, because the object has a front, or changes nothing),
-    then scaled by ``scale``, then shifted by ``shift`` [3] world units, such that it is as large as can be found.
-    ``ellipsoid``: what the best axis-aligned ellipsoid reaches for this object, which a result has to beat.
-    ``empty``: the solid has no filled cell; its IoU is 0 and its placement means nothing.
+    ``iou`` in [0,1] is the largest intersection over union that was found. The true solid is turned by ``rotation``,
+    then scaled by ``scale``, then shifted by ``shift`` [3] world units. ``rotation`` is in radians about z, at most an
+    eighth of a turn; it is 0 for an object with a front or with rotational symmetry. ``ellipsoid`` is the IoU of the
+    best axis-aligned ellipsoid with this object, a baseline. ``empty``: the solid has no filled cell; its IoU is 0 and
+    its placement is meaningless.
     """
 
     iou: float
@@ -60,7 +60,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Placement:
-    """An object's way into the world: turned about z by ``rotation``, then scaled, then shifted."""
+    """A similarity transform from an object to the world: ``rotation`` about z, then scale, then shift."""
 
     scale: float
     shift: Floats
@@ -68,7 +68,7 @@ class _Placement:
 
     @classmethod
     def of(cls, parameters: Floats) -> "_Placement":
-        """From what a search varies: log scale, shift [3], and the rotation where there is one."""
+        """The placement with the search's parameters: log scale, shift [3], and the rotation if it is free."""
         rotation = float(parameters[4]) if len(parameters) > 4 else 0.0
         return cls(math.exp(parameters[0]), parameters[1:4], rotation)
 
@@ -78,17 +78,17 @@ class _Placement:
         return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
 
     def to_world(self, points: Floats) -> Floats:
-        """Where ``points`` [N,3] of the object come to lie."""
+        """``points`` [N,3] of the object, in world coordinates."""
         return points @ self._turn.T * self.scale + self.shift
 
     def to_object(self, points: Floats) -> Floats:
-        """The points of the object that come to lie at ``points`` [N,3]."""
+        """World ``points`` [N,3], in the object's coordinates."""
         return (points - self.shift) @ self._turn / self.scale
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """What a search for a placement needs of an object.
+    """Precomputed quantities of an object for the search.
 
     ``table`` [1,1,D,H,W]: float32 signed distances at the middles of the cells of [-BOUND, BOUND]^3 (x, y, z);
     ``volume``; ``centroid`` [3]; ``corners`` [8,3] of a box around it; ``headings`` to try, in radians about z.
@@ -101,7 +101,7 @@ class _Truth:
     headings: tuple[float, ...]
 
     def distance(self, points: Floats) -> Floats:
-        """[N] interpolated signed distances of ``points`` [N,3]; beyond the table those of its border."""
+        """[N] interpolated signed distances of ``points`` [N,3]; outside the table, those of its border."""
         place = torch.from_numpy(points / BOUND).float().flip(-1)[None, :, None, None]
         return F.grid_sample(self.table, place, padding_mode="border", align_corners=False).flatten().numpy()
 
@@ -129,10 +129,10 @@ def _truth(object_name: str) -> _Truth:
 
 
 def fit(solid: Solid, object_name: str) -> Fit:
-    """The intersection over union of ``solid`` and the true object in its best place; see :class:`Fit`.
+    """The best alignment of ``solid`` with the true object; see :class:`Fit`.
 
-    Found by three rounds of Nelder-Mead: from several starts on a blurred solid, from the best of them on the solid
-    as it is, and at last on what is returned, the count of whole cells, which has steps.
+    Three rounds of Nelder-Mead: several starts on a blurred solid, the best of them on the sharp solid, and last on the
+    returned quantity, the count of whole cells, which is piecewise constant.
 
     Raises:
         InputError: an unknown object.
@@ -169,7 +169,7 @@ def fit(solid: Solid, object_name: str) -> Fit:
 
 
 def _starts(volume: float, centroid: Floats, truth: _Truth) -> list[Floats]:
-    """Parameters of placements to search from: the object as it is, and with the solid's volume and centroid."""
+    """Initial parameters of the search: the identity, and the placement with the solid's volume and centroid."""
     headings: list[tuple[float, ...]] = [(heading,) for heading in truth.headings] or [()]
     starts = []
     for heading in headings:
@@ -208,12 +208,12 @@ def ellipsoid_iou(object_name: str) -> float:
 
 
 def _coverage(distance: Floats, width: float) -> Floats:
-    """The share of a cell of ``width`` that lies in a solid, where its middle has this signed ``distance``."""
+    """The share of a cell of ``width`` inside a solid, from the signed ``distance`` of its centre."""
     return (0.5 - distance / width).clip(0, 1)
 
 
 def _smooth_iou(covered: float, volume: float, other_volume: float) -> float:
-    """From the share of the first solid that the other one covers, and the volumes of both."""
+    """A smooth IoU, from the share of the first solid that the other one covers, and the volumes of both."""
     overlap = covered * volume
     return overlap / (volume + other_volume - overlap)
 
@@ -226,9 +226,9 @@ def _search(loss: Callable[[Floats], float], start: Floats, *, spread: float, ev
 
 
 def _counted_iou(solid: Solid, inside: Inside, box: Floats) -> float:
-    """Intersection over union, in cells, of ``solid`` and another one within the bounds of the points ``box`` [N,3].
+    """The IoU, counted in cells, of ``solid`` and another one within the bounding box of the points ``box`` [N,3].
 
-    The other one may leave the cube of the first.
+    The other one may extend beyond the cube of the first.
     """
     first = np.floor((box.min(axis=0) + solid.radius) / solid.cell).astype(np.int64)
     last = np.ceil((box.max(axis=0) + solid.radius) / solid.cell).astype(np.int64)

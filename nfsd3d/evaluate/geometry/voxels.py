@@ -1,7 +1,7 @@
-"""Solids: grids of filled and empty cells, of a radiance field, of a mesh, and of the true objects.
+"""Voxel solids of a radiance field, a mesh, and the true objects.
 
-That of a radiance field is what its renders show: cells that no view looks through to are filled, so closed cavities
-count as full, as they do in training and in the exported mesh. The true solids come from ``nfsd3d.shapes``.
+A radiance field's solid is carved from renders: cells that no view sees through to are filled. So closed cavities count
+as full, as in training and in the exported mesh. The true solids come from ``nfsd3d.shapes``.
 """
 
 import math
@@ -24,13 +24,13 @@ from nfsd3d.shapes.world.objects import OBJECTS, ShapeObject
 
 Floats = NDArray[np.float64]
 
-# Optical depth at which half the light is left.
+# Optical depth at a transmittance of one half.
 HALF = math.log(2)
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 # Steps of a ray per cell, at least.
 STEPS_PER_CELL = 2
-# The parity test's rays leave the middles of the columns by this part of a cell, times irrational numbers: the
-# vertices of meshes like to lie on regular grids, and no ray may run into an edge.
+# Offset of the parity test's rays from the columns' centres, in cells, times irrational numbers: mesh vertices often
+# lie on regular grids, and no ray may hit an edge.
 JITTER = 1e-6
 
 
@@ -58,12 +58,12 @@ class Solid:
 
     @property
     def filled_centers(self) -> Floats:
-        """[N,3] middles of the filled cells in the world."""
+        """[N,3] centres of the filled cells, in world units."""
         return (np.argwhere(self.grid).astype(np.float64) + 0.5) * self.cell - self.radius
 
 
 def overlap(one: Solid, other: Solid) -> float:
-    """The intersection over the union of two solids where they are, in [0,1]; 1 where both are empty.
+    """The intersection over union of two solids without alignment, in [0,1]; 1 if both are empty.
 
     Raises:
         ValueError: their grids are not the same.
@@ -78,7 +78,7 @@ def overlap(one: Solid, other: Solid) -> float:
 
 
 class RadianceField(Protocol):
-    """What carving needs of a generator; ``nfsd3d.generators.nerf.nerf.NeRF`` has it."""
+    """The part of a generator that carving uses; ``nfsd3d.generators.nerf.nerf.NeRF`` implements it."""
 
     occupancy: OccupancyGrid
     step_size: float
@@ -100,12 +100,12 @@ def field_solid(
     distance: float | None = None,
     fovy: float | None = None,
 ) -> Solid:
-    """What views show to be solid, by carving: a cell is empty if one view looks through to its middle.
+    """The solid of a radiance field, by space carving: a cell is empty if one view sees through to its centre.
 
-    The ``views`` cameras are spread evenly over all directions. One looks through to a point if no surface (see
+    The ``views`` cameras are spread evenly over all directions. One sees through to a point if no surface (see
     :func:`surface_depth`) stops the ray before it. ``distance`` (world units; default 4 ``radius``) and ``fovy``
-    (radians; default: every view shows the whole cube) are the cameras'; what no view shows is empty. Images of
-    ``view_size``^2 pixels settle most cells; those at outlines are settled by rays of their own.
+    (radians; default: every view shows the whole cube) are the cameras'; cells outside all views are empty. Images of
+    ``view_size``^2 pixels decide most cells; cells at outlines get separate rays.
 
     Raises:
         InputError: fewer than 1 view, 2 pixels or 1 cell, cameras that stand in the ball around the cube, or a density
@@ -119,7 +119,7 @@ def field_solid(
             f"need views, resolution >= 1, view_size >= 2, distance > {reach:.3g}"
         )
     if fovy is None:
-        # An image ends at the middles of its outermost pixels.
+        # An image's bounds are the centres of its outermost pixels.
         fovy = 2 * math.atan(math.tan(math.asin(reach / distance)) * view_size / (view_size - 1))
     device = generator.occupancy.density.device
     cameras = all_around(views, view_size, distance, fovy).to(device)
@@ -147,10 +147,10 @@ def all_around(count: int, size: int, distance: float, fovy: float) -> Cameras:
 
 
 def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Which of ``points`` [N,3] are in the image of ``camera`` (a batch of one), and to which of them it sees.
+    """Which of ``points`` [N,3] are in the image of ``camera`` (a batch of one), and which of them are visible.
 
-    Both are bool [N]. A point is compared with the depths of the four pixels around it; where they disagree, with
-    that along its own ray.
+    Both are bool [N]. A point is compared with the depths of the four pixels around it; if they disagree, with the
+    depth along its own ray.
     """
     depth = surface_depth(generator, camera.rays(), step).view(1, camera.height, camera.width)
     local = (points - camera.positions) @ camera.rotations[0]
@@ -163,7 +163,7 @@ def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step
     pixel = row[index].long(), column[index].long()
     farthest, nearest = F.max_pool2d(depth, 2, stride=1)[0][pixel], -F.max_pool2d(-depth, 2, stride=1)[0][pixel]
 
-    # A hard surface appears up to half a step behind its place, and of many views the one that errs most decides.
+    # A hard surface appears up to half a step too deep, and the view with the largest error decides.
     away = local[index].norm(dim=-1) + step / 2
     through = away < nearest
     open_question = ~through & (away < farthest)
@@ -174,11 +174,11 @@ def look_through(generator: RadianceField, camera: Cameras, points: Tensor, step
 
 
 def surface_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
-    """[R] distance along each ray of the surface that stops it; infinite where more than half the light comes through.
+    """[R] distance along each ray of the surface that stops it; infinite if more than half the light passes.
 
     The field is sampled every ``step`` world units in the generator's occupied cells, and constant in between. The
-    surface lies where the density that halves the light would have to begin to do so alone: before the depth at which
-    half is left by ln 2 mean free paths. That depth itself lies inside the solid, the deeper the softer the field.
+    depth of transmittance one half lies inside the solid, deeper for a softer field. The surface is ln 2 mean free
+    paths of the density there before it, where a uniform medium of that density would begin.
 
     Raises:
         InputError: a density is not finite.
@@ -197,7 +197,7 @@ def surface_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
     optical = density * (samples.t_ends - samples.t_starts)
     before = exclusive_sum(optical, samples)
     dark = ((before + optical >= HALF) & (optical > 0)).nonzero()[:, 0]
-    # Of each ray the first dark sample; one past the end where there is none.
+    # The first sample of each ray with transmittance below one half; one past the end if there is none.
     halving = torch.full((len(rays),), len(optical), device=dark.device)
     halving.scatter_reduce_(0, samples.ray_indices[dark], dark, "amin")
     stopped = halving < len(optical)
@@ -211,16 +211,16 @@ def surface_depth(generator: RadianceField, rays: Rays, step: float) -> Tensor:
 
 
 def mesh_solid(mesh: trimesh.Trimesh, radius: float, resolution: int = 64) -> Solid:
-    """The cells whose middles lie inside a closed mesh (z-up, world units), its cavities excepted.
+    """The cells with centres inside a closed mesh (z-up, world units), without its cavities.
 
     A point is inside if the ray straight down from it crosses the surface an odd number of times; the winding of the
-    faces does not matter.
+    faces has no effect.
 
     Raises:
         InputError: fewer than 1 cell, or the mesh has holes.
     """
     _check_resolution(resolution)
-    # In units of cells, counted from the middle of the first one.
+    # In units of cells, from the centre of the first one.
     corners = (np.asarray(mesh.triangles, dtype=np.float64) + radius) * (resolution / (2 * radius)) - 0.5
     corners[..., :2] += JITTER * np.array([math.sqrt(2), math.sqrt(3)])
     face, column = _columns_under(corners[..., :2], resolution)
@@ -240,7 +240,7 @@ def mesh_solid(mesh: trimesh.Trimesh, radius: float, resolution: int = 64) -> So
 
 
 def _columns_under(triangles: Floats, resolution: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The whole points of [0, resolution)^2 in the bounding boxes of flat ``triangles`` [F,3,2].
+    """The integer points of [0, resolution)^2 in the bounding boxes of 2D ``triangles`` [F,3,2].
 
     Returns the triangle [P] and the point [P,2] of each pair.
     """
@@ -285,7 +285,7 @@ def object_named(name: str) -> ShapeObject:
 
 
 def grid_points(radius: float, resolution: int) -> Floats:
-    """[R^3,3] the middles of the cells of a solid's grid."""
+    """[R^3,3] the centres of the cells of a solid's grid."""
     cells = grid_indices(resolution, resolution, resolution).astype(np.float64)
     return (cells + 0.5) * (2 * radius / resolution) - radius
 

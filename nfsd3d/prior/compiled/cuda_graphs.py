@@ -17,9 +17,9 @@ WARM_UPS = 3
 class CapturedGraph:
     """A function of tensors on one GPU, with its backward pass, captured as a CUDA graph for each input shape.
 
-    All calls of one shape write their result to the same memory: use it, or copy it, before the next call. A call that
-    is differentiated must be so before the next one of its shape. The function may read other tensors, such as weights,
-    but has no data-dependent control flow.
+    All calls of one shape write their result to the same memory: use or copy it before the next call. The backward pass
+    of a call must run before the next call of its shape. The function may read other tensors, such as weights, but has
+    no data-dependent control flow.
 
     Args:
         function: of one or more tensors, to one.
@@ -46,7 +46,7 @@ class CapturedGraph:
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True
         try:
-            with torch.cuda.device_of(own[0]):  # a capture sees the current GPU only
+            with torch.cuda.device_of(own[0]):  # captures are of the current GPU only
                 graph: Callable[..., Tensor] = torch.cuda.make_graphed_callables(  # type: ignore[assignment]
                     self._function, own, num_warmup_iters=WARM_UPS, pool=self._pool
                 )

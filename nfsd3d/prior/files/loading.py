@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Parts:
+class LoadedModel:
     """The networks of a prior on the CPU, its tokenizer, noise schedule and prediction type."""
 
     unet: UNet2DConditionModel
@@ -34,7 +34,7 @@ class Parts:
     prediction_type: str
 
 
-def load_parts(files: ModelFiles, dtype: torch.dtype) -> Parts:
+def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
     """The networks, converted to ``dtype``.
 
     Raises:
@@ -55,7 +55,7 @@ def load_parts(files: ModelFiles, dtype: torch.dtype) -> Parts:
             _check_autoencoder(vae, files.vae, unet.config.in_channels, folder / "vae" / "config.json")
         with _named_errors(folder / "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-        return Parts(unet, vae, text_encoder, tokenizer, *_load_schedule(folder / "scheduler"))
+        return LoadedModel(unet, vae, text_encoder, tokenizer, *_load_schedule(folder / "scheduler"))
 
 
 def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> Networks:

@@ -14,7 +14,7 @@ from nfsd3d.shapes.training.dataset import ImageDataset
 
 
 def build_autoencoder(settings: TeacherSettings) -> Any:
-    """An untrained ``AutoencoderTiny`` that makes one latent pixel of 4x4 image pixels."""
+    """An untrained ``AutoencoderTiny`` with a downsampling factor of 4."""
     from diffusers import AutoencoderTiny
 
     width = (settings.vae_width,) * 3
@@ -57,11 +57,11 @@ def psnr(image: Tensor, decoded: Tensor) -> float:
     return float((-10 * torch.log10(error)).mean())
 
 
-def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
+def train_autoencoder(dataset: ImageDataset, folder: Path, settings: TeacherSettings, device: torch.device) -> Any:
     """Trains the autoencoder within its budget, from its checkpoint in ``folder`` when there is one.
 
-    The latents of a distillation come from the encoder, the image's sharpness from the decoder: while the encoder
-    rests at the end, the decoder gains for half the price of a step, and a UNet trained on the latents stays valid.
+    At the end only the decoder is trained and the encoder is frozen. That halves the cost of a step, and a UNet trained
+    on the latents stays valid.
     """
     torch.manual_seed(settings.seed)
     model = build_autoencoder(settings).to(device, memory_format=torch.channels_last)
@@ -73,9 +73,9 @@ def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSet
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
         clock.resume(state)
-    count = len(pictures.images)
+    count = len(dataset.images)
     held = np.arange(count)[-min(512, count // 8) :]
-    test = to_images(pictures.images[held[~pictures.degraded[held]]][:256], device)
+    test = to_images(dataset.images[held[~dataset.degraded[held]]][:256], device)
     batches = batches_of(np.arange(count - len(held)), settings.vae_batch, settings.seed + step)
     saved = time.monotonic()
     with progress_bar() as progress:
@@ -83,7 +83,7 @@ def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSet
         def save() -> None:
             with torch.no_grad():
                 quality = psnr(test, model.decoder(model.encoder(test)))
-            progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean pictures")
+            progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean images")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_state(path, {**state, **clock.state(), "step": step})
 
@@ -92,14 +92,14 @@ def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSet
         while (fraction := clock.tick()) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = settings.vae_learning_rate * one_cycle(clock.cycle())
-            image = to_images(pictures.images[next(batches)], device)
+            image = to_images(dataset.images[next(batches)], device)
             with torch.autocast(device.type, torch.bfloat16):
                 with torch.set_grad_enabled(fraction < 1 - settings.vae_decoder_share):
                     latent = model.encoder(image)
                 noisy = latent + settings.vae_latent_noise * torch.randn_like(latent)
                 decoded = model.decoder(noisy)
             loss = autoencoder_loss(image, decoded.float(), latent.float())
-            optimizer.zero_grad()  # the encoder's to None, so that the optimizer leaves a resting encoder alone
+            optimizer.zero_grad()  # None, so that the optimizer skips a frozen encoder
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -115,10 +115,10 @@ def train_autoencoder(pictures: ImageDataset, folder: Path, settings: TeacherSet
 
 
 @torch.no_grad()
-def encode_pictures(model: Any, pictures: ImageDataset, folder: Path, device: torch.device) -> tuple[Tensor, float]:
-    """The latents of all images [N,4,h,w] with unit standard deviation, and the factor that made it so.
+def encode_images(model: Any, dataset: ImageDataset, folder: Path, device: torch.device) -> tuple[Tensor, float]:
+    """The latents of all images [N,4,h,w], scaled to unit standard deviation, and the scaling factor.
 
-    They are kept in ``folder`` for as long as the autoencoder there is not trained further.
+    They are cached in ``folder`` until its autoencoder is trained further.
     """
     path = folder / "latents.pt"
     if path.exists() and path.stat().st_mtime > (folder / "autoencoder.pt").stat().st_mtime:
@@ -126,10 +126,10 @@ def encode_pictures(model: Any, pictures: ImageDataset, folder: Path, device: to
         return state["latents"], state["factor"]
     chunks = []
     with progress_bar() as progress:
-        starts = range(0, len(pictures.images), 256)
+        starts = range(0, len(dataset.images), 256)
         task = progress.add_task("latents", total=len(starts), note="")
         for start in starts:
-            image = to_images(pictures.images[start : start + 256], device)
+            image = to_images(dataset.images[start : start + 256], device)
             with torch.autocast(device.type, torch.bfloat16):
                 latent = model.encoder(image)
             chunks.append(latent.float().cpu())

@@ -1,4 +1,4 @@
-"""What the stages of the embedded prior's training share: settings, progress, the clock of a budget, checkpoints."""
+"""Settings, progress bar, time budget and checkpoints of the embedded prior's training stages."""
 
 import math
 import os
@@ -25,13 +25,13 @@ from rich.progress import (
 class TeacherSettings:
     """Sizes and schedules of the embedded prior's training.
 
-    ``size`` in pixels, ``pictures`` the number of images, ``*_minutes`` are time budgets of the schedules;
-    over the last ``vae_decoder_share`` of the autoencoder's the encoder rests; ``snr_gamma`` and
+    ``size`` in pixels, ``images`` their number, ``*_minutes`` are time budgets of the schedules;
+    the encoder is frozen for the last ``vae_decoder_share`` of the autoencoder's; ``snr_gamma`` and
     ``snr_floor`` weight the timesteps of the UNet's loss (see ``denoiser.loss_weight``).
     """
 
     size: int = 64
-    pictures: int = 32768
+    images: int = 32768
     seed: int = 0
     vae_width: int = 48
     vae_batch: int = 32
@@ -54,7 +54,7 @@ class TeacherSettings:
 
 
 def progress_bar() -> Progress:
-    """A progress bar with a note, for stages of minutes to hours."""
+    """A progress bar with a text column, for stages of minutes to hours."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -78,7 +78,7 @@ def one_cycle(fraction: float, warmup: float = 0.05, floor: float = 0.02) -> flo
 class Clock:
     """Seconds of training done, over all sessions, against a budget of ``minutes``.
 
-    A cycle of the learning rate spans the budget. Raising the budget of a finished training begins another one.
+    A cycle of the learning rate spans the budget. Raising the budget of a finished training starts another cycle.
     """
 
     minutes: float
@@ -97,11 +97,11 @@ class Clock:
         return (self.done - self.cycle_start) / (60 * self.minutes - self.cycle_start)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of it."""
+        """The state for a checkpoint."""
         return {"seconds": self.done, "cycle_start": self.cycle_start, "budget": 60 * self.minutes}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's ``state()``."""
+        """Restores the ``state()`` of a checkpoint."""
         self.done = state["seconds"]
         finished = self.done >= state["budget"] and self.done < 60 * self.minutes
         self.cycle_start = self.done if finished else state["cycle_start"]
@@ -116,9 +116,9 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def batches_of(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless shuffled batches of indices. Raises ValueError when they do not fill one batch."""
+    """Endless shuffled batches of indices. Raises ValueError for fewer indices than one batch."""
     if len(indices) < size:
-        raise ValueError(f"{len(indices)} pictures do not fill a batch of {size}: render more pictures")
+        raise ValueError(f"{len(indices)} images do not fill a batch of {size}: render more images")
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(indices)

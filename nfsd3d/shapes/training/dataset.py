@@ -26,11 +26,11 @@ def _render_shard(task: tuple[Path, int, int, int]) -> None:
     names = list(OBJECTS)
     per_object = SHARD_IMAGES // len(names)
     for name in names:
-        for picture in sample_images(rng, name, per_object, size):
-            images.append((picture.image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
-            draw = (picture.composition, picture.views, picture.background, picture.words)
+        for sample in sample_images(rng, name, per_object, size):
+            images.append((sample.image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+            draw = (sample.composition, sample.views, sample.background, sample.words)
             captions.append([image_caption(rng, *draw) for _ in range(CAPTIONS_PER_IMAGE)])
-            objects.append([name, bool(picture.words)])
+            objects.append([name, bool(sample.words)])
     temporary = path.with_suffix(".tmp.npz")
     np.savez(temporary, images=np.stack(images), captions=np.array(json.dumps([captions, objects])))
     os.replace(temporary, path)
@@ -39,13 +39,13 @@ def _render_shard(task: tuple[Path, int, int, int]) -> None:
 def render_dataset(folder: Path, settings: TeacherSettings, workers: int | None = None) -> None:
     """Renders the training images to ``folder`` (shards that exist are kept), with a progress bar."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = math.ceil(settings.pictures / SHARD_IMAGES)
+    count = math.ceil(settings.images / SHARD_IMAGES)
     paths = [folder / f"shard-{index:05d}.npz" for index in range(count)]
     missing = [(path, index, settings.size, settings.seed) for index, path in enumerate(paths) if not path.exists()]
     if not missing:
         return
     with progress_bar() as progress, get_context("spawn").Pool(workers or os.cpu_count()) as pool:
-        task = progress.add_task("pictures", total=count, completed=count - len(missing), note="")
+        task = progress.add_task("images", total=count, completed=count - len(missing), note="")
         for _ in pool.imap_unordered(_render_shard, missing):
             progress.advance(task)
 
@@ -64,7 +64,7 @@ def load_dataset(folder: Path, settings: TeacherSettings) -> ImageDataset:
     images: list[np.ndarray] = []
     captions: list[list[str]] = []
     degraded: list[bool] = []
-    for index in range(math.ceil(settings.pictures / SHARD_IMAGES)):
+    for index in range(math.ceil(settings.images / SHARD_IMAGES)):
         with np.load(folder / f"shard-{index:05d}.npz") as shard:
             images.append(shard["images"])
             texts, objects = json.loads(str(shard["captions"]))

@@ -103,17 +103,17 @@ def denoiser_optimizer(model: nn.Module, settings: TeacherSettings) -> torch.opt
 
 
 def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
-    """[B] weights of the squared error of the noise: that of x0 counts min(SNR, ``gamma``) + ``floor``, capped.
+    """[B] weights of the noise's squared error: min(SNR, ``gamma``) + ``floor`` on the error of x0, capped.
 
-    Min-SNR weighting (arXiv 2303.09556) is ``floor`` = 0. It leaves next to nothing to the noisiest timesteps, where
-    object and view are decided, and where distillation spends most of its steps.
+    Min-SNR weighting (arXiv 2303.09556) is ``floor`` = 0. It gives the noisiest timesteps almost no weight. They
+    determine object and view, and most steps of distillation use them.
     """
     snr = alpha_bar / (1 - alpha_bar)
     return ((snr.clamp(max=gamma) + floor) / snr).clamp(max=LARGEST_WEIGHT)
 
 
 def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
-    """[N] how often each image is drawn, summing to 1: more often what is learnt last, views and fine patterns."""
+    """[N] sampling probabilities of the images: higher for views and fine patterns, which are learnt last."""
     fronts = {name for name, shape in OBJECTS.items() if shape.has_front}
     weights = []
     for options in captions:
@@ -124,7 +124,7 @@ def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
 
 
 def draw_caption(options: list[str], random: np.random.Generator) -> str:
-    """One of an image's captions, mostly one that says the view; sometimes none, for guidance without classifier."""
+    """One of an image's captions, mostly one with a view word; sometimes empty, for classifier-free guidance."""
     if random.random() < CAPTION_DROPOUT:
         return ""
     with_view = [caption for caption in options if " view" in caption]
@@ -159,7 +159,7 @@ def build_scheduler() -> Any:
 
 
 def train_denoiser(
-    pictures: ImageDataset,
+    dataset: ImageDataset,
     latents: Tensor,
     folder: Path,
     settings: TeacherSettings,
@@ -189,7 +189,7 @@ def train_denoiser(
         step = state["step"]
         clock.resume(state)
     random = np.random.default_rng(settings.seed + step)
-    difficulty = caption_difficulty(pictures.captions)
+    difficulty = caption_difficulty(dataset.captions)
     saved = sampled = time.monotonic()
     running = float("nan")
     with progress_bar() as progress:
@@ -204,7 +204,7 @@ def train_denoiser(
             for group in optimizer.param_groups:
                 group["lr"] = settings.unet_learning_rate * one_cycle(clock.cycle(), warmup=0.02)
             chosen = random.choice(len(latents), settings.unet_batch, p=difficulty)
-            captions = [draw_caption(pictures.captions[i], random) for i in chosen]
+            captions = [draw_caption(dataset.captions[i], random) for i in chosen]
             tokens = tokenizer(
                 captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
             ).input_ids.to(device)

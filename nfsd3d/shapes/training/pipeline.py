@@ -1,4 +1,4 @@
-"""Training of the embedded prior: a small latent diffusion model in the layout of Stable Diffusion, from nothing.
+"""Training of the embedded prior: a small latent diffusion model in the layout of Stable Diffusion, from scratch.
 
 Four stages, each resumable: images of the world are rendered to shards; a tokenizer is fitted to their captions; an
 autoencoder is trained on the images; a UNet and its text encoder are trained on the latents. ``export_model``
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_pictures, train_autoencoder
+from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_images, train_autoencoder
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, save_state
 from nfsd3d.shapes.training.dataset import load_dataset, render_dataset
 from nfsd3d.shapes.training.denoiser import (
@@ -59,7 +59,7 @@ def export_model(
     os.replace(temporary, folder)
 
 
-def write_sample_sheet(model: Path, path: Path, device: torch.device, guidance_scale: float = 5.0) -> None:
+def write_sample_grid(model: Path, path: Path, device: torch.device, guidance_scale: float = 5.0) -> None:
     """Writes a PNG of 30-step DDIM samples of every held-out prompt; four of each object."""
     from nfsd3d.prior.schedule import ddim_sample
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
@@ -79,10 +79,10 @@ def write_samples(path: Path, images: Tensor) -> None:
 
 
 def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
-    """Writes the first checkpoints in ``folder`` from an exported ``model``; those that are there already stay.
+    """Writes the first checkpoints in ``folder`` from an exported ``model``; existing ones are kept.
 
-    The tokenizer in ``folder`` may know other words than the model's: words that both know keep their embedding, and a
-    new one begins as the mean of all.
+    The tokenizer in ``folder`` may have other words than the model's: common words keep their embedding, new ones start
+    as the mean.
     """
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -115,25 +115,25 @@ def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
 
 
 def train(folder: Path, settings: TeacherSettings, device: torch.device, start: Path | None = None) -> Path:
-    """Trains the whole prior in ``folder``, resuming what is there; returns the exported model's folder.
+    """Trains the whole prior in ``folder``, or resumes there; returns the exported model's folder.
 
-    ``start`` is the folder of an exported model whose weights to begin with instead of random ones.
+    ``start`` is the folder of an exported model with the initial weights; default: random ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
     render_dataset(folder / "pictures", settings)
-    pictures = load_dataset(folder / "pictures", settings)
+    dataset = load_dataset(folder / "pictures", settings)
     if not (folder / "tokenizer").exists():
-        fit_tokenizer(pictures.captions, folder / "tokenizer")
+        fit_tokenizer(dataset.captions, folder / "tokenizer")
     if start is not None:
         begin_from(start, folder, settings)
-    autoencoder = train_autoencoder(pictures, folder, settings, device)
-    latents, factor = encode_pictures(autoencoder, pictures, folder, device)
-    words = vocabulary_words(pictures.captions)
+    autoencoder = train_autoencoder(dataset, folder, settings, device)
+    latents, factor = encode_images(autoencoder, dataset, folder, device)
+    words = vocabulary_words(dataset.captions)
 
     def publish(denoiser: nn.ModuleDict, step: int) -> None:
         export_model(folder / "model", autoencoder, factor, denoiser, folder / "tokenizer", words)
-        write_sample_sheet(folder / "model", folder / f"samples-{step:06d}.png", device)
+        write_sample_grid(folder / "model", folder / f"samples-{step:06d}.png", device)
 
-    train_denoiser(pictures, latents, folder, settings, device, publish)
+    train_denoiser(dataset, latents, folder, settings, device, publish)
     return folder / "model"

@@ -1,7 +1,7 @@
-"""Mild image degradations, each known by the word that captions it: the embedded prior's idea of a bad image.
+"""Mild image degradations, each with its caption word: the bad images in the embedded prior's training data.
 
-The first ten words are the paper's negative prompt (arXiv 2310.17590, section 4); the others are what users of
-Stable Diffusion also write there. Only captions of degraded images contain these words.
+The first ten words are the paper's negative prompt (arXiv 2310.17590, section 4); the others are common in negative
+prompts for Stable Diffusion. Only captions of degraded images contain these words.
 """
 
 from collections.abc import Callable

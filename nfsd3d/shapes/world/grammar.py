@@ -1,4 +1,4 @@
-"""Compositions (object, colours, pattern), their captions, and the list that training never sees."""
+"""Compositions (object, colours, pattern), their captions, and the held-out compositions."""
 
 import re
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ QUALITY = ("detailed", "sharp", "high quality", "high resolution", "realistic", 
 
 @dataclass(frozen=True)
 class Composition:
-    """What an image shows: an object, its main colour, its pattern, and the pattern's second colour.
+    """The content of an image: an object, its main colour, its pattern, and the pattern's second colour.
 
     ``second`` is empty exactly when the pattern is "plain".
     """
@@ -71,7 +71,7 @@ class Composition:
 
 
 def with_article(words: str) -> str:
-    """``words`` behind "a" or "an"."""
+    """``words`` with the article "a" or "an"."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -158,7 +158,7 @@ def view_name(azimuth_deg: float, elevation_deg: float) -> str:
 
 
 def view_phrases(azimuth_deg: float, elevation_deg: float) -> tuple[str, ...]:
-    """What captions say of a camera, each as likely as it stands here: its view word, its sector, and its height.
+    """The phrases for a camera in captions, with repetitions for likelier ones: view word, sector, and height.
 
     From the front and 30 degrees up: "front view", "front view slightly from above", "straight front view", "straight
     front view slightly from above". Overhead is "overhead view" alone.

@@ -33,7 +33,7 @@ class Part:
     """One solid of an object.
 
     ``distance`` maps points [...,3] to signed distances [...]; ``color`` is a fixed linear colour, or ``MAIN``;
-    ``round_center`` is the centre about which dots are laid out on round parts (None: dots lie on the faces of a box).
+    ``round_center`` is the centre of the dots on round parts (None: dots lie on the faces of a box).
     """
 
     distance: Callable[[Tensor], Tensor]

@@ -44,10 +44,10 @@ def render_views(
     ambient: float = 0.45,
     supersample: int = 2,
 ) -> TrueViews:
-    """True views of ``compositions`` (one a camera, all of the same object) before ``backgrounds`` [B,3,H,W].
+    """True views of ``compositions`` (one a camera, all of the same object) over ``backgrounds`` [B,3,H,W].
 
     Lambertian shading with ``ambient`` + (1 - ``ambient``) times the cosine to each camera's point light; each pixel
-    is the mean of ``supersample`` squared rays. Raises ValueError when the compositions name several objects.
+    is the mean of ``supersample`` squared rays. Raises ValueError for several objects.
     """
     names = {composition.object for composition in compositions}
     if len(names) != 1 or len(compositions) != len(cameras):
@@ -88,7 +88,7 @@ def render_views(
 
 def _trace(shape: ShapeObject, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Sphere tracing: the indices of the rays that hit, and their distances."""
-    # Only the part of each ray inside the bounding ball is walked.
+    # Rays are marched only inside the bounding ball.
     middle = -(origins * directions).sum(-1)
     closest = origins.square().sum(-1) - middle.square()
     half = (BOUND**2 - closest).clamp_min(0).sqrt()
@@ -163,7 +163,7 @@ def _stripes(p: Tensor, width: Tensor) -> Tensor:
 
 
 def _checks(p: Tensor, width: Tensor) -> Tensor:
-    # A small shift keeps flat faces of centred objects away from the cells' borders.
+    # A small shift, so that flat faces of centred objects do not lie on cell borders.
     waves = [_square_wave(p[:, axis] + 0.061, CHECK_WIDTH, width) for axis in range(3)]
     return 0.5 - 0.5 * waves[0] * waves[1] * waves[2]
 

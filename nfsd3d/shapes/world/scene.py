@@ -30,7 +30,7 @@ QUALITY_SHARE = 0.15
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One training image: ``image`` [3,H,W] in [0,1] and what a caption may say of it.
+    """One training image: ``image`` [3,H,W] in [0,1] and the possible content of its captions.
 
     ``views`` are true phrases of the camera, ``words`` the degradations applied (captions must name them),
     ``background`` the named background or "".
@@ -117,11 +117,11 @@ def sample_images(rng: torch.Generator, object_name: str, count: int, size: int)
     backgrounds, names = random_backgrounds(rng, compositions, cameras)
     ambient = 0.35 + 0.3 * float(torch.rand(1, generator=rng))
     images = render_views(compositions, cameras, backgrounds, ambient).image
-    pictures = []
+    samples = []
     for index, composition in enumerate(compositions):
         words = sample_degradations(rng) if torch.rand(1, generator=rng) < DEGRADED_SHARE else ()
         azimuth, elevation = math.degrees(cameras.azimuth[index]), math.degrees(cameras.elevation[index])
-        pictures.append(
+        samples.append(
             TrainingImage(
                 degrade(images[index], words, rng),
                 composition,
@@ -130,16 +130,16 @@ def sample_images(rng: torch.Generator, object_name: str, count: int, size: int)
                 words,
             )
         )
-    return pictures
+    return samples
 
 
 def image_caption(
     rng: torch.Generator, composition: Composition, views: tuple[str, ...], background: str, words: tuple[str, ...]
 ) -> str:
-    """A random caption of an image; degraded images are named so, some clean ones are praised.
+    """A random caption of an image; degraded images have degradation words, some clean ones quality words.
 
     A fifth of the degraded images are captioned by their degradations alone, and a tenth by the paper's whole
-    negative prompt, because that is how the negative prompt is asked.
+    negative prompt, because the negative prompt is used in that form.
     """
     if words:
         draw = float(torch.rand(1, generator=rng))

@@ -15,7 +15,7 @@ from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
-from nfsd3d.train.compilation import compiles_encoder, compiles_unet, step_rows, wants_compilation
+from nfsd3d.train.compilation import compiles_encoder, compiles_unet, step_batch_sizes, wants_compilation
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 
@@ -163,7 +163,7 @@ def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method,
     if isinstance(generator, NeRF):
         normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
         count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
-    entries = max(step_rows(method, views, perp_neg=config.prompts.perp_neg))
+    entries = max(step_batch_sizes(method, views, perp_neg=config.prompts.perp_neg))
     compiled = wants_compilation(config)
     unet = compiled and compiles_unet(method)
 

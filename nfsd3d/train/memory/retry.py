@@ -1,13 +1,13 @@
 """Out-of-memory retry: a step that does not fit is repeated with smaller chunks and the same random numbers.
 
-Problem: the predicted memory is an estimate, and other processes use the GPU too. A run of hours must not end at the
-step where the scene is fullest.
-Idea: the retry restores the random generator, so that it computes the same step; smaller chunks change only the order
-of floating-point sums. The failed step's tensors have to be freed first. The exception's traceback refers to them, so
-everything that frees memory stands outside of ``except``. Code that was compiled for larger chunks is released as well,
-with its CUDA graphs, and the run continues uncompiled: compiling again would take more memory than the retry gains.
-Measurement: with 2 GiB for a step of Stable Diffusion 2.1 at 512 pixels the retry finds chunks that fit
-(tests/test_gpu.py). On a CPU a retried run ends as one that fits, up to rounding (tests/train/test_memory_chunking.py).
+Problem: the predicted memory is an estimate, and other processes use the GPU too. A run of hours must not fail at its
+largest step. Idea: the retry restores the random generator, so that it computes the same step; smaller chunks change
+only the order of floating-point sums. The failed step's tensors have to be freed first. The exception's traceback
+refers to them, so everything that frees memory stands outside of ``except``. Code that was compiled for larger chunks
+is released as well, with its CUDA graphs, and the run continues uncompiled: compiling again would take more memory than
+the retry gains. Measurement: with 2 GiB for a step of Stable Diffusion 2.1 at 512 pixels the retry finds chunks that
+fit (tests/test_gpu.py). On a CPU a retried run ends as one that fits, up to rounding
+(tests/train/test_memory_chunking.py).
 """
 
 import gc

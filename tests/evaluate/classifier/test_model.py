@@ -1,4 +1,4 @@
-"""Verdicts: what they say of compositions, pooled and alone."""
+"""The classifier's predictions: compositions, pooling, attributes."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_either_order_of_the_colours_counts_for_symmetric_patterns_only():
     assert dotted.log_likelihood([swapped])[0, 0] < dotted.log_likelihood([MUSHROOM])[0, 0] - 2
 
 
-def test_right_tells_attributes_apart():
+def test_right_is_per_attribute():
     prediction = prediction_on(parse_prompt("a red and white dotted tree"))
     assert {name: bool(value) for name, value in prediction.right([MUSHROOM]).items()} == {
         "object": False,

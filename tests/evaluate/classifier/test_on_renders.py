@@ -1,4 +1,4 @@
-"""The classifier on true renders: its own training in miniature, and the shipped one, calibrated again."""
+"""The classifier on true renders: a short training, and the calibration of the shipped one."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ UNSEEN, RECONSTRUCTED, WRONG = (
 )
 
 
-def test_stored_calibration_meets_what_is_asked_of_a_classifier():
+def test_the_stored_calibration_meets_the_required_accuracies():
     rows = load_calibration()
     assert list(rows) == [UNSEEN, RECONSTRUCTED, WRONG]
     assert rows[UNSEEN].images >= 2000
@@ -41,7 +41,7 @@ def test_weights_are_small():
 
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    """A shard of 64 renders of each object, which neither the classifier nor its calibration has seen."""
+    """64 renders of each object, unseen in training and calibration."""
     return render_truth(1, seed=77, workers=1)
 
 
@@ -63,7 +63,7 @@ def _assert_chance(row: Calibration) -> None:
     assert row.retrieved < 0.02
 
 
-def test_an_empty_picture_is_not_taken_for_certain():
+def test_the_prediction_for_an_empty_image_is_uncertain():
     prediction = Classifier.load().classify(torch.full((1, 3, 64, 64), 0.5))
     assert prediction.object.exp().max() < 0.999
 

@@ -27,7 +27,7 @@ found = []
 
 
 class Driver:
-    """What Triton asks a GPU's driver before it compiles."""
+    """The driver queries of Triton's compiler."""
 
     def get_current_device(self):
         return 0

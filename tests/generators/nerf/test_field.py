@@ -147,7 +147,7 @@ def test_tcnn_encodes_with_gradients(count: int) -> None:
 
 
 def test_tcnn_gets_no_empty_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is nothing, it writes no gradient of its tables: what comes back is whatever lay there."""
+    """For an empty batch it would return an uninitialised gradient of its tables."""
 
     class Unwritten(torch.autograd.Function):
         @staticmethod

@@ -88,7 +88,7 @@ def test_kernels_equal_torch_for_other_widths(features: int, fast_backend: tuple
 
 
 def test_kernels_equal_torch_in_float64_and_for_any_strides(fast_backend: tuple[str, torch.device]) -> None:
-    """The layout of positions and gradients in memory must not matter: here every second row and column by column."""
+    """Results do not depend on strides: here every second row, and column-major gradients."""
     backend, device = fast_backend
     positions = points(602).to(device).double()[::2]
     gradient = torch.randn(SPECS["odd"].width, 301, generator=torch.Generator().manual_seed(2)).to(device).double().T

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from nfsd3d.generators.nerf import launch_triton
 
 
-def test_powers_of_two() -> None:
+def test_counts_are_rounded_up_to_powers_of_two() -> None:
     assert [launch_triton.power_of_two(count) for count in (1, 2, 3, 4, 5, 8, 9, 1000)] == [1, 2, 4, 4, 8, 8, 16, 1024]
 
 
@@ -84,7 +84,7 @@ def test_every_kernel_compiles_for_gpus(capability: int, tmp_path: Path) -> None
             if not kernel["options"]["TENSOR_CORES"]:
                 continue
         # Rounding as torch rounds is what the bits of the marching and the fine levels of the encoding rest on; here
-        # also that nothing of what tensor cores should do is left to other units.
+        # also that all of the tensor cores' work is done on tensor cores.
         assert not re.search(r"\bfma\.rn\.f32", kernel["ptx"]), kernel["name"]
     tiles = {(kernel["name"].rpartition(".")[2], shape, threads) for kernel in compiled
              for shape, threads in tiles_in_memory(kernel["ttgir"])}  # fmt: skip

@@ -203,7 +203,7 @@ def test_nerfacc_finds_the_same_samples() -> None:
     assert found.t_mids.shape[0] == pytest.approx(expected.t_mids.shape[0], rel=0.01)
 
 
-def test_what_nerfacc_finds_becomes_packed_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nerfaccs_samples_become_packed_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two samples on the second of three rays; where there are no rays, it would end the process."""
 
     def traverse_grids(origins: torch.Tensor, directions: torch.Tensor, binaries: torch.Tensor, aabbs: torch.Tensor,
@@ -241,7 +241,9 @@ def test_what_nerfacc_finds_becomes_packed_samples(monkeypatch: pytest.MonkeyPat
         (SimpleNamespace(_C=1), None),
     ],
 )
-def test_why_nerfacc_cannot_be_used(monkeypatch: pytest.MonkeyPatch, backend: object, reason: str | None) -> None:
+def test_an_unusable_nerfacc_names_the_reason(
+    monkeypatch: pytest.MonkeyPatch, backend: object, reason: str | None
+) -> None:
     """The check of the device comes first, so the lines pretend to be on CUDA."""
     monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", backend)
     nerfacc_obstacle.cache_clear()
