@@ -1,4 +1,4 @@
-"""Classifier-free guidance, the one formula of this package."""
+"""Classifier-free guidance, in the one formula of this package (Perp-Neg: `distill.gradient.perp_neg`, `prompts`)."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -63,15 +64,16 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
     for name in exported.files:
         log(str(run_dir / name))
     if exported.failure is not None:
-        mesh, everything = f"python scripts/export_mesh.py {shlex.quote(str(run_dir))}", resume_command(run_dir)
+        mesh, everything = f"nfsd3d export {shlex.quote(str(run_dir))}", resume_command(run_dir)
         remedy = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
         raise RunFailed(f"{run_dir}: {exported.failure}; {remedy}")
     return run_dir
 
 
 def resume_command(run_dir: Path) -> str:
-    """The command that continues a run."""
-    return f"python launch.py --resume {shlex.quote(str(run_dir))}"
+    """The command that continues a run, by the program that this process was started with."""
+    program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
+    return f"{program} --resume {shlex.quote(str(run_dir))}"
 
 
 @dataclass(frozen=True)

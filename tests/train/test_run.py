@@ -131,7 +131,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, cons
     assert stopped.value.exit_code == code
     assert signal.getsignal(signum) is before
     run_dir = tmp_path / "a run"
-    assert f"python launch.py --resume '{run_dir}'" in str(stopped.value)
+    assert f"nfsd3d --resume '{run_dir}'" in str(stopped.value)
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("interrupted", 3)  # the step was finished, and saved
     assert checkpoints.step_of(checkpoints.latest(run_dir)) == 3
@@ -359,3 +359,9 @@ def test_the_report_of_a_run_contains_its_images(configure, console):
     assert len(text) < 10 * 2**20
     assert json.loads((run_dir / "summary.json").read_text())["mesh"]["faces"] > 100
     assert np.isfinite([line["grad_norm"] for line in read_metrics(run_dir / "metrics.jsonl")]).all()
+
+
+@pytest.mark.parametrize(("started", "program"), [("launch.py", "python launch.py"), ("/venv/bin/nfsd3d", "nfsd3d")])
+def test_the_resume_command_names_the_program_that_was_started(monkeypatch, started, program):
+    monkeypatch.setattr("sys.argv", [started, "prompt=a red cube"])
+    assert run.resume_command(Path("my runs")) == f"{program} --resume 'my runs'"
