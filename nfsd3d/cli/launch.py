@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
 from nfsd3d.runs import directory, preflight
@@ -25,15 +25,12 @@ def start(config: Config, label: str, choices: Mapping[str, Choice] | None = Non
         RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
     """
     source = preflight.check(config)
-    if config.dry_run and config.run_dir is not None:
-        directory.check_unused(Path(config.run_dir))
-    elif not config.dry_run:
+    if not config.dry_run:
         config = directory.claim_run_dir(config, label)
+    elif config.run_dir is not None:
+        directory.check_unused(Path(config.run_dir))
     announce(choices or {})
-    if config.dry_run:
-        print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
-        return None
-    return _train(config, source)
+    return _train(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
 
 
 def resume(config: Config, run_dir: Path) -> Path | None:
@@ -47,13 +44,14 @@ def resume(config: Config, run_dir: Path) -> Path | None:
         raise InputError(
             f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"
         )
+    return _train(config, source, str(run_dir), resumed=run_dir)
+
+
+def _train(config: Config, source: ModelSource | None, run_dir: str, resumed: Path | None = None) -> Path | None:
+    """The run directory after training and export, or None after printing the plan of a dry run."""
     if config.dry_run:
-        print_plan(config, source, str(run_dir))
+        print_plan(config, source, run_dir)
         return None
-    return _train(config, source, run_dir)
-
-
-def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
     files = None if source is None else fetch(source)
     if files is not None and files.file is not None:
         # Models with different prediction types can have identical tensors, so this cannot be checked.
@@ -106,7 +104,7 @@ def _model_facts(source: ModelSource) -> dict[str, str]:
 
 
 def print_error(error: Exception) -> None:
-    """Prints a user's error on one line of stderr; ``NFSD3D_DEBUG=1`` adds the traceback."""
-    if os.environ.get("NFSD3D_DEBUG") == "1":
+    """Prints an error on one line of stderr, after its traceback for a bug or with ``NFSD3D_DEBUG=1``."""
+    if os.environ.get("NFSD3D_DEBUG") == "1" or not isinstance(error, InputError | RunFailed):
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

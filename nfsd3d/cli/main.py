@@ -15,47 +15,36 @@ import nfsd3d
 from nfsd3d.cli.launch import print_error, resume, start
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
-from nfsd3d.config.experiments import config_root, find_experiment
+from nfsd3d.config.experiments import choices_of, config_root, find_experiment
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean
 
-COMMANDS = {
-    "export": "nfsd3d.cli.export",
-    "render": "nfsd3d.cli.render",
-    "evaluate": "nfsd3d.cli.evaluate",
-    "compare": "nfsd3d.cli.compare",
-    "decompose": "nfsd3d.cli.decompose",
-    "bench": "nfsd3d.cli.bench",
-    "doctor": "nfsd3d.cli.doctor",
-    "check-mesh": "nfsd3d.cli.check_mesh",
-    "train-prior": "nfsd3d.cli.train_prior",
-    "train-classifier": "nfsd3d.cli.train_classifier",
-}
-"""Subcommands and the modules whose ``main(arguments) -> exit code`` they call."""
+COMMANDS = (
+    *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor"),
+    *("check-mesh", "train-prior", "train-classifier"),
+)
+"""Subcommands; ``main(arguments) -> exit code`` of each is in the module of that name, with _ for -."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code."""
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except InputError as error:
+    except (InputError, RunFailed) as error:
         print_error(error)
-        return 2
-    except RunFailed as error:
-        print_error(error)
-        return 1
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as interruption:
-        message = str(interruption) or "interrupted"
-        print(f"\n{message}", file=sys.stderr)
+        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
         return int(getattr(interruption, "exit_code", 130))
 
 
 def _dispatch(arguments: list[str]) -> int:
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
-        return int(importlib.import_module(COMMANDS[command]).main(arguments[1:]))
+        module = importlib.import_module(f"nfsd3d.cli.{command.replace('-', '_')}")
+        return int(module.main(arguments[1:]))
     if command and "=" not in command and not command.startswith(("-", "~")):
-        raise InputError(f"unknown command {command}{did_you_mean(command, list(COMMANDS))}; see --help")
+        raise InputError(f"unknown command {command}{did_you_mean(command, COMMANDS)}; see --help")
     options = _parse(arguments)
     if options.help:
         print(help_text())
@@ -70,7 +59,7 @@ def _dispatch(arguments: list[str]) -> int:
         experiment = find_experiment("nfsd" if options.config is None else options.config)
         if options.multirun:
             return sweep(experiment, options.overrides)
-        if options.cfg is not None:
+        if options.cfg:
             print(composed_yaml(experiment, options.overrides, options.cfg), end="")
         else:
             composition = compose_experiment(experiment, options.overrides)
@@ -104,12 +93,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def help_text() -> str:
     """What ``--help`` prints, with the choices that the YAML files offer."""
-    root = config_root()
-    choices = {
-        group: "|".join(sorted(path.stem for path in root.glob(f"{group}/*.yaml")))
-        for group in ("prior", "backend", "distill", "generator")
-    }
-    experiments = ", ".join(sorted(path.stem for path in root.glob("*.yaml")))
-    weighting = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
+    choices = {group: "|".join(choices_of(group)) for group in ("prior", "backend", "distill", "generator")}
+    choices["weighting"] = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
     template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
-    return template.format(root=root, experiments=experiments, weighting=weighting, **choices).rstrip()
+    return template.format(root=config_root(), experiments=", ".join(choices_of("")), **choices).rstrip()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nfsd3d.config.renamed import notice
+from nfsd3d.config.renamed import current_name
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_json
 from nfsd3d.settings.export import TEXTURE_SIZES
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from nfsd3d.api import Run
+
+Number = TypeVar("Number", int, float)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:
@@ -44,12 +46,12 @@ def open_run(options: argparse.Namespace) -> Run:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turns the block's write errors into an `InputError` that asks for another ``--output``."""
+def writing_to(path: Path, option: str = "--output") -> Iterator[None]:
+    """Turns the block's write errors into an `InputError` that asks for another path for ``option``."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another with --output") from error
+        raise InputError(f"{option} {path}: cannot be written ({error.strerror}); choose another") from error
 
 
 def write_numbers(path: Path | None, numbers: Mapping[str, object]) -> None:
@@ -58,12 +60,9 @@ def write_numbers(path: Path | None, numbers: Mapping[str, object]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    if path is None:
-        return
-    try:
-        write_json(path, numbers)
-    except OSError as error:
-        raise InputError(f"--json {path}: cannot be written ({error.strerror}); choose another") from error
+    if path is not None:
+        with writing_to(path, "--json"):
+            write_json(path, numbers)
 
 
 def plain(value: Any) -> Any:
@@ -77,67 +76,52 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
-    """An argparse type: whole numbers from ``smallest`` to ``largest`` (None: no limit)."""
-    expected = f"at least {smallest}" + ("" if largest is None else f" and at most {largest}")
+def _number(
+    expected: str, is_allowed: Callable[[Number], bool], kind: Callable[[str], Number]
+) -> Callable[[str], Number]:
+    """An argparse type: finite numbers that are allowed; ``expected`` ends the message about any other text."""
 
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = smallest - 1
-        if value < smallest or (largest is not None and value > largest):
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {expected}")
-        return value
+    def parse(text: str) -> Number:
+        with suppress(ValueError):
+            value = kind(text)
+            if -math.inf < value < math.inf and is_allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} {expected}")
 
     return parse
 
 
-def texture_size(text: str) -> int:
-    """An argparse type: texels per side of a texture, or 0 for none."""
-    low, high = TEXTURE_SIZES
-    expected = f"must be 0 (vertex colours, no texture) or a whole number from {low} to {high}"
-    return int(_number(text, expected, lambda value: value == 0 or (value.is_integer() and low <= value <= high)))
+def whole_number(smallest: int, largest: int | None = None) -> Callable[[str], int]:
+    """An argparse type: whole numbers from ``smallest`` to ``largest`` (None: no limit)."""
+    expected = f"must be a whole number, at least {smallest}" + ("" if largest is None else f" and at most {largest}")
+    return _number(expected, lambda value: smallest <= value and (largest is None or value <= largest), int)
 
 
-def seconds(text: str) -> float:
-    """An argparse type: seconds, above 0."""
-    return _number(text, "must be seconds, above 0", lambda value: value > 0)
-
-
-def elevation(text: str) -> float:
-    """An argparse type: degrees from -90 to 90."""
-    return _number(text, "must be degrees from -90 to 90", lambda value: -90 <= value <= 90)
+texture_size = _number(
+    "must be 0 (vertex colours, no texture) or a whole number from {} to {}".format(*TEXTURE_SIZES),
+    lambda value: value == 0 or TEXTURE_SIZES[0] <= value <= TEXTURE_SIZES[1],
+    int,
+)
+"""An argparse type: texels per side of a texture, or 0 for none."""
+seconds = _number("must be seconds, above 0", lambda value: value > 0, float)
+"""An argparse type: seconds, above 0."""
+elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value <= 90, float)
+"""An argparse type: degrees from -90 to 90."""
+_density = _number("must be auto or a density above 0", lambda value: value > 0, float)
 
 
 def density_or_auto(text: str) -> float | str:
     """An argparse type: ``auto``, or a density above 0."""
-    return text if text == "auto" else _number(text, "must be auto or a density above 0", lambda value: value > 0)
-
-
-def _number(text: str, expected: str, is_allowed: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and is_allowed(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} {expected}")
-    return value
+    return text if text == "auto" else _density(text)
 
 
 def counting_bar(console: Console | None = None, *, transient: bool = False) -> Progress:
     """A progress bar with a count and times; a ``transient`` one disappears at the end."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=transient)
+    columns = (bar.TextColumn("{task.description}"), bar.BarColumn(), bar.MofNCompleteColumn())
+    times = (bar.TimeElapsedColumn(), bar.TimeRemainingColumn())
+    return bar.Progress(*columns, *times, console=console, transient=transient)
 
 
 RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-steps"}
@@ -146,11 +130,4 @@ RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-step
 
 def current_options(argv: Sequence[str]) -> list[str]:
     """``argv`` with old options replaced by their current names, each with a notice on stderr."""
-    renamed = []
-    for argument in argv:
-        option, separator, value = argument.partition("=")
-        if option in RENAMED_OPTIONS:
-            notice(option, RENAMED_OPTIONS[option])
-            argument = RENAMED_OPTIONS[option] + separator + value
-        renamed.append(argument)
-    return renamed
+    return [current_name(argument, RENAMED_OPTIONS) for argument in argv]

@@ -7,7 +7,6 @@ import csv
 import json
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,11 +17,13 @@ from nfsd3d.cli.launch import announce, print_error, start
 from nfsd3d.config.compose import multirun, settle, to_config
 from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.errors import InputError
 from nfsd3d.runs import directory
 from nfsd3d.runs.files import write_json
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
+_HYDRA = ("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra/job_logging=none", "hydra/hydra_logging=none")
+"""Overrides that leave log files and the working directory as in a run without Hydra."""
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -47,8 +48,8 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
     parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, parsed)
-    swept = [str(override.key_or_group) for override in parsed if override.is_sweep_override()]
-    fixed = [str(override.key_or_group) for override in parsed if not override.is_sweep_override()]
+    swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
+    unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
     if folder_given:
         folder = directory.claim_folder(Path(str(folder_given[-1].value())))
     else:
@@ -57,17 +58,12 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     print(f"sweep in {folder}", file=sys.stderr)
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerow(["job", *swept, *_COLUMNS])
-    excluded = ",".join(quoted(key) for key in [*fixed, *choices])
     settings = [
         f"hydra.sweep.dir={quoted(str(folder.resolve()))}",
         "hydra.sweep.subdir='${nfsd3d_job_folder:${hydra.job.num},${hydra.job.override_dirname}}'",
-        f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]",
-        "hydra.output_subdir=null",
-        "hydra.job.chdir=false",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, unnamed))}]",
     ]
-    multirun(experiment, [*lines, *settings], run_job)
+    multirun(experiment, [*lines, *settings, *_HYDRA], run_job)
     return _conclude(folder)
 
 
@@ -84,10 +80,7 @@ def run_job(values: DictConfig) -> None:
         raise
     except Exception as error:
         # Whatever this job's error is, the others run.
-        if isinstance(error, InputError | RunFailed):
-            print_error(error)
-        else:
-            traceback.print_exception(error)
+        print_error(error)
         outcome = {"status": "failed", "reason": " ".join(str(error).split()) or type(error).__name__}
     finally:
         _write_row(run_dir, list(job.overrides.task), int(job.job.num), outcome)
@@ -103,8 +96,7 @@ def _write_row(run_dir: Path, overrides: Sequence[str], number: int, outcome: Ma
     chosen = {override.key_or_group: override.value() for override in map(parse_override, overrides)}
     row = {"job": number, **chosen, **outcome, "run_dir": str(run_dir)}
     table = run_dir.parent / "sweep.csv"
-    with table.open(newline="", encoding="utf-8") as stream:
-        columns = next(csv.reader(stream))
+    columns = next(csv.reader(table.read_text(encoding="utf-8").splitlines()))
     with table.open("a", newline="", encoding="utf-8") as stream:
         csv.DictWriter(stream, columns, extrasaction="ignore").writerow(row)
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config import hardware
-from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment, listed, one_line
+from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment, one_line
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.overrides import first_value, group_values, parse_overrides
 from nfsd3d.config.plugin_choices import offer, outside_names
@@ -107,7 +107,7 @@ def to_config(values: DictConfig) -> Config:
     if "prompt" in missing:
         raise InputError('prompt is missing: say what to make, for example prompt="a red mushroom"')
     if missing:
-        raise InputError(f"{listed(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
+        raise InputError(f"{', '.join(missing)}: missing; set {'them' if len(missing) > 1 else 'it'}")
     assert isinstance(plain, dict)  # a DictConfig's container
     for group in KIND_GROUPS:
         if isinstance(plain.get(group), dict):
@@ -123,7 +123,8 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     """
     groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
     if experiment.resolved:  # a run's file lacks run_dir, dry_run and newer settings
-        return [_forced(override) for override in overrides], {}
+        values = [o.type == OverrideType.CHANGE and not o.key_or_group.startswith(_HYDRAS) for o in overrides]
+        return [f"{'++' * value}{o.input_line}" for value, o in zip(values, overrides, strict=True)], {}
     choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
     lines = []
     for override in overrides:
@@ -135,12 +136,6 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     return [*lines, *(f"{name}={choice.value}" for name, choice in choices.items() if name not in groups)], choices
 
 
-def _forced(override: Override) -> str:
-    """The override as text that also adds a setting."""
-    changes = override.type == OverrideType.CHANGE and not override.key_or_group.startswith(_HYDRAS)
-    return f"++{override.input_line}" if changes else str(override.input_line)
-
-
 def _resolve_auto(
     experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
 ) -> dict[str, Choice]:
@@ -150,26 +145,22 @@ def _resolve_auto(
     # Groups only: values may belong to a choice that is not made yet.
     composed = _compose_with_hydra(experiment, [first_value(override) for override in overrides], with_hydra=True)
     chosen = dict(composed.hydra.runtime.choices) | {group: "auto" for group, v in given.items() if "auto" in v}
-    choices: dict[str, Choice] = {}
-    if chosen.get("machine") == "auto":
-        choices["machine"] = hardware.auto_machine()
-    machine = choices["machine"].value if "machine" in choices else str(chosen.get("machine", "cpu"))
-    if chosen.get("backend") == "auto":
-        choices["backend"] = hardware.auto_backend(machine)
-    if chosen.get("prior") == "auto":
-        choices["prior"] = hardware.auto_prior(machine)
-    return choices
+    given_machine = str(chosen.get("machine", "cpu"))
+    machine = hardware.auto_machine() if given_machine == "auto" else Choice(given_machine, "given")
+    backend, prior = hardware.auto_backend(machine.value), hardware.auto_prior(machine.value)
+    found = {"machine": machine, "backend": backend, "prior": prior}
+    return {group: choice for group, choice in found.items() if chosen.get(group) == "auto"}
 
 
 def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     """Whether an override with a known key chooses from a group (and not a value)."""
     key = override.key_or_group
-    options = _options(experiment, key)
+    options = ["auto"] * (key in AUTO_GROUPS) + (choices_of(key, experiment.path.parent) if key else [])
     own = key.startswith(("generator.options.", "generator.learning_rate."))  # of a plug-in
     if key.startswith(_HYDRAS) or (not options and (own or key in known_keys())):
         return False
     if not options:
-        known = [*known_keys(), *sorted({path.parent.name for path in config_root().glob("*/*.yaml")})]
+        known = [*known_keys(), *sorted(path.name for path in config_root().iterdir() if path.is_dir())]
         raise InputError(
             f"unknown setting {key}{did_you_mean(key, known)}; see --help, or configs/nfsd.yaml for all of them"
         )
@@ -184,18 +175,9 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
         if value not in options and not offer(key, value):
             options = list(dict.fromkeys([*options, *outside_names(key)]))
             raise InputError(
-                f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={listed(options)}"
+                f"{key}={value}: no such choice{did_you_mean(value, options)}; choose {key}={', '.join(options)}"
             )
     return True
-
-
-def _options(experiment: Experiment, group: str) -> list[str]:
-    """The choices of a group, from the project and beside the experiment file; none if it is not a group."""
-    if not re.fullmatch(r"[\w/-]+", group):
-        return []
-    return sorted(
-        {*choices_of(group, experiment.path.parent), *choices_of(group), *(["auto"] if group in AUTO_GROUPS else [])}
-    )
 
 
 def _compose_with_hydra(experiment: Experiment, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -236,19 +218,14 @@ def _describe_hydra_error(error: Exception) -> str:
     if missing:
         return (
             f"{missing[1]}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
-            f"generator and prior; there are {listed(choices_of(missing[2]))}"
+            f"generator and prior; there are {', '.join(choices_of(missing[2]))}"
         )
     refused = re.search(r"Could not override '([^']+)'", str(error))
     if refused:
         key = refused.group(1)
-        having = _choices_with(key)
-        return f"{key}: the chosen groups have no such setting" + (f"; {listed(having)} has" if having else "")
+        group, _, name = key.partition(".")
+        files = [config_root() / group / f"{choice}.yaml" for choice in choices_of(group)]
+        contents = {f"{group}={file.stem}": yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
+        having = [choice for choice, content in contents.items() if name in content.get(group, content)]
+        return f"{key}: the chosen groups have no such setting" + (f"; {', '.join(having)} has" if having else "")
     return one_line(error)
-
-
-def _choices_with(key: str) -> list[str]:
-    """The choices of the project's groups, as ``group=name``, that set a dotted key."""
-    group, _, name = key.partition(".")
-    files = sorted(config_root().glob(f"{group}/*.yaml")) if re.fullmatch(r"\w+", group) else []
-    contents = {file.stem: yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
-    return [f"{group}={choice}" for choice, content in contents.items() if name in content.get(group, content)]

@@ -1,7 +1,6 @@
 """Finds experiment files: the project's in ``configs/``, a user's own anywhere, and the ``config.yaml`` of runs."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,11 @@ def config_root() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def choices_of(group: str, folder: Path | None = None) -> list[str]:
-    """The choices of a group that ``folder`` (default: the project's) has files for."""
-    return sorted(path.stem for path in (folder or config_root()).glob(f"{group}/*.yaml"))
+def choices_of(group: str, *folders: Path) -> list[str]:
+    """The choices of a group that the project and ``folders`` have files for; the group ``""`` holds experiments."""
+    # Not Path.is_dir, which raises for a name that is too long.
+    groups = [folder / group for folder in (config_root(), *folders) if os.path.isdir(folder / group)]
+    return sorted({path.stem for folder in groups for path in folder.glob("*.yaml")})
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ def find_experiment(name_or_path: str | Path) -> Experiment:
     # Not Path.is_file, which raises for impossible paths (a name too long, a folder without read permission).
     found = [path for path in (given, own) if os.path.isfile(path)]
     if not found:
-        names = sorted(path.name for path in config_root().glob("*.yaml"))
-        near = did_you_mean(Path(text).stem, [Path(name).stem for name in names], ".yaml") if Path(text).name else ""
-        raise InputError(
-            f"--config {text}: no such file{near}; there are {listed(f'configs/{name}' for name in names)}"
-        )
+        names = choices_of("")
+        near = did_you_mean(given.stem, names, ".yaml") if given.name else ""
+        there = ", ".join(f"configs/{name}.yaml" for name in names)
+        raise InputError(f"--config {text}: no such file{near}; there are {there}")
     # A file called nfsd, such as a folder's own program, does not hide the experiment of that name.
     path = next((path for path in found if path.suffix == ".yaml"), found[0])
     if path.suffix != ".yaml":
@@ -80,8 +80,3 @@ def one_line(error: Exception) -> str:
     message = str(error).partition("Config search path")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[:3])[:300]
-
-
-def listed(names: Iterable[object]) -> str:
-    """The names, separated by commas."""
-    return ", ".join(str(name) for name in names)

@@ -18,29 +18,23 @@ _TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
 _PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
 
 
-def quote(override: str) -> str:
-    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; others as they are."""
-    key, separator, value = override.partition("=")
-    if separator and (key in _TEXT_KEYS or (key in _PATH_KEYS and value != "null")):
-        return f"{key}={quoted(value)}"
-    return override
+def quote(override: str, *, sweep: bool = False) -> str:
+    """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; others as they are.
 
-
-def quote_sweep(override: str) -> str:
-    """As `quote` for prompts in a sweep: commas separate them, except inside a prompt in quotes.
+    In a sweep, commas separate paths, and prompts that are not in quotes.
 
     Raises:
-        InputError: a quote that is not closed.
+        InputError: a quote in a sweep's prompts that is not closed.
     """
     key, separator, value = override.partition("=")
-    if not separator or key not in _TEXT_KEYS:
-        return override
-    return f"{key}={','.join(quoted(prompt) for prompt in split_prompts(value))}"
+    if separator and key in _TEXT_KEYS:
+        return f"{key}={','.join(map(quoted, split_prompts(value) if sweep else [value]))}"
+    is_path = separator and key in _PATH_KEYS and value != "null"
+    return f"{key}={quoted(value)}" if is_path and not sweep else override
 
 
 _PROMPT_IN_SWEEP = re.compile(
-    r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<plain>[^,"'][^,]*|))\s*(?:,|$)""",
-    re.DOTALL,
+    r"""(?:^|,)\s*(?:(["'])(?P<quoted>(?:\\.|(?!\1)[^\\])*)\1|(?P<plain>[^,"'\s][^,]*|))\s*(?=,|\Z)""", re.DOTALL
 )
 
 
@@ -50,19 +44,15 @@ def split_prompts(value: str) -> list[str]:
     Raises:
         InputError: a quote that is not closed, or text after a closing one.
     """
-    prompts = []
-    position = 0
-    while True:
-        match = _PROMPT_IN_SWEEP.match(value, position)
-        if match is None:
-            raise InputError(
-                f'prompt={value}: unbalanced quotes in a sweep; write -m \'prompt="a, b","c"\', with \\" for a quote'
-            )
-        inside = match["double"] if match["double"] is not None else match["single"]
-        prompts.append(match["plain"].strip() if inside is None else re.sub(r"\\(.)", r"\1", inside, flags=re.DOTALL))
-        position = match.end()
-        if position >= len(value) and not match[0].endswith(","):
-            return prompts
+    matches = list(_PROMPT_IN_SWEEP.finditer(value))
+    if "".join(match[0] for match in matches) != value:
+        raise InputError(
+            f'prompt={value}: unbalanced quotes in a sweep; write -m \'prompt="a, b","c"\', with \\" for a quote'
+        )
+    return [
+        match["plain"].strip() if match["quoted"] is None else re.sub(r"(?s)\\(.)", r"\1", match["quoted"])
+        for match in matches
+    ]
 
 
 def quoted(text: str) -> str:
@@ -76,8 +66,7 @@ def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Ov
     Raises:
         InputError: not of Hydra's grammar.
     """
-    current = [line for line in map(current_override, overrides) if line is not None]
-    return [parse_override(quote_sweep(line) if sweep else quote(line)) for line in current]
+    return [parse_override(quote(line, sweep=sweep)) for line in map(current_override, overrides) if line is not None]
 
 
 def parse_override(text: str) -> Override:

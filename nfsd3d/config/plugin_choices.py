@@ -18,15 +18,8 @@ def _values(group: str, name: str) -> dict[str, object]:
     if group == "prior":
         return {"defaults": [PRIORS.find(name).recipe, "_self_"], "name": name}
     row = GENERATORS.find(name)
-    return {
-        "generator": {
-            "kind": "images",
-            "type": name,
-            "options": dict(row.options),
-            "learning_rate": dict(row.learning_rates),
-        },
-        "train": {"learning_rate": {}},
-    }
+    settings = {"type": name, "options": dict(row.options), "learning_rate": dict(row.learning_rates)}
+    return {"generator": {"kind": "images", **settings}, "train": {"learning_rate": {}}}
 
 
 def outside_names(group: str) -> list[str]:

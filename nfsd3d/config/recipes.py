@@ -16,7 +16,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.config import hardware
-from nfsd3d.config.experiments import choices_of, config_root, listed
+from nfsd3d.config.experiments import choices_of, config_root
 from nfsd3d.config.renamed import with_current_names
 from nfsd3d.errors import InputError
 
@@ -64,7 +64,7 @@ def _kind(group: str, name: str) -> str:
     """
     loaded = GlobalHydra.instance().config_loader().repository.load_config(f"{group}/{name}")  # type: ignore[attr-defined]
     if loaded is None or not isinstance(loaded.config, DictConfig):
-        raise InputError(f"{group}={name}: no such choice; choose {group}={listed(choices_of(group))}")
+        raise InputError(f"{group}={name}: no such choice; choose {group}={', '.join(choices_of(group))}")
     kind = loaded.config.get(group, loaded.config).get("kind")  # a file may have the package _global_
     if kind is not None:
         return str(kind)
@@ -72,7 +72,7 @@ def _kind(group: str, name: str) -> str:
     if not bases:
         raise InputError(
             f"{group}/{name}.yaml: names no kind, by which its recipe is found; add a line such as "
-            f"kind: {_kind(group, choices_of(group)[-1])}; there are recipe/{listed(choices_of('recipe'))}"
+            f"kind: {_kind(group, choices_of(group)[-1])}; there are recipe/{', '.join(choices_of('recipe'))}"
         )
     return _kind(group, str(bases[-1]))
 

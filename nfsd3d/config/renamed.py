@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 
 from nfsd3d.errors import InputError
 
@@ -14,18 +15,16 @@ RENAMED = {
 REMOVED = {"viewer": "the live viewer"}
 """Settings that could only be false, by key, and the feature that they named; they go with version 0.3."""
 
-_noticed: set[str] = set()
-
 
 def notice(old: str, new: str) -> None:
     """Prints one line on stderr, once per process, that ``old`` is now called ``new``."""
-    _print_once(old, f"{old} is now called {new}; the old name works until version 0.3")
+    print_once(f"{old} is now called {new}; the old name works until version 0.3")
 
 
-def _print_once(old: str, text: str) -> None:
-    if old not in _noticed:
-        _noticed.add(old)
-        print(f"note: {text}", file=sys.stderr)
+@cache
+def print_once(text: str) -> None:
+    """Prints a notice on stderr, once per process."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _check_removed(key: str, value: object) -> None:
@@ -36,7 +35,17 @@ def _check_removed(key: str, value: object) -> None:
     """
     if str(value).lower() != "false":
         raise InputError(f"{key}={str(value).lower()} is not built yet: {REMOVED[key]} comes later; remove {key}")
-    _print_once(key, f"{key} is not a setting any more; remove it, it is an error from version 0.3 on")
+    print_once(f"{key} is not a setting any more; remove it, it is an error from version 0.3 on")
+
+
+def current_name(argument: str, renamed: Mapping[str, str]) -> str:
+    """``name`` or ``name=value`` of a command line with the current name in ``renamed``, with a notice on stderr."""
+    key, separator, value = argument.partition("=")
+    old = key.lstrip("+~")
+    if old not in renamed:
+        return argument
+    notice(old, renamed[old])
+    return f"{key.removesuffix(old)}{renamed[old]}{separator}{value}"
 
 
 def current_override(override: str) -> str | None:
@@ -46,14 +55,10 @@ def current_override(override: str) -> str | None:
         InputError: a removed setting turns on a removed feature.
     """
     key, separator, value = override.partition("=")
-    bare = key.lstrip("+~")
-    if bare in REMOVED:
-        _check_removed(bare, value if separator else "false")
+    if key.lstrip("+~") in REMOVED:
+        _check_removed(key.lstrip("+~"), value if separator else "false")
         return None
-    if bare not in RENAMED:
-        return override
-    notice(bare, RENAMED[bare])
-    return f"{key.removesuffix(bare)}{RENAMED[bare]}{separator}{value}"
+    return current_name(override, RENAMED)
 
 
 def with_current_names(values: Mapping[str, object], group: str = "") -> dict[str, object]:
@@ -70,13 +75,11 @@ def with_current_names(values: Mapping[str, object], group: str = "") -> dict[st
     for key in REMOVED.keys() & result.keys():
         _check_removed(key, result.pop(key))
     for old, new in RENAMED.items():
-        section, name = old.split(".")
+        (section, name), current = old.split("."), new.split(".")[1]
         settings = result.get(section)
-        if not isinstance(settings, dict) or name not in settings:
-            continue
-        current = new.split(".")[1]
-        if current in settings and settings[current] != settings[name]:
-            raise InputError(f"{old}={settings[name]}: is the old name of {new}={settings[current]}; remove {old}")
-        settings[current] = settings.pop(name)
-        notice(old, new)
+        if isinstance(settings, dict) and name in settings:
+            value = settings.pop(name)
+            if settings.setdefault(current, value) != value:
+                raise InputError(f"{old}={value}: is the old name of {new}={settings[current]}; remove {old}")
+            notice(old, new)
     return result

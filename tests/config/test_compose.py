@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config, to_config
 from nfsd3d.config.experiments import config_root, find_experiment
-from nfsd3d.config.overrides import parse_override, quote, quote_sweep
+from nfsd3d.config.overrides import parse_override, quote
 from nfsd3d.config.schema import Config
 from nfsd3d.distill.gradient import WEIGHTINGS
 from nfsd3d.distill.methods import METHODS
@@ -284,7 +284,7 @@ def test_random_prompts_survive_quoting_and_yaml(config, tmp_path):
             continue
         assert _resolved(parse_override(quote(f"prompt={prompt}")).value()) == prompt
         written = prompt.replace("\\", "\\\\").replace('"', '\\"')
-        first, second = parse_override(quote_sweep(f'prompt="{written}",b')).sweep_string_iterator()
+        first, second = parse_override(quote(f'prompt="{written}",b', sweep=True)).sweep_string_iterator()
         assert _resolved(parse_override(f"prompt={second}").value()) == "b"
         assert _resolved(parse_override(f"prompt={first}").value()) == prompt
         path = tmp_path / "config.yaml"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfsd3d.config.overrides import first_value, group_values, parse_override, quote, quote_sweep, split_prompts
+from nfsd3d.config.overrides import first_value, group_values, parse_override, quote, split_prompts
 from nfsd3d.errors import InputError
 
 
@@ -22,7 +22,7 @@ def test_prompts_of_a_sweep(value, prompts):
     assert split_prompts(value) == prompts
 
 
-@pytest.mark.parametrize("value", ['"open', '"a" b,c', "'a, b"])
+@pytest.mark.parametrize("value", ['"open', '"a" b,c', "'a, b", 'a, "b'])
 def test_unbalanced_quotes_in_a_sweep(value):
     with pytest.raises(InputError, match="quotes"):
         split_prompts(value)
@@ -42,8 +42,8 @@ def test_prompts_and_paths_are_quoted_and_the_rest_is_not(override, value):
 
 
 def test_a_sweep_separates_paths_too():
-    assert quote_sweep("prior.model=a,b") == "prior.model=a,b"
-    assert parse_override(quote_sweep("prompt=a,b")).is_sweep_override()
+    assert quote("prior.model=a,b", sweep=True) == "prior.model=a,b"
+    assert parse_override(quote("prompt=a,b", sweep=True)).is_sweep_override()
 
 
 def test_the_values_of_a_group():

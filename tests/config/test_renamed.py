@@ -22,9 +22,9 @@ OLD_AND_NEW = sorted(RENAMED.items())
 
 
 @pytest.fixture(autouse=True)
-def unnoticed(monkeypatch):
+def unnoticed():
     """Each test is a process that has printed no notice yet."""
-    monkeypatch.setattr(renamed, "_noticed", set())
+    renamed.print_once.cache_clear()
 
 
 def notices(capsys) -> list[str]:
