@@ -24,9 +24,8 @@ from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
     cache_folder,
     compile_prior,
-    compiled_rows,
+    compiled_batch_sizes,
     release_compiled,
-    step_rows,
     wants_compilation,
     warm_up_encoder,
 )
@@ -51,12 +50,12 @@ def test_auto_is_stable_diffusion_on_cuda():
 
 def test_the_shapes_are_those_of_the_steps():
     def shapes(name, views, at_once=None, perp_neg=False):
-        return compiled_rows(step_rows(METHODS[name], views, perp_neg=perp_neg), views, at_once)
+        return compiled_batch_sizes(METHODS[name].batch_sizes(views, perp_neg=perp_neg), views, at_once)
 
     assert shapes("nfsd", 1) == [2, 3] and shapes("nfsd", 4) == [8, 12]
     assert shapes("nfsd", 4, at_once=1) == [1]
     assert shapes("nfsd", 4, at_once=2) == [1, 2]
-    assert shapes("nfsd", 4, at_once=4) == [1, 2, 4]  # nine rows are four, four and one
+    assert shapes("nfsd", 4, at_once=4) == [1, 2, 4]  # nine entries are four, four and one
     assert shapes("nfsd", 4, at_once=3) == [1, 2, 3] and shapes("nfsd", 4, at_once=6) == [2, 4, 6]
     assert shapes("nfsd", 4, at_once=8) == [1, 2, 4, 8]
     assert shapes("sds", 4) == shapes("bridge", 4) == [8] and shapes("sds", 4, at_once=4) == [4]
@@ -83,7 +82,7 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
         for seed in range(4):
             rng = torch.Generator().manual_seed(seed)
             step_loss(pictures[0], prior, bank, distillation, CAMERAS, plan, rng, source)
-    assert seen and seen <= step_rows(METHODS[name], 2, perp_neg=False)
+    assert seen and seen <= METHODS[name].batch_sizes(2, perp_neg=False)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's
