@@ -29,7 +29,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
-from nfsd3d.train.memory.budget import GIB, estimator, fit_into_memory
+from nfsd3d.train.memory.budget import GIB, Estimator, fit_into_memory
 from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.memory.retry import differentiate
 from nfsd3d.train.plan import plan_at
@@ -87,7 +87,7 @@ def test_a_step_at_512_pixels_stays_within_its_memory(experiment, gigabytes, com
 @pytest.mark.parametrize(("experiment", "compiled"), [("nfsd", "false"), ("nfsd", "true"), ("lowmem", "false")])
 def test_the_prediction_is_what_a_step_takes(experiment, compiled):
     config, parts, chunks = full_size(experiment, f"machine.compile={compiled}")
-    predicted = estimator(parts.prior, parts.generator, parts.distillation.method, config).budget(chunks).total
+    predicted = Estimator(parts.prior, parts.generator, parts.distillation.method, config).budget(chunks).total
     compile_prior(config, parts, chunks, lambda text: None)
     torch.cuda.reset_peak_memory_stats()
     steps_of(config, parts, chunks)

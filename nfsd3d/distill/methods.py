@@ -148,6 +148,18 @@ class Method:
         pairs = (("cond", "uncond"), ("source_cond", "source_uncond"))
         return tuple(pair for pair in pairs if set(pair) <= set(self.predictions) and pair[0] not in self.prompts)
 
+    def batch_sizes(self, views: int, *, perp_neg: bool) -> set[int]:
+        """All batch sizes with which a run's steps of ``views`` may call the UNet, before chunking and padding.
+
+        Predictions that every view needs are always in the batch; the others, Perp-Neg's included, for any number of
+        views. A noising moves any number of the latents.
+        """
+        found = set() if self.then is None else self.then.batch_sizes(views, perp_neg=perp_neg)
+        always = sum(prediction not in self.active for prediction in self.of_prior)
+        most = len(self.of_prior) + (2 * len(self.condition_pairs) if perp_neg else 0)
+        moved = {self.noising.batch_entries * count for count in range(1, views + 1)}
+        return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
+
     def nfe(self, t: Tensor, training_steps: int, threshold: int) -> float:
         """Expected function evaluations for a view and step, averaged over timesteps ``t`` [N] (int64).
 

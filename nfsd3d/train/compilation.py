@@ -1,10 +1,10 @@
-"""torch.compile for the prior's networks, and their warm-up before the first step.
+"""torch.compile for the prior's networks: which of them, and their warm-up before the first step.
 
 Problem: a network compiles, and its CUDA graph is captured, when it first meets a batch size. NFSD's batch size varies
 with the timesteps, so compiling would interrupt steps for minutes, and memory could run out in the middle of a run.
-Idea: :func:`step_batch_sizes` lists every batch size that a method can need, the prior pads to a few of them, and the
+Idea: ``Method.batch_sizes`` lists every batch size that a method can need, the prior pads to a few of them, and the
 warm-up runs each once, the largest first: the graphs of smaller batches reuse its memory.
-Measurement: no step compiles again (tests/train/test_compilation.py turns recompilations into errors).
+Measurement: no step compiles again (tests/train/test_compilation.py with every recompilation an error).
 """
 
 import gc
@@ -29,11 +29,7 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
-
-IGNORED_WARNINGS = (
-    "Dynamo detected a call to a `functools.lru_cache`",
-    "The AccumulateGrad node's stream does not match",
-)
+IGNORED_WARNINGS = "Dynamo detected a call to a `functools.lru_cache`|The AccumulateGrad node's stream does not match"
 """Warnings of torch without consequences here: diffusers' check of torch's version during compilation, and the stream
 of the gradient during capture.
 """
@@ -52,7 +48,7 @@ os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
 def wants_compilation(config: Config) -> bool:
-    """Whether ``machine.compile`` turns compilation on; ``auto``: for Stable Diffusion on CUDA.
+    """What ``machine.compile`` means: ``auto`` is on for Stable Diffusion on CUDA.
 
     On a CPU, and for the embedded model, compiling takes longer than it saves.
     """
@@ -73,32 +69,27 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
     Raises:
         InputError: compiling fails, and ``machine.compile`` is true. With ``auto`` the run continues uncompiled.
     """
-    prior = parts.prior
-    if not wants_compilation(config) or not isinstance(prior, StableDiffusionPrior):
-        return
-    method, views = parts.distillation.method, config.train.batch_size
-    unet, encoder = compiles_unet(method), compiles_encoder(config, chunks)
-    networks = " and the ".join(name for name, wanted in (("UNet", unet), ("encoder", encoder)) if wanted)
-    if not networks:
+    prior, method = parts.prior, parts.distillation.method
+    views, at_once = config.train.batch_size, chunks.unet_batch_size
+    unet, encoder = compiles_unet(config, method), compiles_encoder(config, chunks)
+    networks = " and the ".join(["UNet"] * unet + ["encoder"] * encoder)
+    if not networks or not isinstance(prior, StableDiffusionPrior):
         return
     log(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
-    batch_sizes = compiled_batch_sizes(
-        step_batch_sizes(method, views, perp_neg=config.prompts.perp_neg), views, chunks.unet_batch_size
-    )
+    sizes = compiled_batch_sizes(method.batch_sizes(views, perp_neg=config.prompts.perp_neg), views, at_once)
     # Shapes beyond the limit would run uncompiled without a warning.
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, len(batch_sizes) + 3)
+    limits.recompile_limit = max(limits.recompile_limit, len(sizes) + 3)
     failure = None
     try:
         with warnings.catch_warnings():
-            for message in IGNORED_WARNINGS:
-                warnings.filterwarnings("ignore", message)
+            warnings.filterwarnings("ignore", IGNORED_WARNINGS)
             prior.compile(batch_unit=views, unet=unet, encoder=encoder)
             if encoder:
                 warm_up_encoder(prior, views, without_gradient=method.needs_source)
             if unet:
-                warm_up_unet(prior, batch_sizes, chunks.unet_batch_size)
+                warm_up_unet(prior, sizes, at_once)
     except Exception as error:  # compilers raise many kinds; memory may run out, too
         release_compiled(prior)
         failure = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -112,16 +103,16 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
     log(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
 
 
-def compiles_unet(method: Method) -> bool:
-    """Whether a method's UNet is compiled when compilation is on."""
-    return not method.needs_lora
+def compiles_unet(config: Config, method: Method) -> bool:
+    """Whether the UNet is compiled; VSD's is not, see :func:`compile_prior`."""
+    return wants_compilation(config) and not method.needs_lora
 
 
 def compiles_encoder(config: Config, chunks: ChunkSizes) -> bool:
-    """Whether the encoder is compiled when compilation is on."""
-    at_once, views = chunks.unet_batch_size, config.train.batch_size
-    whole = not chunks.checkpoint_encoder and (at_once is None or at_once >= views)
-    return whole and not isinstance(config.generator, LatentSettings)
+    """Whether the encoder is compiled: in training from images, on all of a step's at once, not checkpointed."""
+    views = config.train.batch_size
+    whole = not chunks.checkpoint_encoder and (chunks.unet_batch_size or views) >= views
+    return wants_compilation(config) and whole and not isinstance(config.generator, LatentSettings)
 
 
 def release_compiled(prior: Prior) -> None:
@@ -131,27 +122,9 @@ def release_compiled(prior: Prior) -> None:
         torch.compiler.reset()
 
 
-def step_batch_sizes(method: Method, views: int, *, perp_neg: bool) -> set[int]:
-    """All batch sizes with which steps of ``views`` may call the UNet, before chunking and padding.
-
-    They include those of a method's second half. Predictions that all views need are always in the batch; others,
-    Perp-Neg's included, may be for any number of views. A noising evaluates any number of latents.
-    """
-    found = set() if method.then is None else step_batch_sizes(method.then, views, perp_neg=perp_neg)
-    always = sum(prediction not in method.active for prediction in method.of_prior)
-    most = len(method.of_prior) + (2 * len(method.condition_pairs) if perp_neg else 0)
-    moved = {method.noising.batch_entries * count for count in range(1, views + 1)}
-    return found | set(range(max(always * views, 1), most * views + 1)) | (moved - {0})
-
-
-def chunk_sizes(count: int, at_once: int | None) -> set[int]:
-    """The sizes of the chunks of ``count`` batch entries."""
-    return {part.stop - part.start for part in slices(count, at_once)}
-
-
 def compiled_batch_sizes(counts: Iterable[int], views: int, at_once: int | None) -> list[int]:
     """The batch sizes for which the UNet is compiled: ``counts`` in chunks of ``at_once``, padded as the prior does."""
-    sizes = {size for count in counts for size in chunk_sizes(count, at_once)}
+    sizes = {part.stop - part.start for count in counts for part in slices(count, at_once)}
     return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
 
@@ -166,12 +139,8 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
 
 
 def warm_up_unet(prior: StableDiffusionPrior, batch_sizes: Iterable[int], at_once: int | None) -> None:
-    """Runs the UNet once on each number of batch entries, in calls of at most ``at_once``."""
-    device = prior.device
-    for count in sorted(batch_sizes, reverse=True):  # smaller batches reuse the memory of the largest
-        prior.predict_eps(
-            torch.zeros(count, *prior.latent_shape, device=device),
-            torch.zeros(count, dtype=torch.int64),
-            torch.zeros(count, *prior.context_shape, device=device),
-            at_most=at_once,
-        )
+    """Runs the UNet once at each batch size, in calls of at most ``at_once``."""
+    shapes = prior.latent_shape, prior.context_shape
+    for size in sorted(batch_sizes, reverse=True):  # smaller batches reuse the memory of the largest
+        z_t, context = (torch.zeros(size, *shape, device=prior.device) for shape in shapes)
+        prior.predict_eps(z_t, torch.zeros(size, dtype=torch.int64), context, at_most=at_once)

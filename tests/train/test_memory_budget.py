@@ -1,4 +1,4 @@
-"""The predicted memory equals that of small models."""
+"""The predicted memory is what small models use."""
 
 import gc
 import io
@@ -27,40 +27,39 @@ from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run, task
 from nfsd3d.train.build import build_generator, build_parts
-from nfsd3d.train.compilation import step_batch_sizes
 from nfsd3d.train.memory import budget
-from nfsd3d.train.memory.budget import GIB, Budget, estimator
+from nfsd3d.train.memory.budget import GIB, Budget, Estimator
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
-from nfsd3d.train.memory.tensor_memory import LiveBytes
+from nfsd3d.train.memory.tensor_memory import count_bytes
 from nfsd3d.train.run import train_and_export
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_live_bytes_are_those_of_the_tensors(device):
     known = torch.empty(1000, device=device)
-    with LiveBytes([known]) as counter:
+    with count_bytes([known]) as counter:
         a = known.double()
         b = known.view(10, 100)  # no memory of its own
-        assert counter.live == 8000
+        assert counter.live() == 8000
         c = a + a
         del a
-        assert (counter.live, counter.peak) == (8000, 16000)
+        assert (counter.live(), counter.peak()) == (8000, 16000)
         c.add_(1)
         d = c[:10].clone()
         del c
-        assert counter.live == 80
+        assert counter.live() == 80
     assert b.shape == (10, 100) and d.shape == (10,)
 
 
 def test_attention_keeps_no_matrix_of_weights():
     query = torch.empty(1, 4, 4096, 64, device="meta", requires_grad=True)
-    with LiveBytes([query]) as counter:
+    with count_bytes([query]) as counter:
         result = F.scaled_dot_product_attention(query, query, query)
         result.sum().backward()
-    assert counter.peak < 10 * query.numel() * 4 < 4 * 4096**2 * 4
+    assert counter.peak() < 10 * query.numel() * 4 < 4 * 4096**2 * 4
     exact = torch.rand(1, 2, 5, 8)
-    with LiveBytes():
+    with count_bytes():
         inside = F.scaled_dot_product_attention(exact, exact, exact)
     assert torch.equal(inside, F.scaled_dot_product_attention(exact, exact, exact))
 
@@ -71,15 +70,15 @@ def test_the_encoders_predicted_memory_is_what_it_uses(narrow, checkpoint, dtype
     prior = random_prior(narrow, dtype=dtype, image_size=64)
     image = torch.rand(2, 3, prior.image_size, prior.image_size, requires_grad=True)
     _, kept = saved_bytes(lambda: in_chunks(prior, None, checkpoint).encode(image))
-    with LiveBytes([*prior.tensors(), image]) as counter:
+    with count_bytes([*prior.tensors(), image]) as counter:
         z = in_chunks(prior, None, checkpoint).encode(image)
         gc.collect()
-        live = counter.live
+        live = counter.live()
         z.sum().backward()
     assert live == pytest.approx(kept, rel=0.2)  # what autograd keeps is what is left, and the result
     predicted = network_peak(prior.without_weights(), ChunkSizes(checkpoint_encoder=checkpoint), 2, 2)
     # The CPU's attention and convolutions take a little besides.
-    assert predicted == pytest.approx(counter.peak, rel=0.25)
+    assert predicted == pytest.approx(counter.peak(), rel=0.25)
 
 
 def test_a_prior_without_weights_has_the_same_shapes():
@@ -124,11 +123,11 @@ def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure)
 
 
 def test_a_peak_can_leave_out_tensors_afterwards():
-    with LiveBytes() as counter:
+    with count_bytes() as counter:
         kept, other = torch.zeros(100), torch.zeros(100)
         del other
         last = torch.zeros(50)
-    assert counter.peak == 800 and counter.peak_without([kept]) == 400 and counter.peak_without([kept, last]) == 400
+    assert counter.peak() == 800 and counter.peak(without=[kept]) == 400 and counter.peak(without=[kept, last]) == 400
 
 
 def test_the_cap_on_samples_bounds_the_budget_at_every_resolution(configure):
@@ -163,16 +162,20 @@ def test_a_full_cube_can_be_sampled_with_as_few_as_that():
         assert view.samples_per_ray <= preflight.SAMPLES_PER_RAY
 
 
-def made_up(networks=lambda chunks: int((0.5 if chunks.checkpoint_encoder else 2) * GIB), count=10**6, **changes):
-    values = dict(
-        weights=GIB, scene=GIB // 4, networks=networks, views=1, resolution=512, sample_count=count,
-        sample_bytes=SampleBytes(16, 3000, 6000),
-    )  # fmt: skip
-    return budget.Estimator(**{**values, **changes})
+class MadeUp(Estimator):
+    """An estimator of a run that does not exist."""
+
+    def __init__(self, count=10**6, graphs=lambda chunks: 0):
+        self.weights, self.scene, self.views, self.resolution = GIB, GIB // 4, 1, 512
+        self.sample_count, self.sample_bytes = count, SampleBytes(16, 3000, 6000)
+        self.graphs = graphs
+
+    def networks(self, chunks):
+        return int((0.5 if chunks.checkpoint_encoder else 2) * GIB)
 
 
 def test_chunks_shrink_until_the_budget_fits():
-    estimated = made_up()
+    estimated = MadeUp()
     whole = estimated.budget(ChunkSizes())
     assert whole.total == pytest.approx(1.25 * GIB + 6.016e9, rel=0.01)
     assert estimated.fitted(ChunkSizes(), 10**11) == (ChunkSizes(), whole)
@@ -182,17 +185,17 @@ def test_chunks_shrink_until_the_budget_fits():
     assert too_much.total > GIB and smallest.smaller(1, 512) is None
     assert "choose a smaller prior" in too_much.remedy
     assert "generator.max_samples" in whole.remedy
-    assert "machine.checkpoint_encoder" in made_up(count=0).budget(ChunkSizes()).remedy
+    assert "machine.checkpoint_encoder" in MadeUp(count=0).budget(ChunkSizes()).remedy
 
 
 def test_captured_graphs_keep_their_memory_while_a_scene_is_rendered():
     for count in (10**6, 10**5):
-        eager = made_up(count=count).budget(ChunkSizes())
-        recorded = made_up(count=count, graphs=lambda chunks: GIB // chunks.unet_batch_size).budget(
+        eager = MadeUp(count=count).budget(ChunkSizes())
+        captured = MadeUp(count=count, graphs=lambda chunks: GIB // chunks.unet_batch_size).budget(
             ChunkSizes(unet_batch_size=4)
         )
-        assert eager.graphs == 0 and recorded.graphs == GIB // 4
-        assert recorded.total == eager.total + GIB // 4
+        assert eager.graphs == 0 and captured.graphs == GIB // 4
+        assert captured.total == eager.total + GIB // 4
     told = {
         compiled: budget.predicted(
             compose("nfsd", ["prompt=x", "prior=sd21", "machine=cpu", "backend=numba", f"machine.compile={compiled}"])
@@ -205,19 +208,19 @@ def test_captured_graphs_keep_their_memory_while_a_scene_is_rendered():
 def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
     prior = StableDiffusionPrior.load(EMBEDDED)
     generator = build_generator(configure())
-    eager, recorded, vsd = (
-        estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
+    eager, captured, vsd = (
+        Estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
         for name, choice in (("nfsd", False), ("nfsd", True), ("vsd", True))
     )
-    whole, rows = ChunkSizes(), ChunkSizes(unet_batch_size=2)
-    assert eager.graphs(whole) == 0 and recorded.networks(whole) == 0
-    assert 0 < vsd.graphs(whole) < recorded.graphs(whole)  # the UNet of VSD is not compiled
+    whole, split = ChunkSizes(), ChunkSizes(unet_batch_size=2)
+    assert eager.graphs(whole) == 0 and captured.networks(whole) == 0
+    assert 0 < vsd.graphs(whole) < captured.graphs(whole)  # the UNet of VSD is not compiled
     assert vsd.networks(whole) > 0
-    assert recorded.graphs(rows) < recorded.graphs(whole)
-    assert eager.networks(whole) <= recorded.graphs(whole)
-    # A checkpointed or chunked encoder is not captured.
+    assert captured.graphs(split) < captured.graphs(whole)
+    assert eager.networks(whole) <= captured.graphs(whole)
+    # An encoder that is checkpointed, or sees images in parts, is not captured.
     for chunks in (ChunkSizes(checkpoint_encoder=True), ChunkSizes(unet_batch_size=1)):
-        assert 0 < recorded.graphs(chunks) < vsd.graphs(whole) and recorded.networks(chunks) > 0
+        assert 0 < captured.graphs(chunks) < vsd.graphs(whole) and captured.networks(chunks) > 0
 
 
 def test_a_source_has_its_own_graph_of_the_encoder(configure):
@@ -226,9 +229,9 @@ def test_a_source_has_its_own_graph_of_the_encoder(configure):
     both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
     for name, encoders in (("dds", both + alone), ("bridge", both)):
-        entries = max(step_batch_sizes(METHODS[name], views, perp_neg=False))
+        entries = max(METHODS[name].batch_sizes(views, perp_neg=False))
         unet = network_peak(shapes, ChunkSizes(), views, entries, encodes=False)
-        found = estimator(prior, build_generator(config), METHODS[name], config)
+        found = Estimator(prior, build_generator(config), METHODS[name], config)
         assert found.graphs(ChunkSizes()) == unet + encoders
 
 
@@ -242,12 +245,12 @@ def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure)
     prior = StableDiffusionPrior.load(EMBEDDED, "cpu", torch.bfloat16)
     config = configure(**{"distill.method": "vsd"})
     generator = build_generator(config)
-    with_it, without = (estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
+    with_it, without = (Estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
     real = build_parts(config, prior).distillation.lora
     trained = sum(value.numel() * 4 for value in real.state_dict().values())
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
-    # Below the measured bytes: the weights always exist. (The embedded prior's encoder is negligible.)
+    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
     assert without.networks(ChunkSizes()) < with_it.networks(ChunkSizes()) == pytest.approx(kept, rel=0.4)
     assert with_it.networks(ChunkSizes(unet_batch_size=1)) < 0.7 * with_it.networks(ChunkSizes())
 
@@ -258,9 +261,9 @@ def learning(lora):
 
 
 def test_the_largest_batch_holds_all_predictions():
-    counts = {name: max(step_batch_sizes(method, 2, perp_neg=False)) for name, method in METHODS.items()}
+    counts = {name: max(method.batch_sizes(2, perp_neg=False)) for name, method in METHODS.items()}
     assert counts == {"sds": 4, "nfsd": 6, "csd": 4, "vsd": 4, "dds": 8, "ism": 4, "sdi": 4, "bridge": 4}
-    assert max(step_batch_sizes(METHODS["nfsd"], 1, perp_neg=True)) == 5
+    assert max(METHODS["nfsd"].batch_sizes(1, perp_neg=True)) == 5
 
 
 @pytest.fixture
@@ -292,7 +295,7 @@ def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
     config = configure()
     parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
     size = sum(p.numel() * 4 for p in parts.generator.parameters())
-    found = estimator(parts.prior, parts.generator, METHODS["nfsd"], config)
+    found = Estimator(parts.prior, parts.generator, METHODS["nfsd"], config)
     assert found.scene == 4 * size and found.views == 2 and found.resolution == 16
     assert found.weights > 20e6  # the embedded networks, text encoder gone
 

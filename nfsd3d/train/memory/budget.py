@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
-from nfsd3d.train.compilation import compiles_encoder, compiles_unet, step_batch_sizes, wants_compilation
+from nfsd3d.train.compilation import compiles_encoder, compiles_unet
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 
@@ -60,52 +61,70 @@ class Budget:
         return max(parts, key=lambda text: parts[text])
 
     def __str__(self) -> str:
-        parts = {"the prior's weights": self.weights, "scene and optimiser": self.scene}
-        if self.sample_count:
-            parts[f"{self.sample_count:,} samples (generator.max_samples caps them)"] = self.samples
-        parts["encoder and UNet"] = self.networks
-        parts["CUDA graphs of encoder and UNet"] = self.graphs
+        parts = {
+            "the prior's weights": self.weights,
+            "scene and optimiser": self.scene,
+            f"{self.sample_count:,} samples (generator.max_samples caps them)": self.samples,
+            "encoder and UNet": self.networks,
+            "CUDA graphs of encoder and UNet": self.graphs,
+        }
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         return f"{self.total / GIB:.2f} GB at views of {self.resolution} pixels: {listed}"
 
 
-@dataclass(frozen=True)
 class Estimator:
-    """Predicts the memory of a run's steps with any chunk sizes.
+    """Predicts the memory of a run's steps with any chunk sizes; it uses none of the run's random numbers.
 
-    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`; ``networks`` and ``graphs`` give
-    the corresponding bytes of a :class:`Budget` with such chunks.
+    ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`.
     """
 
-    weights: int
-    scene: int
-    networks: Callable[[ChunkSizes], int]
-    views: int
-    resolution: int
-    sample_count: int
-    sample_bytes: SampleBytes
-    graphs: Callable[[ChunkSizes], int] = lambda chunks: 0
+    def __init__(self, prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> None:
+        self._prior, self._method, self._config = prior.without_weights(), method, config
+        self._lora = build_lora(config, self._prior) if method.needs_lora else None
+        self._peak = cache(network_peak)
+        train = config.train
+        self.views, self.resolution = train.batch_size, int(highest(train.resolution))
+        self._unet_batch_size = max(method.batch_sizes(self.views, perp_neg=config.prompts.perp_neg))
+        optimized = [value for group in generator.parameter_groups().values() for value in group]
+        further = self._lora.state_dict().values() if self._lora is not None else []
+        self.weights = _size_of(prior.tensors())
+        self.scene = 4 * _size_of([*optimized, *further])  # a parameter, its gradient and two moments
+        self.sample_count, self.sample_bytes = 0, SampleBytes(0, 0, 0)
+        if isinstance(generator, NeRF):
+            normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
+            self.sample_count = samples_at_most(generator, self.views, self.resolution)
+            self.sample_bytes = sample_bytes(generator, config.cameras, normals=normals)
+
+    def networks(self, chunks: ChunkSizes) -> int:
+        """Bytes of the activations of encoder and UNet outside of CUDA graphs."""
+        entries = 0 if compiles_unet(self._config, self._method) else self._unet_batch_size
+        encodes = not compiles_encoder(self._config, chunks)
+        return self._peak(self._prior, chunks, self.views, entries, self._lora, encodes=encodes)
+
+    def graphs(self, chunks: ChunkSizes) -> int:
+        """Bytes of the activations in captured CUDA graphs of encoder and UNet."""
+        unet = compiles_unet(self._config, self._method)
+        size = self._peak(self._prior, chunks, self.views, self._unet_batch_size, encodes=False) if unet else 0
+        if compiles_encoder(self._config, chunks):
+            uses = (True, False) if self._method.needs_source else (True,)  # a source is encoded without gradient
+            size += sum(self._peak(self._prior, ChunkSizes(), self.views, 0, gradient=gradient) for gradient in uses)
+        return size
 
     def budget(self, chunks: ChunkSizes) -> Budget:
         """The peak of a step: while the prior's networks run, or in the backward pass of the rendering."""
-        pixels = self.views * self.resolution**2
-        share = 1.0 if chunks.rays_per_chunk is None else min(1.0, chunks.rays_per_chunk / pixels)
-        whole = share == 1.0
-        size = self.sample_bytes
-        kept = self.sample_count * (size.packed + (size.kept if whole else 0.0))
+        pixels, size = self.views * self.resolution**2, self.sample_bytes
+        share = min(1.0, (chunks.rays_per_chunk or pixels) / pixels)
+        kept = self.sample_count * (size.packed + (size.kept if share == 1.0 else 0.0))
         peak = self.sample_count * (size.packed + size.peak * share)
-        networks = self.networks(chunks)
+        unsplit = replace(chunks, rays_per_chunk=None)  # the networks' memory does not depend on the rays of a chunk
+        networks, graphs = self.networks(unsplit), self.graphs(unsplit)
         samples, activations = (kept, networks) if kept + networks > peak else (peak, 0)
-        graphs = self.graphs(chunks)
         return Budget(self.weights, self.scene, int(samples), activations, self.sample_count, self.resolution, graphs)
 
-    def fitted(self, chunks: ChunkSizes, limit: int) -> tuple[ChunkSizes, Budget]:
+    def fitted(self, chunks: ChunkSizes, limit: float) -> tuple[ChunkSizes, Budget]:
         """The first of ``chunks`` and ever smaller ones that takes at most ``limit`` bytes; else the smallest."""
         budget = self.budget(chunks)
-        while budget.total > limit:
-            smaller = chunks.smaller(self.views, self.resolution)
-            if smaller is None:
-                break
+        while budget.total > limit and (smaller := chunks.smaller(self.views, self.resolution)):
             chunks, budget = smaller, self.budget(smaller)
         return chunks, budget
 
@@ -118,12 +137,11 @@ def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, log: Calla
     """
     if not isinstance(parts.prior, StableDiffusionPrior):
         return chunks
-    found = estimator(parts.prior, parts.generator, parts.distillation.method, config)
-    available = available_bytes(parts.generator.device)
-    allowed = config.machine.memory_gb
-    limit = available if allowed is None else min(available, int(allowed * GIB))
+    available, allowed = available_bytes(parts.generator.device), config.machine.memory_gb
+    limit = min(available, (allowed or inf) * GIB)
     allowance = f"{available / GIB:.2f} GB free" if limit == available else f"machine.memory_gb={allowed:g}"
-    fitting, budget = found.fitted(chunks, limit)
+    estimator = Estimator(parts.prior, parts.generator, parts.distillation.method, config)
+    fitting, budget = estimator.fitted(chunks, limit)
     log(f"memory, predicted: {budget}")
     if fitting != chunks:
         log(f"memory: {fitting}, to fit into {allowance}; the results are the same")
@@ -145,52 +163,8 @@ def predicted(config: Config) -> str | None:
         return None
     prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
     prior.free_text_encoder()
-    found = estimator(prior, build_generator(config), find_method(config.distill.method), config)
-    chunks, allowed = configured_chunks(config.machine), config.machine.memory_gb
-    _, budget = (chunks, found.budget(chunks)) if allowed is None else found.fitted(chunks, int(allowed * GIB))
-    return str(budget)
-
-
-def estimator(prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> Estimator:
-    """The estimator of a run of ``config`` with these parts; it uses none of the run's random numbers."""
-    train, ranges = config.train, config.cameras
-    views, resolution = train.batch_size, int(highest(train.resolution))
-    parameters = [value for group in generator.parameter_groups().values() for value in group]
-    shapes = prior.without_weights()
-    lora = build_lora(config, shapes) if method.needs_lora else None
-    further = [] if lora is None else list(lora.state_dict().values())
-    count, size = 0, SampleBytes(0, 0, 0)
-    if isinstance(generator, NeRF):
-        normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
-        count, size = samples_at_most(generator, views, resolution), sample_bytes(generator, ranges, normals=normals)
-    entries = max(step_batch_sizes(method, views, perp_neg=config.prompts.perp_neg))
-    compiled = wants_compilation(config)
-    unet = compiled and compiles_unet(method)
-
-    def activations(chunks: ChunkSizes) -> int:
-        encodes = not (compiled and compiles_encoder(config, chunks))
-        return network_peak(shapes, chunks, views, 0 if unet else entries, lora, encodes=encodes)
-
-    def captured(chunks: ChunkSizes) -> int:
-        size = network_peak(shapes, chunks, views, entries, encodes=False) if unet else 0
-        if compiled and compiles_encoder(config, chunks):
-            uses = (True, False) if method.needs_source else (True,)  # a source is encoded without gradient
-            size += sum(network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in uses)
-        return size
-
-    # The networks' memory does not depend on the rays of a chunk.
-    of_networks, of_graphs = cache(activations), cache(captured)
-    return Estimator(
-        weights=_size_of(prior.tensors()),
-        # A parameter, its gradient and two moments.
-        scene=4 * _size_of([*parameters, *further]),
-        networks=lambda chunks: of_networks(replace(chunks, rays_per_chunk=None)),
-        views=views,
-        resolution=resolution,
-        sample_count=count,
-        sample_bytes=size,
-        graphs=lambda chunks: of_graphs(replace(chunks, rays_per_chunk=None)),
-    )
+    estimator = Estimator(prior, build_generator(config), find_method(config.distill.method), config)
+    return str(estimator.fitted(configured_chunks(config.machine), (config.machine.memory_gb or inf) * GIB)[1])
 
 
 def _size_of(tensors: Iterable[Tensor]) -> int:
