@@ -1,9 +1,9 @@
 """A fake CUDA device: placement, stream order and host-device synchronisation, checked on a machine without a GPU.
 
 Problem: the code path for GPUs has errors that a CPU does not show, and most machines that run the tests have no GPU.
-Idea: tensors "on cuda" stay in the CPU's memory and are computed by torch's CPU operations. A register records which
-storages count as the GPU's. A function mode answers questions about devices, a dispatch mode checks every operation.
-The numbers are right, and these errors of a real GPU appear:
+Idea: tensors "on cuda" stay in the CPU's memory and are computed by torch's CPU operations. A register holds the
+storages that count as the GPU's. A function mode answers questions about devices, a dispatch mode checks every
+operation. The numbers are right, and these errors of a real GPU appear:
 
 - an operation on tensors of both devices (except what CUDA allows: scalars, and indices, on the CPU),
 - random numbers for the GPU from a generator on the CPU,
@@ -19,10 +19,9 @@ is not pinned. Not covered: speed, memory, data types that CUDA kernels lack.
 """
 
 import contextlib
-import time
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,62 +29,28 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch import Tag, Tensor, UntypedStorage
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nfsd3d
 
-GPU = torch.device("cuda:0")
-CPU = torch.device("cpu")
+GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 GIB = 2**30
 PACKAGE = f"{Path(nfsd3d.__file__).parent}/"
 
 aten = torch.ops.aten
-# Operations that need values on the host: the result's shape depends on them, or Python gets a number.
-SYNCHRONISING = {
-    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount,
-    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten._linalg_check_errors, aten.multinomial,
-}  # fmt: skip
+# Operations that need values on the host, besides those that torch tags.
+SYNCHRONISING = {aten.is_nonzero, aten.bincount, aten._linalg_check_errors, aten.multinomial}
+VALUE_DEPENDENT = {Tag.data_dependent_output, Tag.dynamic_output_shape}
 BETWEEN_DEVICES = {aten.copy_, aten._to_copy}
-# Factories. Called from Python their result is where the arguments say; within a backward pass it is on the GPU.
-FACTORIES = {
-    torch.tensor, torch.as_tensor, torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace,
-    torch.rand, torch.randn, torch.randint, torch.randperm, torch.eye, torch.from_numpy,
-}  # fmt: skip
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-
-
-class _Places:
-    """The storages that are on the GPU, and those that are pinned; views share their base's storage."""
-
-    def __init__(self) -> None:
-        self.gpu: set[int] = set()
-        self.pinned: set[int] = set()
-
-    @staticmethod
-    def put(tensor: Tensor, register: set[int]) -> None:
-        storage = tensor.untyped_storage()
-        register.add(storage._cdata)
-        weakref.finalize(storage, register.discard, storage._cdata).atexit = False
-
-    @staticmethod
-    def has(tensor: Tensor, register: set[int]) -> bool:
-        return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in register
-
-    def on_gpu(self, tensor: Tensor) -> bool:
-        return self.has(tensor, self.gpu)
-
-    def take(self, tensor: Tensor) -> None:
-        self.gpu.discard(tensor.untyped_storage()._cdata)
 
 
 class Stream:
     """A CUDA stream: the number of its operations, and of each other stream's that precede its next one."""
 
-    def __init__(self, device: Any = None, priority: int = 0) -> None:
+    def __init__(self, device: object = None, priority: int = 0) -> None:
         self.device, self.given, self.behind = GPU, 0, {self: 0}
 
     def wait_stream(self, other: "Stream") -> None:
@@ -96,25 +61,14 @@ class Stream:
         return False
 
 
-class Event:
-    """A CUDA event; operations on a CPU are finished when the next line begins."""
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.seconds = 0.0
-
-    def record(self, stream: Any = None) -> None:
-        self.seconds = time.perf_counter()
-
-    def elapsed_time(self, end: "Event") -> float:
-        return 1e3 * (end.seconds - self.seconds)
-
-
 class Generator(torch.Generator):
-    """A random generator with a flag for the GPU."""
+    """A random generator that draws on the CPU and whose device may be the GPU."""
+
+    device = CPU
 
     def __new__(cls, device: Any = "cpu") -> "Generator":
         made = super().__new__(cls)
-        made.of_gpu = torch.device(device).type == "cuda"
+        made.device = torch.device(device)
         return made
 
 
@@ -128,16 +82,12 @@ class Uses:
     read: dict[Stream, int] = field(default_factory=dict)
     recorded: set[Stream] = field(default_factory=set)
 
-    def all(self) -> dict[Stream, int]:
-        """The last operation of each stream."""
-        streams = self.written.keys() | self.read.keys()
-        return {stream: max(self.written.get(stream, 0), self.read.get(stream, 0)) for stream in streams}
-
     def check_end(self, errors: list[str]) -> None:
         """Called when the storage is freed: its stream may reuse the memory while other streams still use it."""
-        for stream, count in self.all().items():
+        for stream, count in [*self.written.items(), *self.read.items()]:
             if stream is not self.home and stream not in self.recorded and self.home.behind.get(stream, 0) < count:
                 errors.append("freed memory that another stream may still use; record_stream was not called")
+                return
 
 
 class FakeGpu:
@@ -147,14 +97,21 @@ class FakeGpu:
     """
 
     def __init__(self) -> None:
-        self.places = _Places()
         self.syncs: list[str] = []
         self.forbid_syncs = False
         self.errors: list[str] = []
         self.main = self.stream = Stream()
-        self.uses: dict[int, Uses] = {}
+        # The storages on the GPU, and those that are pinned; views share their base's storage.
+        self.uses: weakref.WeakKeyDictionary[UntypedStorage, Uses] = weakref.WeakKeyDictionary()
+        self.pinned: weakref.WeakSet[UntypedStorage] = weakref.WeakSet()
         self.backward = False  # a backward pass on the GPU is running
-        self.functions, self.operations = _Functions(self), _Operations(self)
+        self.paused = False  # tensors are treated as torch does
+
+    def on_gpu(self, tensor: Tensor) -> bool:
+        return tensor.layout == torch.strided and tensor.untyped_storage() in self.uses
+
+    def device(self, tensor: Tensor) -> torch.device:
+        return GPU if self.on_gpu(tensor) else tensor.device
 
     def sync(self, why: str) -> None:
         """Records that the host waits for the current stream; later operations come after it."""
@@ -167,85 +124,40 @@ class FakeGpu:
         if self.forbid_syncs:
             raise RuntimeError(f"called a synchronizing CUDA operation: {self.syncs[-1]}")
 
-    def made(self, tensor: Tensor) -> Tensor:
-        """``tensor``, registered as being on the GPU."""
-        self.places.put(tensor, self.places.gpu)
-        self.use([tensor], [tensor])
-        return tensor
-
-    def use(self, tensors: Iterable[Tensor], written: Iterable[Tensor]) -> None:
-        """Records an operation of the current stream on ``tensors``, which writes to ``written``."""
+    def use(self, tensors: Iterable[Tensor], *, written: Iterable[Tensor] = (), made: Iterable[Tensor] = ()) -> None:
+        """Records an operation of the current stream on ``tensors``: it writes to ``written`` and allocates ``made``."""
         now = self.stream
         now.given += 1
-        changed = {x.untyped_storage()._cdata for x in written}
-        for x in tensors:
-            if not self.places.on_gpu(x):
-                continue
+        for x in made:
             storage = x.untyped_storage()
-            key = storage._cdata
-            if key not in self.uses:
-                uses = self.uses[key] = Uses(now, {now: now.given})
-                weakref.finalize(storage, self.end, key, uses).atexit = False
+            if storage not in self.uses:
+                uses = self.uses[storage] = Uses(now, {now: now.given})
+                weakref.finalize(storage, uses.check_end, self.errors).atexit = False
+        changed = {x.untyped_storage() for x in written}
+        for x in tensors:
+            storage = x.untyped_storage()
+            if storage not in self.uses:
                 continue
-            uses = self.uses[key]
-            others = uses.all() if key in changed else uses.written
-            for stream, count in others.items():
-                if stream is not now and now.behind.get(stream, 0) < count:
-                    raise RuntimeError(f"a stream uses {tuple(x.shape)} that another may still work on")
-            (uses.written if key in changed else uses.read)[now] = now.given
-
-    def end(self, key: int, uses: Uses) -> None:
-        """Records that a storage is freed."""
-        uses.check_end(self.errors)
-        del self.uses[key]
+            uses = self.uses[storage]
+            conflicts = [*uses.written.items(), *(uses.read.items() if storage in changed else ())]
+            if any(stream is not now and now.behind.get(stream, 0) < count for stream, count in conflicts):
+                raise RuntimeError(f"a stream uses {tuple(x.shape)} that another may still work on")
+            (uses.written if storage in changed else uses.read)[now] = now.given
 
     @contextlib.contextmanager
-    def within(self, stream: Stream) -> Iterator[None]:
-        """``torch.cuda.stream``."""
-        before, self.stream = self.stream, stream
+    def set(self, name: str, value: object) -> Iterator[None]:
+        """Gives an attribute another value within the block."""
+        before = getattr(self, name)
+        setattr(self, name, value)
         try:
             yield
         finally:
-            self.stream = before
+            setattr(self, name, before)
 
     def record(self, x: Tensor, stream: Stream) -> None:
         """``Tensor.record_stream``."""
         assert not x.requires_grad, "its backward pass would be of the stream that made it"
-        self.uses[x.untyped_storage()._cdata].recorded.add(stream)
-
-    def run_backward(self, roots: Any, *args: Any, **kwargs: Any) -> Any:
-        """torch's backward pass, in which new tensors are on the GPU and Python functions are answered as outside."""
-        before, self.backward = self.backward, any(map(self.places.on_gpu, roots))
-        seen = self.functions in _get_current_function_mode_stack()
-        try:
-            with contextlib.nullcontext() if seen else self.functions:
-                return _engine_run_backward(roots, *args, **kwargs)
-        finally:
-            self.backward = before
-
-    def moved(
-        self, tensor: Tensor, device: Any, dtype: Any, non_blocking: bool, memory_format: Any, copy: bool
-    ) -> Tensor:
-        """The result of ``tensor.to``."""
-        target = None if device is None else torch.device(device)
-        was_there = self.places.on_gpu(tensor)
-        goes_there = was_there if target is None else target.type == "cuda"
-        options = {"memory_format": memory_format} if memory_format is not None else {}
-        if target is not None and target.type == "meta":
-            return tensor.to(target, dtype, **options)
-        if was_there == goes_there:
-            return tensor.to(dtype=dtype or tensor.dtype, copy=copy, **options)
-        if was_there:
-            self.sync("copy to the CPU")
-        elif not (non_blocking and self.places.has(tensor, self.places.pinned)):
-            self.sync("copy from memory that is not pinned")
-        if tensor.is_meta:
-            return tensor.to(CPU, dtype, **options)  # raises torch's own error
-        result = tensor.to(dtype=dtype or tensor.dtype, copy=True, **options)
-        if goes_there:
-            return self.made(result)
-        self.places.take(result)
-        return result
+        self.uses[x.untyped_storage()].recorded.add(stream)
 
 
 class _Functions(TorchFunctionMode):
@@ -254,95 +166,98 @@ class _Functions(TorchFunctionMode):
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
         self.gpu = gpu
-        own, places = Tensor, gpu.places
-        self.answers = {
-            own.device.__get__: lambda x: GPU if places.on_gpu(x) else x.device,
-            own.is_cuda.__get__: lambda x: places.on_gpu(x),
-            own.is_cpu.__get__: lambda x: x.is_cpu and not places.on_gpu(x),
-            own.get_device: lambda x: 0 if places.on_gpu(x) else x.get_device(),
-            own.is_pinned: lambda x, *_: places.has(x, places.pinned),
+        own, on_gpu = Tensor, gpu.on_gpu
+        self.answers: dict[Any, Callable[..., Any]] = {
+            own.device.__get__: gpu.device,
+            own.is_cuda.__get__: on_gpu,
+            own.is_cpu.__get__: lambda x: x.is_cpu and not on_gpu(x),
+            own.get_device: lambda x: 0 if on_gpu(x) else x.get_device(),
+            own.is_pinned: lambda x, *_: x.untyped_storage() in gpu.pinned,
             own.to: self.to,
-            own.cpu: lambda x, *a, **k: self.to(x, "cpu"),
-            own.cuda: lambda x, *a, **k: self.to(x, "cuda"),
+            own.cpu: lambda x, **options: self.to(x, "cpu", **options),
+            own.cuda: lambda x, *_, **options: self.to(x, "cuda", **options),
             own.pin_memory: self.pin,
-            own.numpy: lambda x, **k: self.array(x, "numpy", **k),
-            own.__array__: lambda x, *a: self.array(x, "__array__", *a),
-            own.tolist: self.tolist,
             own.new_tensor: self.new_tensor,
-            own.__deepcopy__: lambda x, memo: self.as_its(x, x.__deepcopy__(memo)),
+            own.__deepcopy__: lambda x, memo: self.put(x.__deepcopy__(memo), gpu.device(x)),
+            own.backward: self.backward,
         }
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, places = kwargs or {}, self.gpu.places
-        generator, first = kwargs.get("generator"), args[0] if args else None
-        if generator is not None:
-            filled = first if isinstance(first, Tensor) else None
-            there = torch.device(kwargs.get("device") or (GPU if filled is not None and places.on_gpu(filled) else CPU))
-            if there.type != ("cuda" if getattr(generator, "of_gpu", False) else "cpu"):
-                raise RuntimeError(f"Expected a '{there.type}' device type for generator but found another")
-        answer = self.answers.get(func)
-        if answer is not None:
-            return answer(*args, **kwargs)
-        device = kwargs.get("device")
-        if func in FACTORIES and device is None and not any(isinstance(value, Tensor) for value in args):
-            result = func(*args, **kwargs)
-            self.gpu.places.take(result)
-            return result
-        if device is None or torch.device(device).type == "meta":
+        kwargs, gpu, first = kwargs or {}, self.gpu, args[0] if args else None
+        if gpu.paused:
             return func(*args, **kwargs)
-        there = torch.device(device).type == "cuda"
-        if kwargs.get("pin_memory"):
-            raise NotImplementedError("pin_memory=True")
-        result = func(*args, **{**kwargs, "device": "cpu"})
-        if there:
-            if func in (torch.tensor, torch.as_tensor, torch.asarray):
-                self.gpu.sync("numbers from Python")
-                if any(isinstance(value, Tensor) for value in args):
-                    result = result.clone()
-            self.gpu.made(result)
-        return result
+        device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+        if (generator := kwargs.get("generator")) is not None:
+            there = device or (gpu.device(first) if isinstance(first, Tensor) else CPU)
+            if there.type != generator.device.type:
+                raise RuntimeError(f"Expected a '{there.type}' device type for generator but found another")
+        if func in self.answers:
+            return self.answers[func](*args, **kwargs)
+        if func in (Tensor.numpy, Tensor.__array__) and gpu.on_gpu(args[0]):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
+                            "host memory first.")  # fmt: skip
+        if func is Tensor.tolist and gpu.on_gpu(args[0]):
+            gpu.sync("numbers for Python")
+        if device is None or device.type == "meta":
+            result = func(*args, **kwargs)
+            # The dispatch mode cannot distinguish a factory that Python calls from those of the backward pass itself.
+            if gpu.backward and not tensors_in([args, kwargs]):
+                for x in tensors_in([result]):
+                    self.put(x, CPU)
+            return result
+        result = func(*args, **{**kwargs, "device": CPU})
+        if device.type == "cuda" and func in (torch.tensor, torch.as_tensor, torch.asarray):
+            gpu.sync("numbers from Python")
+            result = result.clone() if isinstance(first, Tensor) else result
+        return self.put(result, device) if device.type == "cuda" else result
 
-    def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        kwargs = dict(kwargs)
-        copy, other = kwargs.pop("copy", False), args[0] if args else kwargs.pop("other", None)
-        if isinstance(other, Tensor):
-            device, dtype = GPU if self.gpu.places.on_gpu(other) else CPU, other.dtype
-            non_blocking, layout = kwargs.get("non_blocking", False), None
+    def put(self, x: Tensor, device: torch.device) -> Tensor:
+        """``x``, registered as being on the device."""
+        if device.type == "cuda":
+            self.gpu.use([], made=[x])
         else:
-            if len(args) > 3:
-                copy, args = args[3], args[:3]
-            device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
-        return self.gpu.moved(x, device, dtype, non_blocking, layout, copy)
+            self.gpu.uses.pop(x.untyped_storage(), None)
+        return x
 
-    def pin(self, x: Tensor, *args: Any) -> Tensor:
-        if self.gpu.places.on_gpu(x):
+    def to(self, x: Tensor, *args: Any, device: Any = None, dtype: torch.dtype | None = None,
+           non_blocking: bool = False, copy: bool = False, other: Tensor | None = None, **options: Any) -> Tensor:  # fmt: skip
+        for value in (*args, other):
+            if isinstance(value, Tensor):
+                device, dtype = self.gpu.device(value), value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif value is not None and not isinstance(value, bool):
+                device = value
+        if flags := [value for value in args if isinstance(value, bool)]:
+            non_blocking, copy = (*flags, copy)[:2]
+        options["dtype"] = dtype or x.dtype
+        target, place = self.gpu.device(x) if device is None else torch.device(device), self.gpu.device(x)
+        if "meta" in (target.type, place.type):
+            return x.to(CPU if target.type == "cuda" else target, **options)
+        if target.type == place.type:
+            return x.to(copy=copy, **options)
+        if target.type == "cpu":
+            self.gpu.sync("copy to the CPU")
+        elif not (non_blocking and x.untyped_storage() in self.gpu.pinned):
+            self.gpu.sync("copy from memory that is not pinned")
+        return self.put(x.to(copy=True, **options), target)
+
+    def pin(self, x: Tensor, *_: object) -> Tensor:
+        if self.gpu.on_gpu(x):
             raise RuntimeError(f"cannot pin 'torch.cuda.{x.dtype}' only dense CPU tensors can be pinned")
         if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
             raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
         result = x.clone()
-        self.gpu.places.put(result, self.gpu.places.pinned)
+        self.gpu.pinned.add(result.untyped_storage())
         return result
 
-    def array(self, x: Tensor, name: str, *args: Any, **kwargs: Any) -> Any:
-        if self.gpu.places.on_gpu(x):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to "
-                            "host memory first.")  # fmt: skip
-        return getattr(x, name)(*args, **kwargs)
+    def new_tensor(self, x: Tensor, data: Any, **options: Any) -> Tensor:
+        with self:
+            return torch.tensor(data, **{"device": x.device, "dtype": x.dtype} | options)
 
-    def tolist(self, x: Tensor) -> list:
-        if self.gpu.places.on_gpu(x):
-            self.gpu.sync("numbers for Python")
-        return x.tolist()
-
-    def new_tensor(self, x: Tensor, data: Any, **kwargs: Any) -> Tensor:
-        there = torch.device(kwargs.pop("device", GPU if self.gpu.places.on_gpu(x) else CPU)).type == "cuda"
-        if there:
-            self.gpu.sync("numbers from Python")
-        result = x.new_tensor(data, **kwargs)
-        return self.gpu.made(result) if there else result
-
-    def as_its(self, x: Tensor, result: Tensor) -> Tensor:
-        return self.gpu.made(result) if self.gpu.places.on_gpu(x) else result
+    def backward(self, x: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
+        with self:  # functions in Python that the backward pass calls are answered as outside
+            torch.autograd.backward(x, gradient, *args, **options)
 
 
 class _Operations(TorchDispatchMode):
@@ -353,121 +268,122 @@ class _Operations(TorchDispatchMode):
         self.gpu = gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, places = kwargs or {}, self.gpu.places
-        given = tensors_in((args, kwargs))
-        there = [x for x in given if places.on_gpu(x)]
-        here = [x for x in given if not places.on_gpu(x)]
-        packet = func.overloadpacket
-        if there:
-            self.check(packet, args, kwargs, given, here)
+        kwargs, gpu, packet = kwargs or {}, self.gpu, func.overloadpacket
+        given = tensors_in([args, kwargs])
+        there = [x for x in given if gpu.on_gpu(x)]
+        here = [x for x in given if not gpu.on_gpu(x)]
+        if there and not gpu.paused:
+            self.check(func, args, kwargs, given, here)
         result = func(*args, **kwargs)
-        made = self.gpu.backward and not given  # within a backward pass
-        if made or (there and packet is not aten.copy_):
-            known = {x.untyped_storage()._cdata for x in here}
-            for x in tensors_in(result):
-                if x.untyped_storage()._cdata not in known:
-                    places.put(x, places.gpu)
-        if there:
-            written = [value for argument, value in zip(func._schema.arguments, args, strict=False)
-                       if argument.alias_info is not None and argument.alias_info.is_write]  # fmt: skip
-            self.gpu.use([*there, *tensors_in(result)], tensors_in([written, kwargs.get("out")]))
+        if gpu.paused or not (there or (gpu.backward and not given)):
+            return result
+        known, results = {x.untyped_storage() for x in here}, tensors_in([result])
+        made = [] if packet is aten.copy_ else [x for x in results if x.untyped_storage() not in known]
+        written = [value for argument, value in zip(func._schema.arguments, args, strict=False)
+                   if argument.alias_info is not None and argument.alias_info.is_write]  # fmt: skip
+        gpu.use([*there, *results], written=tensors_in([written, kwargs.get("out")]), made=made)
         return result
 
-    def check(self, packet: Any, args: tuple, kwargs: dict, given: list[Tensor], here: list[Tensor]) -> None:
-        on_gpu = self.gpu.places.on_gpu
-        if packet in SYNCHRONISING:
-            self.gpu.sync(str(packet))
-        if packet is aten.copy_ and not on_gpu(args[0]):
-            self.gpu.sync("copy to the CPU")
-        if packet is aten.copy_ and here and on_gpu(args[0]) and args[1].dim():
-            self.gpu.sync("copy from memory that is not pinned")
-        if packet is aten.repeat_interleave and kwargs.get("output_size") is None:
-            self.gpu.sync(str(packet))
+    def check(self, func: Any, args: tuple, kwargs: dict, given: list[Tensor], here: list[Tensor]) -> None:
+        """Records a synchronisation, or raises the error of a real GPU."""
+        on_gpu, packet, why = self.gpu.on_gpu, func.overloadpacket, str(func.overloadpacket)
         if packet in INDEXING:
             indices = [x for x in args[1] if x is not None]
             if not on_gpu(args[0]):
                 raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
-                self.gpu.sync(f"{packet} by a mask")
+                self.gpu.sync(f"{why} by a mask")
             if any(not on_gpu(x) and x.dim() for x in indices):
-                self.gpu.sync(f"{packet} by indices on the CPU")
-        elif packet not in BETWEEN_DEVICES and any(x.dim() for x in here):
+                self.gpu.sync(f"{why} by indices on the CPU")
+            return
+        if packet is aten.copy_ and not on_gpu(args[0]):
+            self.gpu.sync("copy to the CPU")
+        elif packet is aten.copy_ and here and args[1].dim():
+            self.gpu.sync("copy from memory that is not pinned")
+        elif packet in SYNCHRONISING or (VALUE_DEPENDENT & {*func.tags} and kwargs.get("output_size") is None):
+            self.gpu.sync(why)
+        if packet not in BETWEEN_DEVICES and any(x.dim() for x in here):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-                f"({packet} of {[(tuple(x.shape), x.dtype, 'cuda' if on_gpu(x) else 'cpu') for x in given]})"
+                f"({why} of {[(tuple(x.shape), x.dtype, 'cuda' if on_gpu(x) else 'cpu') for x in given]})"
             )
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """The tensors in ``values`` that have memory (no meta tensors)."""
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor) and not x.is_meta]
+    """The tensors in nested lists, tuples and dictionaries that have memory (no meta tensors)."""
+    if isinstance(values, Tensor):
+        return [] if values.is_meta else [values]
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
+    return [x for value in inner for x in tensors_in(value)]
 
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[FakeGpu]:
     """Within the block there is one CUDA device with 80 GB; torch.compile does not support it."""
     gpu = FakeGpu()
-    with contextlib.ExitStack() as stack:
+    functions, operations = _Functions(gpu), _Operations(gpu)
+    group = torch._C._group_tensors_by_device_and_dtype
+    properties = SimpleNamespace(total_memory=80 * GIB, name="a fake GPU", major=9, minor=0, multi_processor_count=132)
 
-        def replace(target: str, value: Any) -> None:
-            stack.enter_context(mock.patch(target, value))
+    def differentiating(differentiate: Any) -> Any:
+        def flagged(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            with gpu.set("backward", any(map(gpu.on_gpu, tensors_in([outputs])))):
+                return differentiate(outputs, *args, **kwargs)
 
-        for name, value in {
-            "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-            "current_device": lambda: 0, "get_device_name": lambda *_: "a fake GPU",
-            "get_device_capability": lambda *_: (9, 0), "mem_get_info": lambda *_: (80 * GIB, 80 * GIB),
-            "get_device_properties": lambda *_: SimpleNamespace(
-                total_memory=80 * GIB, name="a fake GPU", major=9, minor=0, multi_processor_count=132
-            ),
-            "is_bf16_supported": lambda *_, **__: True, "device_of": lambda *_: contextlib.nullcontext(),
-            "device": lambda *_: contextlib.nullcontext(), "manual_seed_all": lambda *_: None,
-            "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_syncs", mode == "error"),
-            "Stream": Stream, "Event": Event, "current_stream": lambda *_: gpu.stream, "stream": gpu.within,
-            "is_current_stream_capturing": lambda: False, "synchronize": lambda *_: None, "empty_cache": lambda: None,
-            "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0,
-            "max_memory_reserved": lambda *_: 0, "memory_snapshot": lambda *_: [],
-            "reset_peak_memory_stats": lambda *_: None, "set_per_process_memory_fraction": lambda *_: None,
-        }.items():  # fmt: skip
-            replace(f"torch.cuda.{name}", value)
+        return flagged
+
+    def answering(answer: Any, *names: str) -> dict[str, Any]:
+        return {name: lambda *_, **__: answer() for name in names}  # torch._dynamo needs a function for each name
+
+    def grouped(lists: Any, *rest: Any) -> dict:
+        return {(gpu.device(found[0][0][0]), dtype): found for (_, dtype), found in group(lists, *rest).items()}
+
+    cuda: dict[str, Any] = {
+        **answering(lambda: True, "is_available", "is_initialized", "is_bf16_supported"),
+        **answering(contextlib.nullcontext, "device", "device_of"),
+        **answering(lambda: 0, "current_device", "memory_reserved", "memory_allocated", "max_memory_allocated",
+                    "max_memory_reserved"),
+        **answering(lambda: None, "manual_seed_all", "synchronize", "empty_cache", "reset_peak_memory_stats",
+                    "set_per_process_memory_fraction"),
+        "device_count": lambda: 1, "get_device_name": lambda *_: "a fake GPU", "memory_snapshot": lambda *_: [],
+        "get_device_capability": lambda *_: (9, 0), "mem_get_info": lambda *_: (80 * GIB, 80 * GIB),
+        "get_device_properties": lambda *_: properties, "is_current_stream_capturing": lambda: False,
+        "set_sync_debug_mode": lambda mode: setattr(gpu, "forbid_syncs", mode == "error"), "Stream": Stream,
+        "current_stream": lambda *_: gpu.stream, "stream": lambda stream: gpu.set("stream", stream),
+    }  # fmt: skip
+    others: dict[str, Any] = {
         # A CPU build of torch has no accelerator to ask.
-        replace("torch.accelerator.current_accelerator", lambda check_available=False: torch.device("cuda"))
-        replace("torch.accelerator.current_stream", lambda *_: gpu.stream)
-        replace("torch.utils.checkpoint._allowed_determinism_checks_to_fns", {"default": lambda x: tuple(x.shape)})
-        replace("torch.Tensor.record_stream", lambda x, stream: gpu.record(x, stream))
-        replace("torch.Generator", Generator)
+        "torch.accelerator.current_accelerator": lambda check_available=False: torch.device("cuda"),
+        "torch.accelerator.current_stream": lambda *_: gpu.stream,
+        "torch.Tensor.record_stream": lambda x, stream: gpu.record(x, stream),
+        "torch.Generator": Generator,
+        "torch.autograd.backward": differentiating(torch.autograd.backward),
+        "torch.autograd.grad": differentiating(torch.autograd.grad),
+        "torch._C._group_tensors_by_device_and_dtype": grouped,
+        "nfsd3d.config.hardware.cuda_obstacle": lambda: None,
+        "nfsd3d.config.hardware.visible_gpus": lambda: 1,
         # Functions written in Python are not dispatched as a whole: the questions that they ask tensors are.
-        for module in ("torch.functional", "torch.nn.functional"):
-            for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
-                replace(f"{module}.{name}", lambda *_: False)
-        replace("torch.autograd.has_torch_function", lambda *_: False)
-        replace("torch.autograd._engine_run_backward", gpu.run_backward)
-        group = torch._C._group_tensors_by_device_and_dtype
-        replace(
-            "torch._C._group_tensors_by_device_and_dtype",
-            lambda lists, *rest: {
-                (GPU if gpu.places.on_gpu(lists[0][0]) else device, dtype): found
-                for (device, dtype), found in group(lists, *rest).items()
-            },
-        )
-        replace("nfsd3d.config.hardware.cuda_obstacle", lambda: None)
-        replace("nfsd3d.config.hardware.visible_gpus", lambda: 1)
-        try:
-            from triton.runtime import interpreter
-        except ImportError:
-            pass
-        else:
-            interpret = interpreter.GridExecutor.__call__
+        "torch.autograd.has_torch_function": lambda *_: False,
+        **{f"torch.{module}has_torch_function{ending}": lambda *_: False
+           for module in ("functional.", "nn.functional.") for ending in ("", "_unary", "_variadic")},
+    }  # fmt: skip
+    with contextlib.suppress(ImportError):
+        from triton.runtime import interpreter
 
-            def launched(self: Any, *arguments: Any, **options: Any) -> Any:
-                tensors = [x for x in arguments if isinstance(x, Tensor)]
-                if not all(map(gpu.places.on_gpu, tensors)):
-                    raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-                gpu.use(tensors, tensors)  # some of them are written
-                # The interpreter's own tensor operations are not the program's.
-                with torch._C.DisableTorchFunction(), _disable_current_modes():
-                    return interpret(self, *arguments, **options)
+        interpret = interpreter.GridExecutor.__call__
 
-            replace("triton.runtime.interpreter.GridExecutor.__call__", launched)
-        stack.enter_context(gpu.functions)
-        stack.enter_context(gpu.operations)
+        def launched(self: Any, *arguments: Any, **options: Any) -> Any:
+            tensors = tensors_in(arguments)
+            if not all(map(gpu.on_gpu, tensors)):
+                raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+            gpu.use(tensors, written=tensors)  # some of them are written
+            with gpu.set("paused", True):  # the interpreter's own tensor operations are not the program's
+                return interpret(self, *arguments, **options)
+
+        others["triton.runtime.interpreter.GridExecutor.__call__"] = launched
+    with contextlib.ExitStack() as stack:
+        for target, value in [*((f"torch.cuda.{name}", value) for name, value in cuda.items()), *others.items()]:
+            stack.enter_context(mock.patch(target, value))
+        stack.enter_context(functions)
+        stack.enter_context(operations)
         yield gpu
