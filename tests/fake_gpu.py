@@ -125,7 +125,7 @@ class FakeGpu:
             raise RuntimeError(f"called a synchronizing CUDA operation: {self.syncs[-1]}")
 
     def use(self, tensors: Iterable[Tensor], *, written: Iterable[Tensor] = (), made: Iterable[Tensor] = ()) -> None:
-        """Records an operation of the current stream on ``tensors``: it writes to ``written`` and allocates ``made``."""
+        """Records an operation of the current stream on ``tensors``; it writes ``written`` and allocates ``made``."""
         now = self.stream
         now.given += 1
         for x in made:
@@ -219,8 +219,17 @@ class _Functions(TorchFunctionMode):
             self.gpu.uses.pop(x.untyped_storage(), None)
         return x
 
-    def to(self, x: Tensor, *args: Any, device: Any = None, dtype: torch.dtype | None = None,
-           non_blocking: bool = False, copy: bool = False, other: Tensor | None = None, **options: Any) -> Tensor:  # fmt: skip
+    def to(
+        self,
+        x: Tensor,
+        *args: Any,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+        copy: bool = False,
+        other: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
         for value in (*args, other):
             if isinstance(value, Tensor):
                 device, dtype = self.gpu.device(value), value.dtype
