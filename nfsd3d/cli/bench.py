@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nfsd3d.bench import tables
-from nfsd3d.cli.options import counting_bar, current_options, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, counting_bar, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
@@ -227,7 +227,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d bench",
         description="Measure, in the demo's configuration (a GPU's kernels in Stable Diffusion's): every "
         "implementation of the hash encoding, the field's network, the marching "

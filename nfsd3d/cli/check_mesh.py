@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nfsd3d.cli.options import plain
+from nfsd3d.cli.options import Parser, plain
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_json
 
@@ -78,7 +78,7 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d check-mesh",
         description="Reload each run's mesh/model.glb and compare it with the NeRF's own views; optionally open it in "
         "Khronos' glTF validator, in three.js in a browser, and in Blender.",

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfsd3d.cli.options import current_options, plain, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, current_options, plain, whole_number, write_numbers
 from nfsd3d.compare import workers
 from nfsd3d.compare.cores import shares, usable_cores
 from nfsd3d.compare.suite import Suite, load_suite, tier_file, tier_names
@@ -138,7 +138,7 @@ def _bar(name: str, status: Status) -> Iterator[Callable[[PlannedJob], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d compare",
         description="Compare distillation methods on held-out prompts with common random numbers (cameras, timesteps, "
         "noise, initialisation), scored against ground truth. Finished jobs are read from a file of results and not "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfsd3d.cli.options import counting_bar, whole_number, write_numbers, writing_to
+from nfsd3d.cli.options import Parser, counting_bar, whole_number, write_numbers, writing_to
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED, fetch, locate
@@ -184,7 +184,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d decompose",
         description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "
         "noise directions of exact pairs of an image and its distortion; the negative prompt's stand-in for the "

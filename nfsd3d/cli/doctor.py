@@ -1,6 +1,5 @@
 """``nfsd3d doctor``: prints versions, devices and automatic choices of this installation, for bug reports."""
 
-import argparse
 import os
 import platform
 import sys
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nfsd3d
+from nfsd3d.cli.options import Parser
 from nfsd3d.config import hardware
 from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError
@@ -63,9 +63,7 @@ def _embedded_prior() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints what `examine` finds; returns 1 if a required package is missing, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="nfsd3d doctor", description="Print what is installed, found and chosen here."
-    )
+    parser = Parser(prog="nfsd3d doctor", description="Print what is installed, found and chosen here.")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
     options = parser.parse_args(argv)
     found = examine()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from nfsd3d.cli.options import counting_bar, current_options, plain, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, counting_bar, current_options, plain, whole_number, write_numbers
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 
@@ -255,7 +255,7 @@ def _advanced(advance: Callable[..., None], value: T) -> T:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d evaluate",
         description="Measure runs against the ground truth of the world of shapes: the content of views or images "
         "(judged by a calibrated classifier); of a scene the accuracy of its shape, Janus faces, sharpness; and cost. "

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nfsd3d.cli.options import (
+    Parser,
     add_run_arguments,
     density_or_auto,
     open_run,
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d export",
         description="Extract the mesh of a run. GLB and OBJ have a texture and are y-up (front +Z); PLY with vertex "
         "colours and STL without any are z-up (front +X). A unit of the file is a unit of the world. Defaults are "

@@ -9,10 +9,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import nfsd3d
 from nfsd3d.cli.launch import print_error, resume, start
+from nfsd3d.cli.options import Parser
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import choices_of, config_root, find_experiment
@@ -67,15 +68,8 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="nfsd3d", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="nfsd3d", add_help=False, allow_abbrev=False)
     flags = ["--config", "--resume", "--multirun", "--help", "--version", "--cfg"]
     parser.add_argument("--config")
     parser.add_argument("--resume")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from nfsd3d.config.renamed import current_name
 from nfsd3d.errors import InputError
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from nfsd3d.api import Run
 
 Number = TypeVar("Number", int, float)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`, which the command line prints on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError with argparse's ``message``."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, output: str) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from nfsd3d.cli.options import add_run_arguments, elevation, open_run, whole_number, writing_to
+from nfsd3d.cli.options import Parser, add_run_arguments, elevation, open_run, whole_number, writing_to
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d render",
         description="Render a run: its turntable (video and contact sheet), or single views with --views. Defaults are "
         "those of the run's config.yaml.",

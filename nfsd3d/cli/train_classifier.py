@@ -9,10 +9,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nfsd3d.cli.options import Parser
+
 
 def main(argv: Sequence[str]) -> int:
     """Trains and calibrates, prints the calibration, and returns 0."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d train-classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder for the weights (default: in the package)")

@@ -10,10 +10,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nfsd3d.cli.options import Parser
+
 
 def main(argv: Sequence[str]) -> int:
     """Trains, prints the model's folder, and returns 0."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nfsd3d train-prior", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for images, checkpoints and the model")
