@@ -1,10 +1,10 @@
-"""torch.compile for the prior's networks: which of them, and their warm-up before the first step.
+"""torch.compile for the prior's networks, and their warm-up before the first step.
 
 Problem: a network compiles, and its CUDA graph is captured, when it first meets a batch size. NFSD's batch size varies
 with the timesteps, so compiling would interrupt steps for minutes, and memory could run out in the middle of a run.
 Idea: ``Method.batch_sizes`` lists every batch size that a method can need, the prior pads to a few of them, and the
 warm-up runs each once, the largest first: the graphs of smaller batches reuse its memory.
-Measurement: no step compiles again (tests/train/test_compilation.py with every recompilation an error).
+Measurement: no step compiles again (tests/train/test_compilation.py turns recompilations into errors).
 """
 
 import gc
@@ -48,7 +48,7 @@ os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
 def wants_compilation(config: Config) -> bool:
-    """What ``machine.compile`` means: ``auto`` is on for Stable Diffusion on CUDA.
+    """Whether ``machine.compile`` turns compilation on; ``auto``: for Stable Diffusion on CUDA.
 
     On a CPU, and for the embedded model, compiling takes longer than it saves.
     """

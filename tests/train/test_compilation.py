@@ -1,4 +1,4 @@
-"""When networks are compiled, at which shapes, and what happens where that fails."""
+"""Compilation of the networks: conditions, shapes, and failures."""
 
 import os
 import subprocess
@@ -48,7 +48,7 @@ def test_auto_is_stable_diffusion_on_cuda():
     assert all(yes == (case[2] == "true") for case, yes in wanted.items() if case[2] != "auto")
 
 
-def test_the_shapes_are_those_of_the_steps():
+def test_the_listed_batch_sizes_are_those_of_the_steps():
     def shapes(name, views, at_once=None, perp_neg=False):
         return compiled_batch_sizes(METHODS[name].batch_sizes(views, perp_neg=perp_neg), views, at_once)
 
@@ -66,7 +66,7 @@ def test_the_shapes_are_those_of_the_steps():
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
-def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
+def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
     prior = StableDiffusionPrior.load(EMBEDDED)
     config = configure(**{"train.batch_size": 2})
     bank = PromptBank.build(
@@ -74,14 +74,14 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
     )
     seen = set()
     monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
-    pictures = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
-    source = pictures[1] if METHODS[name].needs_source else None
+    images = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
+    source = images[1] if METHODS[name].needs_source else None
     distillation = Distillation(METHODS[name], DISTILL, 200)
     for progress in (0.0, 0.9):
         plan = replace(plan_at(config.train, progress), t_min=0.1, t_max=0.4)
         for seed in range(4):
             rng = torch.Generator().manual_seed(seed)
-            step_loss(pictures[0], prior, bank, distillation, CAMERAS, plan, rng, source)
+            step_loss(images[0], prior, bank, distillation, CAMERAS, plan, rng, source)
     assert seen and seen <= METHODS[name].batch_sizes(2, perp_neg=False)
 
 
@@ -89,7 +89,7 @@ def test_a_step_meets_no_other_shape(configure, monkeypatch, name):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
 def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, views):
-    """The layouts in memory count too: a compiler takes another one for another shape."""
+    """Memory layouts count too: another layout triggers a recompilation."""
     compiling = StableDiffusionPrior.compile
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
@@ -115,7 +115,7 @@ def test_the_cache_outlives_a_restart(monkeypatch):
 
 @pytest.mark.parametrize("chosen", [None, "/somewhere"])
 def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
-    """Torch's compiler, which loading a model imports, fills in the variable with a folder for what is temporary."""
+    """Loading a model imports torch's compiler, which sets the variable to a temporary folder."""
     environment = {name: value for name, value in os.environ.items() if name != CACHE_VARIABLE}
     environment |= {"XDG_CACHE_HOME": str(tmp_path)} | ({} if chosen is None else {CACHE_VARIABLE: chosen})
     code = f"import os, nfsd3d.train.run, torch._dynamo.package; print(os.environ['{CACHE_VARIABLE}'])"
@@ -125,7 +125,7 @@ def test_the_cache_is_chosen_before_torch_chooses_it(tmp_path, chosen):
 
 @pytest.fixture
 def compiled_with(configure, monkeypatch, tmp_path):
-    """(choice, what compiled networks do) -> the prior, the compilations asked for, and what was said."""
+    """(choice, behaviour of compiled networks) -> the prior, the requested compilations, and the log."""
     asked = []
     warmed = []
     original = StableDiffusionPrior.compile
@@ -155,7 +155,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
     return result
 
 
-def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
+def test_a_checkpointed_encoder_is_not_compiled(compiled_with):
     prior, asked, said = compiled_with(True, chunks=ChunkSizes(checkpoint_encoder=True))
     assert asked == [(2, True, False)] and prior._compiled_encoder is None and "the UNet;" in said[0]
     assert compiled_with.warmed == [([4, 6], None)]
@@ -163,8 +163,8 @@ def test_an_encoder_that_is_checkpointed_is_left_alone(compiled_with):
     assert compiled_with(True, **everything)[2] == []
 
 
-def test_an_encoder_that_sees_images_in_parts_is_left_alone(compiled_with):
-    """What is recorded holds the activations of one call, and a step would make several before it goes back."""
+def test_an_encoder_that_gets_images_in_chunks_is_not_compiled(compiled_with):
+    """A captured graph holds the activations of one call; a step would make several before its backward pass."""
     for at_once, whole in ((1, False), (2, True), (3, True)):
         asked = compiled_with(True, chunks=ChunkSizes(unet_batch_size=at_once))[1]
         assert asked[-1] == (2, True, whole)
@@ -186,13 +186,13 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
     assert seen == [(2, True), (1, True), (1, False)]
 
 
-def test_a_run_says_that_it_compiles(compiled_with, tmp_path):
+def test_a_run_logs_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
     assert asked == [(2, True, True)] and prior._compiled_unet is not None
     assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
 
 
-def test_warnings_that_concern_nobody_are_left_out(compiled_with, monkeypatch):
+def test_ignored_warnings_are_suppressed(compiled_with, monkeypatch):
     text = "Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'upsampling.py:156'."
     compiling = StableDiffusionPrior.compile
     for words, told in ((text, False), ("something else", True)):
@@ -206,7 +206,7 @@ def test_warnings_that_concern_nobody_are_left_out(compiled_with, monkeypatch):
             assert compiled_with(True)[0].is_compiled
 
 
-def test_what_was_compiled_is_given_back(compiled_with, monkeypatch):
+def test_compiled_code_is_released(compiled_with, monkeypatch):
     reset = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(1))
     prior = compiled_with(True)[0]
@@ -220,12 +220,12 @@ def test_nothing_is_compiled_unless_wanted(compiled_with):
     assert compiled_with("auto")[1:] == ([], []) and compiled_with(False)[1:] == ([], [])
 
 
-def test_vsds_unet_is_left_alone(compiled_with):
+def test_vsds_unet_is_not_compiled(compiled_with):
     prior, asked, _ = compiled_with(True, **{"distill.method": "vsd"})
     assert asked == [(2, False, True)] and prior._compiled_unet is None and prior._compiled_encoder is not None
 
 
-def test_where_compiling_fails_auto_goes_on_and_true_says_why(compiled_with, monkeypatch):
+def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, monkeypatch):
     with pytest.raises(InputError, match=r"machine\.compile=true: no C compiler; set machine\.compile=false"):
         compiled_with(True, failing=RuntimeError("no C compiler\nand more"))
     monkeypatch.setattr("nfsd3d.train.compilation.wants_compilation", lambda config: True)

@@ -1,4 +1,4 @@
-"""The predicted memory is what small models use."""
+"""The predicted memory equals that of small models."""
 
 import gc
 import io
@@ -218,7 +218,7 @@ def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
     assert vsd.networks(whole) > 0
     assert captured.graphs(split) < captured.graphs(whole)
     assert eager.networks(whole) <= captured.graphs(whole)
-    # An encoder that is checkpointed, or sees images in parts, is not captured.
+    # A checkpointed or chunked encoder is not captured.
     for chunks in (ChunkSizes(checkpoint_encoder=True), ChunkSizes(unet_batch_size=1)):
         assert 0 < captured.graphs(chunks) < vsd.graphs(whole) and captured.networks(chunks) > 0
 
@@ -250,7 +250,7 @@ def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure)
     trained = sum(value.numel() * 4 for value in real.state_dict().values())
     assert with_it.scene == without.scene + 4 * trained and trained > 1e5
     _, kept = saved_bytes(lambda: learning(real))
-    # Below what is really kept: the weights are there anyway. (The embedded prior's encoder hardly matters beside.)
+    # Below the measured bytes: the weights always exist. (The embedded prior's encoder is negligible.)
     assert without.networks(ChunkSizes()) < with_it.networks(ChunkSizes()) == pytest.approx(kept, rel=0.4)
     assert with_it.networks(ChunkSizes(unet_batch_size=1)) < 0.7 * with_it.networks(ChunkSizes())
 

@@ -20,8 +20,8 @@ PROBES = (4, 8)
 
 
 class SampleBytes(NamedTuple):
-    """Bytes of one sample along a ray: of its ``packed`` position on the ray, ``kept`` for the backward pass besides,
-    and besides at the ``peak`` of rendering and backward pass.
+    """Bytes of one sample along a ray: of its ``packed`` position on the ray, ``kept`` also for the backward pass,
+    and also at the ``peak`` of rendering and backward pass.
     """
 
     packed: float
@@ -37,7 +37,7 @@ def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
 def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBytes:
     """The bytes of a sample, measured on two small views; memory that does not depend on their size cancels.
 
-    Every cell is marked as occupied meanwhile: a nearly empty scene has too few samples to divide by.
+    All cells are marked as occupied for the measurement, because a nearly empty scene has too few samples.
     """
     occupied = nerf.occupancy.occupied
     before = occupied.clone()
