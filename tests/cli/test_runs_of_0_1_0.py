@@ -18,7 +18,7 @@ SCENES = ["scene", "vsd"]
 @pytest.fixture
 def run_dir(request, tmp_path, monkeypatch) -> Path:
     """A copy of the run that the test names, in a process that has printed no notice yet."""
-    monkeypatch.setattr(renamed, "_noticed", set())
+    renamed.print_once.cache_clear()
     return shutil.copytree(RUNS / request.param, tmp_path / request.param)
 
 

@@ -295,7 +295,7 @@ def test_out_of_memory_before_the_first_step_names_the_model(configure, console,
     train_and_export(config, console=console)  # in the same folder
     with monkeypatch.context() as patch:
         patch.setattr(run, "build_parts", hungry)
-        with pytest.raises(RunFailed, match=r"go on with: python launch\.py --resume"):
+        with pytest.raises(RunFailed, match=r"go on with: nfsd3d --resume"):
             train_and_export(config, resume=_path(config), console=console)
     assert read_summary(_path(config))["steps"] == 6
 
