@@ -264,7 +264,7 @@ def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, 
 
 def test_a_failed_export_does_not_lose_the_run(configure, console):
     config = configure(**{"export.threshold": 1e6})
-    with pytest.raises(RunFailed, match=r"empty.*threshold.*scripts/export_mesh\.py"):
+    with pytest.raises(RunFailed, match=r"empty.*threshold.*nfsd3d export"):
         train_and_export(config, console=console)
     summary = read_summary(_path(config))
     assert summary["status"] == "done" and "threshold" in summary["reason"]
