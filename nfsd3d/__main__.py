@@ -1,6 +1,58 @@
-"""``python -m nfsd3d``: the same command as ``nfsd3d``."""
+"""The command ``nfsd3d``, also as ``python -m nfsd3d``: signals end it in order, from the first import on.
 
-from nfsd3d.cli.main import main
+A signal before a run has begun ends the program at once with a line on stderr; a run saves a checkpoint first. Output
+that nobody can read any more, because a terminal was closed or a pipe's reader has ended, does not end a run.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from nfsd3d.train.interrupts import Interrupted, stop_requests
+
+
+class LastingStream:
+    """A text stream that drops what cannot be written, when its terminal or the reader of its pipe is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes ``text`` if that is possible; returns its length."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream; if that is impossible, from now on it writes to nowhere."""
+        try:
+            self._stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: the process's); returns the exit code."""
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    try:
+        with stop_requests() as stop, stop.at_once():
+            from nfsd3d.cli.main import main as run_command
+
+            code = run_command(argv)
+    except Interrupted as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        code = interruption.exit_code
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -178,7 +178,7 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
     Raises:
         InputError: a setting, the prompt or the prior cannot be used.
         RunFailed: the run diverged, or its export failed.
-        nfsd3d.train.interrupts.Interrupted: Ctrl-C or SIGTERM; the run can be resumed.
+        nfsd3d.train.interrupts.Interrupted: Ctrl-C or another signal that ends runs; the run can be resumed.
     """
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:

@@ -2,7 +2,7 @@
 
 import sys
 
-from nfsd3d.cli.main import main
+from nfsd3d.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["render", *sys.argv[1:]]))

@@ -46,6 +46,7 @@ SETTINGS = {name for name in MODULES if name.endswith(".settings") or name.start
 SETTINGS.add("nfsd3d.generators.nerf.hashgrid.spec")
 # Everything may be used without train, except what is about whole runs.
 ABOUT_RUNS = {
+    "nfsd3d.__main__",
     "nfsd3d.api",
     *(
         name

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         InputError: no such tier, row or setting, or a file that cannot be written.
-        nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; rerun to resume.
+        nfsd3d.train.interrupts.Interrupted: a signal ended it; rerun to resume.
     """
     options = _parser().parse_args(current_options(argv))
     shares(usable_cores(), options.jobs or 1)

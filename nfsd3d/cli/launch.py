@@ -12,6 +12,7 @@ from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
 from nfsd3d.runs import directory, preflight
+from nfsd3d.runs.lock import owned
 from nfsd3d.settings.schedules import highest
 
 
@@ -25,12 +26,15 @@ def start(config: Config, label: str, choices: Mapping[str, Choice] | None = Non
         RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
     """
     source = preflight.check(config)
-    if not config.dry_run:
-        config = directory.claim_run_dir(config, label)
-    elif config.run_dir is not None:
-        directory.check_unused(Path(config.run_dir))
-    announce(choices or {})
-    return _train(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
+    if config.dry_run:
+        if config.run_dir is not None:
+            directory.check_unused(Path(config.run_dir))
+        announce(choices or {})
+        print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
+        return None
+    with directory.claimed(config, label) as config:
+        announce(choices or {})
+        return _train(config, source)
 
 
 def resume(config: Config, run_dir: Path) -> Path | None:
@@ -44,14 +48,15 @@ def resume(config: Config, run_dir: Path) -> Path | None:
         raise InputError(
             f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"
         )
-    return _train(config, source, str(run_dir), resumed=run_dir)
-
-
-def _train(config: Config, source: ModelSource | None, run_dir: str, resumed: Path | None = None) -> Path | None:
-    """The run directory after training and export, or None after printing the plan of a dry run."""
     if config.dry_run:
-        print_plan(config, source, run_dir)
+        print_plan(config, source, str(run_dir))
         return None
+    with owned(run_dir):
+        return _train(config, source, resumed=run_dir)
+
+
+def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
+    """The run directory after training and export."""
     files = None if source is None else fetch(source)
     if files is not None and files.file is not None:
         # Models with different prediction types can have identical tensors, so this cannot be checked.

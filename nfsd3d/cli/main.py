@@ -1,7 +1,7 @@
 """The command line: runs, ``-m`` sweeps, ``--resume RUN_DIR``, and the subcommands.
 
 User errors are printed on one line of stderr (``NFSD3D_DEBUG=1`` adds the traceback) with exit code 2. A run that
-failed or diverged exits with 1, an interrupted one with 130 or 143.
+failed or diverged exits with 1, one that a signal has ended with 128 plus the signal's number.
 """
 
 import argparse

@@ -160,7 +160,7 @@ def perform(job: PlannedJob, output: Path, images: Path, classifier: Classifier,
     An interrupted run is resumed. Its directory, in ``output``/runs, is removed in the end unless ``keep``.
 
     Raises:
-        nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM; the run's checkpoint is saved.
+        nfsd3d.train.interrupts.Interrupted: a signal ended it; the run's checkpoint is saved.
     """
     run_dir, cpu = output / "runs" / job.name, time.process_time()
     result = _sample(job, classifier) if job.kind == "samples" else _run(job, run_dir, classifier)

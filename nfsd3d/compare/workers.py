@@ -38,7 +38,7 @@ def run_jobs(
     processes after their runs have saved a checkpoint; rerun to resume.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM.
+        Interrupted: a signal ended it.
         InputError: more workers than cores.
     """
     waiting = iter(jobs)

@@ -22,6 +22,7 @@ from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs.directory import claim_folder
 from nfsd3d.runs.files import write_text
+from nfsd3d.runs.lock import owned
 from nfsd3d.runs.summary import Summary, write_summary
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.grammar import Composition
@@ -109,7 +110,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     Raises:
         InputError: the prompt is not one of the world of shapes, or ``run_dir`` is in use.
         RunFailed: the fit diverged.
-        nfsd3d.train.interrupts.Interrupted: SIGINT or SIGTERM.
+        nfsd3d.train.interrupts.Interrupted: a signal ended it.
     """
     console = console or Console()
     composition = composition_of(config.prompt)
@@ -128,7 +129,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     )
     progress = Progress()
     try:
-        with stop_requests() as stop:
+        with owned(run_dir), stop_requests() as stop:
             train(config, run_dir, task, progress, stop, console)
     except Diverged as error:
         raise RunFailed(f"{run_dir}: diverged: {error}") from error

@@ -2,16 +2,46 @@
 
 import hashlib
 import itertools
+import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.runs import lock
 
 OUTPUTS = Path("outputs")
+
+
+@contextmanager
+def claimed(config: Config, name: str) -> Iterator[Config]:
+    """Yields the configuration with a run directory as :func:`claim_run_dir`, which belongs to this process.
+
+    If the block raises an error and nothing was written, the directory is removed again.
+
+    Raises:
+        InputError: the directory holds files already, cannot be written to, or belongs to another process.
+    """
+    given = None if config.run_dir is None else Path(config.run_dir).expanduser()
+    existed = given is not None and os.path.isdir(given)  # unlike Path.is_dir, false for a name that is too long
+    config = claim_run_dir(config, name)
+    run_dir = Path(str(config.run_dir))
+    try:
+        with lock.owned(run_dir):
+            check_unused(run_dir)  # again: another process may have been faster, and done
+            yield config
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # it is not empty
+                run_dir.rmdir()
+                if given is None:
+                    run_dir.parent.rmdir()
+        raise
 
 
 def claim_run_dir(config: Config, name: str) -> Config:
@@ -44,9 +74,9 @@ def claim_folder(path: Path) -> Path:
 
 
 def check_unused(path: Path) -> None:
-    """Raises `InputError` unless ``path`` is absent or an empty directory."""
+    """Raises `InputError` unless ``path`` is absent or an empty directory; a lock does not count."""
     try:
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(not entry.name.startswith(lock.NAME) for entry in path.iterdir()):
             raise InputError(f"run_dir={path}: already used; choose another, or go on with --resume {path}")
         if path.exists() and not path.is_dir():
             raise InputError(f"run_dir={path}: is a file; choose a directory")

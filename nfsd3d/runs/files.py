@@ -56,3 +56,9 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes plain values to ``path`` atomically, indented; a NaN or infinity raises ValueError."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def describe(error: OSError) -> str:
+    """What went wrong and with which file, on one line."""
+    reason = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -2,9 +2,9 @@
 
 import json
 import platform
-import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict, cast
@@ -37,13 +37,15 @@ class SmallerChunks(TypedDict):
 class Summary(TypedDict, total=False):
     """summary.json; all keys but the results are always there.
 
-    ``status`` is done, interrupted, diverged or failed, ``reason`` says why. ``steps`` are finished ones;
+    ``status`` is done, interrupted, diverged or failed, ``reason`` says why, and ``signal`` names the signal of an
+    interruption ("SIGTERM"). ``steps`` are finished ones;
     ``seconds`` and ``network_evaluations`` (NFE) count from the start of the run, resumptions included. Results:
     ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``.
     """
 
     status: str
     reason: str | None
+    signal: str
     prompt: str
     source_prompt: str | None
     generator: str
@@ -126,8 +128,12 @@ def device_name(device: str) -> str:
 
 def peak_memory_mb(device: str) -> dict[str, float]:
     """Largest resident memory of this process in MB, and largest memory allocated on ``device``, if that is a GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)}
+    peak = {}
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+        peak["host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
     if device != "cpu" and torch.cuda.is_initialized():
         peak["cuda"] = round(peak_bytes(device) / 2**20, 1)
     return peak

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nfsd3d.config.schema import Config
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.lock import check_owned
 from nfsd3d.runs.metrics import Metrics, MetricsWriter
 from nfsd3d.runs.summary import SmallerChunks
 from nfsd3d.train.divergence import Diverged, Watchdog, all_finite, drop_unless_finite, gradients
@@ -128,6 +129,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
 
 
 def _save(run_dir: Path, task: Task, progress: Progress, keep: int) -> None:
+    check_owned(run_dir)
     checkpoints.save(
         run_dir / "checkpoints",
         progress.steps,

@@ -1,10 +1,11 @@
 """A training run: from its configuration or checkpoint to the exported results and ``summary.json``."""
 
+import errno
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.directory import claim_run_dir
-from nfsd3d.runs.files import write_text
+from nfsd3d.runs.files import describe, write_text
+from nfsd3d.runs.lock import check_owned, owned
 from nfsd3d.runs.summary import Summary, read_summary, write_summary
 from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.compilation import compile_prior
@@ -28,6 +30,15 @@ from nfsd3d.train.memory.budget import fit_into_memory
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
 
+REMEDIES = {
+    "ENOSPC": "free some space",
+    "EDQUOT": "free some of your quota",
+    "EROFS": "make the file system writable",
+    "EMFILE": "raise the limit of open files (ulimit -n)",
+    "ENOENT": "put the run directory back",
+}
+"""What to do about an error of the file system, by the name of its number."""
+
 
 def train_and_export(config: Config, *, resume: Path | None = None, console: Console | None = None) -> Path:
     """Trains, then exports what ``config.export`` asks for; returns the run directory.
@@ -36,13 +47,21 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
     former one. Otherwise the run starts in ``config.run_dir`` (a new directory under ``outputs/`` when that is None).
 
     Raises:
-        InputError: nothing could be started with this configuration, directory or checkpoint.
-        RunFailed: the run diverged (its last finite checkpoint is kept), or training is done and an export failed.
-        Interrupted: SIGINT or SIGTERM; a checkpoint is saved, and the message says how to resume.
+        InputError: nothing could be started with this configuration, directory or checkpoint, or another process writes
+            to the directory.
+        RunFailed: the run diverged (its last finite checkpoint is kept), its files could not be written, or training is
+            done and an export failed.
+        Interrupted: a signal (`nfsd3d.train.interrupts`); a checkpoint is saved, and the message says how to resume.
     """
-    console = console or Console()
-    log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     run_dir = resume or _new_run_dir(config)
+    with owned(run_dir):
+        return _train_and_export(config, run_dir, resume, console or Console())
+
+
+def _train_and_export(config: Config, run_dir: Path, resume: Path | None, console: Console) -> Path:
+    log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if resume is None and (run_dir / "config.yaml").exists():
+        raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
     checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config.train.steps)
     progress = Progress() if checkpoint is None else Progress.resumed(checkpoints.load_header(checkpoint))
     run = _Run(config, run_dir, progress)
@@ -57,10 +76,11 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
         write_text(run_dir / "config.yaml", config.to_yaml())
         progress.start()
         train(config, run_dir, task, progress, stop, console)
-        run.summarize("done")  # before the export: a failure there does not lose the training
+        run.summarize("interrupted", "killed during the export")  # replaced when the export ends, however it does
         task.release_compiled()
         exported = export_results(config, run_dir, parts, console, on_view=stop.check)
-    run.summarize("done", exported.failure, exported)
+        check_owned(run_dir)
+        run.summarize("done" if exported.failure is None else "failed", exported.failure, exported)
     for name in exported.files:
         log(str(run_dir / name))
     if exported.failure is not None:
@@ -84,7 +104,13 @@ class _Run:
     run_dir: Path
     progress: Progress
 
-    def summarize(self, status: str, reason: str | None = None, exported: Exported | None = None) -> None:
+    def summarize(
+        self,
+        status: str,
+        reason: str | None = None,
+        exported: Exported | None = None,
+        signal_name: str | None = None,
+    ) -> None:
         """Writes ``summary.json``."""
         progress = self.progress
         outcome = Summary(
@@ -95,6 +121,8 @@ class _Run:
             network_evaluations=progress.evaluations,
             final_metrics=progress.metrics,
         )
+        if signal_name is not None:
+            outcome["signal"] = signal_name
         if progress.smaller_chunks is not None:
             outcome["smaller_chunks"] = progress.smaller_chunks
         if exported is not None:
@@ -108,15 +136,16 @@ class _Run:
         try:
             yield
         except Diverged as error:
-            self.summarize("diverged", str(error))
+            self._record("diverged", str(error))
             raise RunFailed(f"{run_dir}: diverged: {error}") from error
         except KeyboardInterrupt as error:
             signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
-            self.summarize("interrupted", f"signal {signum:d} after step {progress.steps}")
-            how = f"interrupted after step {progress.steps}; {_how_to_continue(run_dir)}"
+            name = signal.Signals(signum).name
+            self._record("interrupted", f"{name} after step {progress.steps}", name)
+            how = f"interrupted by {name} after step {progress.steps}; {_how_to_continue(run_dir)}"
             raise Interrupted(signum, how) from error
         except torch.OutOfMemoryError as error:
-            self.summarize("failed", f"out of GPU memory after step {progress.steps}")
+            self._record("failed", f"out of GPU memory after step {progress.steps}")
             how = ", ".join([f"out of GPU memory after step {progress.steps}", *getattr(error, "__notes__", [])])
             remedy = "lower generator.max_samples, train.resolution or train.batch_size"
             if not progress.training:
@@ -125,11 +154,27 @@ class _Run:
             raise RunFailed(f"{run_dir}: {how}; {remedy}; {_how_to_continue(run_dir)}") from error
         except InputError as error:
             if progress.training:  # otherwise nothing was started: the summary of a resumed run stays valid
-                self.summarize("failed", f"{type(error).__name__}: {error}")
+                self._record("failed", f"{type(error).__name__}: {error}")
+            raise
+        except OSError as error:
+            reason = f"{describe(error)} after step {progress.steps}"
+            self._record("failed", reason)
+            remedy = REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "remove the cause")
+            raise RunFailed(f"{run_dir}: {reason}; {remedy}, then {_how_to_continue(run_dir)}") from error
+        except RunFailed:
             raise
         except Exception as error:
-            self.summarize("failed", f"{type(error).__name__}: {error}")
+            self._record("failed", f"{type(error).__name__}: {error}")
             raise
+
+    def _record(self, status: str, reason: str, signal_name: str | None = None) -> None:
+        """Writes a failure to ``summary.json``, if it can be written and the directory still belongs to this process.
+
+        If not, the failure itself matters more than that.
+        """
+        with suppress(OSError, RunFailed):
+            check_owned(self.run_dir)
+            self.summarize(status, reason, signal_name=signal_name)
 
 
 def _build(config: Config, run_dir: Path, *, resumed: bool) -> Parts:
@@ -153,12 +198,11 @@ def _prepare(config: Config, parts: Parts, task: Task, log: Callable[[str], None
 
 
 def _new_run_dir(config: Config) -> Path:
-    """The directory of a new run, existing and without another run in it."""
+    """The directory of a new run; it exists."""
     if config.run_dir is None:
         config = claim_run_dir(config, config.distill.method)
     run_dir = Path(str(config.run_dir))
-    if (run_dir / "config.yaml").exists():
-        raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
+    run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
 

@@ -22,7 +22,7 @@ from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import loop, run, task
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.divergence import Diverged, all_finite
-from nfsd3d.train.interrupts import Interrupted, StopRequest
+from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, StopRequest
 from nfsd3d.train.run import train_and_export
 
 OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure, tm
     assert not torch.equal(a["generator.field.network.0.weight"], c["generator.field.network.0.weight"])
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signum, 128 + signum) for signum in STOP_SIGNALS])
 def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, console, monkeypatch, signum, code):
     straight = train_and_export(configure(**OFF, run_dir=tmp_path / "straight"), console=console)
     config = configure(**OFF, run_dir=tmp_path / "a run")
@@ -134,6 +134,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, cons
     assert f"nfsd3d --resume '{run_dir}'" in str(stopped.value)
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("interrupted", 3)  # the step was finished, and saved
+    assert summary["signal"] == signal.Signals(signum).name and summary["signal"] in summary["reason"]
     assert checkpoints.step_of(checkpoints.latest(run_dir)) == 3
 
     assert train_and_export(config, resume=run_dir, console=console) == run_dir
@@ -267,7 +268,7 @@ def test_a_failed_export_does_not_lose_the_run(configure, console):
     with pytest.raises(RunFailed, match=r"empty.*threshold.*nfsd3d export"):
         train_and_export(config, console=console)
     summary = read_summary(_path(config))
-    assert summary["status"] == "done" and "threshold" in summary["reason"]
+    assert summary["status"] == "failed" and "threshold" in summary["reason"]
     assert (_path(config) / "report.html").exists() and (_path(config) / "turntable.mp4").exists()
 
 
@@ -279,7 +280,7 @@ def test_an_export_that_runs_out_of_memory_names_the_reason(configure, console, 
     with pytest.raises(RunFailed, match=r"mesh: out of GPU memory; lower export\.resolution.*the training is done"):
         train_and_export(configure(), console=console)
     summary = read_summary(_path(configure()))
-    assert summary["status"] == "done" and "turntable.mp4" in summary["exported"]
+    assert summary["status"] == "failed" and "turntable.mp4" in summary["exported"]
 
 
 def test_out_of_memory_before_the_first_step_names_the_model(configure, console, monkeypatch):

@@ -1,0 +1,122 @@
+"""Signals end a run after its checkpoint is saved."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nfsd3d.train import interrupts
+from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, stop_requests
+
+
+def send(*signums):
+    for signum in signums:
+        os.kill(os.getpid(), signum)
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_sets_a_flag_and_handlers_are_restored(signum):
+    before = signal.getsignal(signum)
+    with stop_requests() as stop:
+        send(signum)
+        assert stop.signum == signum
+        with pytest.raises(Interrupted, match=signal.Signals(signum).name) as interruption:
+            stop.check()
+    assert interruption.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) is before
+
+
+def test_repeated_signals_do_not_cut_a_save_short(monkeypatch):
+    monkeypatch.setattr(interrupts, "PATIENCE", 60.0)
+    with stop_requests() as stop:
+        send(signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        assert stop.signum == signal.SIGTERM
+
+
+def test_a_second_ctrl_c_after_the_patience_ends_at_once(monkeypatch):
+    monkeypatch.setattr(interrupts, "PATIENCE", 0.05)
+    with stop_requests():
+        send(signal.SIGINT)
+        time.sleep(0.06)
+        send(signal.SIGTERM, signal.SIGUSR2)
+        with pytest.raises(Interrupted, match="twice") as interruption:
+            send(signal.SIGINT)
+    assert interruption.value.exit_code == 130
+
+
+def test_ignored_signals_stay_ignored(monkeypatch):
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            send(signal.SIGHUP)
+            assert stop.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_a_handler_of_another_library_is_called_when_the_checkpoint_is_saved():
+    calls = []
+    former = signal.signal(signal.SIGUSR2, lambda signum, frame: calls.append(signum))
+    try:
+        with stop_requests() as stop:
+            send(signal.SIGUSR2)
+            assert stop.signum == signal.SIGUSR2 and calls == []
+        assert calls == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+
+
+def test_an_inner_block_takes_over_a_signal_that_came_before_it():
+    with pytest.raises(Interrupted), stop_requests() as outer, outer.at_once():
+        with contextlib.suppress(Interrupted):  # as a library might
+            send(signal.SIGTERM)
+        with stop_requests() as stop:
+            assert stop.signum == signal.SIGTERM
+
+
+IMPORTING = """
+import sys, os, signal, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nfsd3d.cli.main":
+            print("importing", flush=True)
+            time.sleep(30)
+sys.meta_path.insert(0, Slow())
+from nfsd3d.__main__ import main
+sys.exit(main(["--version"]))
+"""
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_during_the_imports_is_told_on_one_line(signum):
+    process = subprocess.Popen([sys.executable, "-c", IMPORTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + signum
+    assert error.decode().strip() == f"interrupted by {signal.Signals(signum).name}"
+
+
+def test_a_platform_without_some_modules_and_signals(tmp_path):
+    """As Windows, which has no fcntl, resource, SIGHUP or SIGUSR1."""
+    code = (
+        "import sys, signal\n"
+        "for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2'): delattr(signal, name)\n"
+        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "from nfsd3d.runs.summary import peak_memory_mb\n"
+        "assert peak_memory_mb('cpu') == {}\n"
+        "from nfsd3d.__main__ import main\n"
+        "sys.exit(main(['prompt=a red cube', 'machine=cpu', 'prior=shapes', 'dry_run=true']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_goes_away_ends_nothing():
+    command = f"{sys.executable} -m nfsd3d --help | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
