@@ -27,7 +27,7 @@ def test_every_weighting_is_tested_above():
     assert set(WEIGHTINGS) == {"sigma2", "uniform", "sigma_over_alpha", "sigma_alpha"}
 
 
-@pytest.mark.parametrize(("training_steps", "expected"), [(1000, 200), (50, 10), (4000, 800), (7, 1)])
+@pytest.mark.parametrize(("training_steps", "expected"), [(1000, 200), (50, 10), (4000, 800), (7, 1), (999, 200)])
 def test_the_threshold_scales_with_the_training_steps(training_steps, expected):
     assert threshold_step(0.2, training_steps) == expected
 

@@ -262,6 +262,29 @@ def test_jitter_comes_from_rng_alone() -> None:
     assert not torch.equal(moved[0], still[0])
 
 
+@pytest.mark.parametrize("density", [0.1, 0.7, 4.0])
+def test_depth_and_its_variance_are_those_of_the_visible_part(density: float) -> None:
+    """A medium of constant density in the half of the cube that faces the camera, of whatever opacity."""
+    nerf = make_nerf(replace(SMALL, density_blob_scale=0.0, samples_per_ray=400))
+    original = nerf.field.forward
+
+    def constant(positions: torch.Tensor):
+        sample = original(positions)
+        return replace(sample, density=torch.full_like(sample.density, density))
+
+    nerf.field.forward = constant
+    nerf.occupancy.occupied[: SMALL.occupancy_resolution // 2] = False  # x < 0
+    with torch.no_grad():
+        rendering = nerf.render(orbit(1, 41, elevation_deg=0.0))  # from +x, at a distance of 2.5
+    s = torch.linspace(0, 1, 10_001)
+    seen = (-density * s).exp()
+    mean = (s * seen).sum() / seen.sum()
+    variance = (s.square() * seen).sum() / seen.sum() - mean.square()
+    assert float(rendering.opacity[0, 0, 20, 20]) == pytest.approx(1 - float(seen[-1]), abs=0.01)
+    assert float(rendering.depth[0, 0, 20, 20]) == pytest.approx(1.5 + float(mean), abs=0.01)
+    assert float(rendering.depth_variance[0, 0, 20, 20]) == pytest.approx(float(variance), abs=0.005)
+
+
 @pytest.mark.parametrize("background", ["learned", "color"])
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_nothing_to_see_is_background_with_zero_gradients(backend: str, background: str, rng: torch.Generator) -> None:
