@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from analytic_prior import AnalyticPrior
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
-from nfsd3d.prior.analytic import AnalyticPrior
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS

@@ -4,6 +4,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +193,7 @@ def marching_contenders(scene: Scene) -> dict[str, Contender]:
         return samples.offsets.diff().float()
 
     # nerfacc traverses cell by cell and differs at their borders.
-    return {
-        name: Contender(lambda name=name: march(name), tolerance=None if name == "nerfacc" else SHIFTED)  # type: ignore[misc]
-        for name in names
-    }
+    return {name: Contender(partial(march, name), tolerance=None if name == "nerfacc" else SHIFTED) for name in names}
 
 
 def compositing_contenders(scene: Scene) -> dict[str, Contender]:
@@ -217,10 +215,7 @@ def compositing_contenders(scene: Scene) -> dict[str, Contender]:
         return torch.cat([torch.as_tensor(one.grad).flatten() for one in inputs])
 
     names = ["torch", *_fast("cuda")] if device.type == "cuda" else ["torch"]
-    return {
-        name: Contender(lambda name=name: composite(name, scene.density, values), lambda name=name: train(name))  # type: ignore[misc]
-        for name in names
-    }
+    return {name: Contender(partial(composite, name, scene.density, values), partial(train, name)) for name in names}
 
 
 def _network_backends(device: str) -> list[str]:
@@ -278,20 +273,13 @@ def bench_kernel(
         on_round()
     # The minimum, because other processes can only add time.
     fast = FAST[device.type] if FAST[device.type] in contenders else next(iter(contenders))
-    quickest, quickest_training = min(forward[fast]), min(training[fast])
     timings = []
     for name, contender in contenders.items():
-        best, best_training = min(forward[name]), min(training[name])
-        trained = contender.training is not None
-        timings.append(
-            KernelTiming(
-                name,
-                best,
-                best_training if trained else None,
-                best / quickest,
-                best_training / quickest_training if trained else None,
-            )
-        )
+        best, ratio = min(forward[name]), min(forward[name]) / min(forward[fast])
+        trained: tuple[float | None, float | None] = (None, None)
+        if contender.training is not None:
+            trained = min(training[name]), min(training[name]) / min(training[fast])
+        timings.append(KernelTiming(name, best, trained[0], ratio, trained[1]))
     return timings
 
 

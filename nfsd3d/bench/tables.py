@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from nfsd3d.bench.diffusion_step import Comparison
+    from nfsd3d.bench.diffusion_step import Comparison, StageTiming
     from nfsd3d.bench.kernels import KernelTiming
     from nfsd3d.bench.step import StepTiming
 
 
 def kernel_table(title: str, timings: Sequence[KernelTiming]) -> Table:
     """The timings of a kernel, one row for each implementation."""
-    table = Table(title=title)
-    for heading in ("", "forward, ms", "ratio", "forward + backward, ms", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = _table(title, "", "forward, ms", "ratio", "forward + backward, ms", "ratio")
     for timing in timings:
         row = [timing.name, f"{timing.forward:.2f}", f"{timing.forward_ratio:.1f}"]
         if timing.training is not None:
@@ -28,12 +26,11 @@ def kernel_table(title: str, timings: Sequence[KernelTiming]) -> Table:
 
 def step_table(timing: StepTiming) -> Table:
     """The parts of a training step."""
-    table = Table(
-        title=f"training step: {timing.steps_per_second:.2f} steps/s, {timing.samples_per_ray:.1f} samples per ray, "
+    title = (
+        f"training step: {timing.steps_per_second:.2f} steps/s, {timing.samples_per_ray:.1f} samples per ray, "
         f"{timing.evaluations:.1f} UNet evaluations"
     )
-    for heading in ("part", "ms", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    table = _table(title, "part", "ms", "share")
     for name, milliseconds in timing.milliseconds.items():
         table.add_row(name, f"{milliseconds:.1f}", f"{timing.shares[name]:.0%}")
     return table
@@ -44,32 +41,44 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     tables = []
     for ours, baseline, speedup in zip(comparison.ours, comparison.baseline, comparison.speedups, strict=True):
         stage = ours.stage
-        table = Table(
-            title=f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
+        title = (
+            f"{comparison.method}, views of {stage.resolution} pixels ({stage.start:.0%} to {stage.end:.0%} of "
             f"training), {comparison.device}: {speedup:.2f} times the baseline's speed"
         )
-        for heading in ("", "ms", "baseline's, ms"):
-            table.add_column(heading, justify="right" if heading else "left")
+        table = _table(title, "", "ms", "baseline's, ms")
         for name, milliseconds in ours.timing.milliseconds.items():
             table.add_row(name, f"{milliseconds:.1f}", f"{baseline.timing.milliseconds[name]:.1f}")
         table.add_section()
-        rows = {
-            "steps/s": [f"{t.timing.steps_per_second:.2f}" for t in (ours, baseline)],
-            "UNet evaluations": [f"{t.timing.evaluations:.2f}" for t in (ours, baseline)],
-            "samples per ray": [f"{t.timing.samples_per_ray:.1f}" for t in (ours, baseline)],
-            "the prior's part, ms": [f"{t.timing.prior_milliseconds:.1f}" for t in (ours, baseline)],
-            "times its arithmetic": [
-                f"{t.timing.prior_milliseconds / comparison.floor_ms(t):.2f}" for t in (ours, baseline)
-            ],
-            "TFLOP of UNet and encoder": [f"{t.tflop:.3f}" for t in (ours, baseline)],
-            "of them per second": [f"{t.tflops:.3f}" for t in (ours, baseline)],
-            "peak memory, GB": [_or_empty(t.peak_memory_gb) for t in (ours, baseline)],
-            "with what torch keeps": [_or_empty(t.reserved_memory_gb) for t in (ours, baseline)],
-        }
-        for name, (mine, theirs) in rows.items():
-            table.add_row(name, mine, theirs)
+        mine, theirs = (_stage_cells(t, comparison.floor_ms(t)) for t in (ours, baseline))
+        for name, value in mine.items():
+            table.add_row(name, value, theirs[name])
         tables.append(table)
     return tables
+
+
+def _stage_cells(measured: StageTiming, floor_ms: float) -> dict[str, str]:
+    """The figures of a stage beside the times of its parts, by heading."""
+    timing = measured.timing
+    return {
+        "steps/s": f"{timing.steps_per_second:.2f}",
+        "UNet evaluations": f"{timing.evaluations:.2f}",
+        "samples per ray": f"{timing.samples_per_ray:.1f}",
+        "the prior's part, ms": f"{timing.prior_milliseconds:.1f}",
+        "times its arithmetic": f"{timing.prior_milliseconds / floor_ms:.2f}",
+        "TFLOP of UNet and encoder": f"{measured.tflop:.3f}",
+        "of them per second": f"{measured.tflops:.3f}",
+        "peak memory, GB": _or_empty(measured.peak_memory_gb),
+        "with what torch keeps": _or_empty(measured.reserved_memory_gb),
+    }
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """An empty table with a column of text and columns of numbers, by their headings."""
+    table = Table(title=title)
+    table.add_column(first)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _or_empty(gigabytes: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nfsd3d.bench import tables
-from nfsd3d.cli.options import Parser, counting_bar, current_options, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, counted, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
@@ -118,10 +118,8 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
     compile_prior(config, parts, chunks, say)
     warmup = min(WARMUP_STEPS, options.steps)
     baseline_steps = options.steps if options.baseline_steps is None else options.baseline_steps
-    with counting_bar(console, transient=True) as progress:
-        task = progress.add_task(
-            "training steps", total=bench_prior.count_steps(config, options.steps, baseline_steps, warmup)
-        )
+    total = bench_prior.count_steps(config, options.steps, baseline_steps, warmup)
+    with counted("training steps", total, console, transient=True) as advance:
         comparison = bench_prior.compare(
             parts,
             config,
@@ -130,7 +128,7 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
             baseline_steps=baseline_steps,
             warmup=warmup,
             chunks=chunks,
-            on_step=lambda: progress.advance(task),
+            on_step=advance,
         )
     for table in tables.comparison_tables(comparison):
         console.print(table)
@@ -157,11 +155,8 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
         if len(contenders) == 1:
             console.print(f"{kernel}: {device.type} has no other implementation than the reference")
             return
-        with counting_bar(console, transient=True) as progress:
-            task = progress.add_task(kernel, total=options.rounds + 1)
-            timings = kernels.bench_kernel(
-                contenders, device, rounds=options.rounds, on_round=lambda: progress.advance(task)
-            )
+        with counted(kernel, options.rounds + 1, console, transient=True) as advance:
+            timings = kernels.bench_kernel(contenders, device, rounds=options.rounds, on_round=advance)
         console.print(tables.kernel_table(f"{kernel}, {count:,} {unit}, {where}", timings))
         record[kernel] = {unit: count, "implementations": [asdict(timing) for timing in timings]}
 
@@ -189,9 +184,8 @@ def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
     from nfsd3d.train.build import build_parts
 
     parts = build_parts(config)
-    with counting_bar(console, transient=True) as progress:
-        task = progress.add_task("training steps", total=steps + WARMUP_STEPS)
-        return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=lambda: progress.advance(task))
+    with counted("training steps", steps + WARMUP_STEPS, console, transient=True) as advance:
+        return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=advance)
 
 
 # Options that apply only with --prior, or only without it, and their defaults; argparse leaves them None.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfsd3d.cli.options import Parser, counting_bar, whole_number, write_numbers, writing_to
+from nfsd3d.cli.options import Parser, counting_bar, plain, whole_number, write_numbers, writing_to
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED, fetch, locate
@@ -18,7 +18,6 @@ from nfsd3d.runs.files import write_text
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from nfsd3d.decompose.report import FigureJson
     from nfsd3d.decompose.study import Study
 
 FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
@@ -76,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = FIGURES if options.figure == "all" else (options.figure,)
     parts: list[str] = []
     verdicts: list[str] = []
-    figures: dict[str, FigureJson] = {}
+    figures: dict[str, object] = {}
 
     def report(text: str) -> None:
         print(text, end="\n\n", flush=True)
@@ -100,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     with writing_to(options.out):
         write_text(options.out / "tables.md", "\n\n".join(parts) + "\n")
     print(f"images and tables.md are in {options.out}")
-    numbers = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": figures}
+    numbers = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": plain(figures)}
     write_numbers(options.json, numbers | {"noises": options.noises, "seed": options.seed})
     return 0
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nfsd3d
-from nfsd3d.cli.options import Parser
+from nfsd3d.cli.options import Parser, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import EMBEDDED, check_folder
-from nfsd3d.runs.files import write_json
 
 PACKAGES = (
     "torch",
@@ -67,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
     options = parser.parse_args(argv)
     found = examine()
-    if options.json is not None:
-        write_json(options.json, found)
+    write_numbers(options.json, found)
     _print(found)
     missing = [name for name in PACKAGES if hardware.installed_version(name) is None]
     if missing:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from nfsd3d.cli.options import Parser, counting_bar, current_options, plain, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, counted, current_options, plain, whole_number, write_numbers
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 
@@ -82,7 +81,7 @@ def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespa
 
     classifier, calibration = Classifier.load(), load_calibration()
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
-    with _bar("scoring images", sum(map(len, runs.values()))) as advance:
+    with counted("scoring images", sum(map(len, runs.values()))) as advance:
         scores = {
             name: {str(run.directory): _advanced(advance, score_images(run, classifier)) for run in members}
             for name, members in runs.items()
@@ -110,11 +109,11 @@ def _evaluate_scenes(
     classifier = Classifier.load()
     scores: dict[str, list[RunScore]] = {}
     for name, members in runs.items():
-        with _bar(f"scoring {name}", len(members)) as advance:
+        with counted(f"scoring {name}", len(members)) as advance:
             scores[name] = [_advanced(advance, score_run(run, classifier)) for run in members]
     if oracle_fit:
         directories = [_oracle_folder(directory) for directory in oracle_fit]
-        with _bar("fitting and scoring the oracle fit", len(oracle_fit)) as advance:
+        with counted("fitting and scoring the oracle fit", len(oracle_fit)) as advance:
             for directory in directories:
                 if not (directory / "summary.json").exists():
                     fit_oracle(load_run_config(directory.parent), directory)
@@ -159,7 +158,7 @@ def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, object]
     failures = 0
 
     def execute(runs: list[SuiteRun], description: str) -> list[SuiteRun]:
-        with _bar(description, len(runs)) as advance:
+        with counted(description, len(runs)) as advance:
 
             def on_run(run: SuiteRun, code: int) -> None:
                 nonlocal failures
@@ -198,12 +197,12 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     model = None if options.prior == "shapes" else options.prior
     prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
     classifier = Classifier.load()
-    with _bar("true renders", 1024) as advance:
+    with counted("true renders", 1024) as advance:
         truth = render_truth(1024, SEED + 3, on_images=advance)
     rng = torch.Generator().manual_seed(SEED + 4)
     psnr = reconstruction_psnr(prior, truth.over(plain_backgrounds(rng, truth.compositions)))
     rows, samples = [], []
-    with _bar("samples", len(GUIDANCE_SCALES) * len(held_out_requests())) as advance:
+    with counted("samples", len(GUIDANCE_SCALES) * len(held_out_requests())) as advance:
         for scale in GUIDANCE_SCALES:
             row, images = sample_quality(prior, classifier, scale, on_images=advance)
             rows.append(row)
@@ -227,7 +226,7 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, ClipScore]:
 
     scorer = ClipScorer.load(options.clip)
     runs = [load_run(directory) for directory in options.run_dirs]
-    with _bar("views", len(runs)) as advance:
+    with counted("views", len(runs)) as advance:
         views = [
             _advanced(advance, torch.from_numpy(_images_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
         ]
@@ -239,14 +238,6 @@ def _evaluate_clip(options: argparse.Namespace) -> dict[str, ClipScore]:
 
 def _images_of(run: Run) -> NDArray[np.uint8]:
     return run.images if run.config.makes_images else run.views(8, 224)
-
-
-@contextmanager
-def _bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A progress bar; yields a function that advances it by a number (default: 1)."""
-    with counting_bar() as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count=1: progress.advance(task, count)
 
 
 def _advanced(advance: Callable[..., None], value: T) -> T:

@@ -132,6 +132,16 @@ def counting_bar(console: Console | None = None, *, transient: bool = False) -> 
     return bar.Progress(*columns, *times, console=console, transient=transient)
 
 
+@contextmanager
+def counted(
+    description: str, total: int, console: Console | None = None, *, transient: bool = False
+) -> Iterator[Callable[..., None]]:
+    """A `counting_bar` of one task; yields a function that advances it by a number (default: 1)."""
+    with counting_bar(console, transient=transient) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count=1: progress.advance(task, count)
+
+
 RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-steps"}
 """Options of the subcommands by the names of version 0.1, accepted for one minor version."""
 

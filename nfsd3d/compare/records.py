@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict, get_args
+from typing import TypeAlias, TypedDict
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
@@ -42,23 +42,8 @@ class Score(TypedDict, total=False):
     margins: list[float]
 
 
-ScoreName: TypeAlias = Literal[
-    "margin",
-    "object",
-    "color",
-    "pattern",
-    "retrieved",
-    "views_right",
-    "iou",
-    "ellipsoid_iou",
-    "view_error_deg",
-    "janus",
-    "sharpness",
-    "contrast",
-]
+SCORE_NAMES = tuple(name for name in Score.__annotations__ if name != "margins")
 """The fields of :class:`Score` that are single numbers."""
-
-SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
 JobKey: TypeAlias = tuple[str, str, str, str, str, int]

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeAlias, TypedDict, cast
 
 import numpy as np
 
-from nfsd3d.compare.records import SCORE_NAMES, Record, Score, ScoreName
+from nfsd3d.compare.records import SCORE_NAMES, Record, Score
 from nfsd3d.evaluate.statistics import Estimate, estimate_over_prompts
 from nfsd3d.evaluate.tables import degrees, number, percent, table
 
@@ -28,7 +29,7 @@ def shape(record: Record) -> float | None:
 PRIMARY: dict[str, Outcome] = {"margin": margin, "IoU over the ellipsoid's": shape}
 """The primary outcomes, by their headings: continuous, so that few prompts suffice to separate methods."""
 
-_SHARES: tuple[ScoreName, ...] = ("object", "color", "pattern", "retrieved")
+_SHARES = ("object", "color", "pattern", "retrieved")
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,28 @@ def paired(ours: Sequence[Record], theirs: Sequence[Record], outcome: Outcome) -
     Differences are averaged over the seeds of a prompt first, and then over prompts, which are resampled.
     """
     others = {(record.prompt, record.seed): outcome(record) for record in theirs}
-    differences: dict[str, list[float]] = {}
-    for record in ours:
+
+    def difference(record: Record) -> float | None:
         one, other = outcome(record), others.get((record.prompt, record.seed))
-        if one is not None and other is not None:
-            differences.setdefault(record.prompt, []).append(one - other)
-    return estimate_over_prompts([sum(values) / len(values) for values in differences.values()])
+        return None if one is None or other is None else one - other
+
+    return estimate_over_prompts(_means_over_seeds(ours, difference))
 
 
 def mean_over_prompts(records: Sequence[Record], outcome: Outcome) -> float:
     """The mean over prompts of the mean over seeds; NaN without any."""
+    means = _means_over_seeds(records, outcome)
+    return sum(means) / len(means) if means else math.nan
+
+
+def _means_over_seeds(records: Sequence[Record], outcome: Outcome) -> list[float]:
+    """The mean of each prompt that has the outcome."""
     by_prompt: dict[str, list[float]] = {}
     for record in records:
         value = outcome(record)
         if value is not None:
             by_prompt.setdefault(record.prompt, []).append(float(value))
-    means = [sum(values) / len(values) for values in by_prompt.values()]
-    return sum(means) / len(means) if means else math.nan
+    return [sum(values) / len(values) for values in by_prompt.values()]
 
 
 def means_table(groups: Mapping[str, Group], *, images: bool, equal: bool) -> str:
@@ -109,7 +115,7 @@ def means_table(groups: Mapping[str, Group], *, images: bool, equal: bool) -> st
             row += [_signed(mean(shape, group.at_equal))] if equal else []
         row += [percent(mean(_score(share))) for share in _SHARES]
         if not images:
-            row += [degrees(_median(records, "view_error_deg")), percent(mean(_score("janus")))]
+            row += [degrees(_median(records, _score("view_error_deg"))), percent(mean(_score("janus")))]
         row += [_count(records), number(mean(_seconds), 0), number(mean(_evaluations), 0)]
         return [*row, _steps(records), *([_steps(group.at_equal)] if equal else [])]
 
@@ -171,20 +177,16 @@ def _difference(estimate: Estimate) -> Difference:
     return Difference(mean=estimate.mean, low=estimate.low, high=estimate.high, prompts=estimate.count)
 
 
-def _score(name: ScoreName) -> Outcome:
-    return lambda record: record.score.get(name)
+def _score(name: str) -> Outcome:
+    """A field of `Score` that is a number."""
+    return lambda record: cast(float | None, record.score.get(name))
 
 
-def _seconds(record: Record) -> float:
-    return record.seconds
+_seconds, _evaluations = attrgetter("seconds"), attrgetter("evaluations")
 
 
-def _evaluations(record: Record) -> int | None:
-    return record.evaluations
-
-
-def _median(records: Sequence[Record], name: ScoreName) -> float:
-    values = [value for record in records if (value := record.score.get(name)) is not None]
+def _median(records: Sequence[Record], outcome: Outcome) -> float:
+    values = [value for record in records if (value := outcome(record)) is not None]
     return float(np.median(values)) if values else math.nan
 
 

@@ -1,8 +1,10 @@
 """Scores of a comparison's jobs, computed from images and finished runs."""
 
+from typing import cast
+
 from torch import Tensor
 
-from nfsd3d.compare.records import Score
+from nfsd3d.compare.records import SCORE_NAMES, Score
 from nfsd3d.evaluate.classifier.alignment import Alignment, align
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.score_scene import RunScore
@@ -23,17 +25,5 @@ def image_score(images: Tensor, truth: Composition, classifier: Classifier) -> S
 
 def scene_score(score: RunScore) -> Score:
     """The outcomes among a run's scores."""
-    return {
-        "margin": score.margin,
-        "object": float(score.object),
-        "color": float(score.color),
-        "pattern": float(score.pattern),
-        "retrieved": float(score.retrieved),
-        "views_right": score.views_right,
-        "iou": score.iou,
-        "ellipsoid_iou": score.ellipsoid_iou,
-        "view_error_deg": score.view_error_deg,
-        "janus": None if score.janus is None else float(score.janus),
-        "sharpness": score.sharpness,
-        "contrast": score.contrast,
-    }
+    values = {name: getattr(score, name) for name in SCORE_NAMES}
+    return cast(Score, {name: None if value is None else float(value) for name, value in values.items()})

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,8 +19,6 @@ from nfsd3d.errors import InputError
 from nfsd3d.runs.directory import slug
 
 TIERS = Path(__file__).parents[2] / "scripts" / "suites"
-
-_KEYS = {"config", "prompts", "seeds", "rows", "oracle_fit", "baseline", "equal_evaluations", "edits", "source_config"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,10 @@ class Suite:
             raise InputError(f"--row {unknown[0]}: no such row; there are {', '.join(self.rows)}")
         kept = {name: row for name, row in self.rows.items() if not rows or name in rows}
         return replace(self, rows=kept, prompts=self.prompts[:prompts])
+
+
+_KEYS = {key.name for key in fields(Suite)}
+"""The keys of a suite's YAML file."""
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,9 @@ def _execute(run: SuiteRun, cores: list[int]) -> int:
     resumable = any((run.run_dir / "checkpoints").glob("step-*.json"))
     arguments = ("--resume", str(run.run_dir)) if resumable else run.arguments
     run.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    start = f"from nfsd3d.compare.cores import keep_to; keep_to({cores}); "
-    command = [
-        sys.executable,
-        "-c",
-        f"{start}import sys; from nfsd3d.cli.main import main; sys.exit(main())",
-        *arguments,
-    ]
+    pinned = f"from nfsd3d.compare.cores import keep_to; keep_to({cores})"
+    program = f"{pinned}; import sys; from nfsd3d.cli.main import main; sys.exit(main())"
+    environment = {**os.environ, **threads(len(cores))}
     with run.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
-        environment = {**os.environ, **threads(len(cores))}
+        command = [sys.executable, "-c", program, *arguments]
         return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode

@@ -19,6 +19,7 @@ from torch import Tensor
 from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.ground_truth import composition_of
+from nfsd3d.evaluate.sharpness import luminance
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade
@@ -114,7 +115,6 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
         InputError: a file that is no image.
     """
     from PIL import ImageOps
-    from torch import frombuffer, uint8
 
     loaded = []
     for path in paths:
@@ -122,7 +122,7 @@ def file_subjects(paths: Sequence[Path], prompt: str, target: str, count: int, s
             square = ImageOps.fit(open_image(str(path)), (size, size))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
-        pixels = frombuffer(bytearray(square.tobytes()), dtype=uint8).reshape(size, size, 3)
+        pixels = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).reshape(size, size, 3)
         loaded.append(pixels.permute(2, 0, 1).float() / 255)
     images = torch.stack([loaded[index % len(loaded)] for index in range(count)])
     return Subjects(images, [prompt] * count, [target] * count)
@@ -164,7 +164,7 @@ def saturated_pairs(subjects: Subjects, rng: torch.Generator) -> Pairs:
     The mask covers visible changes.
     """
     images = subjects.images
-    gray = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    gray = luminance(images)
     factor = 2 + torch.rand(len(images), 1, 1, 1, generator=rng)
     saturated = (0.5 + 1.3 * (gray + factor * (images - gray) - 0.5)).clamp(0, 1)
     return _pairs(subjects, saturated, visible_change(images, saturated))

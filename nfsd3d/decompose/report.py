@@ -1,38 +1,11 @@
 """Figures of the score decomposition as Markdown tables, verdicts and JSON."""
 
-import math
-from typing import TypedDict
+from dataclasses import asdict
 
 from nfsd3d.decompose.figures import Figure
 from nfsd3d.decompose.plots import ImageGrid
 from nfsd3d.evaluate.statistics import Estimate
 from nfsd3d.evaluate.tables import table
-
-
-class EstimateJson(TypedDict):
-    """An estimate at timestep ``t``; None stands for NaN."""
-
-    t: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    count: int
-
-
-class ClaimJson(TypedDict):
-    """A claim, its verdict, and its answers ``at`` each timestep."""
-
-    statement: str
-    of: str
-    verdict: str
-    at: dict[str, str]
-
-
-class FigureJson(TypedDict):
-    """A figure: estimates by table and row, and the claims on them."""
-
-    tables: dict[str, dict[str, list[EstimateJson]]]
-    claims: list[ClaimJson]
 
 
 def markdown(name: str, figure: Figure, grid: ImageGrid) -> str:
@@ -60,28 +33,18 @@ def verdict_lines(name: str, figure: Figure) -> list[str]:
     return lines
 
 
-def figure_json(figure: Figure) -> FigureJson:
-    """The figure for JSON, with None for NaN."""
+def figure_json(figure: Figure) -> dict[str, object]:
+    """The figure for JSON (NaN is not replaced): estimates by table, row and timestep, and the claims with verdicts."""
 
-    def entries(values: list[Estimate]) -> list[EstimateJson]:
-        return [_entry(t, value) for t, value in zip(figure.timesteps, values, strict=True)]
+    def entries(values: list[Estimate]) -> list[dict[str, object]]:
+        return [{"t": t, **asdict(value)} for t, value in zip(figure.timesteps, values, strict=True)]
 
     return {
         "tables": {
             title: {label: entries(values) for label, values in rows.items()} for title, rows in figure.tables.items()
         },
         "claims": [
-            {
-                "statement": c.statement,
-                "of": c.of,
-                "verdict": c.verdict,
-                "at": {str(t): a for t, a in c.answers.items()},
-            }
-            for c in figure.claims
+            {"statement": claim.statement, "of": claim.of, "verdict": claim.verdict, "at": claim.answers}
+            for claim in figure.claims
         ],
     }
-
-
-def _entry(t: int, value: Estimate) -> EstimateJson:
-    mean, low, high = (None if math.isnan(number) else number for number in (value.mean, value.low, value.high))
-    return EstimateJson(t=t, mean=mean, low=low, high=high, count=value.count)

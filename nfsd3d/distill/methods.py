@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from nfsd3d.distill.noising import IntervalNoise, InversionNoise, RandomNoise
+from nfsd3d.distill.noising import IntervalNoise, InversionNoise
 from nfsd3d.distill.types import PREDICTIONS, Noising, Predictions
 from nfsd3d.guidance import guided
 from nfsd3d.plugins.table import Table
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from nfsd3d.distill.types import DiffusionModel
     from nfsd3d.settings.schedules import Schedule
 
 
@@ -75,6 +77,28 @@ def always(t: Tensor, threshold: int) -> Tensor:
 def from_threshold(t: Tensor, threshold: int) -> Tensor:
     """Active at timesteps from the threshold on."""
     return t >= threshold
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """z_t = alpha z + sigma ε with Gaussian ε, as diffusion models are trained."""
+
+    batch_entries: ClassVar[int] = 0
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] zeros: the denoiser is not called."""
+        return t.new_zeros(t.shape)
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε)."""
+        import torch
+
+        from nfsd3d.device import move
+
+        noise = move(torch.randn(z.shape, generator=rng), z.device)
+        return model.schedule.add_noise(z, noise, t), noise
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How methods noise latents: random noise, or DDIM inversion (of interval score matching, and of SDI).
+"""DDIM inversion in place of random noise: the noising of interval score matching, and of SDI.
 
 Importing this file does not import torch: its functions do, so that the table of methods stays cheap to read.
 """
@@ -17,28 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nfsd3d.distill.types import DiffusionModel, ForwardProcess
-
-
-@dataclass(frozen=True)
-class RandomNoise:
-    """z_t = alpha z + sigma ε with Gaussian ε, as diffusion models are trained."""
-
-    batch_entries: ClassVar[int] = 0
-
-    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
-        """[N] zeros: the denoiser is not called."""
-        return t.new_zeros(t.shape)
-
-    def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """(z_t, ε)."""
-        import torch
-
-        from nfsd3d.device import move
-
-        noise = move(torch.randn(z.shape, generator=rng), z.device)
-        return model.schedule.add_noise(z, noise, t), noise
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,11 +121,12 @@ def views_of(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
-    if config.source_run is None or not checkpoints.list_checkpoints(
-        Path(config.source_run).expanduser() / "checkpoints"
-    ):
+    if config.source_run is None:
         return None
-    source = load_run(Path(config.source_run).expanduser())
+    folder = Path(config.source_run).expanduser()
+    if not checkpoints.list_checkpoints(folder / "checkpoints"):
+        return None
+    source = load_run(folder)
     return overlap(solid, field_solid(source.generator, solid.radius, distance=distance))
 
 
@@ -169,39 +169,35 @@ class Row:
 
 def mean_of(scores: Sequence[object], name: str) -> float:
     """The mean of an attribute over the scores where it is not None; NaN without any."""
-    values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
+    values = _values(scores, name)
     return sum(values) / len(values) if values else math.nan
+
+
+def _median_of(scores: Sequence[object], name: str) -> float:
+    values = _values(scores, name)
+    return float(torch.tensor(values).quantile(0.5)) if values else math.nan
+
+
+def _values(scores: Sequence[object], name: str) -> list[float]:
+    return [float(value) for score in scores if (value := getattr(score, name)) is not None]
+
+
+_MEANS = (
+    *("object", "color", "pattern", "retrieved", "iou", "mesh_iou", "ellipsoid_iou", "source_iou", "janus"),
+    *("sharpness", "contrast", "seconds", "evaluations", "memory_mb"),
+)
+_MEDIANS = ("margin", "view_error_deg")
 
 
 def summarize(scores: list[RunScore]) -> Row:
     """The row of one method; NaN where no run has a figure. Raises ValueError without runs."""
     if not scores:
         raise ValueError("no runs to summarize")
-
-    mean = partial(mean_of, scores)
-
-    def median(name: str) -> float:
-        values = [float(value) for score in scores if (value := getattr(score, name)) is not None]
-        return float(torch.tensor(values).quantile(0.5)) if values else math.nan
-
+    means = {name: mean_of(scores, name) for name in _MEANS}
     return Row(
         runs=len(scores),
-        object=mean("object"),
-        color=mean("color"),
-        pattern=mean("pattern"),
-        retrieved=mean("retrieved"),
-        margin=median("margin"),
-        iou=mean("iou"),
-        mesh_iou=mean("mesh_iou"),
-        ellipsoid_iou=mean("ellipsoid_iou"),
-        iou_gain=mean("iou") - mean("ellipsoid_iou"),
-        source_iou=mean("source_iou"),
-        view_error_deg=median("view_error_deg"),
-        janus=mean("janus"),
-        sharpness=mean("sharpness"),
-        contrast=mean("contrast"),
+        **means,
+        **{name: _median_of(scores, name) for name in _MEDIANS},
+        iou_gain=means["iou"] - means["ellipsoid_iou"],
         done=sum(score.status == "done" for score in scores) / len(scores),
-        seconds=mean("seconds"),
-        evaluations=mean("evaluations"),
-        memory_mb=mean("memory_mb"),
     )

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)
-
 
 @dataclass(frozen=True)
 class Appearance:
@@ -31,12 +29,17 @@ def compare_appearance(images: Tensor, opacity: Tensor, true_images: Tensor, tru
     return Appearance(sharpness / true_sharpness, contrast / true_contrast)
 
 
+def luminance(images: Tensor) -> Tensor:
+    """[B,1,H,W] the luma of images [B,3,H,W] (ITU-R BT.601)."""
+    return (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+
+
 def _statistics(images: Tensor, opacity: Tensor) -> tuple[float, float]:
-    luminance = (images * images.new_tensor(_LUMA)[:, None, None]).sum(1)
+    brightness = luminance(images)[:, 0]
     inside = opacity[:, 0] > 0.5
     if int(inside.sum()) < 2:
         return 0.0, 0.0
-    across = (luminance[:, :, 1:] - luminance[:, :, :-1]).square()[inside[:, :, 1:] & inside[:, :, :-1]]
-    down = (luminance[:, 1:] - luminance[:, :-1]).square()[inside[:, 1:] & inside[:, :-1]]
+    across = (brightness[:, :, 1:] - brightness[:, :, :-1]).square()[inside[:, :, 1:] & inside[:, :, :-1]]
+    down = (brightness[:, 1:] - brightness[:, :-1]).square()[inside[:, 1:] & inside[:, :-1]]
     differences = torch.cat([across, down])
-    return float(differences.mean().sqrt()) if len(differences) else 0.0, float(luminance[inside].std())
+    return float(differences.mean().sqrt()) if len(differences) else 0.0, float(brightness[inside].std())

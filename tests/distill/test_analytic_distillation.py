@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from analytic_prior import AnalyticPrior
 
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, threshold_step, weight
-from nfsd3d.distill.methods import METHODS
-from nfsd3d.distill.noising import RandomNoise
-from nfsd3d.prior.analytic import AnalyticPrior
+from nfsd3d.distill.methods import METHODS, RandomNoise
 from nfsd3d.prior.schedule import NoiseSchedule
 
 SIZE = 2

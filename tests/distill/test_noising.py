@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from analytic_prior import AnalyticPrior
 
 from nfsd3d.distill.gradient import predict_noise
-from nfsd3d.distill.methods import METHODS
-from nfsd3d.distill.noising import IntervalNoise, InversionNoise, RandomNoise, ddim_invert
+from nfsd3d.distill.methods import METHODS, RandomNoise
+from nfsd3d.distill.noising import IntervalNoise, InversionNoise, ddim_invert
 from nfsd3d.guidance import guided
-from nfsd3d.prior.analytic import AnalyticPrior
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import NoiseSchedule
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from analytic_prior import AnalyticPrior
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from nfsd3d.prior.analytic import AnalyticPrior
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import NoiseSchedule, ddim_sample
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from nfsd3d.distill.methods import METHODS
-from nfsd3d.distill.noising import RandomNoise
+from nfsd3d.distill.methods import METHODS, RandomNoise
 from nfsd3d.distill.types import Noising
 from nfsd3d.train import step
-from nfsd3d.train.rng import fork
 from nfsd3d.train.run import train_and_export
+from nfsd3d.train.step import fork
 
 STEPS = 7
 SUFFIXES = {"distill.better_suffix": ", sharp", "distill.worse_suffix": ", blurry"}

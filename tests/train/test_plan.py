@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.rng import draw_background, draw_shading
+from nfsd3d.train.step import draw_background, draw_shading
 
 
 def test_every_schedule_is_read_at_the_progress(configure):

@@ -60,12 +60,9 @@ class Alignment:
 
     def shares(self) -> Shares:
         """The shares of the images for which each field holds."""
-        return Shares(
-            object=float(self.object.float().mean()),
-            color=float(self.color.float().mean()),
-            pattern=float(self.pattern.float().mean()),
-            retrieved=float(self.retrieved.float().mean()),
-        )
+        fields = (self.object, self.color, self.pattern, self.retrieved)
+        object, color, pattern, retrieved = (float(right.float().mean()) for right in fields)
+        return Shares(object=object, color=color, pattern=pattern, retrieved=retrieved)
 
 
 def align(prediction: Prediction, truths: list[Composition]) -> Alignment:

@@ -52,11 +52,6 @@ class OccupancyGrid(nn.Module):
         threshold = self.density.mean().clamp(max=self.density_threshold)
         self.occupied.copy_((self.density >= threshold).view_as(self.occupied))
 
-    @property
-    def occupied_fraction(self) -> float:
-        """Share of occupied cells, in [0,1]."""
-        return float(self.occupied.float().mean())
-
     def _choose(self, step: int, rng: torch.Generator) -> Tensor:
         total = self.resolution**3
         if step < self.warmup:

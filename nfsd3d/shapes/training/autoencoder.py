@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nfsd3d.shapes.training.common import Clock, TeacherSettings, batches_of, one_cycle, progress_bar, save_state
+from nfsd3d.shapes.training.checkpoints import resume_training, save_state, save_training
+from nfsd3d.shapes.training.common import Clock, TeacherSettings, batches_of, one_cycle, progress_bar
 from nfsd3d.shapes.training.dataset import ImageDataset
 
 
@@ -66,13 +67,8 @@ def train_autoencoder(dataset: ImageDataset, folder: Path, settings: TeacherSett
     torch.manual_seed(settings.seed)
     model = build_autoencoder(settings).to(device, memory_format=torch.channels_last)
     optimizer = autoencoder_optimizer(model, settings)
-    clock, step, path = Clock(settings.vae_minutes), 0, folder / "autoencoder.pt"
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        clock.resume(state)
+    clock, path = Clock(settings.vae_minutes), folder / "autoencoder.pt"
+    step = resume_training(path, clock, device, model=model, optimizer=optimizer)
     count = len(dataset.images)
     held = np.arange(count)[-min(512, count // 8) :]
     test = to_images(dataset.images[held[~dataset.degraded[held]]][:256], device)
@@ -84,8 +80,7 @@ def train_autoencoder(dataset: ImageDataset, folder: Path, settings: TeacherSett
             with torch.no_grad():
                 quality = psnr(test, model.decoder(model.encoder(test)))
             progress.console.print(f"autoencoder step {step}: {quality:.2f} dB on unseen clean images")
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(path, {**state, **clock.state(), "step": step})
+            save_training(path, clock, step, model=model, optimizer=optimizer)
 
         task = progress.add_task("autoencoder", total=round(settings.vae_minutes * 60), note="")
         before = step

@@ -1,15 +1,12 @@
-"""Settings, progress bar, time budget and checkpoints of the embedded prior's training stages."""
+"""Settings, progress bar and time budget of the embedded prior's training stages."""
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -106,13 +103,6 @@ class Clock:
         finished = self.done >= state["budget"] and self.done < 60 * self.minutes
         self.cycle_start = self.done if finished else state["cycle_start"]
         self.last = time.monotonic()
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def batches_of(indices: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.prior.vocabulary import words_of
-from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle, progress_bar, save_state
+from nfsd3d.shapes.training.checkpoints import resume_training, save_training
+from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle, progress_bar
 from nfsd3d.shapes.training.dataset import ImageDataset
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS
@@ -180,14 +181,8 @@ def train_denoiser(
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = denoiser_optimizer(model, settings)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
-    clock, step, path = Clock(settings.unet_minutes), 0, folder / "denoiser.pt"
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        clock.resume(state)
+    clock, path = Clock(settings.unet_minutes), folder / "denoiser.pt"
+    step = resume_training(path, clock, device, model=model, average=average, optimizer=optimizer)
     random = np.random.default_rng(settings.seed + step)
     difficulty = caption_difficulty(dataset.captions)
     saved = sampled = time.monotonic()
@@ -196,8 +191,7 @@ def train_denoiser(
 
         def save() -> None:
             progress.console.print(f"denoiser step {step}: loss {running:.4f}")
-            state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            save_state(path, {**state, **clock.state(), "step": step})
+            save_training(path, clock, step, model=model, average=average, optimizer=optimizer)
 
         task = progress.add_task("denoiser", total=round(settings.unet_minutes * 60), note="")
         while clock.tick() < 1:

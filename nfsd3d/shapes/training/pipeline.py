@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_images, train_autoencoder
-from nfsd3d.shapes.training.common import Clock, TeacherSettings, save_state
+from nfsd3d.shapes.training.checkpoints import save_training
+from nfsd3d.shapes.training.common import Clock, TeacherSettings
 from nfsd3d.shapes.training.dataset import load_dataset, render_dataset
 from nfsd3d.shapes.training.denoiser import (
     build_denoiser,
@@ -93,8 +94,8 @@ def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
     if not (folder / "autoencoder.pt").exists():
         autoencoder = read(AutoencoderTiny, "vae")
         optimizer = autoencoder_optimizer(autoencoder, settings)
-        state = {"model": autoencoder.state_dict(), "optimizer": optimizer.state_dict()}
-        save_state(folder / "autoencoder.pt", {**state, **Clock(settings.vae_minutes).state(), "step": 0})
+        clock = Clock(settings.vae_minutes)
+        save_training(folder / "autoencoder.pt", clock, 0, model=autoencoder, optimizer=optimizer)
     if not (folder / "denoiser.pt").exists():
         known = CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True).get_vocab()
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -109,9 +110,8 @@ def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
         text.resize_token_embeddings(len(rows), mean_resizing=False)
         text.get_input_embeddings().weight.data.copy_(torch.stack(rows))
         denoiser["text"].load_state_dict(text.state_dict())
-        weights = denoiser.state_dict()
-        state = {"model": weights, "average": weights, "optimizer": denoiser_optimizer(denoiser, settings).state_dict()}
-        save_state(folder / "denoiser.pt", {**state, **Clock(settings.unet_minutes).state(), "step": 0})
+        clock, optimizer = Clock(settings.unet_minutes), denoiser_optimizer(denoiser, settings)
+        save_training(folder / "denoiser.pt", clock, 0, model=denoiser, average=denoiser, optimizer=optimizer)
 
 
 def train(folder: Path, settings: TeacherSettings, device: torch.device, start: Path | None = None) -> Path:

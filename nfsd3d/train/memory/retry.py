@@ -19,8 +19,7 @@ import torch
 
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import StepPlan
-from nfsd3d.train.rng import fork
-from nfsd3d.train.step import StepResult
+from nfsd3d.train.step import StepResult, fork
 from nfsd3d.train.task import Task
 
 OUT_OF_MEMORY_MESSAGES = (
