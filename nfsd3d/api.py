@@ -20,6 +20,7 @@ from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.settings.export import ExportSettings
@@ -38,10 +39,13 @@ from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_tur
 
 
 class Run:
-    """A run directory at one of its checkpoints, read-only. Returned by `generate` and `load_run`."""
+    """A run directory at one of its checkpoints, read-only. Returned by `generate` and `load_run`.
 
-    def __init__(self, directory: Path, config: Config, checkpoint: Path) -> None:
-        """Stores the arguments; the checkpoint is loaded when a result is first needed."""
+    The checkpoint is in memory: a run that trains on may remove its files.
+    """
+
+    def __init__(self, directory: Path, config: Config, checkpoint: Checkpoint) -> None:
+        """Stores the arguments."""
         self.directory = directory
         self.config = config
         self._checkpoint = checkpoint
@@ -52,7 +56,7 @@ class Run:
     @property
     def step(self) -> int:
         """Training steps of the checkpoint."""
-        return checkpoints.step_of(self._checkpoint)
+        return self._checkpoint.steps
 
     @property
     def summary(self) -> Summary:
@@ -70,7 +74,7 @@ class Run:
         """The trained NeRF on its device.
 
         Raises:
-            InputError: the run made images, or the checkpoint is damaged.
+            InputError: the run made images.
         """
         if self.config.makes_images:
             kind = self.config.generator.type
@@ -86,7 +90,7 @@ class Run:
         """[B,H,W,3] uint8, the images of a run with ``generator=latent|image``; the prior decodes latents.
 
         Raises:
-            InputError: the run made a scene, the checkpoint is damaged, or the prior's model is missing.
+            InputError: the run made a scene, or the prior's model is missing.
         """
         if not self.config.makes_images:
             raise InputError(f"{self.directory}: made a scene, which has views() and a mesh, but no images")
@@ -191,12 +195,13 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
 
 
 def load_run(directory: str | Path, step: int | None = None) -> Run:
-    """An existing run at its newest checkpoint, or at the one after ``step`` steps.
+    """An existing run at its newest intact checkpoint, or at the one after ``step`` steps, which is read at once.
 
     Where the device or the backend of the training is missing, another is used, and a line on stderr says so.
 
     Raises:
-        InputError: not a run directory, no such checkpoint, or one that needs tiny-cuda-nn, which is missing.
+        InputError: not a run directory, no such checkpoint, a damaged one, or one that needs tiny-cuda-nn, which is
+            missing.
     """
     config = load_run_config(directory)
     directory = Path(directory).expanduser()
@@ -204,17 +209,10 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
         config, note = hardware.adapted(config)
     except InputError as error:
         raise InputError(f"{directory}: {error}") from error
-    checkpoint = checkpoints.latest(directory)
-    if step is not None:
-        checkpoint = checkpoint.with_name(f"step-{step:06d}.json")
-        if not checkpoint.exists():
-            there = ", ".join(
-                str(checkpoints.step_of(path)) for path in checkpoints.list_checkpoints(checkpoint.parent)
-            )
-            raise InputError(f"{directory} has no checkpoint after step {step}; there are: {there}")
+    checkpoint = checkpoints.newest(directory) if step is None else checkpoints.at_step(directory, step)
     if note is not None:
         print(f"{directory}: {note}", file=sys.stderr)
-    return Run(directory, config, checkpoint)
+    return Run(directory, config, checkpoint.generator_only())
 
 
 def _settings(prefix: str, values: Mapping[str, object]) -> list[str]:

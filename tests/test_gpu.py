@@ -224,9 +224,11 @@ def test_a_run_resumes_from_its_checkpoint(tmp_path):
     shutil.copytree(straight, stopped)
     for path in (stopped / "checkpoints").glob("step-000006.*"):
         path.unlink()
-    begun = load_file(checkpoints.latest(stopped).with_suffix(".safetensors"))
+    begun = load_file(checkpoints.newest(stopped).path.with_suffix(".safetensors"))
     train_and_export(compose("nfsd", [*choices, f"run_dir={stopped}"]), resume=stopped, console=console)
-    expected, found = (load_file(checkpoints.latest(run).with_suffix(".safetensors")) for run in (straight, stopped))
+    expected, found = (
+        load_file(checkpoints.newest(run).path.with_suffix(".safetensors")) for run in (straight, stopped)
+    )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         moved = (value.double() - begun[name].double()).norm()

@@ -27,9 +27,9 @@ def load_source(config: Config, generator: NeRF | ImageGenerator, prior: Prior, 
         InputError: the source cannot be read, or is of another generator.
     """
     if kept is not None:
-        checkpoints.load_generator(kept, generator)
+        checkpoints.load_generator(checkpoints.read_source(kept), generator)
     elif config.source_run is not None:
-        checkpoints.load_generator(checkpoints.latest(Path(config.source_run).expanduser()), generator)
+        checkpoints.load_generator(checkpoints.newest(Path(config.source_run).expanduser()), generator)
     elif config.source_image is not None and isinstance(generator, ImageBatch):
         size = milestone_at(config.train.resolution, 0.0)
         pixels = np.asarray(ImageOps.fit(open_image(config.source_image), (size, size)))

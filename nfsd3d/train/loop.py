@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nfsd3d.config.schema import Config
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.checkpoint_file import Checkpoint, Record
 from nfsd3d.runs.lock import check_owned
 from nfsd3d.runs.metrics import Metrics, MetricsWriter
 from nfsd3d.runs.summary import SmallerChunks
@@ -52,15 +53,15 @@ class Progress:
         """Time that the run has taken."""
         return self.earlier_seconds + time.monotonic() - self.started
 
-    def record(self) -> checkpoints.Record:
+    def record(self) -> Record:
         """What a checkpoint keeps of the progress; see :meth:`resumed`."""
         return {"seconds": self.seconds, "network_evaluations": self.evaluations, "metrics": self.metrics}
 
     @classmethod
-    def resumed(cls, restored: checkpoints.Restored) -> "Progress":
+    def resumed(cls, checkpoint: Checkpoint) -> "Progress":
         """The progress of a run that is resumed from a checkpoint."""
-        record = restored.record
-        return cls(restored.steps, record["metrics"], record["seconds"], record["network_evaluations"])
+        record = checkpoint.record
+        return cls(checkpoint.steps, record["metrics"], record["seconds"], record["network_evaluations"])
 
 
 def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:

@@ -17,6 +17,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import describe, write_text
 from nfsd3d.runs.lock import check_owned, owned
@@ -63,7 +64,7 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
     checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config.train.steps)
-    progress = Progress() if checkpoint is None else Progress.resumed(checkpoints.load_header(checkpoint))
+    progress = Progress() if checkpoint is None else Progress.resumed(checkpoint)
     run = _Run(config, run_dir, progress)
     with run.failures_in_summary(), ExitStack() as cleanup, stop_requests() as stop:
         with stop.at_once():
@@ -72,6 +73,7 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
             cleanup.callback(task.release_compiled)
             if checkpoint is not None:
                 checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.lora)
+                del checkpoint  # its tensors take as much memory as the task's
             task = _prepare(config, parts, task, log)
         write_text(run_dir / "config.yaml", config.to_yaml())
         progress.start()
@@ -206,17 +208,16 @@ def _new_run_dir(config: Config) -> Path:
     return run_dir
 
 
-def _checkpoint_to_resume(run_dir: Path, steps: int) -> Path:
+def _checkpoint_to_resume(run_dir: Path, steps: int) -> Checkpoint:
     """The checkpoint from which a run of ``steps`` steps is resumed.
 
     Raises:
         InputError: there is none, or it is of another method or beyond ``steps``.
     """
     _check_method(run_dir)
-    checkpoint = checkpoints.latest(run_dir)
-    done = checkpoints.load_header(checkpoint).steps
-    if done > steps:
-        raise InputError(f"train.steps={steps}: {run_dir} has {done} steps; set at least that")
+    checkpoint = checkpoints.newest(run_dir)
+    if checkpoint.steps > steps:
+        raise InputError(f"train.steps={steps}: {run_dir} has {checkpoint.steps} steps; set at least that")
     return checkpoint
 
 

@@ -8,7 +8,7 @@ import torch
 from nfsd3d.config.schema import Config
 from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.runs.checkpoints import Learner
+from nfsd3d.runs.training_state import Learner
 from nfsd3d.train.build import Parts
 from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks

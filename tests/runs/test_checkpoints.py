@@ -8,6 +8,9 @@ from torch import nn
 
 from nfsd3d.errors import InputError
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.checkpoint_file import read, step_of
+
+RECORD = {"seconds": 1.5, "network_evaluations": 9, "metrics": {"grad_norm": 2.0}}
 
 
 def parts(width=4):
@@ -25,10 +28,10 @@ def advance(network, optimizer, rng, steps=3):
         optimizer.step()
 
 
-def save(folder, step=3, keep=2, trained=None):
+def save(folder, step=3, keep=2, trained=None, sound=True):
     network, optimizer, rng = trained or parts()
     advance(network, optimizer, rng)
-    path = checkpoints.save(folder, step, network, optimizer, rng, record={"seconds": 1.5}, keep=keep)
+    path = checkpoints.save(folder, step, network, optimizer, rng, record=RECORD, keep=keep, sound=sound)
     return path, (network, optimizer, rng)
 
 
@@ -37,7 +40,9 @@ def test_a_restored_run_continues_bit_identically(tmp_path):
     original[0].mask[0] = False
     path, original = save(tmp_path, trained=original)
     restored = parts()
-    assert checkpoints.load(path, *restored) == checkpoints.Restored(3, {"seconds": 1.5})
+    checkpoint = read(path)
+    checkpoints.load(checkpoint, *restored)
+    assert (checkpoint.steps, checkpoint.record) == (3, RECORD)
     assert not restored[0].mask.any()
     advance(*original)
     advance(*restored)
@@ -50,18 +55,44 @@ def test_learning_rates_stay_those_of_the_configuration(tmp_path):
     path, _ = save(tmp_path)
     network, optimizer, rng = parts()
     optimizer.param_groups[1]["lr"] = 0.7
-    checkpoints.load(path, network, optimizer, rng)
+    checkpoints.load(read(path), network, optimizer, rng)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.7]
     assert all(float(moments["step"]) == 3 for moments in optimizer.state.values())
 
 
 def test_the_newest_are_kept_in_order_of_steps(tmp_path):
-    for step in (5, 100, 20, 1_000_000, 999_999):
+    for step in (5, 20, 100, 999_999, 1_000_000):
         save(tmp_path, step, keep=3)
-    assert [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [100, 999_999, 1_000_000]
+    assert [step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] == [100, 999_999, 1_000_000]
     assert len(list(tmp_path.iterdir())) == 6
     with pytest.raises(InputError, match="no checkpoint"):
-        checkpoints.latest(tmp_path)  # a run keeps them in checkpoints/
+        checkpoints.newest(tmp_path)  # a run keeps them in checkpoints/
+
+
+def test_the_newest_sound_one_is_kept_besides_the_newest(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in range(1, 7):
+        save(folder, step, keep=2, sound=step in (1, 3))
+    assert [step_of(path) for path in checkpoints.list_checkpoints(folder)] == [3, 5, 6]
+    assert checkpoints.newest(tmp_path).steps == 6
+    assert checkpoints.newest(tmp_path, sound=True).steps == 3
+    save(folder, 7, keep=2, sound=True)
+    assert [step_of(path) for path in checkpoints.list_checkpoints(folder)] == [6, 7]
+
+
+def test_a_run_without_sound_checkpoint_says_so(tmp_path):
+    save(tmp_path / "checkpoints", sound=False)
+    with pytest.raises(InputError, match="no sound checkpoint"):
+        checkpoints.newest(tmp_path, sound=True)
+
+
+def test_a_run_that_goes_back_leaves_no_later_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6, 3):
+        save(folder, step, keep=3)
+    assert [step_of(path) for path in checkpoints.list_checkpoints(folder)] == [2, 3]
+    checkpoints.remove_later(folder, 2)
+    assert {path.name for path in folder.iterdir()} == {"step-000002.json", "step-000002.safetensors"}
 
 
 def test_nothing_is_pickled(tmp_path):
@@ -73,7 +104,9 @@ def test_nothing_is_pickled(tmp_path):
 def test_only_the_generator_may_be_loaded(tmp_path):
     path, (network, _, _) = save(tmp_path)
     other = parts()[0]
-    assert checkpoints.load_generator(path, other) == 3
+    only = read(path).generator_only()
+    checkpoints.load_generator(only, other)
+    assert only.steps == 3 and all(name.startswith("generator.") for name in only.tensors)
     assert torch.equal(other[0].weight, network[0].weight)
 
 
@@ -102,33 +135,39 @@ def _edit(**changes):
     [
         (_truncate, "damaged"),
         (_flip_one_bit, "damaged"),
-        (lambda path: path.with_suffix(".safetensors").unlink(), "cannot be read"),
-        (lambda path: path.write_text("{"), "cannot be read"),
-        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+        (lambda path: path.with_suffix(".safetensors").unlink(), "is missing"),
+        (lambda path: path.write_text("{"), "damaged"),
+        (lambda path: path.write_bytes(b"\xff\xfe\x00"), "damaged"),
         (lambda path: path.write_text("[1]"), "not a checkpoint"),
         (_edit(format="another program"), "not a checkpoint"),
-        (_edit(step="3"), "incomplete"),
-        (_edit(record=None), "incomplete"),
+        (_edit(step=4), "checksum differs"),
+        (_edit(record=None), "checksum differs"),
+        (_edit(checksum=None), "checksum differs"),
+        (_edit(checksum=None, format="nfsd3d checkpoint 1", step="3"), "incomplete"),
+        (_edit(checksum=None, format="nfsd3d checkpoint 1", record=None), "incomplete"),
+        (_edit(checksum=None, format="nfsd3d checkpoint 1", record={"seconds": 1}), "incomplete"),
+        (_edit(checksum=None, format="nfsd3d checkpoint 1", step=4), "content of step 4"),
+        (_edit(format="nfsd3d checkpoint 1"), "checksum differs"),
     ],
 )
 def test_damage_is_an_error_with_a_remedy(tmp_path, damage, words):
-    path, _ = save(tmp_path)
+    path, _ = save(tmp_path / "checkpoints")
     damage(path)
-    with pytest.raises(InputError, match=rf"{words}.*delete step-000003"):
-        checkpoints.load(path, *parts())
+    with pytest.raises(InputError, match=rf"step-000003.*{words}.*start the run anew"):
+        checkpoints.newest(tmp_path)
 
 
 def test_a_generator_of_another_shape_is_an_error(tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"another generator.*0\.bias"):
-        checkpoints.load(path, *parts(width=5))
+        checkpoints.load(read(path), *parts(width=5))
 
 
 def test_an_unfinished_save_is_no_checkpoint(tmp_path):
     save(tmp_path, 2)
     path, _ = save(tmp_path, 4)
     path.unlink()  # as if the process had died between the two files
-    assert [checkpoints.step_of(found) for found in checkpoints.list_checkpoints(tmp_path)] == [2]
+    assert [step_of(found) for found in checkpoints.list_checkpoints(tmp_path)] == [2]
 
 
 class Learner:
@@ -156,8 +195,8 @@ def test_a_lora_network_is_restored_with_its_optimiser(tmp_path):
     advance(network, optimizer, rng)
     original, restored = Learner(), Learner()
     original.learn()
-    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record={}, keep=1, lora=original)
-    checkpoints.load(path, *parts(), restored)
+    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record=RECORD, keep=1, lora=original)
+    checkpoints.load(read(path), *parts(), restored)
     original.learn()
     restored.learn()
     assert torch.equal(original.network.weight, restored.network.weight)
@@ -166,30 +205,31 @@ def test_a_lora_network_is_restored_with_its_optimiser(tmp_path):
 def test_a_lora_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"another second network.*do not override distill"):
-        checkpoints.load(path, *parts(), Learner())
+        checkpoints.load(read(path), *parts(), Learner())
     network, optimizer, rng = parts()
     advance(network, optimizer, rng)
     learner = Learner()
     learner.learn()
-    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record={}, keep=1, lora=learner)
+    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record=RECORD, keep=1, lora=learner)
     with pytest.raises(InputError, match="another second network"):
-        checkpoints.load(path, *parts(), Learner(width=5))
+        checkpoints.load(read(path), *parts(), Learner(width=5))
 
 
 def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
     network, optimizer, rng = parts()
-    path = checkpoints.save(tmp_path, 0, network, optimizer, rng, record={}, keep=1, lora=Learner())
+    path = checkpoints.save(tmp_path, 0, network, optimizer, rng, record=RECORD, keep=1, lora=Learner())
     restored = parts()
-    assert checkpoints.load(path, *restored, Learner()).steps == 0
+    checkpoints.load(read(path), *restored, Learner())
     advance(network, optimizer, rng)
     advance(*restored)
     assert torch.equal(network[0].weight, restored[0][0].weight)
-    late = checkpoints.save(tmp_path, 1, *parts(), record={}, keep=1)
+    late = checkpoints.save(tmp_path, 1, *parts(), record=RECORD, keep=1)
     with pytest.raises(InputError, match="optimiser's state does not fit"):
-        checkpoints.load(late, *parts())
+        checkpoints.load(read(late), *parts())
 
 
 def test_metrics_of_version_0_1_are_read_under_current_names(tmp_path):
     path, _ = save(tmp_path)
-    _edit(record={"seconds": 1.5, "metrics": {"particle_loss": 0.5}})(path)
-    assert checkpoints.load_header(path).record == {"seconds": 1.5, "metrics": {"lora_loss": 0.5}}
+    old = {**RECORD, "metrics": {"particle_loss": 0.5}}
+    _edit(checksum=None, format="nfsd3d checkpoint 1", record=old)(path)
+    assert read(path).record == {**RECORD, "metrics": {"lora_loss": 0.5}}

@@ -30,7 +30,7 @@ def console():
 
 
 def final_images(run_dir):
-    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))["generator.values"]
+    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))["generator.values"]
 
 
 def test_a_run_writes_its_images(configure_2d, kind, console):

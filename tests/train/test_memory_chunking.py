@@ -97,7 +97,7 @@ def scarce_memory(monkeypatch, fits, at_step=2, error=SIMULATED):
 
 
 def final_tensors(run_dir):
-    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
 
 
 def test_a_step_that_does_not_fit_is_retried_with_smaller_chunks(configure, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_run_that_fits_in_no_chunks_can_be_resumed(configure, tmp_path, monkey
             train_and_export(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
     assert read_summary(run_dir)["status"] == "failed" and "memory" in read_summary(run_dir)["reason"]
-    assert json.loads(checkpoints.latest(run_dir).read_text())["step"] == 3
+    assert json.loads(checkpoints.newest(run_dir).path.read_text())["step"] == 3
     train_and_export(config, resume=run_dir, console=Console(file=io.StringIO()))
     # Not a random number is lost; only an occupancy grid that was renewed in the failed step is renewed once more.
     assert torch.equal(final_tensors(run_dir)["rng"], final_tensors(straight)["rng"])
@@ -156,7 +156,7 @@ def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path,
         with pytest.raises(RunFailed, match="out of GPU memory after step 0"):
             train_and_export(config, console=Console(file=io.StringIO()))
     run_dir = tmp_path / "scarce"
-    assert checkpoints.step_of(checkpoints.latest(run_dir)) == 0
+    assert checkpoints.newest(run_dir).steps == 0
     train_and_export(config, resume=run_dir, console=Console(file=io.StringIO()))
     assert (read_summary(run_dir)["status"], read_summary(run_dir)["steps"]) == ("done", 1)
 
@@ -207,7 +207,7 @@ def test_out_of_memory_in_the_occupancy_update_releases_compiled_code(configure,
         patch.setattr(OccupancyGrid, "update", scarce(lambda call: call >= 3))
         with pytest.raises(RunFailed, match=r"out of GPU memory after step 2.*--resume"):
             train_and_export(configure(**changes, run_dir=tmp_path / "none"), console=Console(file=io.StringIO()))
-    assert checkpoints.step_of(checkpoints.latest(tmp_path / "none")) == 2
+    assert checkpoints.newest(tmp_path / "none").steps == 2
 
 
 class Kept:

@@ -41,7 +41,7 @@ def _path(config):
 
 
 def final_tensors(run_dir):
-    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+    return checkpoints.newest(run_dir).tensors
 
 
 def metrics_without_times(run_dir):
@@ -135,7 +135,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(configure, tmp_path, cons
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("interrupted", 3)  # the step was finished, and saved
     assert summary["signal"] == signal.Signals(signum).name and summary["signal"] in summary["reason"]
-    assert checkpoints.step_of(checkpoints.latest(run_dir)) == 3
+    assert checkpoints.newest(run_dir).steps == 3
 
     assert train_and_export(config, resume=run_dir, console=console) == run_dir
     done, expected = final_tensors(run_dir), final_tensors(straight)
@@ -190,16 +190,31 @@ def test_a_run_without_checkpoint_cannot_be_resumed(configure, console):
         train_and_export(config, resume=_path(config), console=console)
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(configure, console):
+def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before_bit_identically(
+    configure, console, capsys
+):
     config = configure(**OFF)
     run_dir = train_and_export(config, console=console)
-    weights = checkpoints.latest(run_dir).with_suffix(".safetensors")
+    expected, metrics = final_tensors(run_dir), read_metrics(run_dir / "metrics.jsonl")
+    weights = run_dir / "checkpoints" / "step-000006.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    metrics = (run_dir / "metrics.jsonl").read_text()
-    with pytest.raises(InputError, match="step-000006"):
+    train_and_export(config, resume=run_dir, console=console)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "step-000006.safetensors is damaged" in warning and "step 4 is used instead" in warning
+    found = final_tensors(run_dir)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [line["step"] for line in metrics]
+
+
+def test_without_an_intact_checkpoint_nothing_is_changed(configure, console):
+    config = configure(**OFF)
+    run_dir = train_and_export(config, console=console)
+    for path in (run_dir / "checkpoints").glob("*.json"):
+        path.write_bytes(path.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"no intact checkpoint .*step-000006.*start the run anew"):
         train_and_export(config, resume=run_dir, console=console)
-    assert (run_dir / "metrics.jsonl").read_text() == metrics
-    assert read_summary(run_dir)["status"] == "done"
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(configure, console, monkeypatch):
@@ -248,7 +263,7 @@ def test_non_finite_gradients_are_dropped_between_logged_steps(configure, consol
         loop.train(elsewhere, tmp_path, trained, loop.Progress(), StopRequest(), console)
     assert all_finite(trained.generator)
     assert trained.lora is None or all(value.isfinite().all() for value in trained.lora.state_dict().values())
-    assert checkpoints.step_of(checkpoints.latest(tmp_path)) == 4
+    assert checkpoints.newest(tmp_path).steps == 4
 
 
 @pytest.mark.parametrize(("limits", "word"), [((0.99, 1.0), "empty"), ((0.0, 0.001), "full")])
@@ -260,7 +275,7 @@ def test_a_collapsed_scene_ends_the_run_and_is_kept(configure, console, limits, 
         train_and_export(config, console=console)
     summary = read_summary(_path(config))
     assert (summary["status"], summary["steps"]) == ("diverged", 11) and word in summary["reason"]
-    assert checkpoints.step_of(checkpoints.latest(_path(config))) == 11
+    assert checkpoints.newest(_path(config)).steps == 11
 
 
 def test_a_failed_export_does_not_lose_the_run(configure, console):

@@ -17,7 +17,7 @@ OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
 
 def final_tensors(run_dir):
-    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
 
 
 @pytest.fixture

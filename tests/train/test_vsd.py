@@ -38,7 +38,7 @@ def console() -> Console:
 
 
 def final_tensors(run_dir):
-    return load_file(checkpoints.latest(run_dir).with_suffix(".safetensors"))
+    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
 
 
 def without_times(run_dir):
