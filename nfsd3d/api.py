@@ -65,9 +65,8 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float | None]]:
-        """The logged steps, one dictionary each."""
-        path = self.directory / "metrics.jsonl"
-        return read_metrics(path) if path.exists() else []
+        """The logged steps, one dictionary each; lines that cannot be read are skipped."""
+        return read_metrics(self.directory / "metrics.jsonl")
 
     @cached_property
     def generator(self) -> NeRF:
@@ -126,9 +125,11 @@ class Run:
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
             raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         return write_turntable(
             self.generator,
-            Path(folder),
+            folder,
             sheet=viewing_cameras(self.config, CONTACT_SHEET_VIEWS, size, elevation_deg),
             video=viewing_cameras(self.config, frames, size, elevation_deg),
             radius=self.generator.settings.radius,
@@ -165,7 +166,9 @@ class Run:
         """
         path = Path(path)
         known_format(path.suffix.lstrip("."))  # before the slow extraction
-        write_mesh(self._extracted.mesh, path, mesh_extras(self.config))
+        extracted = self._extracted
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mesh(extracted.mesh, path, mesh_extras(self.config))
         return path
 
     @cached_property

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nfsd3d.cli.options import Parser, plain
+from nfsd3d.cli.options import Parser, plain, write_numbers
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import write_json
 
 TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
@@ -36,8 +35,7 @@ def main(argv: Sequence[str]) -> int:
     results = [
         _check(run_dir, options.output / name, options) for run_dir, name in zip(options.run_dirs, names, strict=True)
     ]
-    if options.json is not None:
-        write_json(options.json, results)
+    write_numbers(options.json, results)
     return 0 if all(result["ok"] for result in results) else 1
 
 

@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
                 continue
             figure, grid = getattr(study, name)()
             with writing_to(options.out):
+                options.out.mkdir(parents=True, exist_ok=True)
                 write_png(options.out / f"{name}.png", grid.image())
             report(markdown(name, figure, grid))
             figures[name] = figure_json(figure)

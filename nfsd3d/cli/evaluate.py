@@ -142,6 +142,7 @@ def _write_sheet(path: Path, rows: list[NDArray[np.uint8]]) -> None:
     from nfsd3d.visualize.image_grid import grid, write_png
 
     half = (len(rows) + 1) // 2 if len(rows) > 12 else len(rows)  # many runs: two columns
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, grid([[*itertools.chain(*rows[index::half])] for index in range(half)]))
     print(path)
 

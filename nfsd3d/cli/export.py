@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     with mesh_progress(Console(stderr=True)) as on_progress:
         extracted = run.extract(replace(wanted, **given), on_progress)
     with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config))
     files, facts = [str(path) for path in paths], extracted.facts
     write_numbers(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})

@@ -62,14 +62,15 @@ def writing_to(path: Path, option: str = "--output") -> Iterator[None]:
         raise InputError(f"{option} {path}: cannot be written ({error.strerror}); choose another") from error
 
 
-def write_numbers(path: Path | None, numbers: Mapping[str, object]) -> None:
-    """Writes the JSON file of ``--json PATH``, if given.
+def write_numbers(path: Path | None, numbers: object) -> None:
+    """Writes the JSON file of ``--json PATH``, if given, and creates its folder.
 
     Raises:
         InputError: the file cannot be written.
     """
     if path is not None:
         with writing_to(path, "--json"):
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, numbers)
 
 

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     files = []
     with writing_to(folder):
         if options.views is not None:
+            (folder / "views").mkdir(parents=True, exist_ok=True)
             for index, image in enumerate(run.views(options.views, size, options.elevation)):
                 files.append(folder / "views" / f"{index:03d}.png")
                 write_png(files[-1], image)

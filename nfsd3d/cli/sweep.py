@@ -90,6 +90,7 @@ def _write_row(run_dir: Path, overrides: Sequence[str], number: int, outcome: Ma
     """Appends a job's line to ``sweep.csv``; the run's own summary takes precedence over ``outcome``."""
     summary = run_dir / "summary.json"
     if not summary.exists() and outcome["status"] == "failed":
+        run_dir.mkdir(parents=True, exist_ok=True)
         write_json(summary, outcome)
     if summary.exists():
         outcome = {**outcome, **json.loads(summary.read_text(encoding="utf-8"))}

@@ -20,6 +20,7 @@ def write_sheet(path: Path, prompts: Sequence[str], columns: Mapping[str, Mappin
     """
     rows = [[_cell(images.get(prompt)) for images in columns.values()] for prompt in prompts]
     sheet = grid(rows, column_labels=list(columns), row_labels=prompts, cell=(CELL, CELL))
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_jpeg(path, sheet, MAX_BYTES)
 
 

@@ -54,12 +54,13 @@ def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras) -> list[Path]:
 
 
 def write_meshes(mesh: SurfaceMesh, folder: Path, formats: Sequence[str], extras: Extras) -> list[Path]:
-    """Writes ``model.<format>`` for every format into ``folder``; returns the paths of all files.
+    """Writes ``model.<format>`` for every format into ``folder``, which is created; returns the paths of all files.
 
     Raises:
         InputError: a format is unknown; nothing is written.
     """
     paths = [folder / f"model.{known_format(name)}" for name in formats]
+    folder.mkdir(exist_ok=True)
     return [written for path in paths for written in write_mesh(mesh, path, extras)]
 
 

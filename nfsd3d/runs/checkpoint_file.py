@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import replacing, write_json
-from nfsd3d.runs.metrics import Metrics, current_names
+from nfsd3d.runs.metrics import Metrics, current_names, finite
 from nfsd3d.runs.training_state import GENERATOR, current_name
 
 FORMAT = "nfsd3d checkpoint 2"
@@ -100,6 +100,7 @@ def write(
     record: Record = NO_PROGRESS,
 ) -> None:
     """Writes the pair of files; ``path`` is the JSON file, and its name has the number of finished steps."""
+    path.parent.mkdir(exist_ok=True)
     with replacing(path.with_suffix(".safetensors")) as temporary:
         # Copies, because safetensors refuses tensors that share memory.
         copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -113,7 +114,7 @@ def write(
         step=step_of(path),
         sound=sound,
         group_sizes=list(group_sizes),
-        record=record,
+        record={**record, "metrics": finite(record["metrics"])},
     )
     header["checksum"] = _checksum(header)
     write_json(path, header)

@@ -1,21 +1,37 @@
-"""Atomic file writes: a temporary file in the same folder, moved into place when it is complete."""
+"""Atomic file writes: a temporary file in the same folder, moved into place when it is complete.
+
+The name of a temporary file has the host and the process that writes it, so that those of processes that were killed
+can be told from those in use.
+"""
 
 import contextlib
 import json
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_HOST = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+_TEMPORARY = re.compile(r"\.nfsd3d-(?P<pid>[0-9]+)-(?P<host>[A-Za-z0-9._]*)-.*")
+_OWNERS = ("checkpoints", "previews")
+"""Subfolders of a run directory where only the process that owns the run writes."""
+_OLD_TEMPORARY = re.compile(r"\.(step|source)-.*\.(json|safetensors|png)")
+"""Temporary files of version 0.1 in these subfolders."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same suffix in the same folder; moved to ``path`` if the block succeeds.
 
-    The folder is created. If the block raises, the temporary file is removed and ``path`` stays as it was.
+    If the block raises, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        OSError: the folder does not exist, or cannot be written to. It is not created: a run whose directory was
+            removed must not write half of it again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".nfsd3d-{os.getpid()}-{_HOST}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -28,7 +44,39 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Not an error of its own: it would hide that of the block.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(run_dir: Path) -> None:
+    """Removes the temporary files that processes left in ``run_dir`` when they were killed.
+
+    The caller owns the run. In ``checkpoints/`` and ``previews/`` only the owner writes: all temporary files are
+    removed. Elsewhere (meshes, views) other processes of this program may be writing: those of this host's dead
+    processes are. A file that cannot be removed stays.
+    """
+    for folder, _, names in os.walk(run_dir):
+        owned = Path(folder).parent == run_dir and Path(folder).name in _OWNERS
+        for name in names:
+            mark = _TEMPORARY.fullmatch(name)
+            dead = mark is not None and mark["host"] == _HOST and not _alive(int(mark["pid"]))
+            if dead or (owned and (mark or _OLD_TEMPORARY.fullmatch(name))):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def _alive(pid: int) -> bool:
+    """Whether there is a process ``pid``; true where that cannot be found out."""
+    if os.name != "posix":  # os.kill would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def check_writable(folder: Path) -> None:

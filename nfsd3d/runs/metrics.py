@@ -2,15 +2,16 @@
 
 import json
 import math
+import sys
+import threading
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, cast
+from typing import Self, TypedDict, cast
 
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_text
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 RENAMED = {"particle_loss": "lora_loss"}
 """Names of version 0.1, read for one minor version."""
@@ -38,28 +39,35 @@ class Metrics(TypedDict, total=False):
 class MetricsWriter:
     """Appends to ``metrics.jsonl`` in a run directory, and to TensorBoard events if asked; final, a context manager."""
 
-    def __init__(self, run_dir: Path, finished: int, tensorboard: bool) -> None:
-        """Resumes after ``finished`` steps: lines of later steps, which will be repeated, are dropped.
+    def __init__(self, run_dir: Path, finished: int, tensorboard: bool, every: int = 1) -> None:
+        """Resumes after ``finished`` steps, where one in ``every`` steps has a line.
+
+        Lines of later steps, which will be repeated, are dropped. So are unreadable ones, and a line on stderr says
+        that; and at which steps up to ``finished`` there are none.
 
         Raises:
             InputError: TensorBoard is asked for and not installed.
+            OSError: the file cannot be read or written.
         """
         path = run_dir / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in read_metrics(path) if (line["step"] or 0) <= finished]
+        lines, dropped = _read(path) if path.exists() else ([], 0)
+        kept = [line for line in lines if _step(line) <= finished]
+        if lines or dropped:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        _warn(path, dropped, [_step(line) for line in kept], finished, every)
         self._stream = path.open("a", encoding="utf-8")
-        self._events = _tensorboard_writer(run_dir / "tensorboard", finished + 1) if tensorboard else None
+        self._events = _Events(run_dir / "tensorboard", finished + 1) if tensorboard else None
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Appends the line of ``step`` (the first is 1), flushed. Numbers that are not finite become null."""
-        numbers = cast("dict[str, float]", metrics)
-        plain = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._stream.write(json.dumps({"step": step, **plain}) + "\n")
+        """Appends the line of ``step`` (the first is 1), flushed. Numbers that are not finite become null.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._stream.write(json.dumps({"step": step, **finite(metrics)}) + "\n")
         self._stream.flush()
         if self._events is not None:
-            for name, value in numbers.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, cast("dict[str, float]", metrics))
 
     def __enter__(self) -> Self:
         return self
@@ -67,15 +75,121 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
-        if self._events is not None:
-            self._events.close()
+        """Closes the files.
+
+        Raises:
+            OSError: what is buffered cannot be written, unless the block has failed: it did so for the same reason.
+        """
+        failed = []
+        for opened in (self._stream, self._events):
+            try:
+                if opened is not None:
+                    opened.close()
+            except OSError as problem:
+                failed.append(problem)
+        if failed and error is None:
+            raise failed[0]
+
+
+class _Events:
+    """TensorBoard events, which a thread of TensorBoard's writes; its errors are those of the next call; final."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "train.tensorboard=true: TensorBoard is not installed: pip install tensorboard, or set it to false"
+            ) from error
+        # The thread's error is raised by the next call here; without this hook its traceback is printed besides.
+        self._hook, threading.excepthook = threading.excepthook, self._on_thread_error
+        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Queues the numbers of ``step``."""
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is queued."""
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        if not isinstance(error.exc_value, OSError):
+            self._hook(error)
+
+
+def finite(metrics: Metrics) -> Metrics:
+    """The numbers with None (null) for those that are not finite, which JSON does not have."""
+    numbers = cast("dict[str, float | None]", metrics)
+    plain = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
+    return cast("Metrics", plain)
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The objects of a metrics file, without an unfinished last line (of a killed run); old names become current."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [current_names(json.loads(line)) for line in lines if line.endswith("\n")]
+    """The objects of a metrics file with increasing steps, under current names; empty without a file.
+
+    Lines that cannot be read are skipped: those of a damaged file, and the unfinished last one of a killed run.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return _read(path)[0] if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _read(path: Path) -> tuple[list[dict[str, float | None]], int]:
+    """The lines that can be read, and how many others there are, apart from the unfinished last one of a killed run."""
+    *texts, last = path.read_bytes().split(b"\n")
+    found = [line for line in map(_parsed, texts) if line is not None]
+    kept: list[dict[str, float | None]] = []
+    for line, following in zip(found, [*found[1:], None], strict=True):
+        before = _step(kept[-1]) if kept else -1
+        # A step that was damaged to a larger one would drop all lines up to it: the next line shows it.
+        too_large = following is not None and before < _step(following) <= _step(line)
+        if before < _step(line) and not too_large:
+            kept.append(line)
+    unfinished = last.startswith(b"{") or not last
+    return kept, len(texts) - len(kept) + (not unfinished)
+
+
+def _parsed(text: bytes) -> dict[str, float | None] | None:
+    """The object of a line, if it has an integer step and otherwise numbers and nulls; else None."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    largest = sys.float_info.max
+    if any(value is not None and not isinstance(value, int | float) for value in line.values()):
+        return None
+    if any(value is not None and not -largest <= value <= largest for value in line.values()):
+        return None
+    return current_names(line)
+
+
+def _step(line: Mapping[str, float | None]) -> int:
+    return int(line["step"] or 0)
+
+
+def _warn(path: Path, dropped: int, steps: list[int], finished: int, every: int) -> None:
+    """Prints what is missing from a metrics file with lines of ``steps``, if anything, as one line on stderr."""
+    missing = []
+    if dropped:
+        missing.append(f"{dropped} unreadable {'line is' if dropped == 1 else 'lines are'} dropped")
+    # The run may have logged more rarely before it was resumed.
+    rarest = max([every, *(later - earlier for earlier, later in pairwise([0, *steps]))])
+    last = max(steps, default=0)
+    if finished - last >= rarest:
+        missing.append(f"there are no lines of the steps {last + 1} to {finished}")
+    if missing:
+        print(f"{path} is damaged: {' and '.join(missing)}", file=sys.stderr)
 
 
 def series(lines: list[dict[str, float | None]], name: str) -> list[tuple[float, float]]:
@@ -87,13 +201,3 @@ def series(lines: list[dict[str, float | None]], name: str) -> list[tuple[float,
 def current_names(metrics: dict[str, float | None]) -> dict[str, float | None]:
     """The same numbers under the names of this version."""
     return {RENAMED.get(name, name): value for name, value in metrics.items()}
-
-
-def _tensorboard_writer(folder: Path, first_step: int) -> "SummaryWriter":
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            "train.tensorboard=true: TensorBoard is not installed: pip install tensorboard, or set it to false"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=first_step)

@@ -16,10 +16,19 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
 from nfsd3d.runs.files import write_json
-from nfsd3d.runs.metrics import Metrics, current_names
+from nfsd3d.runs.metrics import Metrics, current_names, finite
 from nfsd3d.settings.schedules import Schedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "numba", "nerfacc", "triton", "trimesh")
+
+KINDS = {
+    **dict.fromkeys(("status", "prompt", "generator", "method", "device"), str),
+    **dict.fromkeys(("steps", "steps_planned", "network_evaluations"), int),
+    **dict.fromkeys(("final_metrics", "smaller_chunks", "peak_memory_mb", "versions"), dict),
+    "seconds": int | float,
+    "exported": list,
+}
+"""The types of values that readers compute with."""
 
 RENAMED_CHUNKS = {"pixels_at_once": "rays_per_chunk", "rows_at_once": "unet_batch_size"}
 """Names of version 0.1, read for one minor version."""
@@ -94,7 +103,9 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
         versions=versions(),
         git_revision=git_revision(),
     )
-    write_json(run_dir / "summary.json", {**requested, **outcome, "seconds": round(outcome["seconds"], 2), **used})
+    metrics = {"final_metrics": finite(outcome["final_metrics"])} if "final_metrics" in outcome else {}
+    seconds = {"seconds": round(outcome["seconds"], 2)}
+    write_json(run_dir / "summary.json", {**requested, **outcome, **metrics, **seconds, **used})
 
 
 def read_summary(run_dir: Path) -> Summary:
@@ -103,21 +114,34 @@ def read_summary(run_dir: Path) -> Summary:
     Names of version 0.1 become current.
 
     Raises:
-        InputError: the file is not valid.
+        InputError: the file cannot be read, or has no summary.
     """
     path = run_dir / "summary.json"
-    if not path.exists():
-        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it") from error
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "no object")
+    if "smaller_pieces" in content:
+        content["smaller_chunks"] = content.pop("smaller_pieces")
+    wrong = [key for key, kind in KINDS.items() if key in content and not isinstance(content[key], kind)]
+    if wrong:
+        raise _damaged(path, f"{wrong[0]} has a wrong value")
     if "final_metrics" in content:
         content["final_metrics"] = current_names(content["final_metrics"])
-    if "smaller_pieces" in content:
-        chunks = content.pop("smaller_pieces")
+    if "smaller_chunks" in content:
+        chunks = content["smaller_chunks"]
         content["smaller_chunks"] = {RENAMED_CHUNKS.get(name, name): value for name, value in chunks.items()}
     return cast("Summary", content)
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path} is damaged ({why}); a run that is resumed writes it anew")
 
 
 def device_name(device: str) -> str:

@@ -22,9 +22,9 @@ from nfsd3d.train.interrupts import StopRequest
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.retry import run_step
 from nfsd3d.train.plan import StepPlan, plan_at
+from nfsd3d.train.previews import write_preview
 from nfsd3d.train.progress_bar import ProgressBar
 from nfsd3d.train.task import Task
-from nfsd3d.visualize.image_grid import write_png
 
 
 @dataclass
@@ -79,7 +79,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
     watchdog, chunks = Watchdog(settings.diverged, settings.steps), task.chunks
     unread_norm: Tensor | None = None
     with (
-        MetricsWriter(run_dir, progress.steps, settings.tensorboard) as writer,
+        MetricsWriter(run_dir, progress.steps, settings.tensorboard, settings.log_every) as writer,
         ProgressBar(console, settings.steps, progress.steps) as bar,
     ):
         for step in range(progress.steps, settings.steps):
@@ -122,7 +122,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
                 writer.write(done, progress.metrics)
             bar.update(done, progress.metrics if log else None)
             if done % settings.preview_every == 0 or last:
-                write_png(run_dir / "previews" / f"step-{done:06d}.png", task.preview())
+                write_preview(run_dir, done, task.preview())
             if done % settings.checkpoint_every == 0 or last:
                 if not all_finite(task.generator):
                     raise Diverged(f"parameters are not finite after step {done}: lower train.learning_rate")

@@ -33,11 +33,19 @@ def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
     return shown.image.clamp(0, 1)
 
 
+def write_preview(run_dir: Path, step: int, image: Image) -> None:
+    """Writes ``previews/step-XXXXXX.png``, the preview after ``step`` finished steps."""
+    folder = run_dir / "previews"
+    folder.mkdir(exist_ok=True)
+    write_png(folder / f"step-{step:06d}.png", image)
+
+
 def write_images(generator: ImageGenerator, prior: Prior, folder: Path) -> list[Path]:
     """Writes ``image.png``, a grid of all images, and each as ``images/NNN.png``; returns the paths."""
     images = [to_uint8(image) for image in images_of(generator, prior)]
     named = {folder / "image.png": square(images)}
     named |= {folder / "images" / f"{index:03d}.png": image for index, image in enumerate(images)}
+    (folder / "images").mkdir(exist_ok=True)
     for path, image in named.items():
         write_png(path, image)
     return list(named)

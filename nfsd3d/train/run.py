@@ -229,7 +229,11 @@ def _how_to_continue(run_dir: Path) -> str:
 
 def _check_method(run_dir: Path) -> None:
     """Raises InputError unless the run was trained by score distillation."""
-    method = read_summary(run_dir).get("method")
+    try:
+        method = read_summary(run_dir).get("method")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return
     if method is not None and method not in methods.TABLE:
         raise InputError(
             f"{run_dir}: made by method={method}, not by distillation; it cannot be resumed, start it anew"

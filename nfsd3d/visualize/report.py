@@ -132,8 +132,6 @@ def _viewer(mesh: SurfaceMesh | None) -> str:
 
 
 def _plots(path: Path) -> str:
-    if not path.exists():
-        return ""
     metrics = read_metrics(path)
     charts = []
     for title, lines, logarithmic in PLOTS:
