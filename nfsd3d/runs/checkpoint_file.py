@@ -140,13 +140,22 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_header(path: Path) -> Header:
-    """The content of a checkpoint's JSON file, verified; metrics get their current names.
+    """The content of a checkpoint's JSON file, verified.
 
     Raises:
         Damaged, Vanished: as :func:`read`.
     """
+    return parse_header(path, _bytes_of(path, path))
+
+
+def parse_header(path: Path, content: bytes) -> Header:
+    """``content`` of the JSON file ``path``, verified; metrics get their current names.
+
+    Raises:
+        Damaged: it is not a checkpoint's.
+    """
     try:
-        header = json.loads(_bytes_of(path, path).decode())
+        header = json.loads(content.decode())
         checksum = _checksum(header) if isinstance(header, dict) else ""
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({_first_line(error)})") from error

@@ -26,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.runs.files import remove_temporaries
 
 NAME = ".lock"
 HEARTBEAT = 10.0
@@ -69,8 +70,8 @@ _held: dict[Path, tuple[Owner, int]] = {}
 def owned(run_dir: Path) -> Iterator[None]:
     """Within the block, ``run_dir``, an existing directory, belongs to this thread; blocks may be nested.
 
-    The lock of a dead owner is replaced. Where another machine's owner may be dead, this takes up to :data:`STALE`
-    seconds, and a line on stderr says so.
+    The lock of a dead owner is replaced, and the temporary files of dead processes are removed. Where another machine's
+    owner may be dead, this takes up to :data:`STALE` seconds, and a line on stderr says so.
 
     Raises:
         InputError: the directory belongs to another process or thread, or cannot be written to.
@@ -88,6 +89,7 @@ def owned(run_dir: Path) -> Iterator[None]:
     released = threading.Event()
     threading.Thread(target=_beat, args=(path, owner, released), daemon=True, name="run directory heartbeat").start()
     try:
+        remove_temporaries(path.parent)
         yield
     finally:
         released.set()

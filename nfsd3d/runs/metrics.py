@@ -39,11 +39,11 @@ class Metrics(TypedDict, total=False):
 class MetricsWriter:
     """Appends to ``metrics.jsonl`` in a run directory, and to TensorBoard events if asked; final, a context manager."""
 
-    def __init__(self, run_dir: Path, finished: int, tensorboard: bool, every: int = 1) -> None:
-        """Resumes after ``finished`` steps, where one in ``every`` steps has a line.
+    def __init__(self, run_dir: Path, finished: int, tensorboard: bool, every: int | None = None) -> None:
+        """Resumes after ``finished`` steps, and repairs the file.
 
-        Lines of later steps, which will be repeated, are dropped. So are unreadable ones, and a line on stderr says
-        that; and at which steps up to ``finished`` there are none.
+        Lines of later steps, which will be repeated, are dropped. So are unreadable ones, which a line on stderr
+        counts. It also names the last steps without a line, where one in ``every`` steps has one.
 
         Raises:
             InputError: TensorBoard is asked for and not installed.
@@ -178,15 +178,15 @@ def _step(line: Mapping[str, float | None]) -> int:
     return int(line["step"] or 0)
 
 
-def _warn(path: Path, dropped: int, steps: list[int], finished: int, every: int) -> None:
+def _warn(path: Path, dropped: int, steps: list[int], finished: int, every: int | None) -> None:
     """Prints what is missing from a metrics file with lines of ``steps``, if anything, as one line on stderr."""
     missing = []
     if dropped:
         missing.append(f"{dropped} unreadable {'line is' if dropped == 1 else 'lines are'} dropped")
     # The run may have logged more rarely before it was resumed.
-    rarest = max([every, *(later - earlier for earlier, later in pairwise([0, *steps]))])
+    spacings = [later - earlier for earlier, later in pairwise([0, *steps])]
     last = max(steps, default=0)
-    if finished - last >= rarest:
+    if every is not None and finished - last >= max([every, *spacings]):
         missing.append(f"there are no lines of the steps {last + 1} to {finished}")
     if missing:
         print(f"{path} is damaged: {' and '.join(missing)}", file=sys.stderr)

@@ -1,6 +1,10 @@
 """Checkpoints are restored bit-identically, and damaged ones are clear errors."""
 
 import json
+import shutil
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from torch import nn
 
 from nfsd3d.errors import InputError
 from nfsd3d.runs import checkpoints
-from nfsd3d.runs.checkpoint_file import read, step_of
+from nfsd3d.runs.checkpoint_file import Damaged, parse_header, read, step_of
 
 RECORD = {"seconds": 1.5, "network_evaluations": 9, "metrics": {"grad_norm": 2.0}}
 
@@ -157,6 +161,148 @@ def test_damage_is_an_error_with_a_remedy(tmp_path, damage, words):
         checkpoints.newest(tmp_path)
 
 
+def flipped(content, byte, bit):
+    changed = bytearray(content)
+    changed[byte] ^= 1 << bit
+    return bytes(changed)
+
+
+def test_every_flipped_bit_of_the_json_file_is_found_or_changes_nothing(tmp_path):
+    path, _ = save(tmp_path)
+    content = path.read_bytes()
+    header, found = parse_header(path, content), 0
+    for byte in range(len(content)):
+        for bit in range(8):
+            try:
+                assert parse_header(path, flipped(content, byte, bit)) == header
+            except Damaged:
+                found += 1
+    assert 0.99 * 8 * len(content) < found <= 8 * len(content)
+
+
+def test_every_flipped_byte_and_every_truncation_is_found(tmp_path):
+    path, _ = save(tmp_path)
+    files = [path, path.with_suffix(".safetensors")]
+    for file in files:
+        content = file.read_bytes()
+        damaged = [flipped(content, byte, byte % 8) for byte in range(0, len(content), 29)]
+        damaged += [content[:length] for length in range(0, len(content) - 1, 97)]
+        for change in damaged:
+            file.write_bytes(change)
+            with pytest.raises(Damaged):
+                read(path)
+        file.write_bytes(content)
+    assert read(path).steps == 3
+
+
+def test_a_copy_under_the_name_of_another_step_is_damaged(tmp_path):
+    path, _ = save(tmp_path, 3)
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(path.with_suffix(suffix), tmp_path / f"step-000005{suffix}")
+    with pytest.raises(Damaged, match="content of step 3"):
+        read(tmp_path / "step-000005.json")
+
+
+def test_tensors_of_another_step_are_damaged(tmp_path):
+    path, trained = save(tmp_path, 3)
+    other, _ = save(tmp_path, 6, trained=trained)
+    shutil.copy(other.with_suffix(".safetensors"), path.with_suffix(".safetensors"))
+    with pytest.raises(Damaged, match="checksum differs"):
+        read(path)
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip_one_bit, lambda path: path.write_text("{")])
+def test_the_newest_intact_one_is_used_and_one_line_says_so(tmp_path, capsys, damage):
+    for step in (2, 4, 6):
+        path, _ = save(tmp_path / "checkpoints", step, keep=3)
+    damage(path)
+    assert checkpoints.newest(tmp_path).steps == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step-000006" in line and "damaged" in line and line.endswith("step 4 is used instead")
+    assert "delete" not in line and path.exists()
+
+
+@pytest.mark.parametrize("name", ["step-000006.json", "step-000006.safetensors"])
+def test_a_directory_or_dangling_link_in_place_of_a_file_is_damage(tmp_path, capsys, name):
+    folder = tmp_path / "checkpoints"
+    for step in (4, 6):
+        save(folder, step)
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "nothing")
+    assert checkpoints.newest(tmp_path).steps == 4
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert checkpoints.newest(tmp_path).steps == 4
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    for step in (4, 6):
+        path, _ = save(folder, step)
+    original = Path.read_bytes
+
+    def read_bytes(self):
+        if self.name == "step-000006.safetensors":  # the run removes the pair after its JSON file was read
+            path.unlink(missing_ok=True)
+            self.unlink(missing_ok=True)
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert checkpoints.newest(tmp_path).steps == 4
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_saves_and_removes_can_be_read_at_any_time(tmp_path, capsys):
+    folder, ended, failures = tmp_path / "checkpoints", threading.Event(), []
+    trained = parts()
+    save(folder, 1, keep=1, trained=trained)
+
+    def train():
+        step = 1
+        try:
+            while not ended.is_set():
+                step += 1
+                save(folder, step, keep=1, trained=trained)
+                time.sleep(0.002)
+        except Exception as error:
+            failures.append(error)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        steps = []
+        for _ in range(200):
+            checkpoint = checkpoints.newest(tmp_path)
+            checkpoints.load_generator(checkpoint, parts()[0])
+            steps.append(checkpoint.steps)
+    finally:
+        ended.set()
+        trainer.join()
+    assert not failures and capsys.readouterr().err == ""
+    assert steps == sorted(steps) and len(set(steps)) > 10
+
+
+def test_what_was_read_outlives_its_files_and_its_use(tmp_path):
+    path, original = save(tmp_path)
+    checkpoint = read(path)
+    shutil.rmtree(tmp_path)
+    restored = parts()
+    for _ in range(2):  # training on changes nothing in the checkpoint
+        checkpoints.load(checkpoint, *restored)
+        assert torch.equal(restored[0][0].weight, original[0][0].weight)
+        assert torch.equal(restored[2].get_state(), original[2].get_state())
+        advance(*restored)
+
+
+def test_numbers_that_json_cannot_hold_are_saved_as_null(tmp_path):
+    record = {**RECORD, "metrics": {"psnr": float("inf"), "opacity": 0.5}}
+    path = checkpoints.save(tmp_path, 3, *parts(), record=record, keep=1)
+    assert read(path).record["metrics"] == {"psnr": None, "opacity": 0.5}
+    again = checkpoints.save(tmp_path, 3, *parts(), record=read(path).record, keep=1)
+    assert read(again).record["metrics"] == {"psnr": None, "opacity": 0.5}
+
+
 def test_a_generator_of_another_shape_is_an_error(tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"another generator.*0\.bias"):
@@ -168,6 +314,8 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path):
     path, _ = save(tmp_path, 4)
     path.unlink()  # as if the process had died between the two files
     assert [step_of(found) for found in checkpoints.list_checkpoints(tmp_path)] == [2]
+    save(tmp_path, 6)
+    assert not path.with_suffix(".safetensors").exists()
 
 
 class Learner:

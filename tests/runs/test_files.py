@@ -1,0 +1,78 @@
+"""Files are written atomically, and what killed processes leave is removed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nfsd3d.runs.files import remove_temporaries, replacing, write_json, write_text
+from nfsd3d.runs.lock import owned
+
+KILLED_WHILE_WRITING = """
+import sys, time
+from pathlib import Path
+from nfsd3d.runs.files import replacing
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half of it")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_failed_write_leaves_the_former_content_alone(tmp_path):
+    write_text(tmp_path / "a.txt", "former")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert (tmp_path / "a.txt").read_text() == "former" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_removed_directory_is_not_made_again(tmp_path):
+    for path in (tmp_path / "run" / "summary.json", tmp_path / "run" / "checkpoints" / "step.json"):
+        with pytest.raises(FileNotFoundError):
+            write_json(path, {})
+    assert names(tmp_path) == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "mesh", "checkpoints"])
+def test_only_the_temporaries_of_dead_processes_are_removed(tmp_path, folder):
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(place / "model.glb")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        (place / "model.json").write_text("{}")
+        (temporary,) = [path for path in place.iterdir() if path.name.startswith(".nfsd3d-")]
+        if folder != "checkpoints":  # there only the owner writes
+            remove_temporaries(tmp_path)
+            assert temporary.exists()
+        writer.kill()
+    remove_temporaries(tmp_path)
+    assert [path.name for path in place.iterdir() if path.is_file()] == ["model.json"]
+
+
+def test_the_owner_removes_all_temporaries_of_checkpoints_and_previews(tmp_path):
+    host = "another-host"
+    for folder in ("checkpoints", "previews", "mesh"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f".nfsd3d-1-{host}-abc.png").touch()
+        (tmp_path / folder / f".nfsd3d-{os.getpid()}-{host}-abc.png").touch()
+        (tmp_path / folder / ".step-000004-abcd_123.png").touch()  # version 0.1
+        (tmp_path / folder / ".nfs0001").touch()  # a network file system's own
+        (tmp_path / folder / "step-000004.png").touch()
+    remove_temporaries(tmp_path)
+    for folder in ("checkpoints", "previews"):
+        assert names(tmp_path / folder) == [".nfs0001", "step-000004.png"]
+    assert len(names(tmp_path / "mesh")) == 5
+
+
+def test_a_lock_on_a_run_removes_what_its_killed_owner_left(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-000004-abcd_123.safetensors").write_bytes(b"half of it")
+    with owned(tmp_path):
+        assert names(tmp_path / "checkpoints") == []
