@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, cast
@@ -148,7 +148,7 @@ def _read(path: Path) -> tuple[list[dict[str, float | None]], int]:
     *texts, last = path.read_bytes().split(b"\n")
     found = [line for line in map(_parsed, texts) if line is not None]
     kept: list[dict[str, float | None]] = []
-    for line, following in zip(found, [*found[1:], None], strict=True):
+    for line, following in zip_longest(found, found[1:]):
         before = _step(kept[-1]) if kept else -1
         # A step that was damaged to a larger one would drop all lines up to it: the next line shows it.
         too_large = following is not None and before < _step(following) <= _step(line)
@@ -187,7 +187,8 @@ def _warn(path: Path, dropped: int, steps: list[int], finished: int, every: int 
     spacings = [later - earlier for earlier, later in pairwise([0, *steps])]
     last = max(steps, default=0)
     if every is not None and finished - last >= max([every, *spacings]):
-        missing.append(f"there are no lines of the steps {last + 1} to {finished}")
+        steps_without = f"step {finished}" if finished == last + 1 else f"steps {last + 1} to {finished}"
+        missing.append(f"there are no lines of {steps_without}")
     if missing:
         print(f"{path} is damaged: {' and '.join(missing)}", file=sys.stderr)
 

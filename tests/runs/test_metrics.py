@@ -1,9 +1,14 @@
 """metrics.jsonl and TensorBoard."""
 
+import errno
+import io
 import json
+import threading
+from pathlib import Path
 
 import pytest
 
+from nfsd3d.errors import InputError
 from nfsd3d.runs.metrics import MetricsWriter, read_metrics, series
 
 
@@ -49,3 +54,131 @@ def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
     lines = read_metrics(path)
     assert lines[0] == {"step": 2, "lora_loss": 0.5}
     assert series(lines, "lora_loss") == [(2, 0.5), (4, 0.25)]
+
+
+def written(folder, steps=range(1, 9)):
+    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+        for step in steps:
+            writer.write(step, {"opacity": step / 8})
+    return folder / "metrics.jsonl"
+
+
+def steps_of(path):
+    return [line["step"] for line in read_metrics(path)]
+
+
+def damage_line(number, content):
+    def damage(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+        lines[number] = content if callable(content) is False else content(lines[number])
+        path.write_bytes(b"".join(lines))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_line(3, lambda line: line.replace(b"opacity", b"opa\xffity")),
+        damage_line(3, lambda line: b"\0" * len(line)),  # with the line's end, as the next test has none
+        damage_line(3, lambda line: b"\0" * (len(line) - 1) + b"\n"),
+        damage_line(3, b"{\n"),
+        damage_line(3, b"[4]\n"),
+        damage_line(3, b'{"opacity": 1}\n'),
+        damage_line(3, b'{"step": 4.0}\n'),
+        damage_line(3, b'{"step": true}\n'),
+        damage_line(3, b'{"step": 4, "opacity": "much"}\n'),
+        damage_line(3, b'{"step": 4, "opacity": NaN}\n'),
+        damage_line(3, b'{"step": 4, "opacity": 1e999}\n'),
+        damage_line(3, b'{"step": ' + b"9" * 5000 + b"}\n"),
+        damage_line(3, b"[" * 100_000 + b"\n"),
+        damage_line(3, b'{"step": 2, "opacity": 1}\n'),
+        damage_line(3, b'{"step": 94, "opacity": 1}\n'),
+        damage_line(3, b"\n"),
+    ],
+)
+def test_an_unreadable_line_is_dropped_and_told(tmp_path, capsys, damage):
+    path = written(tmp_path)
+    damage(path)
+    left = steps_of(path)  # readers skip the same lines, and say nothing
+    assert set(range(1, 9)) - set(left) <= {4, 5} and 4 not in left and capsys.readouterr().err == ""
+    with MetricsWriter(tmp_path, 8, tensorboard=False, every=1) as writer:
+        writer.write(9, {"opacity": 0.5})
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{path} is damaged: 1 unreadable line is dropped" in warning and "no lines" not in warning
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*left, 9]
+
+
+@pytest.mark.parametrize(("kept", "missing"), [(20, "steps 1 to 8"), (70, "steps 3 to 8"), (-9, "step 8")])
+def test_steps_without_a_line_are_told(tmp_path, capsys, kept, missing):
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:kept])
+    MetricsWriter(tmp_path, 8, tensorboard=False, every=1).__exit__(None, None, None)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning == f"{path} is damaged: there are no lines of {missing}"
+
+
+def test_nulls_at_the_end_are_told_with_the_steps_that_they_replace(tmp_path, capsys):
+    path = written(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:90] + b"\0" * (len(content) - 90))  # as a power cut leaves it
+    MetricsWriter(tmp_path, 8, tensorboard=False, every=1).__exit__(None, None, None)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "there are no lines of steps 4 to 8" in warning and steps_of(path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("steps", "finished"), [((10, 20, 30), 39), ((10, 20), 20), ((), 9), ((10, 20, 25), 29)])
+def test_steps_that_are_not_logged_are_not_missing(tmp_path, capsys, steps, finished):
+    if steps:
+        written(tmp_path, steps)
+    MetricsWriter(tmp_path, finished, tensorboard=False, every=10).__exit__(None, None, None)
+    MetricsWriter(tmp_path, 0, tensorboard=False, every=10).__exit__(None, None, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_logs_more_often_than_before_misses_nothing(tmp_path, capsys):
+    written(tmp_path, (10, 20))
+    MetricsWriter(tmp_path, 29, tensorboard=False, every=1).__exit__(None, None, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_without_metrics_has_none_and_a_folder_is_an_error(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+class FullDisk(io.StringIO):
+    """A file that can be opened, and not written."""
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = flush
+
+
+def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "open", lambda *arguments, **options: FullDisk())
+    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0, False) as writer:
+        writer.write(1, {"opacity": 0.5})
+    assert raised.value.__context__ is None
+    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0, False):
+        pass
+    assert raised.value.__context__ is None
+    with pytest.raises(ZeroDivisionError), MetricsWriter(tmp_path, 0, False):
+        raise ZeroDivisionError
+
+
+def test_a_full_disk_of_tensorboard_is_one_error_without_a_traceback(tmp_path, monkeypatch, capsys):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="No space left"), MetricsWriter(tmp_path, 0, tensorboard=True) as writer:
+        monkeypatch.setattr(RecordWriter, "write", write)
+        for step in range(1, 100):
+            writer.write(step, {"opacity": 0.5})
+    assert capsys.readouterr().err == "" and threading.excepthook is hook

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from nfsd3d.errors import InputError
 from nfsd3d.runs.summary import read_summary
 
 
@@ -17,3 +20,32 @@ def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
     assert read_summary(tmp_path) == {
         "status": "done", "final_metrics": {"lora_loss": 0.5}, "smaller_chunks": chunks,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"\0" * 40,
+        b"\xff{}",
+        b"[" * 100_000,
+        b'{"status": 1}',
+        b'{"seconds": "many"}',
+        b'{"final_metrics": []}',
+        b'{"smaller_pieces": 3}',
+    ],
+)
+def test_a_damaged_summary_is_one_line(tmp_path, content):
+    (tmp_path / "summary.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"summary\.json is damaged") as raised:
+        read_summary(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_in_place_of_the_summary_is_one_line(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(InputError, match=r"summary\.json cannot be read"):
+        read_summary(tmp_path)

@@ -190,33 +190,6 @@ def test_a_run_without_checkpoint_cannot_be_resumed(configure, console):
         train_and_export(config, resume=_path(config), console=console)
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before_bit_identically(
-    configure, console, capsys
-):
-    config = configure(**OFF)
-    run_dir = train_and_export(config, console=console)
-    expected, metrics = final_tensors(run_dir), read_metrics(run_dir / "metrics.jsonl")
-    weights = run_dir / "checkpoints" / "step-000006.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    train_and_export(config, resume=run_dir, console=console)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert "step-000006.safetensors is damaged" in warning and "step 4 is used instead" in warning
-    found = final_tensors(run_dir)
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    assert [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")] == [line["step"] for line in metrics]
-
-
-def test_without_an_intact_checkpoint_nothing_is_changed(configure, console):
-    config = configure(**OFF)
-    run_dir = train_and_export(config, console=console)
-    for path in (run_dir / "checkpoints").glob("*.json"):
-        path.write_bytes(path.read_bytes()[:100])
-    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"no intact checkpoint .*step-000006.*start the run anew"):
-        train_and_export(config, resume=run_dir, console=console)
-    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
-
-
 def test_a_gradient_that_is_not_finite_ends_the_run_with_sound_parameters(configure, console, monkeypatch):
     original, count = task.step_loss, iter(range(100))
 

@@ -1,0 +1,128 @@
+"""A run with damaged files is resumed, with a warning, to the result of a run without damage."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.runs import checkpoints
+from nfsd3d.runs.metrics import read_metrics
+from nfsd3d.runs.summary import read_summary
+from nfsd3d.train import task
+from nfsd3d.train.run import train_and_export
+
+STEPS = {"train.steps": 6, "train.log_every": 1, "train.checkpoint_every": 2, "train.keep_checkpoints": 9}
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
+pytestmark = pytest.mark.usefixtures("tiny_prior")
+
+
+@pytest.fixture
+def console() -> Console:
+    """Keeps what is printed, without a terminal."""
+    return Console(file=io.StringIO(), width=80)
+
+
+@pytest.fixture
+def finished(configure, console):
+    """A finished run: its configuration, directory, and final tensors."""
+    config = configure(**OFF, **STEPS)
+    run_dir = train_and_export(config, console=console)
+    return config, run_dir, checkpoints.newest(run_dir).tensors
+
+
+def resume_from(step, config, run_dir, console):
+    """Resumes the run as if it had been killed after ``step``."""
+    checkpoints.remove_later(run_dir / "checkpoints", step)
+    return train_and_export(config, resume=run_dir, console=console)
+
+
+def assert_same_result(run_dir, expected, steps=(1, 2, 3, 4, 5, 6)):
+    found = checkpoints.newest(run_dir)
+    assert found.steps == 6 and found.tensors.keys() == expected.keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in expected.items())
+    assert tuple(line["step"] for line in read_metrics(run_dir / "metrics.jsonl")) == tuple(steps)
+    assert read_summary(run_dir)["status"] == "done"
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_with_a_damaged_newest_checkpoint_a_run_resumes_from_the_one_before(finished, console, capsys, suffix):
+    config, run_dir, expected = finished
+    path = run_dir / "checkpoints" / f"step-000006.{suffix}"
+    path.write_bytes(path.read_bytes()[:100])
+    train_and_export(config, resume=run_dir, console=console)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"step-000006.{suffix} is damaged" in warning and warning.endswith("step 4 is used instead")
+    assert_same_result(run_dir, expected)
+
+
+def test_without_an_intact_checkpoint_nothing_is_changed(finished, console):
+    config, run_dir, _ = finished
+    for path in (run_dir / "checkpoints").glob("*.json"):
+        path.write_bytes(path.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"no intact checkpoint .*step-000006.*start the run anew"):
+        train_and_export(config, resume=run_dir, console=console)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def _bad_byte(lines):
+    lines[1] = lines[1].replace(b"opacity", b"opa\xffity")
+
+
+def _nulls(lines):
+    lines[3] = b"\0" * (len(lines[3]) - 1) + b"\n"
+
+
+def _truncated(lines):
+    lines[2:] = [lines[2][:20]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "steps"),
+    [
+        (_bad_byte, "1 unreadable line is dropped", (1, 3, 4, 5, 6)),
+        (_nulls, "1 unreadable line is dropped and there are no lines of step 4", (1, 2, 3, 5, 6)),
+        (_truncated, "there are no lines of steps 3 to 4", (1, 2, 5, 6)),
+    ],
+)
+def test_with_damaged_metrics_a_run_resumes(finished, console, capsys, damage, words, steps):
+    config, run_dir, expected = finished
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damage(lines)
+    path.write_bytes(b"".join(lines))
+    resume_from(4, config, run_dir, console)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning == f"{path} is damaged: {words}"
+    assert_same_result(run_dir, expected, steps)
+    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
+
+
+def test_with_a_damaged_summary_a_run_resumes(finished, console, capsys):
+    config, run_dir, expected = finished
+    (run_dir / "summary.json").write_text("[]")
+    resume_from(4, config, run_dir, console)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "summary.json is damaged" in warning
+    assert_same_result(run_dir, expected)
+
+
+def test_a_run_whose_directory_is_removed_does_not_make_it_again(configure, console, monkeypatch):
+    config = configure(**OFF, **STEPS)
+    original, count = task.step_loss, iter(range(100))
+
+    def removing(*arguments):
+        if next(count) == 2:
+            shutil.rmtree(config.run_dir)
+        return original(*arguments)
+
+    monkeypatch.setattr(task, "step_loss", removing)
+    with pytest.raises(RunFailed):
+        train_and_export(config, console=console)
+    assert not Path(config.run_dir).exists()
