@@ -226,6 +226,26 @@ def test_a_run_without_a_checkpoint_cannot_be_exported(run, tmp_path, capsys):
     assert sorted(path.name for path in unfinished.iterdir()) == ["config.yaml"]
 
 
+def test_a_loaded_run_outlives_its_checkpoint(run, tmp_path):
+    live = copied(run, tmp_path / "live")
+    loaded = nfsd3d.load_run(live)
+    shutil.rmtree(live / "checkpoints")  # a run that trains on removes old checkpoints
+    assert loaded.step == 4
+    assert (loaded.views(n=1, size=20) == run.views(n=1, size=20)).all()
+
+
+def test_a_damaged_checkpoint_is_named_on_one_line_without_advice_to_delete_it(run, tmp_path, capsys):
+    damaged = copied(run, tmp_path / "damaged")
+    weights = damaged / "checkpoints" / "step-000004.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert nfsd3d.load_run(damaged).step == 2
+    assert "step 2 is used instead" in capsys.readouterr().err
+    assert main(["export", str(damaged), "--step", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "step-000004.safetensors is damaged" in error and "there are: 2" in error
+    assert error.count("\n") == 1 and "delete" not in error
+
+
 def test_a_field_that_is_not_finite_cannot_be_exported_and_the_run_stays_as_it_is(run, tmp_path, capsys, monkeypatch):
     broken = copied(run, tmp_path / "broken")
     monkeypatch.setattr(NeRF, "density", lambda self, positions: positions[:, 0] * float("nan"))
