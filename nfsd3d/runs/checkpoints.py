@@ -89,7 +89,7 @@ def newest(run_dir: Path, *, sound: bool = False) -> Checkpoint:
     """
     skipped: set[Path] = set()
     damage: list[Damaged] = []
-    while left := [path for path in list_checkpoints(run_dir / "checkpoints") if path not in skipped]:
+    while left := [path for path in _listed(run_dir / "checkpoints") if path not in skipped]:
         path = left[-1]
         try:
             if not sound or read_header(path)["sound"]:
@@ -118,7 +118,7 @@ def at_step(run_dir: Path, step: int) -> Checkpoint:
         return checkpoint_file.read(folder / f"step-{step:06d}.json")
     except (Vanished, Damaged) as error:
         problem = error if isinstance(error, Damaged) else f"{run_dir} has no checkpoint after step {step}"
-        others = ", ".join(str(step_of(path)) for path in list_checkpoints(folder) if step_of(path) != step)
+        others = ", ".join(str(step_of(path)) for path in _listed(folder) if step_of(path) != step)
         raise InputError(f"{problem}; there are: {others}" if others else f"{problem}, and no other one") from error
 
 
@@ -168,6 +168,14 @@ def load(
         sizes=checkpoint.header["group_sizes"],
         started=checkpoint.steps > 0,
     )
+
+
+def _listed(folder: Path) -> list[Path]:
+    """As :func:`list_checkpoints`, with an `InputError` for a folder that cannot be read."""
+    try:
+        return list_checkpoints(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror})") from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -283,6 +283,15 @@ def test_a_run_that_saves_and_removes_can_be_read_at_any_time(tmp_path, capsys):
     assert steps == sorted(steps) and len(set(steps)) > 10
 
 
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    def listdir(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(checkpoints.os, "listdir", listdir)
+    with pytest.raises(InputError, match=r"checkpoints cannot be read \(Permission denied\)"):
+        checkpoints.newest(tmp_path)
+
+
 def test_what_was_read_outlives_its_files_and_its_use(tmp_path):
     path, original = save(tmp_path)
     checkpoint = read(path)
