@@ -2,6 +2,9 @@
 # make test    the whole test suite
 # make test-fast   the quick part of it, for every commit: at most 90 s on two cores
 # make check   lint, formatting, docstrings, types
+# make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
+# make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result
+# make mutate  whether the tests notice changes of the code that computes and saves (hours)
 # make clean   removes .venv and caches (results in outputs/ stay)
 #
 # PYTHON=python3.12        which Python makes .venv (3.11 to 3.13)
@@ -33,7 +36,7 @@ TORCH_STAMP := $(VENV)/.torch
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: help demo test test-fast check clean
+.PHONY: help demo test test-fast check fuzz chaos mutate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +78,16 @@ check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+fuzz: $(DEV_STAMP)
+	NFSD3D_FUZZ_PROFILE=fuzz $(BIN)/python -m pytest -n $(TEST_JOBS) tests/fuzz $(PYTEST_ARGS)
+
+chaos: $(DEV_STAMP)
+	$(BIN)/python scripts/chaos.py --results outputs/chaos.jsonl $(ARGS)
+
+mutate: $(DEV_STAMP)
+	$(PIP) install -c constraints.txt -e '.[mutate]'
+	$(BIN)/python scripts/mutate.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -74,6 +74,7 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
             if checkpoint is not None:
                 checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.lora)
                 del checkpoint  # its tensors take as much memory as the task's
+                log(f"resumed after step {progress.steps}")
             task = _prepare(config, parts, task, log)
         write_text(run_dir / "config.yaml", config.to_yaml())
         progress.start()
