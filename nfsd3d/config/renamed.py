@@ -12,6 +12,9 @@ RENAMED = {
 }
 """Settings by their old dotted key; the old spellings go with version 0.3."""
 
+_DIVERGED_0_1 = {"after", "window", "opacity_below", "opacity_above"}
+"""The settings of ``train.diverged`` in a run's file of version 0.1."""
+
 REMOVED = {"viewer": "the live viewer"}
 """Settings that could only be false, by key, and the feature that they named; they go with version 0.3."""
 
@@ -61,6 +64,18 @@ def current_override(override: str) -> str | None:
     return current_name(override, RENAMED)
 
 
+def _shorten_window(train: dict[str, object]) -> None:
+    """Makes ``train.diverged.window`` a fraction where a run's file of version 0.1 has one longer than the run.
+
+    Its default was 100 steps, which had no effect in shorter runs and is an error now.
+    """
+    settings, steps = train.get("diverged"), train.get("steps")
+    if isinstance(settings, dict) and settings.keys() == _DIVERGED_0_1 and isinstance(steps, int):
+        window = settings["window"]
+        if isinstance(window, int) and window > steps:
+            train["diverged"] = settings | {"window": 0.05}
+
+
 def with_current_names(values: Mapping[str, object], group: str = "") -> dict[str, object]:
     """The settings of a YAML file, those of ``group`` or of all, under their current names.
 
@@ -74,6 +89,9 @@ def with_current_names(values: Mapping[str, object], group: str = "") -> dict[st
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for key in REMOVED.keys() & result.keys():
         _check_removed(key, result.pop(key))
+    train = result.get("train")
+    if isinstance(train, dict):
+        _shorten_window(train)
     for old, new in RENAMED.items():
         (section, name), current = old.split("."), new.split(".")[1]
         settings = result.get(section)

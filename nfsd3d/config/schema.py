@@ -20,6 +20,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -42,7 +43,7 @@ from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.prompts import PromptSettings
 from nfsd3d.settings.schedules import crossing, highest
-from nfsd3d.settings.types import Fraction, FractionSchedule, ImageSizes, Name, WeightSchedule, described_type
+from nfsd3d.settings.types import Fraction, FractionSchedule, ImageSizes, Name, WeightSchedule, Window, described_type
 
 MAX_PROMPT_LENGTH = 1000
 RATES = {"nerf": ("encoding", "network", "background"), "latent": ("latent",), "image": ("image",)}
@@ -177,16 +178,24 @@ class RegularizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DivergedSettings:
-    """When a run is stopped as empty or full; a gradient that is not finite always stops it."""
+    """When a run is stopped and rolled back; a gradient that is not finite always stops it."""
 
     after: Fraction
     """Fraction of training before which the limits are not checked."""
-    window: PositiveInt
-    """Consecutive steps beyond a limit that stop the run."""
+    window: Window
+    """How long a limit is exceeded before the run stops: below 1 a fraction of training, else a number of steps."""
     opacity_below: Fraction
     """Mean opacity below which the scene counts as empty."""
     opacity_above: Fraction
     """Mean opacity above which the scene counts as full."""
+    values_above: PositiveFloat = 50.0
+    """Largest absolute value of latents (of variance 1), or of images scaled to [-1, 1], that counts as normal."""
+    growth: Annotated[float, Field(gt=1)] = 1000.0
+    """Largest multiple of the run's earlier gradient norms, and of its earlier parameters, that counts as normal."""
+    retries: NonNegativeInt = 0
+    """How often a diverged run goes back to its last sound checkpoint and tries again."""
+    retry_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Factor on all learning rates at each retry."""
 
     def __post_init__(self) -> None:
         below, above = self.opacity_below, self.opacity_above
@@ -239,9 +248,15 @@ class TrainSettings:
     tensorboard: bool
     """Write TensorBoard events besides metrics.jsonl."""
     diverged: DivergedSettings
-    """When a run is stopped as empty or full."""
+    """When a run is stopped as empty, full or out of range, and how often it is retried."""
 
     def __post_init__(self) -> None:
+        window = self.diverged.window
+        if window > self.steps:
+            raise InputError(
+                f"train.diverged.window={window}: is longer than the run (train.steps={self.steps}), so that nothing "
+                "would stop it; set a fraction of the run, such as 0.05"
+            )
         when = crossing(self.t_min, self.t_max)
         if when is not None:
             raise InputError(

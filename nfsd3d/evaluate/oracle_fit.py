@@ -30,10 +30,11 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_generator, build_optimizer, viewing_cameras
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import stop_requests
-from nfsd3d.train.loop import Progress, train
+from nfsd3d.train.loop import train
 from nfsd3d.train.memory.chunking import configured_chunks
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import PREVIEW_VIEWS
+from nfsd3d.train.progress import Progress
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.train.step import StepMetrics, StepResult
 from nfsd3d.train.task import Task

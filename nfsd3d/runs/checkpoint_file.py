@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -27,11 +27,16 @@ FORMAT_1 = "nfsd3d checkpoint 1"
 
 
 class Record(TypedDict):
-    """The progress of a run: seconds and NFE since its start, and the metrics of the last logged step."""
+    """The progress of a run: seconds and NFE since its start, and the metrics of the last logged step.
+
+    ``retries`` after a divergence, and the ``history`` of `nfsd3d.train.divergence.History`, since version 0.2.
+    """
 
     seconds: float
     network_evaluations: int
     metrics: Metrics
+    retries: NotRequired[int]
+    history: NotRequired[dict[str, Any]]
 
 
 NO_PROGRESS = Record(seconds=0.0, network_evaluations=0, metrics={})

@@ -32,6 +32,7 @@ class Metrics(TypedDict, total=False):
     t_max: float
     resolution: int
     learning_rate_factor: float
+    retries: int
     steps_per_second: float
     seconds: float
 

@@ -49,7 +49,8 @@ class Summary(TypedDict, total=False):
     ``status`` is done, interrupted, diverged or failed, ``reason`` says why, and ``signal`` names the signal of an
     interruption ("SIGTERM"). ``steps`` are finished ones;
     ``seconds`` and ``network_evaluations`` (NFE) count from the start of the run, resumptions included. Results:
-    ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``.
+    ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``, and
+    ``retries`` from a sound checkpoint after a divergence.
     """
 
     status: str
@@ -69,6 +70,7 @@ class Summary(TypedDict, total=False):
     network_evaluations: int
     final_metrics: Metrics
     smaller_chunks: SmallerChunks
+    retries: int
     exported: list[str]
     mesh: dict[str, object] | None
     device: str

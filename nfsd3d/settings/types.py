@@ -82,6 +82,12 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _check_window(value: object) -> object:
+    if isinstance(value, int | float) and is_number(value) and (0 < value < 1 or (_is_whole(value) and value >= 1)):
+        return value
+    raise PydanticCustomError("window", "must be a fraction of the run between 0 and 1, or a whole number of steps")
+
+
 def _check_even(value: int) -> int:
     if value % 2:
         raise PydanticCustomError("even", "must be even (video frames are)")
@@ -99,6 +105,10 @@ ImageSizes = Annotated[
     ),
 ]
 Even = AfterValidator(_check_even)
+Window = Annotated[
+    float, PlainValidator(_check_window), UNCHANGED, described_type("number in (0, 1), or whole number >= 1")
+]
+"""A duration in training: below 1 a fraction of the run, from 1 on a number of steps."""
 
 Degrees180 = Annotated[float, Field(ge=0, le=180)]
 ElevationDeg = Annotated[float, Field(ge=-90, le=90)]

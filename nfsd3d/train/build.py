@@ -1,6 +1,7 @@
 """Builds the objects of a run from its configuration: generator, prior, optimiser, method."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 
 from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.config.schema import Config, TrainSettings
-from nfsd3d.distill.gradient import threshold_step
+from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.export.write import TEXTURED
@@ -25,13 +26,14 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.prior.files.resolve import ModelFiles, fetch
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.priors import TABLE as PRIORS
+from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.prompts import PromptBank
 from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
-from nfsd3d.settings.schedules import milestone_at
+from nfsd3d.settings.schedules import highest, milestone_at
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.step import Distillation
 
@@ -67,11 +69,12 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
     ``kept_source`` is the saved source of a resumed run (see `nfsd3d.runs.checkpoints.save_source`).
 
     Raises:
-        InputError: an unknown method, missing model files, a word of the prompt outside the prior's vocabulary, or a
-        source that cannot be read.
+        InputError: an unknown method, missing model files, a word of the prompt outside the prior's vocabulary, a
+        source that cannot be read, or a weighting that the prior's noise schedule does not allow.
     """
     method = find_method(config.distill.method)
     prior = prior or build_prior(config)
+    check_weighting(config, prior.schedule)
     bank = PromptBank.build(
         prior,
         config.prompt,
@@ -100,6 +103,20 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         ranges=config.cameras,
         source=source,
     )
+
+
+def check_weighting(config: Config, schedule: NoiseSchedule) -> None:
+    """Raises InputError if w(t) is infinite at a timestep that training may draw: where alpha is 0."""
+    total, name = schedule.training_steps, config.distill.weighting
+    last = min(round(highest(config.train.t_max) * total), total - 1)
+    finite = WEIGHTINGS[name](schedule.alpha_bar(torch.arange(last + 1))).isfinite()
+    if not finite.all():
+        allowed = max(int(finite.sum()) - 1, 0) / total  # alpha falls with t
+        raise InputError(
+            f"distill.weighting={name}: is infinite at this model's last timesteps, where alpha is 0 (zero terminal "
+            f"SNR), and train.t_max={json.dumps(config.train.t_max)} includes them; set train.t_max={allowed:g} or "
+            "less, or distill.weighting=sigma2"
+        )
 
 
 def build_generator(config: Config) -> NeRF:

@@ -26,8 +26,9 @@ from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import Interrupted, stop_requests
-from nfsd3d.train.loop import Progress, train
+from nfsd3d.train.loop import train
 from nfsd3d.train.memory.budget import fit_into_memory
+from nfsd3d.train.progress import Progress
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
 
@@ -50,7 +51,7 @@ def train_and_export(config: Config, *, resume: Path | None = None, console: Con
     Raises:
         InputError: nothing could be started with this configuration, directory or checkpoint, or another process writes
             to the directory.
-        RunFailed: the run diverged (its last finite checkpoint is kept), its files could not be written, or training is
+        RunFailed: the run diverged (its last sound checkpoint is kept), its files could not be written, or training is
             done and an export failed.
         Interrupted: a signal (`nfsd3d.train.interrupts`); a checkpoint is saved, and the message says how to resume.
     """
@@ -128,6 +129,8 @@ class _Run:
             outcome["signal"] = signal_name
         if progress.smaller_chunks is not None:
             outcome["smaller_chunks"] = progress.smaller_chunks
+        if progress.retries:
+            outcome["retries"] = progress.retries
         if exported is not None:
             outcome["exported"], outcome["mesh"] = exported.files, exported.mesh
         write_summary(self.run_dir, self.config, outcome)
@@ -140,7 +143,7 @@ class _Run:
             yield
         except Diverged as error:
             self._record("diverged", str(error))
-            raise RunFailed(f"{run_dir}: diverged: {error}") from error
+            raise RunFailed(f"{run_dir}: diverged: {error}; {_how_to_continue(run_dir)}") from error
         except KeyboardInterrupt as error:
             signum = error.signum if isinstance(error, Interrupted) else signal.SIGINT
             name = signal.Signals(signum).name

@@ -84,7 +84,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(configure_2d, console, monke
         return replace(result, loss=result.loss * float("nan"))
 
     monkeypatch.setattr(task, "step_loss", spoilt)
-    with pytest.raises(RunFailed, match="gradient norm is nan at step 1"):
+    with pytest.raises(RunFailed, match="gradient norm is nan in the first step"):
         train_and_export(configure_2d(), console=console)
 
 

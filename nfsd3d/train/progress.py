@@ -1,0 +1,63 @@
+"""The progress of a run over its first start, resumptions and retries."""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from nfsd3d.runs.checkpoint_file import Checkpoint, Record
+from nfsd3d.runs.metrics import Metrics
+from nfsd3d.runs.summary import SmallerChunks
+from nfsd3d.train.divergence import History
+
+
+@dataclass
+class Progress:
+    """The progress of a run, summed over the first start and all resumptions.
+
+    ``steps`` finished steps; ``metrics`` of the last logged step; ``evaluations`` the NFE so far; ``earlier_seconds``
+    the time until the last resumption, and ``started`` when that was. ``retries`` counts the returns to a sound
+    checkpoint after a divergence, and ``history`` is what its limits depend on. ``training`` is false until the model
+    is loaded. ``smaller_chunks`` are the chunk sizes that the out-of-memory retry has led to.
+    """
+
+    steps: int = 0
+    metrics: Metrics = field(default_factory=lambda: Metrics())
+    earlier_seconds: float = 0.0
+    evaluations: int = 0
+    retries: int = 0
+    history: History = field(default_factory=History)
+    smaller_chunks: SmallerChunks | None = None
+    started: float = field(default_factory=time.monotonic)
+    training: bool = False
+
+    def start(self) -> None:
+        """Begins training: the time of loading and compiling before it does not count."""
+        self.training, self.started = True, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken."""
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    def record(self) -> Record:
+        """What a checkpoint keeps of the progress; see :meth:`resumed`."""
+        return {
+            "seconds": self.seconds,
+            "network_evaluations": self.evaluations,
+            "metrics": self.metrics,
+            "retries": self.retries,
+            "history": asdict(self.history),
+        }
+
+    @classmethod
+    def resumed(cls, checkpoint: Checkpoint) -> "Progress":
+        """The progress of a run that is resumed from a checkpoint."""
+        record = checkpoint.record
+        progress = cls(earlier_seconds=record["seconds"], evaluations=record["network_evaluations"])
+        progress.retries = record.get("retries", 0)
+        progress.go_back(checkpoint)
+        return progress
+
+    def go_back(self, checkpoint: Checkpoint) -> None:
+        """Takes what belongs to a checkpoint's state; time, NFE and retries go on."""
+        self.steps, self.metrics = checkpoint.steps, checkpoint.record["metrics"]
+        self.history = History(**checkpoint.record.get("history", {}))
