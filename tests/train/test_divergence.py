@@ -372,3 +372,27 @@ def test_a_weighting_that_is_infinite_is_refused_before_training(configure):
     for finite in ({"train.t_max": 0.98}, {"distill.weighting": "sigma2"}):
         build_parts(configure(**{**infinite, **finite}), ZeroTerminal())
     build_parts(configure(**infinite), TinyPrior())
+
+
+@pytest.mark.usefixtures("tiny_prior")
+@pytest.mark.parametrize("mesh", [False, True])
+def test_an_emptied_scene_is_never_done(configure, console, mesh):
+    emptied = {"train.regularizers.sparsity": 1e6, "train.learning_rate.network": 1.0, "train.steps": 20}
+    config = configure(**{**OFF, **emptied, "export.mesh": mesh})
+    with pytest.raises(RunFailed, match=r"diverged: the scene is empty: .*; lower train\.regularizers\.sparsity"):
+        train_and_export(config, console=console)
+    assert read_summary(Path(config.run_dir))["status"] == "diverged"
+
+
+@pytest.mark.parametrize("kind", ["latent"], indirect=True)
+def test_latents_of_the_embedded_prior_diverge_and_succeed_after_a_resumption_with_a_lower_rate(configure_2d, console):
+    config = configure_2d(**{"train.batch_size": 1, "train.learning_rate.latent": 1e3, "train.diverged.retries": 1})
+    with pytest.raises(RunFailed, match=r"latents are out of range.* after 1 of 1 retries; step 0 was the last sound"):
+        train_and_export(config, console=console)
+    run_dir = Path(config.run_dir)
+    assert read_summary(run_dir)["retries"] == 1
+    rates = {"train.batch_size": 1, "train.learning_rate.latent": 0.01, "train.diverged.retries": 1}
+    train_and_export(configure_2d(**rates), resume=run_dir, console=console)
+    assert read_summary(run_dir)["status"] == "done"
+    factors = [line["learning_rate_factor"] for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert len(factors) == 3 and factors[0] < 0.51  # the rates of the retry
