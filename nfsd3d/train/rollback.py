@@ -71,10 +71,10 @@ class Checkpointer:
         checkpoints.remove_later(sound.path.parent, sound.steps)
         progress.go_back(sound)
         if progress.retries >= limits.retries or not error.retry:
-            tried = f" after {progress.retries} of {limits.retries} retries" if progress.retries else ""
+            tried = f"after {progress.retries} of {limits.retries} retries " if progress.retries else ""
             raise Diverged(
-                f"{error}{tried}; step {progress.steps} was the last sound one, and the run is back there: with the "
-                "same settings it diverges again"
+                f"{error}; {tried}the run is back at step {progress.steps}, the last sound one, from where it diverges "
+                "again with the same settings"
             ) from error
         progress.retries += 1
         self._write(sound=True)  # with the number of retries, so that a resumed run has the same learning rates
