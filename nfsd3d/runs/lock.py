@@ -124,32 +124,56 @@ def check_owned(run_dir: Path) -> None:
 def _acquire(path: Path, owner: Owner) -> None:
     """Creates the lock, in place of a dead owner's."""
     watched: tuple[Owner | None, float] | None = None
-    while not _create(path, owner):
-        try:
-            found, status = _read(path), path.stat()
-        except FileNotFoundError:
-            continue  # released meanwhile
-        beat = status.st_mtime
-        alive = _is_alive(found, status)
-        if alive is None and watched is not None and watched[0] == found and watched[1] != beat:
-            alive = True
-        if alive is None:
-            age = _server_time(path.parent) - beat
-            if age > STALE:
-                alive = False
-            elif watched is None:
-                name, seconds = found or "an unknown process", STALE - age
-                print(
-                    f"{path.parent}: locked by {name}; waiting up to {seconds:.0f} s for its heartbeat", file=sys.stderr
-                )
-            watched = (found, beat)
-        if alive:
-            remedy = "wait until it ends, stop it there, or choose another run_dir"
-            raise InputError(f"{path.parent}: in use by {found or 'another process'}; {remedy}")
+    while True:
+        with _turn(path.parent):
+            if _create(path, owner):
+                return
+            try:
+                found, status = _read(path), path.stat()
+            except FileNotFoundError:
+                continue  # released meanwhile
+            beat = status.st_mtime
+            alive = _is_alive(found, status)
+            if alive is None and watched is not None and watched[0] == found and watched[1] != beat:
+                alive = True
+            if alive is None:
+                age = _server_time(path.parent) - beat
+                if age > STALE:
+                    alive = False
+                elif watched is None:
+                    wait = f"waiting up to {STALE - age:.0f} s for its heartbeat"
+                    print(f"{path.parent}: locked by {found or 'an unknown process'}; {wait}", file=sys.stderr)
+                watched = (found, beat)
+            if alive:
+                remedy = "wait until it ends, stop it there, or choose another run_dir"
+                raise InputError(f"{path.parent}: in use by {found or 'another process'}; {remedy}")
+            if alive is not None:
+                _remove_stale(path, found)
         if alive is None:
             time.sleep(PAUSE)
-        else:
-            _remove_stale(path, found)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Within the block, no other process of this machine replaces a lock in ``folder``.
+
+    It is held for milliseconds, so that the faults of ``flock`` do not matter. Without it, or on other machines, the
+    loser of a race finds out in :func:`check_owned`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without it
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # not by closing: a child that was forked meanwhile has it open, too
+        os.close(handle)
 
 
 def _create(path: Path, owner: Owner) -> bool:
