@@ -4,26 +4,33 @@ A sweep's directory holds a run directory for each job, ``<n>-<overrides>``, and
 """
 
 import csv
+import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.launch import announce, print_error, start
-from nfsd3d.config.compose import multirun, settle, to_config
+from nfsd3d.config.compose import compose_with_hydra, multirun, settle, to_config
 from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError
-from nfsd3d.runs import directory
+from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import write_json
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
 _HYDRA = ("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Overrides that leave log files and the working directory as in a run without Hydra."""
+
+_MOST_JOBS = 10_000
+_TRIED = 16
+"""Jobs that are composed before a sweep begins, as long as none is valid."""
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -48,10 +55,11 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
     parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, parsed)
+    _check_jobs(experiment, [parse_override(line) for line in lines])
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
     if folder_given:
-        folder = directory.claim_folder(Path(str(folder_given[-1].value())))
+        folder = directory.claim_folder(Path(str(folder_given[-1].value())).expanduser())
     else:
         folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)
@@ -65,6 +73,45 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     ]
     multirun(experiment, [*lines, *settings, *_HYDRA], run_job)
     return _conclude(folder)
+
+
+def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
+    """Composes jobs until one is valid.
+
+    Raises:
+        InputError: the first job's, if no job is valid; or an empty sweep, or one that the sweeper does not know.
+    """
+    values = [_job_values(override) for override in overrides]
+    jobs = math.prod(map(len, values))
+    if not 0 < jobs <= _MOST_JOBS:
+        raise InputError(f"a sweep of {jobs or 'no'} jobs: give 1 to {_MOST_JOBS:,}")
+    errors: list[InputError] = []
+    for job in itertools.islice(itertools.product(*values), _TRIED):
+        try:
+            settings, hydras = compose_with_hydra(experiment, [line for line in job if line], sweep=True)
+            continuous = [str(o.input_line) for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
+            if continuous and hydras.runtime.choices["hydra/sweeper"] == "basic":
+                raise InputError(
+                    f"{continuous[0]}: the basic sweeper takes lists and range(); write values such as 1,2,5, or give "
+                    "hydra/sweeper=optuna"
+                )
+            if not hydras.sweeper.get("params"):  # which give each job further settings
+                preflight.check(to_config(settings))
+            return
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == jobs:
+        raise errors[0]
+
+
+def _job_values(override: Override) -> list[str]:
+    """The override as text, one for each value of a sweep; empty text for an interval, which has no list of values."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        return [""]
+    values = itertools.islice(override.sweep_string_iterator(), _MOST_JOBS + 1)
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def run_job(values: DictConfig) -> None:

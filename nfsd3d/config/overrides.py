@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from nfsd3d.config.renamed import current_override
+from nfsd3d.config.renamed import current_overrides
 from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
@@ -64,9 +64,9 @@ def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Ov
     """The parsed overrides of a command line, without those of removed settings.
 
     Raises:
-        InputError: not of Hydra's grammar.
+        InputError: not of Hydra's grammar, or both spellings of a renamed setting.
     """
-    return [parse_override(quote(line, sweep=sweep)) for line in map(current_override, overrides) if line is not None]
+    return [parse_override(quote(line, sweep=sweep)) for line in current_overrides(overrides)]
 
 
 def parse_override(text: str) -> Override:
@@ -79,16 +79,19 @@ def parse_override(text: str) -> Override:
         raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
     try:
         return OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:  # a number of over 4300 digits, nested brackets
         key = text.partition("=")[0]
         raise InputError(
-            f"{text}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
+            f"{text[:200]}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
         ) from error
 
 
 def group_values(override: Override) -> list[str]:
-    """The values of a group override: several in a sweep."""
-    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
+    """The values of a group override as text: several in a sweep."""
+    if override.is_discrete_sweep():
+        return list(override.sweep_string_iterator())
+    value = override.value()
+    return [value if isinstance(value, str) else str(override.input_line).partition("=")[2]]
 
 
 def first_value(override: Override) -> str:
