@@ -63,7 +63,13 @@ ADAPTERS = {
         "nfsd3d.config.recipes",
         "nfsd3d.cli.sweep",
     },
-    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
+    "omegaconf": {
+        "nfsd3d.config.compose",
+        "nfsd3d.config.recipes",
+        "nfsd3d.config.trust",
+        "nfsd3d.config.yaml_files",
+        "nfsd3d.cli.sweep",
+    },
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {

@@ -64,6 +64,8 @@ def find_experiment(name_or_path: str | Path, *, allow_env: bool = False) -> Exp
         raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
     content = read_yaml(path, f"--config {text}")
     if "defaults" in content:
+        if not isinstance(content["defaults"], list) or not content["defaults"]:
+            raise InputError(f"--config {text}: defaults must be a list, such as defaults: [nfsd, _self_]")
         return Experiment(path.resolve(), resolved=False, label=path.stem, allow_env=allow_env)
     distill = content.get("distill")
     method = distill.get("method") if isinstance(distill, dict) else None

@@ -35,6 +35,8 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
         return _missing_choice(text, found[1], found[2], overrides)
     if found := re.search(r"Could not load '([^']+)'", text):
         return f"{_within(text)}{found[1]}.yaml: no such file{did_you_mean(found[1], choices_of(''))}"
+    if found := re.search(r"Could not override '([^']+)'. No match", text):
+        return f"{found[1]}: no defaults list names this group; begin the file with defaults: [nfsd, _self_]"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _no_such_setting(found[1])
     if found := re.search(r"full_key: (hydra\.\S+)", text):
@@ -48,6 +50,12 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
         return f"~{found[1]}: not set, so that it cannot be deleted; leave it out"
     if found := re.search(r"Invalid defaults list in '([^']+)'", text):
         return f"{found[1]}.yaml: defaults must be a list, such as defaults: [nfsd, _self_]"
+    if "Cannot merge" in text:
+        return f"{_within(text)}a list where a group of settings is wanted, or a group for a list"
+    if found := re.match(r"In '?([\w/-]+)'?: (.*default item.*|Missing group name.*)", text):
+        return f"{found[1]}.yaml: defaults: {found[2]}; write items such as nfsd, or cameras: orbit"
+    if isinstance(error, OSError) and error.strerror:
+        return f"defaults: a file cannot be read ({error.strerror}); name another"
     return one_line(error)
 
 

@@ -74,6 +74,8 @@ class _YamlSource(FileConfigSource):
         """
         path = os.path.join(self.path, self._normalize_file_name(config_path))
         header = ConfigSource._get_header_dict(read_text(path)[:512])
+        if "hydra" in str(header.get("package")):
+            raise InputError(f"{config_path}.yaml: @package {header['package']}: Hydra's settings are not set by files")
         values = read_yaml(path)
         check_file(values, f"{config_path}.yaml", self.rules)
         if not self.keep_hydra:

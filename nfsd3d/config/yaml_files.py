@@ -1,12 +1,12 @@
 """Reads YAML files of settings: plain values only, of limited size and depth, with errors on one line."""
 
-import io
+import copy
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf._utils import get_yaml_loader
 
 from nfsd3d.errors import InputError
 
@@ -27,17 +27,22 @@ def read_yaml(path: str | Path, shown: str | None = None) -> dict[str, object]:
     """
     shown = str(path) if shown is None else shown
     try:
-        text = read_text(path)
-        _check_node(yaml.compose(text, Loader=yaml.SafeLoader))
-        # OmegaConf's loader differs from PyYAML's: 1e3 is a number, and a key that is given twice is an error.
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        values = copy.deepcopy(_parse(read_text(path)))
     except RecursionError as error:
         raise InputError(f"{shown}: cannot be read as YAML: it is nested too deeply") from error
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{shown}: cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise InputError(f"{shown}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
     return {str(key): value for key, value in values.items()}
+
+
+@lru_cache(maxsize=128)  # by the text: the same few files make up every configuration
+def _parse(text: str) -> object:
+    _check_node(yaml.compose(text, Loader=yaml.SafeLoader))
+    # OmegaConf's loader differs from PyYAML's: 1e3 is a number, and a date is text.
+    values = yaml.load(text, Loader=get_yaml_loader())
+    return {} if values is None else values
 
 
 def read_text(path: str | Path) -> str:
@@ -83,14 +88,19 @@ def _check_node(root: yaml.Node | None) -> None:
         if node.tag.removeprefix(_CORE) not in _PLAIN_TAGS:
             raise ValueError(f"{line}: {node.tag.replace(_CORE, '!!')} is not a plain value; leave the tag out")
         if isinstance(node, yaml.MappingNode):
+            names = set()
             for name, value in node.value:
-                _check_key(name, key, line)
+                _check_key(name, key)
+                if name.value in names:
+                    raise ValueError(f"line {name.start_mark.line + 1}: {name.value} is given twice")
+                names.add(name.value)
                 pending.append((value, f"{key}.{name.value}" if key else str(name.value), depth + 1))
         elif isinstance(node, yaml.SequenceNode):
             pending += [(value, key, depth + 1) for value in node.value]
 
 
-def _check_key(name: yaml.Node, group: str, line: str) -> None:
+def _check_key(name: yaml.Node, group: str) -> None:
+    line = f"line {name.start_mark.line + 1}"
     if name.tag == f"{_CORE}merge":
         return
     if name.tag != f"{_CORE}str":
