@@ -9,7 +9,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -76,27 +76,31 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
 
 
 def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
-    """Composes jobs until one is valid.
+    """Composes jobs until one is valid, among the first ones.
 
     Raises:
-        InputError: the first job's, if no job is valid; or an empty sweep, or one that the sweeper does not know.
+        InputError: no job is valid (it is the first one's error); or not a sweep that the sweeper can enumerate.
     """
-    values = [_job_values(override) for override in overrides]
+    first = [next(_job_values(override), "") for override in overrides]
+    _, hydras = compose_with_hydra(experiment, list(filter(None, first)), sweep=True)
+    params = [parse_override(f"{key}={value}") for key, value in (hydras.sweeper.get("params") or {}).items()]
+    overrides = list({override.get_key_element(): override for override in [*params, *overrides]}.values())
+    if hydras.runtime.choices["hydra/sweeper"] == "basic":
+        for override in overrides:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise InputError(
+                    f"{override.input_line}: the basic sweeper takes lists and range(); write values such as 1,2,5, "
+                    "or give hydra/sweeper=optuna"
+                )
+    values = [list(itertools.islice(_job_values(override), _MOST_JOBS + 1)) for override in overrides]
     jobs = math.prod(map(len, values))
     if not 0 < jobs <= _MOST_JOBS:
-        raise InputError(f"a sweep of {jobs or 'no'} jobs: give 1 to {_MOST_JOBS:,}")
+        raise InputError(f"a sweep of {'no' if jobs == 0 else f'over {_MOST_JOBS:,}'} jobs; give fewer or more values")
     errors: list[InputError] = []
     for job in itertools.islice(itertools.product(*values), _TRIED):
         try:
-            settings, hydras = compose_with_hydra(experiment, [line for line in job if line], sweep=True)
-            continuous = [str(o.input_line) for o in overrides if o.is_sweep_override() and not o.is_discrete_sweep()]
-            if continuous and hydras.runtime.choices["hydra/sweeper"] == "basic":
-                raise InputError(
-                    f"{continuous[0]}: the basic sweeper takes lists and range(); write values such as 1,2,5, or give "
-                    "hydra/sweeper=optuna"
-                )
-            if not hydras.sweeper.get("params"):  # which give each job further settings
-                preflight.check(to_config(settings))
+            settings, _ = compose_with_hydra(experiment, list(filter(None, job)), sweep=True)
+            preflight.check(to_config(settings))
             return
         except InputError as error:
             errors.append(error)
@@ -104,14 +108,14 @@ def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
         raise errors[0]
 
 
-def _job_values(override: Override) -> list[str]:
+def _job_values(override: Override) -> Iterator[str]:
     """The override as text, one for each value of a sweep; empty text for an interval, which has no list of values."""
     if not override.is_sweep_override():
-        return [str(override.input_line)]
-    if not override.is_discrete_sweep():
-        return [""]
-    values = itertools.islice(override.sweep_string_iterator(), _MOST_JOBS + 1)
-    return [f"{override.get_key_element()}={value}" for value in values]
+        yield str(override.input_line)
+    elif not override.is_discrete_sweep():
+        yield ""
+    else:
+        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 def run_job(values: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """Finds experiment files: the project's in ``configs/``, a user's own anywhere, and the ``config.yaml`` of runs."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def find_experiment(name_or_path: str | Path, *, allow_env: bool = False) -> Exp
         return Experiment(path.resolve(), resolved=False, label=path.stem, allow_env=allow_env)
     distill = content.get("distill")
     method = distill.get("method") if isinstance(distill, dict) else None
-    if not isinstance(method, str) or not content.keys() >= _GROUPS_OF_A_RUN:
+    # The method names folders before it is validated.
+    if not isinstance(method, str) or not re.fullmatch(r"[\w-]+", method) or not content.keys() >= _GROUPS_OF_A_RUN:
         raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
     return Experiment(path.resolve(), resolved=True, label=method)

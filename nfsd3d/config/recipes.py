@@ -78,7 +78,7 @@ class _YamlSource(FileConfigSource):
             raise InputError(f"{config_path}.yaml: @package {header['package']}: Hydra's settings are not set by files")
         values = read_yaml(path)
         check_file(values, f"{config_path}.yaml", self.rules)
-        if not self.keep_hydra:
+        if not self.keep_hydra or not values.get("hydra"):
             values.pop("hydra", None)
         group = "" if header.get("package") == "_global_" else config_path.rpartition("/")[0]
         content = OmegaConf.create(with_current_names(values, group))

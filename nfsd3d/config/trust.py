@@ -56,7 +56,7 @@ def check_file(values: Mapping[str, object], name: str, rules: Rules) -> None:
     for key, text in texts_in(values):
         if "${" in text:
             _check_resolvers(text, f"{name}: {key}", rules)
-    if "hydra" not in values:
+    if "hydra" not in values or (values["hydra"] in (None, {}) and not rules.resolved):
         return
     if rules.resolved:
         raise InputError(f"{name}: hydra: not a setting of a run; remove it, and give it on the command line")

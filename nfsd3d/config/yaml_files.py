@@ -14,32 +14,35 @@ _MAX_BYTES = 1_000_000
 _MAX_NODES = 20_000
 _MAX_DEPTH = 24
 _PLAIN_TAGS = ("str", "int", "float", "bool", "null", "map", "seq", "merge", "timestamp")
+_DOTTED = ("defaults", "hydra")
+"""Groups with dotted keys: ``group@package`` in a defaults list, settings in a sweeper's params."""
 _CORE = "tag:yaml.org,2002:"
 
 
-def read_yaml(path: str | Path, shown: str | None = None) -> dict[str, object]:
+def read_yaml(path: str | Path, shown: str | None = None, *, dotted_keys: bool = False) -> dict[str, object]:
     """The mapping in a YAML file, read as Hydra reads it, with interpolations as text.
 
-    Messages name ``shown``, by default the path. Aliases count as often as they are used.
+    Messages name ``shown``, by default the path. ``dotted_keys`` allows keys such as ``train.steps``. Aliases count as
+    often as they are used.
 
     Raises:
         InputError: not a mapping of plain values with text keys; unreadable, too large, or nested too deeply.
     """
     shown = str(path) if shown is None else shown
     try:
-        values = copy.deepcopy(_parse(read_text(path)))
+        values = copy.deepcopy(_parse(read_text(path), dotted_keys))
     except RecursionError as error:
         raise InputError(f"{shown}: cannot be read as YAML: it is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{shown}: cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{shown}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
+        raise InputError(f"{shown}: holds no settings, no mapping of keys to values")
     return {str(key): value for key, value in values.items()}
 
 
 @lru_cache(maxsize=128)  # by the text: the same few files make up every configuration
-def _parse(text: str) -> object:
-    _check_node(yaml.compose(text, Loader=yaml.SafeLoader))
+def _parse(text: str, dotted_keys: bool) -> object:
+    _check_node(yaml.compose(text, Loader=yaml.SafeLoader), dotted_keys)
     # OmegaConf's loader differs from PyYAML's: 1e3 is a number, and a date is text.
     values = yaml.load(text, Loader=get_yaml_loader())
     return {} if values is None else values
@@ -75,7 +78,7 @@ def one_line(error: Exception) -> str:
     return " ".join(lines[:3])[:300] or type(error).__name__
 
 
-def _check_node(root: yaml.Node | None) -> None:
+def _check_node(root: yaml.Node | None, dotted_keys: bool) -> None:
     """Raises ValueError for a tag, a key, a size or a depth that settings do not have."""
     pending = [] if root is None else [(root, "", 0)]
     seen = 0
@@ -90,7 +93,7 @@ def _check_node(root: yaml.Node | None) -> None:
         if isinstance(node, yaml.MappingNode):
             names = set()
             for name, value in node.value:
-                _check_key(name, key)
+                _check_key(name, dotted_keys or key.partition(".")[0] in _DOTTED)
                 if name.value in names:
                     raise ValueError(f"line {name.start_mark.line + 1}: {name.value} is given twice")
                 names.add(name.value)
@@ -99,14 +102,13 @@ def _check_node(root: yaml.Node | None) -> None:
             pending += [(value, key, depth + 1) for value in node.value]
 
 
-def _check_key(name: yaml.Node, group: str) -> None:
+def _check_key(name: yaml.Node, dotted: bool) -> None:
     line = f"line {name.start_mark.line + 1}"
     if name.tag == f"{_CORE}merge":
         return
     if name.tag != f"{_CORE}str":
         shown = name.value if isinstance(name, yaml.ScalarNode) and name.value else "an empty or nested value"
         raise ValueError(f"{line}: the key {shown} is not text; put it in quotes")
-    # Hydra's own lists have dots in their keys: package@group in defaults, dotted settings in a sweeper's params.
-    if "." in name.value and group.partition(".")[0] not in ("defaults", "hydra"):
+    if "." in name.value and not dotted:
         first, _, rest = name.value.partition(".")
         raise ValueError(f"{line}: {name.value}: a key has no dots; write {first}: {{{rest}: ...}}")
