@@ -58,6 +58,7 @@ ABOUT_RUNS = {
 ADAPTERS = {
     "hydra": {
         "nfsd3d.config.compose",
+        "nfsd3d.config.hydra_compose",
         "nfsd3d.config.overrides",
         "nfsd3d.config.plugin_choices",
         "nfsd3d.config.recipes",
@@ -65,6 +66,7 @@ ADAPTERS = {
     },
     "omegaconf": {
         "nfsd3d.config.compose",
+        "nfsd3d.config.hydra_compose",
         "nfsd3d.config.recipes",
         "nfsd3d.config.trust",
         "nfsd3d.config.yaml_files",

@@ -58,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
         run_dir = Path(options.resume).expanduser()
         resume(load_run_config(run_dir, options.overrides), run_dir)
     else:
-        experiment = find_experiment(options.config or "nfsd", allow_env=options.allow_env)
+        experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)
         if options.multirun:
             return sweep(experiment, options.overrides)
         if options.cfg:

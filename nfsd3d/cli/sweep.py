@@ -17,8 +17,9 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.launch import announce, print_error, start
-from nfsd3d.config.compose import compose_with_hydra, multirun, settle, to_config
+from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment
+from nfsd3d.config.hydra_compose import compose_with_hydra, multirun
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError
 from nfsd3d.runs import directory, preflight
@@ -92,6 +93,9 @@ def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
                     f"{override.input_line}: the basic sweeper takes lists and range(); write values such as 1,2,5, "
                     "or give hydra/sweeper=optuna"
                 )
+    size = hydras.sweeper.get("max_batch_size")
+    if size is not None and size < 1:
+        raise InputError(f"hydra.sweeper.max_batch_size={size}: must be at least 1")
     values = [list(itertools.islice(_job_values(override), _MOST_JOBS + 1)) for override in overrides]
     jobs = math.prod(map(len, values))
     if not 0 < jobs <= _MOST_JOBS:

@@ -54,6 +54,10 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
         return f"{_within(text)}a list where a group of settings is wanted, or a group for a list"
     if found := re.match(r"In '?([\w/-]+)'?: (.*default item.*|Missing group name.*)", text):
         return f"{found[1]}.yaml: defaults: {found[2]}; write items such as nfsd, or cameras: orbit"
+    if (found := re.fullmatch(r"Error merging override (.*)", text, re.DOTALL)) and error.__cause__ is not None:
+        return f"{found[1]}: {str(error.__cause__).partition('full_key')[0].strip()}"
+    if isinstance(error, KeyError):
+        return f"{one_line(error)}: no such key, or no such environment variable"
     if isinstance(error, OSError) and error.strerror:
         return f"defaults: a file cannot be read ({error.strerror}); name another"
     return one_line(error)
