@@ -51,16 +51,19 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         InputError: an argument that no job could use, or a directory that cannot be made.
     """
     parsed = parse_overrides(arguments, sweep=True)
-    folder_given = [override for override in parsed if override.key_or_group == "run_dir"]
-    if any(override.is_sweep_override() for override in folder_given):
+    folders = [override for override in parsed if override.key_or_group == "run_dir"]
+    if any(override.is_sweep_override() for override in folders):
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
+    given = folders[-1].value() if folders else None
+    if given == "":
+        raise InputError("run_dir=: must not be empty")
     parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, parsed)
     _check_jobs(experiment, [parse_override(line) for line in lines])
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
-    if folder_given:
-        folder = directory.claim_folder(Path(str(folder_given[-1].value())).expanduser())
+    if given is not None:
+        folder = directory.claim_folder(Path(str(given)).expanduser())
     else:
         folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)
