@@ -43,7 +43,7 @@ class Table(Generic[Row]):
             raise ValueError(f"{self.noun} {name!r} exists already: choose another name, or unregister({name!r}) first")
         if not isinstance(row, self.row_type):
             raise TypeError(
-                f"{self.noun} {name!r}: an object of type {type(row).__name__} instead of {self.row_type.__name__}"
+                f"{self.noun} {name!r}: of type {type(row).__name__}, not a {self.row_type.__name__}"
             )
         self._registered[name] = row
 
@@ -98,7 +98,7 @@ class Table(Generic[Row]):
             ) from error
         if not isinstance(row, self.row_type):
             raise InputError(
-                f"{asked} offers {points[0].value}, an object of type {type(row).__name__} instead of "
+                f"{asked} offers {points[0].value}, of type {type(row).__name__}, not a "
                 f"{self.row_type.__name__}; repair or uninstall the package"
             )
         return row

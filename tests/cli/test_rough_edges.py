@@ -131,7 +131,7 @@ def test_help_lists_the_methods_of_plug_ins(capsys):
 def test_a_plug_in_of_another_type_is_named(monkeypatch, capsys):
     point = EntryPoint("mine", "math:pi", "nfsd3d.methods")
     monkeypatch.setattr("nfsd3d.plugins.table.entry_points", lambda **_: [point])
-    assert "offers math:pi, an object of type float instead of Method" in refusal([*SETTLED, "distill=mine"], capsys)
+    assert "offers math:pi, of type float, not a Method" in refusal([*SETTLED, "distill=mine"], capsys)
 
 
 def test_an_unknown_word_names_the_objects(capsys):
