@@ -10,13 +10,15 @@ from nfsd3d.config.yaml_files import one_line
 from nfsd3d.errors import InputError, did_you_mean
 
 _PACKAGES = {
-    **dict.fromkeys(["joblib"], "hydra-joblib-launcher"),
-    **dict.fromkeys(["submitit_local", "submitit_slurm"], "hydra-submitit-launcher"),
-    **dict.fromkeys(["ray", "ray_aws"], "hydra-ray-launcher"),
-    **dict.fromkeys(["rq"], "hydra-rq-launcher"),
-    **dict.fromkeys(["optuna"], "hydra-optuna-sweeper"),
-    **dict.fromkeys(["ax"], "hydra-ax-sweeper"),
-    **dict.fromkeys(["nevergrad"], "hydra-nevergrad-sweeper"),
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "ray_aws": "hydra-ray-launcher",
+    "rq": "hydra-rq-launcher",
+    "optuna": "hydra-optuna-sweeper",
+    "ax": "hydra-ax-sweeper",
+    "nevergrad": "hydra-nevergrad-sweeper",
 }
 """The package of each launcher and sweeper."""
 
