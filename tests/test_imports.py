@@ -58,12 +58,20 @@ ABOUT_RUNS = {
 ADAPTERS = {
     "hydra": {
         "nfsd3d.config.compose",
+        "nfsd3d.config.hydra_compose",
         "nfsd3d.config.overrides",
         "nfsd3d.config.plugin_choices",
         "nfsd3d.config.recipes",
         "nfsd3d.cli.sweep",
     },
-    "omegaconf": {"nfsd3d.config.compose", "nfsd3d.config.recipes", "nfsd3d.cli.sweep"},
+    "omegaconf": {
+        "nfsd3d.config.compose",
+        "nfsd3d.config.hydra_compose",
+        "nfsd3d.config.recipes",
+        "nfsd3d.config.trust",
+        "nfsd3d.config.yaml_files",
+        "nfsd3d.cli.sweep",
+    },
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {

@@ -17,6 +17,7 @@ from nfsd3d.cli.options import Parser
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import choices_of, config_root, find_experiment
+from nfsd3d.config.plugin_choices import outside_names
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean
 
@@ -57,7 +58,7 @@ def _dispatch(arguments: list[str]) -> int:
         run_dir = Path(options.resume).expanduser()
         resume(load_run_config(run_dir, options.overrides), run_dir)
     else:
-        experiment = find_experiment("nfsd" if options.config is None else options.config)
+        experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)
         if options.multirun:
             return sweep(experiment, options.overrides)
         if options.cfg:
@@ -70,12 +71,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="nfsd3d", add_help=False, allow_abbrev=False)
-    flags = ["--config", "--resume", "--multirun", "--help", "--version", "--cfg"]
+    flags = ["--config", "--resume", "--multirun", "--help", "--version", "--cfg", "--allow-env"]
     parser.add_argument("--config")
     parser.add_argument("--resume")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="store_true")
+    parser.add_argument("--allow-env", action="store_true")
     parser.add_argument("--cfg", choices=["job", "hydra", "all"])
     parser.add_argument("overrides", nargs="*")
     options, unknown = parser.parse_known_intermixed_args(arguments)
@@ -87,7 +89,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def help_text() -> str:
     """What ``--help`` prints, with the choices that the YAML files offer."""
-    choices = {group: "|".join(choices_of(group)) for group in ("prior", "backend", "distill", "generator")}
+    choices = {
+        group: "|".join(dict.fromkeys([*choices_of(group), *outside_names(group)]))
+        for group in ("prior", "backend", "distill", "generator")
+    }
     choices["weighting"] = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
     template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
     return template.format(root=config_root(), experiments=", ".join(choices_of("")), **choices).rstrip()

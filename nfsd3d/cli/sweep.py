@@ -4,26 +4,34 @@ A sweep's directory holds a run directory for each job, ``<n>-<overrides>``, and
 """
 
 import csv
+import itertools
 import json
+import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.launch import announce, print_error, start
-from nfsd3d.config.compose import multirun, settle, to_config
+from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment
+from nfsd3d.config.hydra_compose import compose_with_hydra, multirun
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError
-from nfsd3d.runs import directory
+from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import write_json
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
 _HYDRA = ("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """Overrides that leave log files and the working directory as in a run without Hydra."""
+
+_MOST_JOBS = 10_000
+_TRIED = 16
+"""Jobs that are composed before a sweep begins, as long as none is valid."""
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -43,15 +51,19 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         InputError: an argument that no job could use, or a directory that cannot be made.
     """
     parsed = parse_overrides(arguments, sweep=True)
-    folder_given = [override for override in parsed if override.key_or_group == "run_dir"]
-    if any(override.is_sweep_override() for override in folder_given):
+    folders = [override for override in parsed if override.key_or_group == "run_dir"]
+    if any(override.is_sweep_override() for override in folders):
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
+    given = folders[-1].value() if folders else None
+    if given == "":
+        raise InputError("run_dir=: must not be empty")
     parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, parsed)
+    _check_jobs(experiment, [parse_override(line) for line in lines])
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
-    if folder_given:
-        folder = directory.claim_folder(Path(str(folder_given[-1].value())))
+    if given is not None:
+        folder = directory.claim_folder(Path(str(given)).expanduser())
     else:
         folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)
@@ -65,6 +77,52 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     ]
     multirun(experiment, [*lines, *settings, *_HYDRA], run_job)
     return _conclude(folder)
+
+
+def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
+    """Composes jobs until one is valid, among the first ones.
+
+    Raises:
+        InputError: no job is valid (it is the first one's error); or not a sweep that the sweeper can enumerate.
+    """
+    first = [next(_job_values(override), "") for override in overrides]
+    _, hydras = compose_with_hydra(experiment, list(filter(None, first)), sweep=True)
+    params = [parse_override(f"{key}={value}") for key, value in (hydras.sweeper.get("params") or {}).items()]
+    overrides = list({override.get_key_element(): override for override in [*params, *overrides]}.values())
+    if hydras.runtime.choices["hydra/sweeper"] == "basic":
+        for override in overrides:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise InputError(
+                    f"{override.input_line}: the basic sweeper takes lists and range(); write values such as 1,2,5, "
+                    "or give hydra/sweeper=optuna"
+                )
+    size = hydras.sweeper.get("max_batch_size")
+    if size is not None and size < 1:
+        raise InputError(f"hydra.sweeper.max_batch_size={size}: must be at least 1")
+    values = [list(itertools.islice(_job_values(override), _MOST_JOBS + 1)) for override in overrides]
+    jobs = math.prod(map(len, values))
+    if not 0 < jobs <= _MOST_JOBS:
+        raise InputError(f"a sweep of {'no' if jobs == 0 else f'over {_MOST_JOBS:,}'} jobs; give fewer or more values")
+    errors: list[InputError] = []
+    for job in itertools.islice(itertools.product(*values), _TRIED):
+        try:
+            settings, _ = compose_with_hydra(experiment, list(filter(None, job)), sweep=True)
+            preflight.check(to_config(settings))
+            return
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == jobs:
+        raise errors[0]
+
+
+def _job_values(override: Override) -> Iterator[str]:
+    """The override as text, one for each value of a sweep; empty text for an interval, which has no list of values."""
+    if not override.is_sweep_override():
+        yield str(override.input_line)
+    elif not override.is_discrete_sweep():
+        yield ""
+    else:
+        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 def run_job(values: DictConfig) -> None:

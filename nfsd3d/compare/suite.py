@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from queue import SimpleQueue
-
-import yaml
+from typing import Any
 
 from nfsd3d.compare.cores import shares, threads, usable_cores
 from nfsd3d.config.renamed import notice
+from nfsd3d.config.trust import Rules, check_file
+from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.runs.directory import slug
 
@@ -94,17 +96,12 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     Raises:
         InputError: no such file, or a key is unknown, missing or of another type.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{option} {path}: no valid YAML ({error})") from error
-    if isinstance(content, dict) and "ceiling" in content:  # version 0.1's name
+    content: dict[str, Any] = read_yaml(path, f"{option} {path}", dotted_keys=True)
+    check_file(content, f"{option} {path}", Rules())
+    if "ceiling" in content:  # version 0.1's name
         notice(f"{path}: ceiling", "oracle_fit")
         content["oracle_fit"] = content.pop("ceiling")
-    if not isinstance(content, dict) or set(content) - _KEYS:
-        unknown = ", ".join(map(str, set(content) - _KEYS)) if isinstance(content, dict) else "no mapping"
+    if unknown := ", ".join(sorted(set(content) - _KEYS)):
         raise InputError(f"{option} {path}: {unknown}; a suite has the keys {', '.join(sorted(_KEYS))}")
     edits = content.get("edits", {})
     if not isinstance(edits, dict) or not all(_is_list(targets, str) for targets in edits.values()):
@@ -118,6 +115,8 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise InputError(f"{option} {path}: rows must map each row's name to its settings, such as {{distill: sds}}")
     rows = {name: row for text, settings in rows.items() for name, row in _expanded(str(text), settings).items()}
+    if wrong := [key for row in rows.values() for key in row if not re.match(r"(?!hydra)[a-z]", str(key))]:
+        raise InputError(f"{option} {path}: {wrong[0]}: not a setting of a run; leave it out")
     given = content.get("baseline") or {}
     baseline: dict[str, str] = given if isinstance(given, dict) else dict.fromkeys(rows, str(given))
     if not set(baseline) | set(baseline.values()) <= set(rows):

@@ -20,15 +20,15 @@ def describe_errors(error: ValidationError, known: Sequence[str], limit: int = 4
 
 
 _EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dataclass_type": "a group of settings",
-    "finite_number": "a finite number",
-    "string_too_short": "something",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dataclass_type": "must be a group of settings",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
 }
 
 
@@ -56,7 +56,7 @@ def _describe(detail: ErrorDetails, known: Sequence[str]) -> str:
     if kind == "literal_error":
         expected = f"must be {context['expected']}{_nearest_literal(detail['input'], context['expected'])}"
     elif kind in _EXPECTED:
-        expected = f"must be {_EXPECTED[kind]}"
+        expected = _EXPECTED[kind]
     else:
         message = detail["msg"].replace("Input should be", "must be")
         expected = message[0].lower() + message[1:]
@@ -67,6 +67,8 @@ def _describe(detail: ErrorDetails, known: Sequence[str]) -> str:
         return f"{key}: {expected}"
     value = detail["input"] if isinstance(detail["input"], str) else json.dumps(detail["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
+    if kind in ("list_type", "tuple_type"):
+        expected += f", such as {key}=[{shown}{f',{shown}' * (kind == 'tuple_type')}]"
     return f"{key}={shown}: {expected}"
 
 

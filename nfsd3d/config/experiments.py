@@ -1,11 +1,11 @@
 """Finds experiment files: the project's in ``configs/``, a user's own anywhere, and the ``config.yaml`` of runs."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError, did_you_mean
 
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
@@ -30,14 +30,16 @@ class Experiment:
     """A primary YAML file: one with a defaults list, or a run's fully ``resolved`` ``config.yaml``.
 
     ``path`` is absolute. ``label`` names run directories: the file's stem, or the method of a resolved one.
+    ``allow_env`` lets its files read environment variables.
     """
 
     path: Path
     resolved: bool
     label: str
+    allow_env: bool = False
 
 
-def find_experiment(name_or_path: str | Path) -> Experiment:
+def find_experiment(name_or_path: str | Path, *, allow_env: bool = False) -> Experiment:
     """The experiment file that ``nfsd``, ``configs/nfsd.yaml`` or any path means.
 
     A YAML file at that path, from the current folder, comes first. Else the name, with or without ``configs/`` and
@@ -54,29 +56,21 @@ def find_experiment(name_or_path: str | Path) -> Experiment:
     found = [path for path in (given, own) if os.path.isfile(path)]
     if not found:
         names = choices_of("")
-        near = did_you_mean(given.stem, names, ".yaml") if given.name else ""
+        near = did_you_mean(given.stem, names, given.suffix) if given.name else ""
         there = ", ".join(f"configs/{name}.yaml" for name in names)
         raise InputError(f"--config {text}: no such file{near}; there are {there}")
     # A file called nfsd, such as a folder's own program, does not hide the experiment of that name.
     path = next((path for path in found if path.suffix == ".yaml"), found[0])
     if path.suffix != ".yaml":
         raise InputError(f"--config {text}: not a .yaml file; rename it to {path.stem}.yaml")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"--config {text}: cannot be read as YAML: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--config {text}: holds no settings; begin it with a defaults list such as [nfsd, _self_]")
+    content = read_yaml(path, f"--config {text}")
     if "defaults" in content:
-        return Experiment(path.resolve(), resolved=False, label=path.stem)
-    method = content["distill"].get("method") if isinstance(content.get("distill"), dict) else None
-    if not isinstance(method, str) or not content.keys() >= _GROUPS_OF_A_RUN:
+        if not isinstance(content["defaults"], list) or not content["defaults"]:
+            raise InputError(f"--config {text}: defaults must be a list, such as defaults: [nfsd, _self_]")
+        return Experiment(path.resolve(), resolved=False, label=path.stem, allow_env=allow_env)
+    distill = content.get("distill")
+    method = distill.get("method") if isinstance(distill, dict) else None
+    # The method names folders before it is validated.
+    if not isinstance(method, str) or not re.fullmatch(r"[\w-]+", method) or not content.keys() >= _GROUPS_OF_A_RUN:
         raise InputError(f"--config {text}: has no defaults list; begin it with defaults: [nfsd, _self_]")
     return Experiment(path.resolve(), resolved=True, label=method)
-
-
-def one_line(error: Exception) -> str:
-    """The first lines of a library's message as one."""
-    message = str(error).partition("Config search path")[0]
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines[:3])[:300]

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from nfsd3d.config.renamed import current_override
+from nfsd3d.config.renamed import current_overrides
 from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
@@ -29,8 +29,12 @@ def quote(override: str, *, sweep: bool = False) -> str:
     key, separator, value = override.partition("=")
     if separator and key in _TEXT_KEYS:
         return f"{key}={','.join(map(quoted, split_prompts(value) if sweep else [value]))}"
-    is_path = separator and key in _PATH_KEYS and value != "null"
-    return f"{key}={quoted(value)}" if is_path and not sweep else override
+    if not separator or key not in _PATH_KEYS or value == "null":
+        return override
+    if not sweep:
+        return f"{key}={quoted(value)}"
+    paths = [quoted(path) if path.startswith("~") else path for path in value.split(",")]  # Hydra's grammar has no ~
+    return f"{key}={','.join(paths)}"
 
 
 _PROMPT_IN_SWEEP = re.compile(
@@ -64,9 +68,9 @@ def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Ov
     """The parsed overrides of a command line, without those of removed settings.
 
     Raises:
-        InputError: not of Hydra's grammar.
+        InputError: not of Hydra's grammar, or both spellings of a renamed setting.
     """
-    return [parse_override(quote(line, sweep=sweep)) for line in map(current_override, overrides) if line is not None]
+    return [parse_override(quote(line, sweep=sweep)) for line in current_overrides(overrides)]
 
 
 def parse_override(text: str) -> Override:
@@ -75,20 +79,26 @@ def parse_override(text: str) -> Override:
     Raises:
         InputError: not of Hydra's grammar.
     """
-    if not re.match(r"^[~+]*[^=\s]+=|^~", text):
+    if not re.match(r"^[~+]*[^=\s]+=|^~[^=\s]+$", text):
         raise InputError(f'{text}: not of the form key=value (quote what holds spaces: prompt="a red mushroom")')
     try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
+        override = OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError, RecursionError) as error:  # a number of over 4300 digits, nested brackets
         key = text.partition("=")[0]
         raise InputError(
-            f"{text}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
+            f"{text[:200]}: cannot be understood; put the value in two pairs of quotes: '{key}=\"...\"'"
         ) from error
+    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        raise InputError(f"{text}: glob() is not supported; name the values, with commas between them")
+    return override
 
 
 def group_values(override: Override) -> list[str]:
-    """The values of a group override: several in a sweep."""
-    return list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [str(override.value())]
+    """The values of a group override as text: several in a sweep."""
+    if override.is_discrete_sweep():
+        return list(override.sweep_string_iterator())
+    value = override.value()
+    return [value if isinstance(value, str) else str(override.input_line).partition("=")[2]]
 
 
 def first_value(override: Override) -> str:

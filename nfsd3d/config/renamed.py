@@ -1,7 +1,7 @@
 """Old spellings of settings, accepted for one minor version with a notice (CHANGELOG.md lists them)."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from nfsd3d.errors import InputError
@@ -74,6 +74,19 @@ def _shorten_window(train: dict[str, object]) -> None:
         window = settings["window"]
         if isinstance(window, int) and window > steps:
             train["diverged"] = settings | {"window": 0.05}
+
+
+def current_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command line as `current_override`, without those of removed settings.
+
+    Raises:
+        InputError: both spellings of one setting have different values.
+    """
+    given = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in overrides)}
+    for old, new in RENAMED.items():
+        if old in given and given.get(new, given[old]) != given[old]:
+            raise InputError(f"{old}={given[old]}: is the old name of {new}={given[new]}; remove {old}")
+    return [line for line in map(current_override, overrides) if line is not None]
 
 
 def with_current_names(values: Mapping[str, object], group: str = "") -> dict[str, object]:

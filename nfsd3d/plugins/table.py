@@ -42,7 +42,7 @@ class Table(Generic[Row]):
         if name in self or name in self.reserved:
             raise ValueError(f"{self.noun} {name!r} exists already: choose another name, or unregister({name!r}) first")
         if not isinstance(row, self.row_type):
-            raise TypeError(f"{self.noun} {name!r}: a {type(row).__name__}, not a {self.row_type.__name__}")
+            raise TypeError(f"{self.noun} {name!r}: of type {type(row).__name__}, not a {self.row_type.__name__}")
         self._registered[name] = row
 
     def unregister(self, name: str) -> None:
@@ -96,7 +96,7 @@ class Table(Generic[Row]):
             ) from error
         if not isinstance(row, self.row_type):
             raise InputError(
-                f"{asked} offers {points[0].value}, a {type(row).__name__} and not a {self.row_type.__name__}; "
-                "repair or uninstall the package"
+                f"{asked} offers {points[0].value}, of type {type(row).__name__}, not a "
+                f"{self.row_type.__name__}; repair or uninstall the package"
             )
         return row

@@ -52,7 +52,7 @@ def test_every_row_prompt_and_seed_is_one_run(tmp_path):
         ("prompts: a blue sphere", "list of texts"),
         ("prompts: [a blue sphere]\nseeds: [x]", "whole numbers"),
         ("prompts: [a blue sphere]\nrows: [sds]", "rows must map"),
-        ("prompts: [", "no valid YAML"),
+        ("prompts: [", "cannot be read as YAML"),
     ],
 )
 def test_bad_suites_are_refused(tmp_path, text, message):

@@ -178,7 +178,7 @@ def test_an_installed_package_offers_a_method_without_torch_being_imported(tmp_p
     [
         ("import no_such_module", "apart offers it, but apart:ROW cannot be imported (ModuleNotFoundError"),
         ("raise RuntimeError('first\\nsecond')", "(RuntimeError: first)"),
-        ("ROW = 3", "the package apart offers apart:ROW, a int and not a Method"),
+        ("ROW = 3", "the package apart offers apart:ROW, of type int, not a Method"),
         ("", "cannot be imported (AttributeError"),
     ],
 )
