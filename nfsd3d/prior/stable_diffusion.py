@@ -19,8 +19,10 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
+from nfsd3d.prior.files.families import check_unet
 from nfsd3d.prior.files.loading import load_model
 from nfsd3d.prior.files.resolve import ModelFiles
+from nfsd3d.prior.files.tokens import check_vocabulary, without_unknown_punctuation
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ class StableDiffusionPrior:
         if self._text_encoder is None:
             raise RuntimeError("the text encoder was freed: embed every prompt before free_text_encoder()")
         length = self._context_length
-        prompts = [self._without_unknown_punctuation(prompt) for prompt in prompts]
+        prompts = [without_unknown_punctuation(prompt, self._is_unknown) for prompt in prompts]
         for prompt in prompts:
             tokens = len(self._tokenizer(prompt, verbose=False).input_ids)
             if tokens > length:
@@ -288,13 +290,8 @@ class StableDiffusionPrior:
         output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)
 
-    def _without_unknown_punctuation(self, prompt: str) -> str:
-        # The unknown token of these tokenizers is the end of text, which would hide the rest of the prompt.
-        # Tokenizers with CLIP's complete byte alphabet have no unknown characters.
-        unknown = self._tokenizer.unk_token_id
-        punctuation = {character for character in prompt if not (character.isalnum() or character.isspace())}
-        dropped = {character for character in punctuation if unknown in self._tokenizer(character).input_ids[1:-1]}
-        return "".join(" " if character in dropped else character for character in prompt)
+    def _is_unknown(self, character: str) -> bool:
+        return self._tokenizer.unk_token_id in self._tokenizer(character).input_ids[1:-1]
 
     @property
     def _shift(self) -> float:
@@ -342,11 +339,7 @@ def _check_parts(
 ) -> None:
     if prediction_type not in _TO_EPS:
         raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(_TO_EPS)}")
-    if len(tokenizer) <= 2 or len(tokenizer) > text_encoder.config.vocab_size:
-        raise InputError(
-            f"prior.model: a tokenizer of {len(tokenizer)} tokens for a text encoder of "
-            f"{text_encoder.config.vocab_size}: its vocabulary was not read"
-        )
+    check_vocabulary(len(tokenizer), text_encoder.config.vocab_size)
     if not isinstance(unet.config.sample_size, int):
         raise InputError(f"prior.model: a UNet with sample_size {unet.config.sample_size}; square latents are needed")
     if unet.config.in_channels != vae.config.latent_channels:
@@ -354,6 +347,7 @@ def _check_parts(
             f"prior.model: the UNet takes {unet.config.in_channels} channels and the autoencoder has "
             f"{vae.config.latent_channels}; inpainting, depth and upscaling models cannot be used"
         )
+    check_unet(dict(unet.config), "prior.model")
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
         raise InputError(
             f"prior.model: the UNet attends to width {unet.config.cross_attention_dim} and the text encoder has "

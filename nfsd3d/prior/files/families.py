@@ -113,6 +113,13 @@ def family_of(folder: Path) -> tuple[str, str] | None:
     return next(_signs(folder), None)
 
 
+def check_unet(config: dict[str, Any], setting: str) -> None:
+    """Raises `InputError` if a UNet with this configuration needs more than noisy latents, a timestep and text."""
+    found = next(_of_unet(config), None)
+    if found is not None:
+        raise InputError(f"{setting}: is {found[0]} ({found[1]}), {SUPPORTED}")
+
+
 def check_autoencoder_class(folder: Path, setting: str) -> None:
     """Raises `InputError` if the configuration in ``folder`` is not that of an autoencoder that nfsd3d can load."""
     name = optional_object(folder / "config.json").get("_class_name", "AutoencoderKL")

@@ -18,33 +18,48 @@ _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 
 
 def tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
+    """As :func:`header_shapes`.
+
+    Raises:
+        InputError: the file is in another format, damaged, or cannot be read; the message begins with ``setting``.
+    """
+    try:
+        return header_shapes(file)
+    except _OtherFormat as error:
+        raise InputError(f"{setting}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy"
+        ) from error
+
+
+def header_shapes(file: Path) -> dict[str, list[int]]:
     """The shape of each tensor in a safetensors file, from its header alone.
 
     Raises:
-        InputError: it cannot be read, is in another format, or is shorter than its header says; the message begins
-            with ``setting``.
+        OSError, ValueError: it cannot be read, is in another format, or is shorter than its header says.
     """
-    begin = b""
-    try:
-        with file.open("rb") as stream:
-            begin, size = stream.read(32), file.stat().st_size
-            length = int.from_bytes(begin[:8], "little")
+    with file.open("rb") as stream:
+        begin, size = stream.read(32), file.stat().st_size
+        length = int.from_bytes(begin[:8], "little")
+        try:
             if not 0 < length <= min(size, _LARGEST_HEADER):
                 raise ValueError("no safetensors header")
             stream.seek(8)
             header = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        if end > size:
-            raise ValueError(f"cut off: it has {size:,} of {end:,} bytes")
-        return {name: [int(side) for side in entry["shape"]] for name, entry in entries.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        other = next((text for magic, text in _OTHER_FORMATS.items() if begin.startswith(magic)), None)
-        if other is not None:
-            raise InputError(f"{setting}: is {other}") from error
-        raise InputError(
-            f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy"
-        ) from error
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            shapes = {name: [int(side) for side in entry["shape"]] for name, entry in entries.items()}
+            end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            other = next((text for magic, text in _OTHER_FORMATS.items() if begin.startswith(magic)), None)
+            raise (ValueError(f"damaged header: {error}") if other is None else _OtherFormat(f"is {other}")) from error
+    if end > size:
+        raise ValueError(f"cut off: it has {size:,} of {end:,} bytes")
+    return shapes
+
+
+class _OtherFormat(ValueError):
+    """A file is not in the format of safetensors."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -54,13 +69,22 @@ def read_object(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
+        return json_object(path)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"prior.model, prior.layout: {path} cannot be read ({error}); replace it with an intact copy"
         ) from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """As :func:`read_object`, for callers that name the setting.
+
+    Raises:
+        OSError, ValueError, RecursionError: it cannot be read, or holds something else.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
     return content
 
 

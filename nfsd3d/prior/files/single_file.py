@@ -47,8 +47,8 @@ def check_kind(file: Path, layout: Path, names: Iterable[str], *, needs_vae: boo
 
 
 _WHOLE = (
-    "a single file needs the UNet, the autoencoder and the text encoder of Stable Diffusion 1 or 2, all in the layout of "
-    "the original code"
+    "a single file needs the UNet, the autoencoder and the text encoder of Stable Diffusion 1 or 2, all in the layout "
+    "of the original code"
 )
 
 
@@ -58,13 +58,13 @@ def autoencoder_prefix(shapes: Mapping[str, list[int]]) -> str | None:
 
 
 def check_autoencoder(file: Path, setting: str) -> None:
-    """Raises `InputError` unless ``file`` holds an AutoencoderKL with its encoder; the message begins with the setting."""
+    """Raises `InputError` unless ``file`` holds an AutoencoderKL with its encoder."""
     shapes = tensor_shapes(file, setting)
     if autoencoder_prefix(shapes) is None:
         family = family_of(shapes)
         what = f"is {family[0]} ({family[1]})" if family else f"holds no autoencoder (no tensor {_AUTOENCODER_TENSOR})"
         raise InputError(
-            f"{setting}: {what}; give the file of an autoencoder such as vae-ft-mse-840000, or a folder with config.json"
+            f"{setting}: {what}; give an autoencoder's file, such as vae-ft-mse-840000, or a folder with config.json"
         )
 
 
