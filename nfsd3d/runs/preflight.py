@@ -9,7 +9,8 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.prior.files.resolve import ModelSource
+from nfsd3d.prior.files.fit import check_files
+from nfsd3d.prior.files.resolve import ModelFiles, ModelSource, fetch
 from nfsd3d.prior.files.tokens import TokenCounter, read_tokens
 from nfsd3d.prior.files.training import TrainingSchedule, read_training
 from nfsd3d.prior.priors import TABLE as PRIORS
@@ -41,7 +42,8 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     _check_samples(config)
     source = find_model(config)
     if source is not None and source.folder is not None:
-        check_model(config, source.folder)
+        if not source.missing:
+            check_model(config, fetch(source))
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
         if config.distill.method == "bridge":
@@ -58,18 +60,19 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     return source
 
 
-def check_model(config: Config, folder: Path) -> None:
-    """Checks prompts and weighting against the configurations and the tokenizer of the model in ``folder``.
+def check_model(config: Config, files: ModelFiles) -> None:
+    """Checks the files of a model on this machine, and prompts and weighting against them.
 
     Plug-ins' priors check their own.
 
     Raises:
-        InputError: a prompt is too long for the text encoder, w(t) is infinite, or the model is of another kind.
+        InputError: the files do not fit together, a prompt is too long for the text encoder, or w(t) is infinite.
     """
     if config.prior.name not in PRIORS.builtin:
         return
-    _check_weighting(config, read_training(folder))
-    _check_lengths(config, read_tokens(folder))
+    check_files(files)
+    _check_weighting(config, read_training(files.folder))
+    _check_lengths(config, read_tokens(files.folder))
 
 
 def _check_weighting(config: Config, training: TrainingSchedule) -> None:

@@ -52,12 +52,12 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
             text_encoder = _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype)
         else:
             unet, text_encoder = load_unet(files.file, folder, dtype), load_text_encoder(files.file, folder, dtype)
-        if files.vae is None:
-            vae = (
-                _load_autoencoder(folder / "vae", dtype) if files.file is None else load_vae(files.file, folder, dtype)
-            )
-        elif files.vae.is_file():
+        if files.vae is not None and files.vae.is_file():
             vae = load_vae(files.vae, folder, dtype, "prior.vae")
+        elif files.vae is None and files.file is not None:
+            vae = load_vae(files.file, folder, dtype)
+        elif files.vae is None:
+            vae = _load_autoencoder(folder / "vae", dtype)
         else:
             vae = _load_autoencoder(files.vae, dtype, "prior.vae")
             _check_autoencoder(vae, files.vae, unet.config.in_channels, folder / "vae" / "config.json")

@@ -95,11 +95,16 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
     if (folder / "tokenizer.json").is_file():
         content = json_object(folder / "tokenizer.json")
         model = content["model"]
-        merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+        merges = [_pair(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
         return model["vocab"], merges, [int(token["id"]) for token in content.get("added_tokens") or []]
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    pairs = [_pair(line.split()) for line in lines if line and not line.startswith("#version")]
     return json_object(folder / "vocab.json"), pairs, []
+
+
+def _pair(parts: list[str]) -> tuple[str, str]:
+    first, second = parts
+    return first, second
 
 
 def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: dict[str, str]) -> Tokenizer:

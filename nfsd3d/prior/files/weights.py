@@ -52,8 +52,8 @@ def check_network(network: torch.nn.Module, folder: Path, setting: str) -> None:
     extra = [name for name in found if name not in network.state_dict()]
     if extra and not hasattr(network, "embeddings"):
         raise InputError(
-            f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); restore the "
-            "configuration that the weights were saved with"
+            f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); restore "
+            "the configuration that the weights were saved with"
         )
 
 
