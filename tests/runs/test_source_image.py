@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -82,11 +83,13 @@ def test_the_first_of_several_frames_counts(tmp_path, name):
 
 
 def png(width, height):
-    """The begin of a PNG of that size."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    import zlib
-
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    """A PNG of that size whose pixels are missing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000)])
@@ -98,7 +101,15 @@ def test_an_image_too_large_for_memory_is_refused_without_being_decoded(tmp_path
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image", png(0, 0), png(8, 8), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a", b"P5 8 8"],
+    [
+        b"",
+        b"no image",
+        png(0, 0),
+        png(8, 8),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"GIF89a",
+        b"P5 8 8",
+    ],
 )
 def test_what_is_no_image_is_one_line(tmp_path, content):
     path = tmp_path / "image.png"

@@ -59,6 +59,7 @@ _ALONE: dict[str, str] = {
     r"^(encoder|decoder)\.layers\.0\.(weight|conv)": "a tiny autoencoder alone",
     r"^first_stage_model\.": "an autoencoder alone",
     r"^(text_model\.|cond_stage_model\.|transformer\.text_model\.|token_embedding\.|text_projection)"
+    r"|^embeddings\.(token|position)_embedding\."
     r"|^(shared\.weight|encoder\.block\.\d+\.layer)": "a text encoder alone",
 }
 
