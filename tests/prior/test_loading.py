@@ -104,9 +104,7 @@ def test_an_autoencoder_file_needs_a_configuration_of_its_kind(model_folder):
 
 
 def test_text_encoders_without_the_level_text_model_are_read(model_folder, single_file, layout, tmp_path):
-    flat = rewrite(
-        single_file, tmp_path / "flat.safetensors", lambda n: n.replace("transformer.text_model.", "transformer.")
-    )
+    flat = rewrite(single_file, tmp_path / "flat.safetensors", lambda name: name.replace(".text_model.", "."))
     prior = StableDiffusionPrior.load(fetch(locate("shapes", str(flat), layout=str(layout))))
     expected = StableDiffusionPrior.load(model_folder("kl"))
     assert torch.equal(prior.embed(["a red cube"]), expected.embed(["a red cube"]))
@@ -154,15 +152,11 @@ def test_weights_of_a_folder_that_do_not_fit_are_named_before_they_are_read(mode
     with pytest.raises(InputError, match=rf"^prior\.model: .*/{part} lacks weights of \w+ \(first: "):
         StableDiffusionPrior.load(model)
     save_file(tensors | {first: torch.zeros(3, 5)}, path, {"format": "pt"})
-    with pytest.raises(
-        InputError, match=rf"/{part} has weights of another \w+ than .* of shape \[3, 5\] instead of \["
-    ):
+    with pytest.raises(InputError, match=rf"/{part} has weights of another \w+ than .* of shape \[3, 5\] instead"):
         StableDiffusionPrior.load(model)
     if part != "text_encoder":
         save_file(tensors | {"class_embedding.weight": torch.zeros(3, 5)}, path, {"format": "pt"})
-        with pytest.raises(
-            InputError, match=rf"/{part} holds weights that its config\.json does not describe \(first: c"
-        ):
+        with pytest.raises(InputError, match=rf"/{part} holds weights that its config\.json does not describe"):
             StableDiffusionPrior.load(model)
 
 

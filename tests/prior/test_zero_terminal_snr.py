@@ -63,9 +63,7 @@ def test_wrapped_priors_sample_the_same(load):
 
 
 def test_predicted_noise_is_refused_where_it_shows_no_image(load):
-    with pytest.raises(
-        InputError, match=r"^prior\.model: predicts noise \(epsilon\), and its noise schedule ends witho"
-    ):
+    with pytest.raises(InputError, match=r"^prior\.model: predicts noise \(epsilon\), and its noise schedule ends"):
         sample(load("epsilon"))
 
 

@@ -141,7 +141,7 @@ def test_an_image_that_is_cut_off_or_damaged_is_an_image_or_one_line(tmp_path, f
 
 def test_places_that_are_no_file_are_refused(tmp_path):
     for place in (tmp_path, tmp_path / "none.png", "x" * 300, "~nobody-of-this-name/x.png"):
-        with pytest.raises(InputError, match="^source_image="):
+        with pytest.raises(InputError, match=r"^source_image="):
             open_image(str(place))
 
 
