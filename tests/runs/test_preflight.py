@@ -35,11 +35,11 @@ def test_a_fitting_model_and_prompts_pass(model):
     [
         ("nfsd", "red " * 9 + "red", (), r"prompt='red .*' is 13 tokens long, 3 of these are view words, and the prior"
          r" reads 12: shorten it, or set prompts\.view_dependent=false"),
-        ("nfsd", "red " * 12 + "red", ("prompts.view_dependent=false",), "prompt='red .*' is 13 tokens long and the pr"),
+        ("nfsd", "red " * 12 + "red", ("prompts.view_dependent=false",), "prompt='red .*' is 13 tokens long and the"),
         ("nfsd", "a red cube", ("negative_prompt=" + "red " * 13,), r"negative_prompt='red .* is 13 tokens long and"),
         ("bridge", "red " * 6, ("distill.better_suffix=' red red red red'", "distill.worse_suffix=''"),
          r"distill\.better_suffix=' red .*' is 13 tokens long, 3 of these are view words and 6 of the prompt, and"),
-        ("dds", "red", ("source_prompt=" + "red " * 13, "source_image=x.png"), r"source_prompt='red .* is 1\d tokens"),
+        ("dds", "red", ("source_prompt=" + "red " * 13, "source_run=x"), r"source_prompt='red .* is 1\d tokens"),
     ],
 )  # fmt: skip
 def test_a_long_prompt_is_an_error_of_its_setting(model, experiment, prompt, overrides, message):
