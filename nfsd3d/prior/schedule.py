@@ -81,6 +81,11 @@ class NoiseSchedule:
         alpha, sigma = self.alpha_sigma(t, z_t)
         return sigma * z_t + alpha * v
 
+    def x0_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a velocity prediction implies, also at alpha = 0."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return alpha * z_t - sigma * v
+
     def sample_timesteps(self, rng: torch.Generator, count: int, t_min: float, t_max: float) -> Tensor:
         """[count] timesteps, uniform between two fractions of the training steps (both included), on the CPU.
 
