@@ -11,7 +11,7 @@ from torch import Tensor
 from nfsd3d.cameras import Cameras
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
-from nfsd3d.prompt_texts import BACK, FINE_VIEW_WORDS, FRONT, HEIGHTS, OVERHEAD, SECTORS, SIDE, prompt_texts
+from nfsd3d.settings.prompt_texts import BACK, FINE_VIEW_WORDS, FRONT, HEIGHTS, OVERHEAD, SECTORS, SIDE, prompt_texts
 from nfsd3d.settings.prompts import PromptSettings
 
 PAPER_NEGATIVE_PROMPT = (

@@ -15,8 +15,8 @@ from nfsd3d.prior.files.tokens import TokenCounter, read_tokens
 from nfsd3d.prior.files.training import TrainingSchedule, read_training
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.prompt_texts import prompt_texts
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
 
 SAMPLES_PER_RAY = 4
