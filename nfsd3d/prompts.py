@@ -11,26 +11,8 @@ from torch import Tensor
 from nfsd3d.cameras import Cameras
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
+from nfsd3d.settings.prompt_texts import BACK, FINE_VIEW_WORDS, FRONT, HEIGHTS, OVERHEAD, SECTORS, SIDE, prompt_texts
 from nfsd3d.settings.prompts import PromptSettings
-
-VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
-FRONT, SIDE, BACK, OVERHEAD = range(4)
-
-SECTORS = (
-    "straight front view",
-    "front left view",
-    "left side view",
-    "back left view",
-    "straight back view",
-    "back right view",
-    "right side view",
-    "front right view",
-)
-"""Eighths of the circle by azimuth; the first is centred on the front. Left and right are the object's."""
-HEIGHTS = {"at eye level": -90.0, "slightly from above": 13.0, "from above": 37.0}
-"""Words for the camera's height, and the lowest elevation in degrees of each."""
-FINE_VIEW_WORDS = (*(f"{sector} {height}" for height in HEIGHTS for sector in SECTORS), VIEW_WORDS[OVERHEAD])
-"""Every sector at every height, and the overhead view."""
 
 PAPER_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
@@ -47,7 +29,7 @@ class TextEmbedder(Protocol):
 
 
 def view_index(cameras: Cameras, settings: PromptSettings) -> Tensor:
-    """[B] int64 index into :data:`VIEW_WORDS`, on the cameras' device. Azimuths may have any number of turns."""
+    """[B] int64 index into ``VIEW_WORDS``, on the cameras' device. Azimuths may have any number of turns."""
     azimuth = _turned(cameras.azimuth)
     view = torch.full_like(azimuth, SIDE, dtype=torch.int64)
     view[azimuth <= math.radians(settings.front_deg)] = FRONT
@@ -57,7 +39,7 @@ def view_index(cameras: Cameras, settings: PromptSettings) -> Tensor:
 
 
 def fine_view_index(cameras: Cameras, settings: PromptSettings) -> Tensor:
-    """[B] int64 index into :data:`FINE_VIEW_WORDS`, on the cameras' device; only ``overhead_deg`` counts."""
+    """[B] int64 index into ``FINE_VIEW_WORDS``, on the cameras' device; only ``overhead_deg`` counts."""
     sector = (cameras.azimuth / (2 * math.pi / len(SECTORS))).round().long() % len(SECTORS)
     starts = torch.tensor([math.radians(start) for start in HEIGHTS.values()], device=cameras.elevation.device)
     height = (cameras.elevation[:, None] >= starts).sum(1) - 1
@@ -107,8 +89,8 @@ def _turned(azimuth: Tensor) -> Tensor:
 class PromptBank:
     """The text embeddings of one run.
 
-    ``embeddings`` maps a prompt's name to [V,L,D], one embedding per view of :data:`VIEW_WORDS` or, if ``fine``, of
-    :data:`FINE_VIEW_WORDS`; or to [1,L,D]. With Perp-Neg, "cond" and "source_cond" have two negative prompts each, see
+    ``embeddings`` maps a prompt's name to [V,L,D], one embedding per view of ``VIEW_WORDS`` or, if ``fine``, of
+    ``FINE_VIEW_WORDS``; or to [1,L,D]. With Perp-Neg, "cond" and "source_cond" have two negative prompts each, see
     :meth:`contexts` and :meth:`view_weights`.
     """
 
@@ -145,20 +127,9 @@ class PromptBank:
         if "source_cond" in needed and source_prompt is None:
             raise InputError('source_prompt=null: editing needs it; say what the source shows, source_prompt="..."')
 
-        words = FINE_VIEW_WORDS if settings.views == "fine" else VIEW_WORDS
-
-        def views(text: str) -> list[str]:
-            return [f"{text}, {view}" for view in words] if settings.view_dependent else [text] * len(VIEW_WORDS)
-
-        better, worse = suffixes
-        texts = {"cond": views(prompt), "uncond": [""], "neg": [negative_prompt]}
-        further = {
-            "plain": [prompt],
-            "better": views(prompt + better),
-            "worse": views(prompt + worse),
-            "source_cond": views(source_prompt or ""),
-        }
-        texts |= {name: further[name] for name in sorted(set(needed) - texts.keys())}
+        texts = prompt_texts(
+            prompt, negative_prompt, settings, needed=needed, source_prompt=source_prompt, suffixes=suffixes
+        )
         embedded = prior.embed([text for group in texts.values() for text in group])
         groups = embedded.split([len(group) for group in texts.values()])
         return cls(dict(zip(texts, groups, strict=True)), settings)

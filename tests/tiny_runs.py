@@ -12,7 +12,7 @@ from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
 from nfsd3d.prior.schedule import NoiseSchedule
-from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
+from nfsd3d.settings.prompt_texts import FINE_VIEW_WORDS, VIEW_WORDS
 
 TINY = {
     "generator.encoding": {"levels": 2, "features": 2, "log2_entries": 8, "base_resolution": 4, "growth": 2.0},

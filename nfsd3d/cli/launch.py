@@ -58,6 +58,8 @@ def resume(config: Config, run_dir: Path) -> Path | None:
 def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
     """The run directory after training and export."""
     files = None if source is None else fetch(source)
+    if files is not None and source is not None and source.missing:
+        preflight.check_model(config, files)  # the files were not on this machine before
     if files is not None and files.file is not None:
         # Models with different prediction types can have identical tensors, so this cannot be checked.
         predicted = prediction_type(files.folder)

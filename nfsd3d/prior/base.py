@@ -6,7 +6,9 @@ modules that need them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from nfsd3d.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +70,29 @@ class Prior(Protocol):
         ...
 
 
+@runtime_checkable
+class PredictsX0(Protocol):
+    """A prior that also predicts clean latents; needed only at timesteps without signal (alpha = 0)."""
+
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted clean latents at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+        ...
+
+
+def predict_x0(prior: Prior, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """[N,C,h,w] clean latents that ``prior`` predicts; see :class:`PredictsX0`.
+
+    Raises:
+        InputError: it predicts noise only.
+    """
+    if not isinstance(prior, PredictsX0):
+        raise InputError(
+            "prior: its noise schedule ends without signal (alpha = 0), and it predicts noise, from which no image "
+            "follows there; a model that predicts v or x0 can be sampled"
+        )
+    return prior.predict_x0(z_t, t, context)
+
+
 class WrappedPrior:
     """A prior that delegates every call to another one; base class of decorators."""
 
@@ -114,6 +139,10 @@ class WrappedPrior:
         """[N,C,h,w] predicted noise; no gradient."""
         return self._prior.predict_eps(z_t, t, context, at_most=at_most)
 
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted clean latents; no gradient."""
+        return predict_x0(self._prior, z_t, t, context)
+
 
 class CountedPrior(WrappedPrior):
     """``prior`` with the NFE (number of function evaluations) of its denoiser: a call on N batch entries counts N."""
@@ -126,3 +155,8 @@ class CountedPrior(WrappedPrior):
         """[N,C,h,w] predicted noise; adds N to ``evaluations``."""
         self.evaluations += len(z_t)
         return super().predict_eps(z_t, t, context, at_most=at_most)
+
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted clean latents; adds N to ``evaluations``."""
+        self.evaluations += len(z_t)
+        return super().predict_x0(z_t, t, context)

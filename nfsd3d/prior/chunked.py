@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nfsd3d.prior.base import WrappedPrior
+from nfsd3d.prior.base import WrappedPrior, predict_x0
 
 if TYPE_CHECKING:
     from nfsd3d.prior.base import Prior
@@ -39,6 +39,11 @@ class ChunkedPrior(WrappedPrior):
         most = min((limit for limit in (at_most, self._unet_batch_size) if limit is not None), default=None)
         predict, chunks = self._prior.predict_eps, slices(len(z_t), most)
         return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in chunks])
+
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted clean latents; no gradient."""
+        chunks = slices(len(z_t), self._unet_batch_size)
+        return torch.cat([predict_x0(self._prior, z_t[part], t[part], context[part]) for part in chunks])
 
     def _slices(self, count: int) -> list[slice]:
         return slices(count, self._unet_batch_size)

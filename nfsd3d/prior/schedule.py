@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nfsd3d.device import move
 from nfsd3d.guidance import guided
+from nfsd3d.prior.base import predict_x0
 
 if TYPE_CHECKING:
     from nfsd3d.prior.base import Prior
@@ -46,6 +47,11 @@ class NoiseSchedule:
     def _on_cpu(self) -> Tensor:
         return self.alphas_cumprod.cpu()
 
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether alpha is 0 at the last timestep (zero terminal SNR, 2305.08891)."""
+        return bool(self._on_cpu[-1] == 0)
+
     def alpha_bar(self, t: Tensor) -> Tensor:
         """[N] ᾱ at ``t``, on the device of ``t``; timesteps on the CPU need no host-device synchronisation."""
         return (self._on_cpu if t.device.type == "cpu" else self.alphas_cumprod)[t]
@@ -74,6 +80,11 @@ class NoiseSchedule:
         """The noise that a velocity prediction v = alpha eps - sigma x0 implies (2202.00512)."""
         alpha, sigma = self.alpha_sigma(t, z_t)
         return sigma * z_t + alpha * v
+
+    def x0_from_v(self, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """The clean latent that a velocity prediction implies, also at alpha = 0."""
+        alpha, sigma = self.alpha_sigma(t, z_t)
+        return alpha * z_t - sigma * v
 
     def sample_timesteps(self, rng: torch.Generator, count: int, t_min: float, t_max: float) -> Tensor:
         """[count] timesteps, uniform between two fractions of the training steps (both included), on the CPU.
@@ -124,6 +135,10 @@ def ddim_sample(
     ``uncond`` is [1,L,D] or [N,L,D]. Both predictions come from one denoiser call with 2N batch entries; a guidance
     scale of exactly 1 needs only the conditional one. The starting noise comes from ``rng``, a generator on the CPU, so
     that a seed gives the same noise on every device. ``on_step`` is called with the number of finished steps.
+
+    Raises:
+        InputError: the schedule ends without signal (alpha = 0, zero terminal SNR), and the model predicts noise, from
+            which nothing follows there.
     """
     count = cond.shape[0]
     z_t = move(torch.randn(count, *prior.latent_shape, generator=rng), prior.device)
@@ -131,12 +146,19 @@ def ddim_sample(
     context = torch.cat([uncond.expand(count, -1, -1), cond]) if guidance else cond
     times = [torch.full((count,), t, device=prior.device) for t in ddim_timesteps(prior.schedule.training_steps, steps)]
     for index, t in enumerate(times):
+        t_next = times[index + 1] if index + 1 < steps else None
+        # At alpha = 0 the noise is z_t itself, and does not show x0. Guidance is linear in x0 as it is in eps.
+        without_signal = index == 0 and prior.schedule.ends_in_noise
+        predict = partial(predict_x0, prior) if without_signal else prior.predict_eps
         if guidance:
-            eps_uncond, eps_cond = prior.predict_eps(z_t.repeat(2, 1, 1, 1), t.repeat(2), context).chunk(2)
-            eps = guided(eps_uncond, eps_cond, guidance_scale)
+            predicted_uncond, predicted_cond = predict(z_t.repeat(2, 1, 1, 1), t.repeat(2), context).chunk(2)
+            predicted = guided(predicted_uncond, predicted_cond, guidance_scale)
         else:
-            eps = prior.predict_eps(z_t, t, context)
-        z_t = prior.schedule.ddim_step(z_t, eps, t, times[index + 1] if index + 1 < steps else None)
+            predicted = predict(z_t, t, context)
+        if without_signal:
+            z_t = predicted if t_next is None else prior.schedule.add_noise(predicted, z_t, t_next)
+        else:
+            z_t = prior.schedule.ddim_step(z_t, predicted, t, t_next)
         if on_step is not None:
             on_step(index + 1)
     return z_t

@@ -16,6 +16,6 @@ class PriorSettings:
     layout: Name | None = None
     """Hub id or folder with configurations and tokenizer for a single-file ``model``; null: the preset's."""
     vae: Name | None = None
-    """Autoencoder instead of the model's: a hub id or a folder, for example of a tiny one (AutoencoderTiny)."""
+    """Autoencoder instead of the model's: a hub id, a folder (for example a tiny one's), or a .safetensors file."""
     offline: bool
     """Use only the local Hugging Face cache; no network access."""

@@ -19,8 +19,10 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
+from nfsd3d.prior.files.fit import check_fit
 from nfsd3d.prior.files.loading import load_model
 from nfsd3d.prior.files.resolve import ModelFiles
+from nfsd3d.prior.files.tokens import check_vocabulary, without_unknown_punctuation
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ _TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = 
     "sample": lambda schedule, z_t, output, t: schedule.eps_from_x0(z_t, output, t),
 }
 
+
+# prediction type -> the clean latents that the denoiser's output implies
+_TO_X0: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda schedule, z_t, output, t: schedule.x0_from_eps(z_t, output, t),
+    "v_prediction": lambda schedule, z_t, output, t: schedule.x0_from_v(z_t, output, t),
+    "sample": lambda schedule, z_t, output, t: output,
+}
 
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     "realize_reads_threshold": 32,
@@ -79,6 +88,7 @@ class StableDiffusionPrior:
         self._tokenizer = tokenizer
         self._context_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self._schedule = schedule.to(unet.device)
+        self._prediction_type = prediction_type
         self._to_eps = _TO_EPS[prediction_type]
         self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
@@ -163,7 +173,7 @@ class StableDiffusionPrior:
         if self._text_encoder is None:
             raise RuntimeError("the text encoder was freed: embed every prompt before free_text_encoder()")
         length = self._context_length
-        prompts = [self._without_unknown_punctuation(prompt) for prompt in prompts]
+        prompts = [without_unknown_punctuation(prompt, self._is_unknown) for prompt in prompts]
         for prompt in prompts:
             tokens = len(self._tokenizer(prompt, verbose=False).input_ids)
             if tokens > length:
@@ -282,19 +292,30 @@ class StableDiffusionPrior:
         # A copy in any precision: the next replay of a graph overwrites its output.
         return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
 
+    @torch.no_grad()
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """[N,C,h,w] predicted clean latents, float32; no gradient.
+
+        Raises:
+            InputError: the model predicts noise, and alpha is 0 at one of the timesteps.
+        """
+        if self._prediction_type == "epsilon" and bool((self._schedule.alpha_bar(t) == 0).any()):
+            raise InputError(
+                "prior.model: predicts noise (epsilon), and its noise schedule ends without signal (alpha = 0), where "
+                "no image follows from noise; correct prediction_type or rescale_betas_zero_snr in "
+                "scheduler_config.json"
+            )
+        output = self._unet(z_t.to(self._unet.dtype), move(t, z_t.device), context.to(self._unet.dtype)).sample
+        return _TO_X0[self._prediction_type](self._schedule, z_t, output.float(), move(t, z_t.device))
+
     def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
         t = move(t, z_t.device)
         output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
         return self._to_eps(self._schedule, z_t, output.float(), t)
 
-    def _without_unknown_punctuation(self, prompt: str) -> str:
-        # The unknown token of these tokenizers is the end of text, which would hide the rest of the prompt.
-        # Tokenizers with CLIP's complete byte alphabet have no unknown characters.
-        unknown = self._tokenizer.unk_token_id
-        punctuation = {character for character in prompt if not (character.isalnum() or character.isspace())}
-        dropped = {character for character in punctuation if unknown in self._tokenizer(character).input_ids[1:-1]}
-        return "".join(" " if character in dropped else character for character in prompt)
+    def _is_unknown(self, character: str) -> bool:
+        return self._tokenizer.unk_token_id in self._tokenizer(character).input_ids[1:-1]
 
     @property
     def _shift(self) -> float:
@@ -342,23 +363,8 @@ def _check_parts(
 ) -> None:
     if prediction_type not in _TO_EPS:
         raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(_TO_EPS)}")
-    if len(tokenizer) <= 2 or len(tokenizer) > text_encoder.config.vocab_size:
-        raise InputError(
-            f"prior.model: a tokenizer of {len(tokenizer)} tokens for a text encoder of "
-            f"{text_encoder.config.vocab_size}: its vocabulary was not read"
-        )
-    if not isinstance(unet.config.sample_size, int):
-        raise InputError(f"prior.model: a UNet with sample_size {unet.config.sample_size}; square latents are needed")
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise InputError(
-            f"prior.model: the UNet takes {unet.config.in_channels} channels and the autoencoder has "
-            f"{vae.config.latent_channels}; inpainting, depth and upscaling models cannot be used"
-        )
-    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise InputError(
-            f"prior.model: the UNet attends to width {unet.config.cross_attention_dim} and the text encoder has "
-            f"{text_encoder.config.hidden_size}"
-        )
+    check_vocabulary(len(tokenizer), text_encoder.config.vocab_size)
+    check_fit(unet.config, vae.config, text_encoder.config.to_dict())
 
 
 def _shortened(text: str, limit: int = 60) -> str:

@@ -9,10 +9,14 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.prior.files.resolve import ModelSource
+from nfsd3d.prior.files.fit import check_files
+from nfsd3d.prior.files.resolve import ModelFiles, ModelSource, fetch
+from nfsd3d.prior.files.tokens import TokenCounter, read_tokens
+from nfsd3d.prior.files.training import TrainingSchedule, read_training
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
 
 SAMPLES_PER_RAY = 4
@@ -38,6 +42,8 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     _check_samples(config)
     source = find_model(config)
     if source is not None and source.folder is not None:
+        if not source.missing:
+            check_model(config, fetch(source))
         check_prompt(source.folder, config.prompt)
         check_prompt(source.folder, config.negative_prompt, "negative_prompt")
         if config.distill.method == "bridge":
@@ -52,6 +58,68 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
+
+
+def check_model(config: Config, files: ModelFiles) -> None:
+    """Checks the files of a model on this machine, and prompts and weighting against them.
+
+    Plug-ins' priors check their own.
+
+    Raises:
+        InputError: the files do not fit together, a prompt is too long for the text encoder, or w(t) is infinite.
+    """
+    if config.prior.name not in PRIORS.builtin:
+        return
+    check_files(files)
+    _check_weighting(config, read_training(files.folder))
+    _check_lengths(config, read_tokens(files.folder))
+
+
+def _check_weighting(config: Config, training: TrainingSchedule) -> None:
+    """Raises `InputError` if w(t) is infinite at a timestep that the run draws."""
+    last = training.steps - 1
+    reached = min(round(highest(config.train.t_max) * training.steps), last) == last
+    if config.distill.weighting == "sigma_over_alpha" and training.ends_in_noise and reached:
+        raise InputError(
+            f"distill.weighting=sigma_over_alpha: is infinite at timestep {last}, where the model's noise schedule "
+            f"ends without signal (alpha = 0); set train.t_max below {1 - 1 / training.steps:g}, or another weighting"
+        )
+
+
+def _check_lengths(config: Config, tokens: TokenCounter) -> None:
+    """Raises `InputError` if the text encoder cannot read a prompt as a whole; the message names the setting."""
+    distill = config.distill
+    suffixes = (distill.better_suffix, distill.worse_suffix)
+    texts = prompt_texts(
+        config.prompt,
+        config.negative_prompt,
+        config.prompts,
+        needed=find_method(distill.method).all_prompts,
+        source_prompt=config.source_prompt,
+        suffixes=suffixes,
+    )
+    given = {
+        "cond": ("prompt", config.prompt, ""),
+        "neg": ("negative_prompt", config.negative_prompt, ""),
+        "source_cond": ("source_prompt", config.source_prompt or "", ""),
+        "better": ("distill.better_suffix", suffixes[0], config.prompt),
+        "worse": ("distill.worse_suffix", suffixes[1], config.prompt),
+    }
+    for name, (setting, text, before) in given.items():
+        longest = max((tokens.count(view) for view in texts.get(name, [])), default=0)
+        if longest > tokens.length:
+            view_words = longest - tokens.count(before + text)
+            parts = [f"{view_words} of these are view words"] * (view_words > 0)
+            parts += [f"{tokens.count(before)} of the prompt"] * bool(before)
+            shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+            of_these = f", {' and '.join(parts)}," if parts else ""
+            remedy = "shorten it, or set prompts.view_dependent=false" if view_words else "shorten it"
+            raise InputError(
+                f"{setting}={shown!r} is {longest} tokens long{of_these} and the prior reads {tokens.length}: {remedy}"
+            )
+
+
+_SHOWN = 60  # characters of a prompt in a message
 
 
 def _check_samples(config: Config) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -26,18 +27,16 @@ SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
-    """A folder in the layout of a model with a small vocabulary; it is never loaded."""
-    folder = tmp_path_factory.mktemp("model")
-    files = {f"{name}/config.json": "{}" for name in ("unet", "vae", "text_encoder")}
-    files |= {"unet/diffusion_pytorch_model.safetensors": "", "vae/diffusion_pytorch_model.safetensors": ""}
-    files |= {"text_encoder/model.safetensors": "", "tokenizer/vocab.json": "{}", "tokenizer/merges.txt": ""}
-    files |= {"scheduler/scheduler_config.json": "{}"}
+    """The embedded model without weights and with a small vocabulary; it is never loaded."""
+    folder, embedded = tmp_path_factory.mktemp("model"), resolve.EMBEDDED
+    weights = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(embedded, folder, ignore=weights, dirs_exist_ok=True)
+    for path in embedded.glob("*/*.safetensors"):
+        (folder / path.relative_to(embedded)).write_bytes((2).to_bytes(8, "little") + b"{}")
     negative = compose("nfsd", ["prompt=x", *SETTLED]).negative_prompt
     words = ["a", "red", "pink", "house", "mushroom", *directory.slug(negative, 1000).split("-")]
-    files["vocabulary.json"] = json.dumps({"words": words, "groups": {"objects": ["house", "mushroom"]}})
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(content)
+    vocabulary = {"words": words, "groups": {"objects": ["house", "mushroom"]}}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary))
     return folder
 
 

@@ -38,6 +38,7 @@ def test_every_parametrisation_gives_the_same_noise_and_latent(batch):
     close = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(schedule.x0_from_eps(z_t, eps, t), z, **close)
     torch.testing.assert_close(schedule.eps_from_x0(z_t, z, t), eps, **close)
+    torch.testing.assert_close(schedule.x0_from_v(z_t, v, t), z, **close)
     torch.testing.assert_close(schedule.eps_from_v(z_t, v, t), eps, **close)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nfsd3d.cameras import orbit, sample_cameras
-from nfsd3d.prompts import FINE_VIEW_WORDS, VIEW_WORDS
+from nfsd3d.settings.prompt_texts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.shapes.world.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
 from nfsd3d.shapes.world.grammar import (
     COLORS,

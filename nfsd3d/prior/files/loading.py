@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.files.headers import json_object
+from nfsd3d.prior.files.original import load_text_encoder, load_unet, load_vae
 from nfsd3d.prior.files.resolve import ModelFiles
+from nfsd3d.prior.files.training import training_schedule
+from nfsd3d.prior.files.weights import check_network, named_errors, network_weights
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-    Networks: TypeAlias = tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]
 
 
 @dataclass(frozen=True)
@@ -41,52 +42,46 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
         InputError: the files cannot be read as such a model; the message names the part.
     """
     # Imported here, because these imports take seconds and a wrong setting should fail before.
-    from transformers import CLIPTokenizer
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = files.folder
     with _quiet_loading():
         if files.file is None:
-            unet, vae, text_encoder = _load_networks(folder, files.vae, dtype)
+            unet = _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
+            text_encoder = _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype)
         else:
-            unet, vae, text_encoder = _load_single_file(files.file, folder, dtype)
-            if files.vae is not None:
-                vae = _load_autoencoder(files.vae, dtype, "prior.vae")
-        if files.vae is not None:
+            unet, text_encoder = load_unet(files.file, folder, dtype), load_text_encoder(files.file, folder, dtype)
+        if files.vae is not None and files.vae.is_file():
+            vae = load_vae(files.vae, folder, dtype, "prior.vae")
+        elif files.vae is None and files.file is not None:
+            vae = load_vae(files.file, folder, dtype)
+        elif files.vae is None:
+            vae = _load_autoencoder(folder / "vae", dtype)
+        else:
+            vae = _load_autoencoder(files.vae, dtype, "prior.vae")
             _check_autoencoder(vae, files.vae, unet.config.in_channels, folder / "vae" / "config.json")
-        with _named_errors(folder / "tokenizer"):
+        with named_errors(folder / "tokenizer"):
             tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
         return LoadedModel(unet, vae, text_encoder, tokenizer, *_load_schedule(folder / "scheduler"))
 
 
-def _load_networks(folder: Path, vae: Path | None, dtype: torch.dtype) -> Networks:
-    """UNet, autoencoder (the one in ``vae``, if given) and text encoder from folders in the layout of diffusers."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    return (
-        _load_network(UNet2DConditionModel, folder / "unet", torch_dtype=dtype),
-        _load_autoencoder(folder / "vae", dtype) if vae is None else _load_autoencoder(vae, dtype, "prior.vae"),
-        _load_network(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-    )
-
-
 def _load_network(network: Any, folder: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
     """The network in ``folder`` in the given precision, from its ``fp16`` files if there are no others."""
-    plain = any(path for path in folder.glob("*.safetensors") if ".fp16." not in path.name)
-    with _named_errors(folder, setting):
-        module, loaded = network.from_pretrained(
-            str(folder),
-            variant=None if plain else "fp16",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **dtype,
+    plain = any(path for path in network_weights(folder) if ".fp16" not in path.name)
+    with named_errors(folder, setting):
+        check_network(_on_meta(network, folder), folder, setting)
+        return network.from_pretrained(
+            str(folder), variant=None if plain else "fp16", local_files_only=True, use_safetensors=True, **dtype
         )
-    # The libraries leave missing weights at random values, with only a warning.
-    if loaded["missing_keys"] or loaded["mismatched_keys"]:
-        lacking = sorted(loaded["missing_keys"])[:1] or loaded["mismatched_keys"][:1]
-        raise InputError(f"{setting}: the weights in {folder} do not match its config.json (first: {lacking[0]})")
-    return module
+
+
+def _on_meta(network: Any, folder: Path) -> torch.nn.Module:
+    """The network that the configuration in ``folder`` describes, with shapes and no memory."""
+    with torch.device("meta"):
+        if hasattr(network, "load_config"):  # diffusers
+            return network.from_config(network.load_config(str(folder), local_files_only=True))
+        return network(network.config_class.from_pretrained(str(folder), local_files_only=True))
 
 
 def _load_autoencoder(
@@ -99,39 +94,21 @@ def _load_autoencoder(
 
 
 def _class_name(folder: Path, setting: str) -> str:
-    with _named_errors(folder, setting):
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-
-
-def _load_single_file(file: Path, layout: Path, dtype: torch.dtype) -> Networks:
-    """UNet, autoencoder and text encoder from one file in the layout of the original code.
-
-    ``layout`` is the folder with their configurations and the tokenizer.
-    """
-    from diffusers import StableDiffusionPipeline
-
-    absent = dict.fromkeys(("tokenizer", "scheduler", "safety_checker", "feature_extractor", "image_encoder"))
-    with _named_errors(file):
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(file), config=str(layout), local_files_only=True, torch_dtype=dtype, **absent
-        )
-    networks = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    for network in networks:
-        # Missing weights stay on the meta device.
-        lacking = [name for name, tensor in network.named_parameters() if tensor.is_meta]
-        if lacking:
-            raise InputError(f"prior.model: {file} lacks weights of {type(network).__name__} (first: {lacking[0]})")
-    return networks
+    with named_errors(folder, setting):
+        return str(json_object(folder / "config.json")["_class_name"])
 
 
 def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
-    """The noise schedule and the prediction type of any diffusers scheduler's configuration."""
+    """The noise schedule and the prediction type that any diffusers scheduler's configuration describes."""
     from diffusers import DDPMScheduler
 
-    with _named_errors(folder):
-        # The configuration describes the training, whichever sampler it was written by.
-        scheduler = DDPMScheduler.from_config(DDPMScheduler.load_config(str(folder), local_files_only=True))
-    return NoiseSchedule(scheduler.alphas_cumprod.double()), scheduler.config.prediction_type
+    path = folder / "scheduler_config.json"
+    with named_errors(folder):
+        config = json_object(path)
+    training = training_schedule(config, f"prior.model: {path}")
+    # DDPM's class computes the same ᾱ as all others; the defaults of the configuration's own class are filled in.
+    scheduler = DDPMScheduler(**training.config)
+    return NoiseSchedule(scheduler.alphas_cumprod.double()), training.prediction_type
 
 
 def _check_autoencoder(vae: AutoencoderKL | AutoencoderTiny, folder: Path, channels: int, own: Path) -> None:
@@ -142,8 +119,8 @@ def _check_autoencoder(vae: AutoencoderKL | AutoencoderTiny, folder: Path, chann
     expected = {"channels": channels}
     found = {"channels": vae.config.latent_channels}
     if own.is_file():
-        with _named_errors(own):
-            config = json.loads(own.read_text(encoding="utf-8"))
+        with named_errors(own):
+            config = json_object(own)
             blocks = config.get("block_out_channels") or config["encoder_block_out_channels"]
         expected["pixels per latent and axis"] = 2 ** (len(blocks) - 1)
         found["pixels per latent and axis"] = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -159,20 +136,6 @@ def _check_autoencoder(vae: AutoencoderKL | AutoencoderTiny, folder: Path, chann
             f"prior.vae: {folder} has {', '.join(different)}, so its latents are not those of the model; choose an "
             "autoencoder made for it, or leave prior.vae out"
         )
-
-
-@contextmanager
-def _named_errors(folder: Path, setting: str = "prior.model") -> Iterator[None]:
-    """Turns the libraries' errors about unreadable files into one that names the part of the model."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"{setting}: {folder} cannot be loaded ({reason}); replace the folder with an intact copy"
-        ) from error
 
 
 @contextmanager

@@ -24,7 +24,9 @@ from nfsd3d.prior.files.contents import (
     inside,
     wanted_files,
 )
-from nfsd3d.prior.files.single_file import check_kind, read_object
+from nfsd3d.prior.files.families import SUPPORTED, check_autoencoder_class, check_family, family_of
+from nfsd3d.prior.files.headers import read_object
+from nfsd3d.prior.files.single_file import check_autoencoder, check_kind
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
 """The folder of the embedded model."""
@@ -52,7 +54,7 @@ _TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachabl
 
 @dataclass(frozen=True)
 class Location:
-    """A checked local ``folder``, or else the ``hub_ids`` to try in order.
+    """A checked local ``folder`` (of an autoencoder, also a file), or else the ``hub_ids`` to try in order.
 
     ``setting``, such as ``prior=sd21`` or ``prior.model=owner/name``, is for messages.
     """
@@ -84,7 +86,10 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder's."""
+    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder.
+
+    The autoencoder is a folder, or a single file, which has the configuration of the model's own.
+    """
 
     folder: Path
     file: Path | None = None
@@ -99,7 +104,9 @@ class ModelFiles:
 
 
 def _loaded(folder: Path) -> list[Path]:
-    """A network's weight files; half-precision ones only where there are no others."""
+    """A network's weight files; half-precision ones only where there are no others; a single file itself."""
+    if folder.is_file():
+        return [folder]
     found = sorted(folder.glob("*.safetensors"))
     return [path for path in found if ".fp16." not in path.name] or found
 
@@ -113,7 +120,7 @@ def locate(
         name: ``shapes`` or one of :data:`ALIASES`; for a single file, the kind of model.
         model: a hub id ``owner/name``, a folder in the layout of diffusers, or a ``.safetensors`` file.
         offline: no network access (the environment variable HF_HUB_OFFLINE has the same effect).
-        vae: a hub id or a folder in the diffusers layout, instead of the model's autoencoder.
+        vae: a hub id, a folder in the diffusers layout or a file, instead of the model's autoencoder.
         layout: hub id or folder with the configurations and the tokenizer of a single file; None: those of ``name``.
 
     Raises:
@@ -124,10 +131,10 @@ def locate(
     if name != "shapes" and name not in ALIASES:
         known = ", ".join(["shapes", *ALIASES])
         raise InputError(f"prior={name}: unknown; choose one of {known}, or give prior.model=FOLDER or owner/name")
-    autoencoder = None if vae is None else _location(f"prior.vae={vae}", vae, AUTOENCODER, offline)
-    file = None if model is None else _as_file(model)
+    autoencoder = None if vae is None else _autoencoder(f"prior.vae={vae}", vae, offline)
+    file = None if model is None else _as_file(f"prior.model={model}", model)
     if file is not None:
-        return ModelSource(_layout_of(file, name, layout, offline), file, autoencoder)
+        return ModelSource(_layout_of(file, name, layout, offline, vae is None), file, autoencoder)
     if layout is not None:
         raise InputError(
             f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out"
@@ -146,7 +153,7 @@ def fetch(source: ModelSource) -> ModelFiles:
     vae = None if source.vae is None else _fetch(source.vae)
     files = ModelFiles(_fetch(source.model), source.file, vae)
     if source.model.folder is None and source.file is not None:  # could not be checked before
-        check_kind(source.file, files.folder, ALIASES)
+        check_kind(source.file, files.folder, ALIASES, needs_vae=vae is None)
     return files
 
 
@@ -169,14 +176,33 @@ def _location(setting: str, place: str, contents: Contents, offline: bool) -> Lo
     """The local folder or hub repository that a setting names."""
     folder = _as_folder(setting, place)
     if folder is not None:
+        _check_classes(folder, setting, contents)
         return Location(setting, check_folder(folder, setting, contents), (), contents)
     return _from_hub(setting, (place,), contents, offline)
+
+
+def _check_classes(folder: Path, setting: str, contents: Contents) -> None:
+    """Raises `InputError` if the configurations in ``folder`` are those of another family of models."""
+    if contents is AUTOENCODER:
+        check_autoencoder_class(folder, setting)
+    else:
+        check_family(folder, setting)
+
+
+def _autoencoder(setting: str, place: str, offline: bool) -> Location:
+    """The local folder, file or hub repository of an autoencoder."""
+    file = _as_file(setting, place)
+    if file is None:
+        return _location(setting, place, AUTOENCODER, offline)
+    check_autoencoder(file, setting)
+    return Location(setting, file, (), AUTOENCODER)
 
 
 def _from_hub(setting: str, hub_ids: tuple[str, ...], contents: Contents, offline: bool) -> Location:
     for hub_id in hub_ids:
         cached = _cached(hub_id, contents)
         if cached is not None:
+            _check_classes(cached, setting, contents)
             return Location(setting, cached, (), contents)
     found = Location(setting, None, hub_ids, contents)
     if offline:
@@ -184,7 +210,7 @@ def _from_hub(setting: str, hub_ids: tuple[str, ...], contents: Contents, offlin
     return found
 
 
-def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Location:
+def _layout_of(file: Path, name: str, layout: str | None, offline: bool, needs_vae: bool) -> Location:
     """Location of the configurations and the tokenizer of a single file."""
     if layout is not None:
         location = _location(f"prior.layout={layout}", layout, LAYOUT, offline)
@@ -196,7 +222,7 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool) -> Loca
     else:
         location = _preset(f"prior={name}", name, LAYOUT, offline)
     if location.folder is not None:
-        check_kind(file, location.folder, ALIASES)
+        check_kind(file, location.folder, ALIASES, needs_vae=needs_vae)
     return location
 
 
@@ -207,27 +233,39 @@ def _fetch(location: Location) -> Path:
     for hub_id in location.hub_ids:
         folder, reason = _download(hub_id, location.contents)
         if folder is not None:
+            _check_classes(folder, location.setting, location.contents)
             return folder
         reasons.append(reason)
     raise InputError(_not_available(location, reasons))
 
 
-def _as_file(model: str) -> Path | None:
-    """``model`` as a single file; None if it is no file."""
-    path = Path(model).expanduser()
+def _as_file(setting: str, place: str) -> Path | None:
+    """``place`` as a single file; None if it is no file."""
+    path = _local_path(setting, place)
     if not path.is_file():
         return None
     if path.suffix != ".safetensors":
+        kind = "a quantised model" if path.suffix == ".gguf" else "and others may run code when they are read"
         raise InputError(
-            f"prior.model={model}: not a .safetensors file, and others may run code when they are read; convert it, or "
-            "give a folder in the layout of diffusers"
+            f"{setting}: not a .safetensors file, {kind}; convert it, or give a folder in the layout of diffusers"
         )
+    return path
+
+
+def _local_path(setting: str, place: str) -> Path:
+    """``place`` as a path; raises `InputError` where the system cannot look it up."""
+    try:
+        path = Path(place).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, no permission; ~ of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{setting}: cannot be read ({reason}); check the path") from error
     return path
 
 
 def _as_folder(setting: str, place: str) -> Path | None:
     """``place`` as a local folder; None if it can only be a hub id."""
-    path = Path(place).expanduser()
+    path = _local_path(setting, place)
     if place and path.is_dir():  # an empty string would be the current folder
         return path
     looks_local = place.startswith(("/", ".", "~")) or "\\" in place or place.endswith((".safetensors", ".ckpt"))
@@ -262,6 +300,12 @@ def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
         # One request first: it fails at once without a network, and lists the weight files.
         siblings = HfApi().model_info(hub_id, timeout=_TIMEOUT).siblings or []
         files = [sibling.rfilename for sibling in siblings]
+        if contents is not AUTOENCODER and "model_index.json" in files:
+            # The configurations first: they show a model of another family, whose weights are gigabytes.
+            configurations = snapshot_download(hub_id, allow_patterns=["model_index.json", "*/config.json"])
+            family = family_of(Path(configurations))
+            if family is not None:
+                return None, f"is {family[0]} ({family[1]}), {SUPPORTED}"
         missing = first_missing(files, contents)
         if missing is not None:
             return None, f"lacks {missing}"

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import torch
 
-from nfsd3d.prompts import HEIGHTS, SECTORS, VIEW_WORDS
+from nfsd3d.settings.prompt_texts import HEIGHTS, SECTORS, VIEW_WORDS
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, OTHER_WORDS
 from nfsd3d.shapes.world.objects import OBJECTS, RGB
 

@@ -1,0 +1,100 @@
+"""Compares the tensors in weight files with those that a network needs, by names and shapes, before they are read.
+
+diffusers and transformers leave missing weights at random values with a warning, drop extra ones without, and stop at
+the first wrong shape with an error that does not name the setting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.headers import header_shapes
+
+Shapes = Mapping[str, list[int]]
+
+# Former names of the attention's projections in diffusers' autoencoders; the library renames them when it loads.
+_FORMER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_FORMER = re.compile(rf"(attentions\.\d+)\.({'|'.join(_FORMER_NAMES)})\.")
+
+
+def present_name(name: str) -> str:
+    """A tensor's name in today's diffusers and transformers."""
+    name = _FORMER.sub(lambda match: f"{match[1]}.{_FORMER_NAMES[match[2]]}.", name)
+    return name.removeprefix("text_model.")  # transformers 5.6 removed this level of CLIP's text encoder
+
+
+def network_weights(folder: Path) -> list[Path]:
+    """The safetensors files of the network in ``folder`` that are loaded: the full ones, or else those in half."""
+    files = sorted(folder.glob("*.safetensors"))
+    found = [path for path in files if re.fullmatch(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?", path.stem)]
+    return found or [path for path in files if ".fp16" in path.name]
+
+
+def check_network(network: torch.nn.Module, folder: Path, setting: str) -> None:
+    """Checks that the weight files in ``folder`` hold exactly the tensors of ``network``, which may be on meta.
+
+    Raises:
+        InputError: a tensor is missing, extra, or has another shape; the message names the first.
+        OSError, ValueError: a file is damaged.
+    """
+    found = {
+        present_name(name): shape for path in network_weights(folder) for name, shape in header_shapes(path).items()
+    }
+    check_shapes(network, found, f"{setting}: {folder}")
+    # A text encoder is often saved together with other parts of CLIP.
+    extra = [name for name in found if name not in network.state_dict()]
+    if extra and not hasattr(network, "embeddings"):
+        raise InputError(
+            f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); restore "
+            "the configuration that the weights were saved with"
+        )
+
+
+def check_shapes(network: torch.nn.Module, found: Shapes, place: str) -> None:
+    """Raises `InputError` if the tensors ``found`` in a file lack one of ``network``, or one has another shape."""
+    needed = {present_name(name): list(tensor.shape) for name, tensor in network.state_dict().items()}
+    lacking = sorted(needed.keys() - found.keys())
+    kind = type(network).__name__
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(f"{place} lacks weights of {kind} (first: {lacking[0]}{more}); replace it with an intact copy")
+    other = next((name for name in needed if list(found[name]) != needed[name]), None)
+    if other is not None:
+        raise InputError(
+            f"{place} has weights of another {kind} than its config.json describes (first: {other} of shape "
+            f"{list(found[other])} instead of {needed[other]}); choose weights and configuration of one model"
+        )
+
+
+def meta_tensors(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Tensors of these shapes without memory, to convert names before any data is read."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def read_tensors(file: Path, prefix: str = "") -> dict[str, Any]:
+    """The tensors in ``file`` whose names begin with ``prefix``, by those names."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+@contextmanager
+def named_errors(place: Path, setting: str = "prior.model") -> Iterator[None]:
+    """Turns the libraries' errors about unreadable files into one that names the part of the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{setting}: {place} cannot be loaded ({reason}); replace it with an intact copy") from error
