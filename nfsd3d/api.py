@@ -125,14 +125,14 @@ class Run:
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
             raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
-        folder = Path(folder)
+        generator, folder = self.generator, Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         return write_turntable(
-            self.generator,
+            generator,
             folder,
             sheet=viewing_cameras(self.config, CONTACT_SHEET_VIEWS, size, elevation_deg),
             video=viewing_cameras(self.config, frames, size, elevation_deg),
-            radius=self.generator.settings.radius,
+            radius=generator.settings.radius,
         )
 
     def extract(self, settings: ExportSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:

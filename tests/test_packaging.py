@@ -74,7 +74,7 @@ def test_the_wheel_holds_nothing_else(wheel):
 
 def test_the_wheel_describes_itself(wheel):
     info = f"nfsd3d-{nfsd3d.__version__}.dist-info"
-    assert b"nfsd3d = nfsd3d.cli.main:main" in wheel[f"{info}/entry_points.txt"]
+    assert b"nfsd3d = nfsd3d.__main__:main" in wheel[f"{info}/entry_points.txt"]
     metadata = wheel[f"{info}/METADATA"].decode()
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: <3.14,>=3.11" in metadata

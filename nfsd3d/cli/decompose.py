@@ -98,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
             verdicts += verdict_lines(name, figure)
     report("## Verdicts, from the intervals\n\n" + "\n".join(verdicts))
     with writing_to(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
         write_text(options.out / "tables.md", "\n\n".join(parts) + "\n")
     print(f"images and tables.md are in {options.out}")
     numbers = {"prior": str(options.prior), "images": len(study.subjects.images), "figures": plain(figures)}

@@ -22,8 +22,9 @@ def main(argv: Sequence[str]) -> int:
     files = []
     with writing_to(folder):
         if options.views is not None:
+            images = run.views(options.views, size, options.elevation)
             (folder / "views").mkdir(parents=True, exist_ok=True)
-            for index, image in enumerate(run.views(options.views, size, options.elevation)):
+            for index, image in enumerate(images):
                 files.append(folder / "views" / f"{index:03d}.png")
                 write_png(files[-1], image)
         if options.turntable or options.views is None:

@@ -166,7 +166,7 @@ def perform(job: PlannedJob, output: Path, images: Path, classifier: Classifier,
     result = _sample(job, classifier) if job.kind == "samples" else _run(job, run_dir, classifier)
     image = None if result.images is None else f"images/{job.name}.jpg"
     if image is not None and result.images is not None:
-        images.mkdir(parents=True, exist_ok=True)
+        (images / image).parent.mkdir(parents=True, exist_ok=True)
         write_jpeg(images / image, grid([list(result.images)]))
     if not keep:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -20,6 +20,12 @@ _NEWER: dict[str, dict[str, float]] = {
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""
 
 
+_LIMITS = {"after": 0.2, "opacity_below": 0.002, "opacity_above": 0.998}
+_DIVERGED = {**_LIMITS, "window": 0.05, "values_above": 50.0, "growth": 1000.0, "retries": 0, "retry_rate": 0.5}
+_DIVERGED_BEFORE = {**_LIMITS, "window": 100}
+"""The defaults of ``train.diverged``, now and when the first results were recorded; a run that is done is the same."""
+
+
 class Score(TypedDict, total=False):
     """The outcomes of a job, as ``RunScore`` describes them; a job without a checkpoint has none.
 
@@ -153,6 +159,8 @@ def recipe_of(config: Config, kind: str, **more: float) -> str:
     """
     values = {key: value for key, value in config.to_dict().items() if key not in _ELSEWHERE}
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}
+    if values["train"]["diverged"] == _DIVERGED:
+        values["train"]["diverged"] = _DIVERGED_BEFORE
     for group, neutral in _NEWER.items():
         values[group] = {k: v for k, v in values[group].items() if k not in neutral or v != neutral[k]}
     if kind == "oracle_fit":

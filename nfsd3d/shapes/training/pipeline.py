@@ -76,6 +76,7 @@ def write_sample_grid(model: Path, path: Path, device: torch.device, guidance_sc
 def write_samples(path: Path, images: Tensor) -> None:
     """Writes a PNG of images [N,3,H,W] in [0,1], eight per row and twice as large."""
     enlarged = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, grid(in_rows([to_uint8(image) for image in enlarged], 8)))
 
 
