@@ -20,6 +20,7 @@ from nfsd3d.config.experiments import choices_of, config_root, find_experiment
 from nfsd3d.config.plugin_choices import outside_names
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean
+from nfsd3d.runs.files import describe, remedy, storage_error
 
 COMMANDS = (
     *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor"),
@@ -35,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, RunFailed) as error:
         print_error(error)
         return 2 if isinstance(error, InputError) else 1
+    except Exception as error:
+        cause = storage_error(error)
+        if cause is None:
+            raise
+        print_error(RunFailed(f"{describe(cause)}; {remedy(cause)}"))
+        return 1
     except KeyboardInterrupt as interruption:
         print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
         return int(getattr(interruption, "exit_code", 130))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import replacing, write_json
+from nfsd3d.runs.files import write_bytes, write_json
 from nfsd3d.runs.metrics import Metrics, current_names, finite
 from nfsd3d.runs.training_state import GENERATOR, current_name
 
@@ -106,12 +106,11 @@ def write(
 ) -> None:
     """Writes the pair of files; ``path`` is the JSON file, and its name has the number of finished steps."""
     path.parent.mkdir(exist_ok=True)
-    with replacing(path.with_suffix(".safetensors")) as temporary:
-        # Copies, because safetensors refuses tensors that share memory.
-        copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        safetensors.torch.save_file(copies, temporary)
-        with temporary.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    # Copies, because safetensors refuses tensors that share memory.
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    content = safetensors.torch.save(copies)
+    write_bytes(path.with_suffix(".safetensors"), content)
+    sha256 = hashlib.sha256(content).hexdigest()
     header = Header(
         format=FORMAT,
         checksum="",

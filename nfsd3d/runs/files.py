@@ -5,6 +5,7 @@ can be told from those in use.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -104,6 +105,38 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes plain values to ``path`` atomically, indented; a NaN or infinity raises ValueError."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+REMEDIES = {
+    "ENOSPC": "free some space",
+    "EDQUOT": "free some of your quota",
+    "EFBIG": "raise the limit of file sizes (ulimit -f)",
+    "EROFS": "make the file system writable",
+    "EMFILE": "raise the limit of open files (ulimit -n)",
+    "ENFILE": "close some files of other programs",
+    "EIO": "check the disk",
+    "ESTALE": "mount the file system again",
+    "ENOENT": "put the run directory back",
+}
+"""What to do about an error of the file system, by the name of its number."""
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of the file system."""
+    return REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "remove the cause")
+
+
+def storage_error(error: BaseException | None) -> OSError | None:
+    """The file system's error that led to ``error``: a library may have raised one of its own instead.
+
+    A missing file is none, because that may be a mistake of the program.
+    """
+    while error is not None:
+        name = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+        if isinstance(error, OSError) and name in REMEDIES and name != "ENOENT":
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def describe(error: OSError) -> str:

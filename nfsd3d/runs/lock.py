@@ -65,6 +65,9 @@ class Owner:
 _held: dict[Path, tuple[Owner, int]] = {}
 """The locks that this process holds, with the thread that took them."""
 
+_tokens: set[str] = set()
+"""The tokens of the locks that this process holds or is taking."""
+
 
 @contextmanager
 def owned(run_dir: Path) -> Iterator[None]:
@@ -81,9 +84,13 @@ def owned(run_dir: Path) -> Iterator[None]:
         yield
         return
     owner = Owner.this_process()
+    _tokens.add(owner.token)
     try:
         _acquire(path, owner)
-    except OSError as error:
+    except BaseException as error:
+        _tokens.discard(owner.token)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(f"{run_dir}: cannot be written ({error.strerror}); choose another run directory") from error
     _held[path] = (owner, threading.get_ident())
     released = threading.Event()
@@ -94,6 +101,7 @@ def owned(run_dir: Path) -> Iterator[None]:
     finally:
         released.set()
         del _held[path]
+        _tokens.discard(owner.token)
         with suppress(OSError):
             if os.getpid() == owner.pid and _read(path) == owner:  # a forked child leaves its parent's lock alone
                 path.unlink()
@@ -104,6 +112,7 @@ def check_owned(run_dir: Path) -> None:
 
     Raises:
         RunFailed: it was deleted or moved, or another process has taken it over.
+        OSError: the lock cannot be read.
     """
     path = run_dir.resolve() / NAME
     if path not in _held:
@@ -229,7 +238,7 @@ def _read(path: Path) -> Owner | None:
     """The owner that a lock names; None without a lock, and for one that cannot be read."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, TypeError):
         return None
 
 
@@ -241,6 +250,8 @@ def _is_alive(owner: Owner | None, status: os.stat_result) -> bool | None:
     ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if owner is None or owner.machine != _machine() or owner.started is None or not ours:
         return None
+    if owner.pid == os.getpid() and owner.token not in _tokens:
+        return False  # left by a block of this process that could not remove it, because the directory was away
     return owner.started == _start_time(owner.pid)
 
 

@@ -1,6 +1,5 @@
 """A training run: from its configuration or checkpoint to the exported results and ``summary.json``."""
 
-import errno
 import shlex
 import signal
 import sys
@@ -19,7 +18,7 @@ from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.directory import claim_run_dir
-from nfsd3d.runs.files import describe, write_text
+from nfsd3d.runs.files import describe, remedy, storage_error, write_text
 from nfsd3d.runs.lock import check_owned, owned
 from nfsd3d.runs.summary import Summary, read_summary, write_summary
 from nfsd3d.train.build import Parts, build_parts
@@ -31,15 +30,6 @@ from nfsd3d.train.memory.budget import fit_into_memory
 from nfsd3d.train.progress import Progress
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
-
-REMEDIES = {
-    "ENOSPC": "free some space",
-    "EDQUOT": "free some of your quota",
-    "EROFS": "make the file system writable",
-    "EMFILE": "raise the limit of open files (ulimit -n)",
-    "ENOENT": "put the run directory back",
-}
-"""What to do about an error of the file system, by the name of its number."""
 
 
 def train_and_export(config: Config, *, resume: Path | None = None, console: Console | None = None) -> Path:
@@ -89,8 +79,8 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
         log(str(run_dir / name))
     if exported.failure is not None:
         mesh, everything = f"nfsd3d export {shlex.quote(str(run_dir))}", resume_command(run_dir)
-        remedy = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
-        raise RunFailed(f"{run_dir}: {exported.failure}; {remedy}")
+        again = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
+        raise RunFailed(f"{run_dir}: {exported.failure}; {again}")
     return run_dir
 
 
@@ -153,25 +143,25 @@ class _Run:
         except torch.OutOfMemoryError as error:
             self._record("failed", f"out of GPU memory after step {progress.steps}")
             how = ", ".join([f"out of GPU memory after step {progress.steps}", *getattr(error, "__notes__", [])])
-            remedy = "lower generator.max_samples, train.resolution or train.batch_size"
+            change = "lower generator.max_samples, train.resolution or train.batch_size"
             if not progress.training:
                 how = "out of GPU memory before the first step"
-                remedy = "free the GPU's memory, or choose a smaller prior"
-            raise RunFailed(f"{run_dir}: {how}; {remedy}; {_how_to_continue(run_dir)}") from error
+                change = "free the GPU's memory, or choose a smaller prior"
+            raise RunFailed(f"{run_dir}: {how}; {change}; {_how_to_continue(run_dir)}") from error
         except InputError as error:
             if progress.training:  # otherwise nothing was started: the summary of a resumed run stays valid
                 self._record("failed", f"{type(error).__name__}: {error}")
             raise
-        except OSError as error:
-            reason = f"{describe(error)} after step {progress.steps}"
-            self._record("failed", reason)
-            remedy = REMEDIES.get(errno.errorcode.get(error.errno or 0, ""), "remove the cause")
-            raise RunFailed(f"{run_dir}: {reason}; {remedy}, then {_how_to_continue(run_dir)}") from error
         except RunFailed:
             raise
         except Exception as error:
-            self._record("failed", f"{type(error).__name__}: {error}")
-            raise
+            cause = error if isinstance(error, OSError) else storage_error(error)
+            if cause is None:
+                self._record("failed", f"{type(error).__name__}: {error}")
+                raise
+            reason = f"{describe(cause)} after step {progress.steps}"
+            self._record("failed", reason)
+            raise RunFailed(f"{run_dir}: {reason}; {remedy(cause)}, then {_how_to_continue(run_dir)}") from error
 
     def _record(self, status: str, reason: str, signal_name: str | None = None) -> None:
         """Writes a failure to ``summary.json``, if it can be written and the directory still belongs to this process.

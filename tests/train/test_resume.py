@@ -1,6 +1,7 @@
 """A run with damaged files is resumed, with a warning, to the result of a run without damage."""
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.files import describe, storage_error
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import task
@@ -126,3 +128,63 @@ def test_a_run_whose_directory_is_removed_does_not_make_it_again(configure, cons
     with pytest.raises(RunFailed):
         train_and_export(config, console=console)
     assert not Path(config.run_dir).exists()
+
+
+LIMITS = {
+    "file size": ("RLIMIT_FSIZE", 3000, "File too large"),
+    "open files": ("RLIMIT_NOFILE", 3, "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_a_run_that_cannot_write_ends_on_one_line_and_resumes_to_the_same_result(finished, console, monkeypatch, what):
+    """A limit of the system is lowered during a step, and lifted before the run is resumed."""
+    resource = pytest.importorskip("resource")
+    config, run_dir, expected = finished
+    name, value, words = LIMITS[what]
+    limit = getattr(resource, name)
+    former, original, count = resource.getrlimit(limit), task.step_loss, itertools.count(1)
+
+    def starving(*arguments):
+        if next(count) == 2:
+            resource.setrlimit(limit, (value, former[1]))
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match=f"{words}.*--resume") as failed:
+        patch.setattr(task, "step_loss", starving)
+        try:
+            resume_from(2, config, run_dir, console)
+        finally:
+            resource.setrlimit(limit, former)
+    assert "\n" not in str(failed.value)
+    train_and_export(config, resume=run_dir, console=console)
+    assert_same_result(run_dir, expected)
+
+
+def test_a_run_whose_directory_is_moved_away_resumes_when_it_is_back(finished, console, monkeypatch):
+    config, run_dir, expected = finished
+    aside, original = run_dir.with_name("aside"), task.step_loss
+
+    def moving(*arguments):
+        if run_dir.exists():
+            run_dir.rename(aside)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match=r"gone|No such file"):
+        patch.setattr(task, "step_loss", moving)
+        resume_from(2, config, run_dir, console)
+    assert not run_dir.exists()  # it is not made again
+    aside.rename(run_dir)
+    train_and_export(config, resume=run_dir, console=console)
+    assert_same_result(run_dir, expected)
+
+
+def test_an_error_of_the_file_system_is_found_behind_a_librarys_own():
+    try:
+        try:
+            raise OSError(28, "No space left on device", "model")
+        except OSError as error:
+            raise RuntimeError("import failed") from error
+    except RuntimeError as error:
+        assert describe(storage_error(error)) == "model: No space left on device"
+    assert storage_error(FileNotFoundError(2, "No such file")) is None
