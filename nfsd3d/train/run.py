@@ -216,9 +216,10 @@ def _checkpoint_to_resume(run_dir: Path, steps: int) -> Checkpoint:
 
 
 def _how_to_continue(run_dir: Path) -> str:
-    if checkpoints.list_checkpoints(run_dir / "checkpoints"):
-        return f"go on with: {resume_command(run_dir)}"
-    return "start it anew"
+    with suppress(OSError):  # whether there is a checkpoint cannot be found out now
+        if not checkpoints.list_checkpoints(run_dir / "checkpoints"):
+            return "start it anew"
+    return f"go on with: {resume_command(run_dir)}"
 
 
 def _check_method(run_dir: Path) -> None:
