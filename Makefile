@@ -87,7 +87,8 @@ chaos: $(DEV_STAMP)
 
 mutate: $(DEV_STAMP)
 	$(PIP) install -c constraints.txt -e '.[mutate]'
-	$(BIN)/python scripts/mutate.py $(ARGS)
+	$(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

@@ -5,12 +5,13 @@ that nobody can read any more, because a terminal was closed or a pipe's reader 
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from nfsd3d.train.interrupts import Interrupted, stop_requests
+from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, stop_requests
 
 
 class LastingStream:
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as interruption:
         print(f"\n{interruption}", file=sys.stderr)
         code = interruption.exit_code
+    for signum in STOP_SIGNALS:  # the result is decided: the interpreter's exit, which takes a second, cannot change it
+        signal.signal(signum, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     return code

@@ -147,18 +147,18 @@ def _half_trained(options: argparse.Namespace, folder: Path) -> list[Path]:
     from nfsd3d.config.schema import Config
     from nfsd3d.evaluate.oracle_fit import fit_oracle
     from nfsd3d.runs.directory import slug
-    from nfsd3d.runs.summary import read_summary
+    from nfsd3d.runs.summary import is_done
 
     directories = []
     for prompt in HALF_TRAINED_PROMPTS:
         trained = options.out / "half-trained" / f"{slug(prompt)}-{HALF_TRAINED_STEPS}"
         fitted = options.out / "half-trained" / f"{slug(prompt)}-fit-{FIT_STEPS}"
         directories += [trained, fitted]
-        if read_summary(trained).get("status") != "done":
+        if not is_done(trained):
             shutil.rmtree(trained, ignore_errors=True)
             model: dict[str, Any] = {} if folder == EMBEDDED else {"prior.model": str(folder)}
             generate(prompt, seed=options.seed, run_dir=trained, **HALF_TRAINED, **model)
-        if read_summary(fitted).get("status") != "done":
+        if not is_done(fitted):
             shutil.rmtree(fitted, ignore_errors=True)
             values = load_run_config(trained).to_dict()
             fit_oracle(Config.from_dict(values | {"train": values["train"] | {"steps": FIT_STEPS}}), fitted)

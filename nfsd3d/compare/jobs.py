@@ -246,8 +246,8 @@ def _train(job: PlannedJob, run_dir: Path) -> None:
 
 
 def _scored(job: PlannedJob, run_dir: Path, classifier: Classifier) -> tuple[Images | None, Score]:
-    """Images of a run for its thumbnail, and its scores; None and no scores without a checkpoint."""
-    if not checkpoints.list_checkpoints(run_dir / "checkpoints"):
+    """Images of a run for its thumbnail, and its scores; None and no scores without a finished step."""
+    if not any(map(checkpoints.step_of, checkpoints.list_checkpoints(run_dir / "checkpoints"))):
         return None, {}
     run = load_run(run_dir)
     if job.config.makes_images:

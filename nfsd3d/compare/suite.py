@@ -200,14 +200,14 @@ def run_suite(runs: list[SuiteRun], on_run: Callable[[SuiteRun, int], None], *, 
     Raises:
         InputError: more runs at a time than cores.
     """
-    from nfsd3d.runs.summary import read_summary
+    from nfsd3d.runs.summary import is_done
 
     free: SimpleQueue[list[int]] = SimpleQueue()
     for share in shares(usable_cores(), side_by_side):
         free.put(share)
 
     def perform(run: SuiteRun) -> int:
-        if read_summary(run.run_dir).get("status") == "done":
+        if is_done(run.run_dir):
             return 0
         cores = free.get()
         try:

@@ -160,7 +160,7 @@ def _check_source_run(config: Config, run_dir: str) -> None:
     try:
         source = load_run_config(run_dir)
     except InputError as error:
-        raise InputError(f"source_run: {error}") from error
+        raise InputError(f"source_run={run_dir}: {str(error).removeprefix(f'{run_dir}: ')}") from error
     if not any((Path(run_dir).expanduser() / "checkpoints").glob("step-*.json")):
         raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
     for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_images else ())):

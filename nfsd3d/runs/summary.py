@@ -110,6 +110,14 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
     write_json(run_dir / "summary.json", {**requested, **outcome, **metrics, **seconds, **used})
 
 
+def is_done(run_dir: Path) -> bool:
+    """Whether a run has ended with all its results; false for one whose ``summary.json`` is missing or damaged."""
+    try:
+        return read_summary(run_dir).get("status") == "done"
+    except InputError:
+        return False
+
+
 def read_summary(run_dir: Path) -> Summary:
     """The content of a run's ``summary.json``; empty without one (the run was killed, or has not ended).
 

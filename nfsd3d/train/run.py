@@ -198,6 +198,7 @@ def _new_run_dir(config: Config) -> Path:
     if config.run_dir is None:
         config = claim_run_dir(config, config.distill.method)
     run_dir = Path(str(config.run_dir))
+    check_owned(run_dir)  # one that was claimed and has gone since is not made again
     run_dir.mkdir(parents=True, exist_ok=True)
     return run_dir
 
