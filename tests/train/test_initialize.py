@@ -122,7 +122,7 @@ def test_a_nerf_starts_as_its_source_run_and_is_seen_like_it(configure, tmp_path
     run_dir = train_and_export(config, console=console)
     shutil.rmtree(first)  # the run has kept what it started from
     longer = configure(**OFF, **changes, **{"train.random_background": 0.5, "train.steps": 8}, run_dir=run_dir)
-    with pytest.raises(InputError, match=r"source_run: .*no such run directory"):
+    with pytest.raises(InputError, match=r"source_run=.*no such run directory"):
         check_fits(longer)
     check_fits(longer, run_dir)
     assert train_and_export(longer, resume=run_dir, console=console) == run_dir
@@ -200,8 +200,8 @@ def test_images_of_a_run_can_be_edited_too(configure_2d, tmp_path, console):
         ({"source_image": "text.png"}, "source_image=text.png: cannot be read as an image"),
         ({"source_image": "half.png"}, "source_image=half.png: cannot be read as an image"),
         ({"source_image": "folder"}, "source_image=folder: no such file"),
-        ({"source_run": "nowhere"}, "source_run: nowhere: no such run directory"),
-        ({"source_run": "folder"}, "source_run: folder: not a run directory"),
+        ({"source_run": "nowhere"}, "source_run=nowhere: no such run directory"),
+        ({"source_run": "folder"}, "source_run=folder: not a run directory"),
         ({"source_run": "untrained"}, "source_run=untrained: holds no checkpoint"),
         ({"source_run": "nerf"}, "source_run=nerf: has generator.type=nerf, and this run"),
         ({"source_run": "few"}, "source_run=few: has train.batch_size=2, and this run 3"),
