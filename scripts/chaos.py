@@ -95,7 +95,7 @@ class Process:
         while self.process.poll() is None and time.monotonic() - started < limit:
             if ready():
                 return True
-            time.sleep(0.002)
+            time.sleep(0.0005)
         return False
 
 
@@ -120,7 +120,7 @@ class Case:
         if choice == "checkpoint":
             after = self.rng.randrange(0, STEPS, EVERY)
             writing = self.run_dir / "checkpoints"
-            found = process.when(lambda: steps_of(self.run_dir) >= after and any(writing.glob(".step-*")))
+            found = process.when(lambda: steps_of(self.run_dir) >= after and any(writing.glob(".nfsd3d-*")))
             return f"checkpoint after step {after}" if found else "end"
         if choice == "export":
             process.when(lambda: steps_of(self.run_dir) >= STEPS)
