@@ -24,6 +24,7 @@ from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.settings.export import ExportSettings
+from nfsd3d.settings.paths import user_path
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
@@ -207,7 +208,7 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
             missing.
     """
     config = load_run_config(directory)
-    directory = Path(directory).expanduser()
+    directory = user_path(directory)
     try:
         config, note = hardware.adapted(config)
     except InputError as error:

@@ -21,6 +21,7 @@ from nfsd3d.config.plugin_choices import outside_names
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean
 from nfsd3d.runs.files import describe, remedy, storage_error
+from nfsd3d.settings.paths import user_path
 
 COMMANDS = (
     *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor"),
@@ -62,7 +63,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif options.resume is not None:
         if options.config is not None or options.multirun:
             raise InputError("--resume RUN_DIR takes neither --config nor -m: the run has its own configuration")
-        run_dir = Path(options.resume).expanduser()
+        run_dir = user_path(options.resume)
         resume(load_run_config(run_dir, options.overrides), run_dir)
     else:
         experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)

@@ -24,6 +24,7 @@ from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import write_json
+from nfsd3d.settings.paths import user_path
 
 _COLUMNS = ("status", "reason", "steps", "seconds", "run_dir")
 _HYDRA = ("hydra.output_subdir=null", "hydra.job.chdir=false", "hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -63,7 +64,7 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
     if given is not None:
-        folder = directory.claim_folder(Path(str(given)).expanduser())
+        folder = directory.claim_folder(user_path(str(given)))
     else:
         folder = directory.new_folder(directory.OUTPUTS / experiment.label, "sweep-")
     announce(choices)

@@ -22,6 +22,7 @@ from nfsd3d.config.recipes import AUTO_GROUPS, KIND_GROUPS
 from nfsd3d.config.renamed import RENAMED
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError, did_you_mean
+from nfsd3d.settings.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Confi
     Raises:
         InputError: no run directory, a damaged ``config.yaml``, or an override that does not fit.
     """
-    path = Path(run_dir).expanduser()
+    path = user_path(run_dir)
     # Not Path.is_dir, which raises for impossible paths (a name too long, a folder without read permission).
     if not os.path.isdir(path):
         raise InputError(f"{run_dir}: no such run directory; give one that holds a config.yaml")

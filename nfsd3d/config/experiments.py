@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError, did_you_mean
+from nfsd3d.settings.paths import user_path
 
 _GROUPS_OF_A_RUN = {"machine", "backend", "distill", "prior", "generator", "cameras", "train", "export"}
 
@@ -49,7 +50,7 @@ def find_experiment(name_or_path: str | Path, *, allow_env: bool = False) -> Exp
         InputError: no such file (the nearest ones are named), or not a YAML mapping.
     """
     text = str(name_or_path)
-    given = Path(os.path.expanduser(text))
+    given = user_path(text)
     name = given.relative_to("configs") if given.parts[:1] == ("configs",) else given
     own = config_root() / (name if name.suffix or not name.name else name.with_name(f"{name.name}.yaml"))
     # Not Path.is_file, which raises for impossible paths (a name too long, a folder without read permission).

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.sharpness import compare_appearance
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.runs import checkpoints
+from nfsd3d.settings.paths import user_path
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
@@ -123,7 +123,7 @@ def views_of(run: Run) -> tuple[Tensor, Tensor]:
 def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
     if config.source_run is None:
         return None
-    folder = Path(config.source_run).expanduser()
+    folder = user_path(config.source_run)
     if not checkpoints.list_checkpoints(folder / "checkpoints"):
         return None
     source = load_run(folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.runs import lock
+from nfsd3d.settings.paths import user_path
 
 OUTPUTS = Path("outputs")
 
@@ -27,7 +28,7 @@ def claimed(config: Config, name: str) -> Iterator[Config]:
     Raises:
         InputError: the directory holds files already, cannot be written to, or belongs to another process.
     """
-    given = None if config.run_dir is None else Path(config.run_dir).expanduser()
+    given = None if config.run_dir is None else user_path(config.run_dir)
     existed = given is not None and os.path.isdir(given)  # unlike Path.is_dir, false for a name that is too long
     config = claim_run_dir(config, name)
     run_dir = Path(str(config.run_dir))
@@ -54,7 +55,7 @@ def claim_run_dir(config: Config, name: str) -> Config:
     """
     if config.run_dir is None:
         return config.replace(run_dir=str(new_folder(OUTPUTS / name / slug(config.prompt), "")))
-    return config.replace(run_dir=str(claim_folder(Path(config.run_dir).expanduser())))
+    return config.replace(run_dir=str(claim_folder(user_path(config.run_dir))))
 
 
 def claim_folder(path: Path) -> Path:

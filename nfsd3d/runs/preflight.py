@@ -16,6 +16,7 @@ from nfsd3d.prior.files.training import TrainingSchedule, read_training
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
 
@@ -161,7 +162,7 @@ def _check_source_run(config: Config, run_dir: str) -> None:
         source = load_run_config(run_dir)
     except InputError as error:
         raise InputError(f"source_run={run_dir}: {str(error).removeprefix(f'{run_dir}: ')}") from error
-    if not any((Path(run_dir).expanduser() / "checkpoints").glob("step-*.json")):
+    if not any((user_path(run_dir) / "checkpoints").glob("step-*.json")):
         raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
     for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_images else ())):
         theirs, ours = _flat(source, setting), _flat(config, setting)

@@ -1,10 +1,10 @@
 """Reads the source image of an edit without torch, so that errors come early."""
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfsd3d.errors import InputError
+from nfsd3d.settings.paths import user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ def open_image(path: str) -> "Image":
 
     setting = f"source_image={path}"
     try:
-        place = Path(path).expanduser()
+        place = user_path(path)
         if not place.is_file():
             raise InputError(f"{setting}: no such file; give an image such as a PNG or a JPEG")
         with warnings.catch_warnings():

@@ -13,6 +13,7 @@ from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.schedules import milestone_at
 
 
@@ -29,7 +30,7 @@ def load_source(config: Config, generator: NeRF | ImageGenerator, prior: Prior, 
     if kept is not None:
         checkpoints.load_generator(checkpoints.read_source(kept), generator)
     elif config.source_run is not None:
-        checkpoints.load_generator(checkpoints.newest(Path(config.source_run).expanduser()), generator)
+        checkpoints.load_generator(checkpoints.newest(user_path(config.source_run)), generator)
     elif config.source_image is not None and isinstance(generator, ImageBatch):
         size = milestone_at(config.train.resolution, 0.0)
         pixels = np.asarray(ImageOps.fit(open_image(config.source_image), (size, size)))

@@ -27,6 +27,7 @@ from nfsd3d.prior.files.contents import (
 from nfsd3d.prior.files.families import SUPPORTED, check_autoencoder_class, check_family, family_of
 from nfsd3d.prior.files.headers import read_object
 from nfsd3d.prior.files.single_file import check_autoencoder, check_kind
+from nfsd3d.settings.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
 """The folder of the embedded model."""
@@ -255,7 +256,7 @@ def _as_file(setting: str, place: str) -> Path | None:
 def _local_path(setting: str, place: str) -> Path:
     """``place`` as a path; raises `InputError` where the system cannot look it up."""
     try:
-        path = Path(place).expanduser()
+        path = user_path(place)
         path.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, no permission; ~ of an unknown user
         reason = getattr(error, "strerror", None) or error
