@@ -196,7 +196,7 @@ def _of_unet(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     elif given.get("addition_embed_type") in _BY_ADDITION:
         addition = given["addition_embed_type"]
         yield _BY_ADDITION[str(addition)], f"unet/config.json: addition_embed_type={addition}"
-    elif channels in CHANNELS:
+    elif isinstance(channels, int) and channels in CHANNELS:
         yield CHANNELS[channels], f"unet/config.json: in_channels={channels}"
     elif "time_cond_proj_dim" in given:
         yield "a latent consistency model (LCM)", f"unet/config.json: {_pairs(given)}"

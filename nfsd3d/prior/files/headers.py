@@ -62,6 +62,10 @@ class _OtherFormat(ValueError):
     """A file is not in the format of safetensors."""
 
 
+_NAMES = {"_class_name", "addition_embed_type", "beta_schedule", "class_embed_type", "model_type", "prediction_type"}
+"""Keys of configurations whose values are names."""
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a configuration file.
 
@@ -85,6 +89,9 @@ def json_object(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
+    for name in _NAMES & content.keys():  # a damaged one is unknown like any other, and can be looked up
+        if content[name] is not None:
+            content[name] = str(content[name])
     return content
 
 
