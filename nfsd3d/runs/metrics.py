@@ -51,9 +51,10 @@ class MetricsWriter:
             OSError: the file cannot be read or written.
         """
         path = run_dir / "metrics.jsonl"
-        lines, dropped = _read(path) if path.exists() else ([], 0)
+        there = path.exists()
+        lines, dropped = _read(path) if there else ([], 0)
         kept = [line for line in lines if _step(line) <= finished]
-        if lines or dropped:
+        if there:  # even if it has no line: a first one without an end would swallow the next
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         _warn(path, dropped, [_step(line) for line in kept], finished, every)
         self._stream = path.open("a", encoding="utf-8")

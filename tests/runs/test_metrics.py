@@ -36,6 +36,14 @@ def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
     assert [(line["step"], line["opacity"]) for line in lines] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)]
 
 
+@pytest.mark.parametrize("rest", ['{"step": 1, "opac', '{"step": 1, "opac\0\0\0'])
+def test_a_first_line_without_an_end_does_not_swallow_the_next(tmp_path, rest):
+    (tmp_path / "metrics.jsonl").write_text(rest)
+    with MetricsWriter(tmp_path, 1, tensorboard=False) as writer:
+        writer.write(2, {"opacity": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2, "opacity": 1.0}\n'
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
