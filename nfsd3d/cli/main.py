@@ -5,6 +5,7 @@ failed or diverged exits with 1, one that a signal has ended with 128 plus the s
 """
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -34,11 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code."""
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except (InputError, RunFailed) as error:
-        print_error(error)
-        return 2 if isinstance(error, InputError) else 1
     except Exception as error:
         cause = storage_error(error)
+        no_files = cause is not None and cause.errno in (errno.EMFILE, errno.ENFILE)  # whatever the message makes of it
+        if isinstance(error, InputError | RunFailed) and not (no_files and isinstance(error, InputError)):
+            print_error(error)
+            return 2 if isinstance(error, InputError) else 1
         if cause is None:
             raise
         print_error(RunFailed(f"{describe(cause)}; {remedy(cause)}"))

@@ -146,3 +146,18 @@ def test_an_unknown_word_names_the_objects(capsys):
 )
 def test_only_near_words_are_suggested(word, known, near):
     assert bool(did_you_mean(word, known)) == near
+
+
+def test_a_full_table_of_open_files_is_told_as_such(tmp_path, capsys):
+    """Whatever library meets it: the message must not say that the configuration is wrong."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "mine.yaml"
+    path.write_text("defaults: [nfsd, _self_]\nprompt: a red cube\n")
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, former[1]))
+    try:
+        code = main(["--config", str(path), "machine=cpu", "prior=shapes", "dry_run=true"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, former)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 1 and "Too many open files" in error and "ulimit -n" in error
