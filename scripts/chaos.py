@@ -317,9 +317,8 @@ def finish(case: Case) -> int:
         if code == 2 and "no intact checkpoint" in output:  # the only one was damaged
             shutil.rmtree(case.run_dir)
             continue
-        found = re.search(r"resumes? (?:after|from) step (\d+)|from step (\d+)", output)
-        start = int(next(group for group in found.groups() if group)) if found else 0
-        lost = max(lost, had - start) if found else lost
+        if found := re.search(r"resumed after step (\d+)", output):
+            lost = max(lost, had - int(found[1]))
     case.problems.append("not done after four attempts")
     return lost
 

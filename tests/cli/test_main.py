@@ -338,7 +338,7 @@ def test_help_names_the_keys_and_choices(capsys):
     shown = capsys.readouterr().out
     words = ["prompt=", "--resume", "-m", "distill.guidance_scale", "sd21-768", "nvidia", "csd", "run_dir", *COMMANDS]
     words += ["prior.vae", "prior.layout", "prior.offline", "prompts.views", "prompts.perp_neg", "distill.weighting"]
-    words += ["distill.guidance_factor", "sigma_over_alpha", "lowmem", "130 or 143"]
+    words += ["distill.guidance_factor", "sigma_over_alpha", "lowmem", "128 + n"]
     assert [word for word in words if word not in shown] == []
     assert max(map(len, shown.replace(str(config_root()), "").splitlines())) <= 100
     assert "scripts/" not in shown  # which an installed wheel lacks

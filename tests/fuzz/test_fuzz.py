@@ -22,7 +22,7 @@ from nfsd3d.config.experiments import choices_of
 from nfsd3d.config.schema import known_keys
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-settings.register_profile("suite", max_examples=12, deadline=None, suppress_health_check=CHECKS, derandomize=True)
+settings.register_profile("suite", max_examples=8, deadline=None, suppress_health_check=CHECKS, derandomize=True)
 settings.register_profile("fuzz", max_examples=650, deadline=None, suppress_health_check=CHECKS, print_blob=True)
 settings.load_profile(os.environ.get("NFSD3D_FUZZ_PROFILE", "suite"))
 
