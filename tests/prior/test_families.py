@@ -190,7 +190,7 @@ def test_another_class_of_autoencoder_is_named(tmp_path):
         locate("shapes", vae=str(tmp_path))
 
 
-@pytest.mark.parametrize("place", ["~nobody-of-this-name/model", "x" * 300, "/root/" + "y" * 300])
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/model", "x" * 300, "/" + "y" * 300])
 def test_paths_that_cannot_be_looked_up_are_an_error_of_their_setting(place, no_hub_cache):
     with pytest.raises(InputError, match=r"^prior\.model="):
         locate("sd21", place)
