@@ -14,7 +14,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import nfsd3d
-from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.evaluate.classifier.alignment import align
@@ -36,6 +35,7 @@ from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
 from nfsd3d.train.task import ScoreDistillation
+from nfsd3d.views.cameras import orbit
 
 pytestmark = [
     pytest.mark.gpu,

@@ -37,8 +37,7 @@ FORBIDDEN = {
         "distill",
         "export",
         "runs",
-        "cameras",
-        "prompts",
+        "views",
     ),
 }
 # The schema is derived from the components' settings, which import nothing heavy (see below).

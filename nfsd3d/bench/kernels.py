@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from nfsd3d.bench.clock import now
-from nfsd3d.cameras import Rays, sample_cameras
 from nfsd3d.config.hardware import is_installed, triton_obstacle
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, render_weights
 from nfsd3d.generators.nerf.field import FusedNetwork, HashGridField, fused_network
@@ -23,6 +22,7 @@ from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.nerfacc import nerfacc_obstacle
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays
 from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.views.cameras import Rays, sample_cameras
 
 FAST = {"cpu": "numba", "cuda": "triton"}
 """The implementation with which others are compared, by type of device."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from nfsd3d.api import load_run
-from nfsd3d.cameras import sample_cameras
 from nfsd3d.compare.cost import equal_steps, evaluations_per_view
 from nfsd3d.compare.records import Job, Record, Score, fingerprint, recipe_of
 from nfsd3d.compare.scores import classifier_score, image_score, scene_score
@@ -30,12 +29,13 @@ from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, score_run
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import ddim_sample
-from nfsd3d.prompts import PromptBank
 from nfsd3d.runs import checkpoints, directory, preflight
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.train.build import build_prior, model_files, viewing_cameras
 from nfsd3d.train.run import train_and_export
+from nfsd3d.views.cameras import sample_cameras
+from nfsd3d.views.prompts import PromptBank
 from nfsd3d.visualize.image_grid import grid, write_jpeg
 
 ORACLE_FIT = "the oracle fit"

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras, orbit, sample_cameras
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.sharpness import luminance
@@ -27,6 +26,7 @@ from nfsd3d.shapes.world.grammar import COLORS, Composition, sample_composition
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS, random_backgrounds
+from nfsd3d.views.cameras import Cameras, orbit, sample_cameras
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run

@@ -19,7 +19,7 @@ from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 LATENT_PIXELS_PER_CALL = 2**14
 """Latent pixels in one batch of the denoiser."""

@@ -45,9 +45,9 @@ from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.oracle_fit import METHOD
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT
 from nfsd3d.settings.prompt_texts import VIEW_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, sample_caption, sample_composition
+from nfsd3d.views.prompts import PAPER_NEGATIVE_PROMPT
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run

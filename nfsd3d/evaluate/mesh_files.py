@@ -20,12 +20,12 @@ import torch
 import trimesh
 from numpy.typing import NDArray
 
-from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.views.cameras import Cameras, orbit
 from nfsd3d.visualize.image_grid import Image, square
 from nfsd3d.visualize.images import to_uint8
 

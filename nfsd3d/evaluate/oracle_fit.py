@@ -14,7 +14,6 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nfsd3d.cameras import Cameras, sample_cameras
 from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.ground_truth import composition_of
@@ -38,6 +37,7 @@ from nfsd3d.train.progress import Progress
 from nfsd3d.train.regularizers import penalty
 from nfsd3d.train.step import StepMetrics, StepResult
 from nfsd3d.train.task import Task
+from nfsd3d.views.cameras import Cameras, sample_cameras
 from nfsd3d.visualize.images import Image, preview
 
 METHOD = "oracle_fit"

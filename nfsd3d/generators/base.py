@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 
 SHADINGS = ("albedo", "lambertian", "textureless")

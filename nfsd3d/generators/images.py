@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from nfsd3d.generators.base import DEFAULT_OPTIONS, ImageGenerator, Images, Latents, RenderOptions
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 
 class ImageBatch(ImageGenerator):

@@ -19,7 +19,7 @@ from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 POSE = 16
 """Entries of a camera pose, the camera-to-world matrix."""

@@ -36,7 +36,7 @@ def prompt_texts(
     source_prompt: str | None = None,
     suffixes: tuple[str, str] = ("", ""),
 ) -> dict[str, list[str]]:
-    """The texts of each prompt that a run embeds: one, or one per view; see `nfsd3d.prompts.PromptBank.build`."""
+    """The texts of each prompt that a run embeds: one, or one per view; see `nfsd3d.views.prompts.PromptBank.build`."""
     words = FINE_VIEW_WORDS if settings.views == "fine" else VIEW_WORDS
 
     def views(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
@@ -29,13 +28,14 @@ from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.prompts import PromptBank
 from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.schedules import highest, milestone_at
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.step import Distillation
+from nfsd3d.views.cameras import Cameras, orbit
+from nfsd3d.views.prompts import PromptBank
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

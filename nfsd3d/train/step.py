@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import sample_cameras
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
 from nfsd3d.distill.settings import DistillSettings
@@ -13,11 +12,12 @@ from nfsd3d.generators.base import Generator, Images, Latents, Rendering, Render
 from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prompts import PromptBank
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.schedules import value_at
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.regularizers import penalty
+from nfsd3d.views.cameras import sample_cameras
+from nfsd3d.views.prompts import PromptBank
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from nfsd3d.runs.files import replacing
 from nfsd3d.visualize.image_grid import Image, grid, write_png
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 FRAMES_PER_SECOND = 24
 

@@ -13,7 +13,6 @@ import trimesh
 from small_settings import NERF
 from torch import Tensor
 
-from nfsd3d.cameras import Rays
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.geometry.iou import ellipsoid_iou, fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap, solid_of, surface_depth
@@ -21,6 +20,7 @@ from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.shapes.world.objects import OBJECTS
+from nfsd3d.views.cameras import Rays
 
 HARD = 300.0
 SOFT = 30.0  # what a short training run reaches

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from nfsd3d.api import load_run
-from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.evaluate import oracle_fit
@@ -24,6 +23,7 @@ from nfsd3d.train.build import build_generator
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
+from nfsd3d.views.cameras import orbit
 
 SMALL = (
     "generator.encoding={levels: 4, features: 2, log2_entries: 12, base_resolution: 8, growth: 1.6}",

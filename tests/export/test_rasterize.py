@@ -3,9 +3,9 @@
 import numpy as np
 import trimesh
 
-from nfsd3d.cameras import orbit
 from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.export.texture.rasterize import draw, rasterize
+from nfsd3d.views.cameras import orbit
 
 
 def test_a_pixel_shows_the_triangle_over_its_centre():

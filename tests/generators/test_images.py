@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Images, Latents, Rendering, RenderOptions
 from nfsd3d.generators.images import ImageBatch
+from nfsd3d.views.cameras import orbit
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("latent", (3, 4, 8, 8)), ("image", (3, 3, 16, 16))])

@@ -4,12 +4,12 @@ import pytest
 import torch
 from small_settings import PROMPTS
 
-from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.prompts import PromptBank
+from nfsd3d.views.cameras import orbit
+from nfsd3d.views.prompts import PromptBank
 
 TIMES = [30, 199, 200, 950]
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from saved_bytes import saved_bytes
 
-from nfsd3d.cameras import orbit
 from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, slices
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.views.cameras import orbit
 
 
 @pytest.fixture(params=["kl", "tiny"])

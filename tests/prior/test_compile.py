@@ -4,13 +4,13 @@ import pytest
 import torch
 from small_settings import PROMPTS
 
-from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.prompts import PromptBank
+from nfsd3d.views.cameras import orbit
+from nfsd3d.views.prompts import PromptBank
 
 # The compiler looks at what it must not, and hides the warning, which pytest makes an error before.
 pytestmark = [

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import nfsd3d
-from nfsd3d.cameras import orbit
 from nfsd3d.config.compose import compose
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.prior.schedule import ddim_sample
@@ -18,6 +17,7 @@ from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
+from nfsd3d.views.cameras import orbit
 
 MODEL = Path(nfsd3d.__file__).parent / "prior" / "shapes"
 PROMPT = "a red and white dotted mushroom"

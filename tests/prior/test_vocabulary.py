@@ -5,8 +5,8 @@ import pytest
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.vocabulary import check_prompt, load_vocabulary, words_of
-from nfsd3d.prompts import PAPER_NEGATIVE_PROMPT
 from nfsd3d.settings.prompt_texts import VIEW_WORDS
+from nfsd3d.views.prompts import PAPER_NEGATIVE_PROMPT
 
 WORDS = ["a", "red", "and", "white", "dotted", "mushroom", "house", "mouse", "low", "resolution", "view", "front"]
 

@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 
-from nfsd3d.cameras import orbit, sample_cameras
 from nfsd3d.settings.prompt_texts import FINE_VIEW_WORDS, VIEW_WORDS
 from nfsd3d.shapes.world.degrade import DEGRADATIONS, NEGATIVE_WORDS, OTHER_WORDS, degrade
 from nfsd3d.shapes.world.grammar import (
@@ -24,6 +23,7 @@ from nfsd3d.shapes.world.grammar import (
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS, image_caption, sample_images
+from nfsd3d.views.cameras import orbit, sample_cameras
 
 
 def test_the_world_has_enough_objects_colours_and_patterns():

@@ -17,12 +17,12 @@ from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_generator
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
+from nfsd3d.views.prompts import PromptBank
 
 ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda", "machine.precision": "float32"}
 

@@ -18,7 +18,6 @@ from nfsd3d.errors import InputError
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
@@ -33,6 +32,7 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
 from nfsd3d.train.task import ScoreDistillation
+from nfsd3d.views.prompts import PromptBank
 
 
 def test_auto_is_stable_diffusion_on_cuda():

@@ -8,19 +8,19 @@ import torch
 from fake_gpu import fake_gpu
 from small_settings import CAMERAS, DISTILL, PROMPTS
 
-from nfsd3d.cameras import orbit
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.files.resolve import EMBEDDED
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
-from nfsd3d.prompts import PromptBank
 from nfsd3d.train.build import build_generator, build_optimizer, build_parts
 from nfsd3d.train.divergence import drop_unless_finite
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
+from nfsd3d.views.cameras import orbit
+from nfsd3d.views.prompts import PromptBank
 
 ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda", "machine.precision": "float32"}
 COUNTING = "(side stream) aten._local_scalar_dense: generators/nerf/sampling/sampling.py"

@@ -12,7 +12,6 @@ from rich.console import Console
 from saved_bytes import saved_bytes
 from small_settings import CAMERAS, NERF
 
-from nfsd3d.cameras import orbit
 from nfsd3d.cli.launch import print_plan
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
@@ -33,6 +32,7 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most
 from nfsd3d.train.memory.tensor_memory import count_bytes
 from nfsd3d.train.run import train_and_export
+from nfsd3d.views.cameras import orbit
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

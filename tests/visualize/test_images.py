@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import Rendering
+from nfsd3d.views.cameras import orbit
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import contact_sheet, depth_image, normal_image, preview, turntable_frames, write_video
 

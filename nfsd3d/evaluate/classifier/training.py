@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nfsd3d.cameras import sample_cameras
 from nfsd3d.evaluate.classifier.model import AZIMUTHS, SIZE, Classifier, Prediction
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, VIEWS, Composition, view_name
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.shapes.world.scene import WORLD_CAMERAS
+from nfsd3d.views.cameras import sample_cameras
 
 SEED = 20_000_003
 """Different from the seeds of the prior's training images."""

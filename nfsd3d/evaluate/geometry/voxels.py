@@ -15,12 +15,12 @@ import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras, Rays
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.compositing.compositing import exclusive_sum
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import sample_rays
 from nfsd3d.shapes.world.objects import OBJECTS, ShapeObject
+from nfsd3d.views.cameras import Cameras, Rays
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from nfsd3d.export.texture.rasterize_numba import fill
 from nfsd3d.generators.nerf.launch_numba import launch
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 BANDS = 16
 """Horizontal bands of an image, each filled by one thread."""

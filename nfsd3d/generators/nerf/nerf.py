@@ -20,7 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from nfsd3d.cameras import Cameras, Rays
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, SHADINGS, Rendering, RenderOptions
 from nfsd3d.generators.nerf.background import Background
@@ -29,6 +28,7 @@ from nfsd3d.generators.nerf.field import HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
 from nfsd3d.generators.nerf.settings import NeRFSettings
+from nfsd3d.views.cameras import Cameras, Rays
 
 # Points that the field is evaluated at together, without gradient.
 POINTS_PER_CHUNK = 2**18

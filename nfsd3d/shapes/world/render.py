@@ -14,7 +14,7 @@ from nfsd3d.shapes.world.grammar import COLORS, PATTERNS, Composition
 from nfsd3d.shapes.world.objects import BOUND, OBJECTS, ShapeObject
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Cameras
+    from nfsd3d.views.cameras import Cameras
 
 STRIPE_WIDTH = 0.2
 CHECK_WIDTH = 0.26

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras, sample_cameras
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS, degrade, sample_degradations
 from nfsd3d.shapes.world.grammar import COLORS, QUALITY, Composition, sample_caption, sample_composition, view_phrases
 from nfsd3d.shapes.world.render import render_views
+from nfsd3d.views.cameras import Cameras, sample_cameras
 
 WORLD_CAMERAS = CameraRanges(
     distance=(2.2, 2.8),

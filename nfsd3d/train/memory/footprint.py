@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from nfsd3d.cameras import orbit
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
@@ -14,6 +13,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.tensor_memory import count_bytes
+from nfsd3d.views.cameras import orbit
 
 PROBES = (4, 8)
 """Sides in pixels of the two views whose difference gives the bytes of a sample."""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from small_settings import NERF
 
-from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.generators.base import Rendering, RenderOptions
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.sampling.sampling import intersect_cube
 from nfsd3d.generators.nerf.settings import NeRFSettings
+from nfsd3d.views.cameras import Cameras, orbit
 
 SMALL = replace(
     NERF,

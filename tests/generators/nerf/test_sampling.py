@@ -9,11 +9,11 @@ import pytest
 import torch
 from fake_gpu import fake_gpu
 
-from nfsd3d.cameras import Rays, orbit
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc, march_nerfacc, nerfacc_obstacle
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, intersect_cube, is_occupied, sample_rays, step_length
+from nfsd3d.views.cameras import Rays, orbit
 
 MANY = 10**9
 

@@ -20,7 +20,7 @@ from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines, March
 
 if TYPE_CHECKING:
-    from nfsd3d.cameras import Rays
+    from nfsd3d.views.cameras import Rays
 
 # Candidates (rays x steps) that the torch reference tests together; bounds its memory.
 CHUNK = 2**22

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_settings import CAMERAS
 
-from nfsd3d.cameras import orbit, sample_cameras, spherical
+from nfsd3d.views.cameras import orbit, sample_cameras, spherical
 
 
 def test_azimuth_zero_is_on_the_x_axis_and_looks_at_the_origin():

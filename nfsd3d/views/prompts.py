@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nfsd3d.cameras import Cameras
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.settings.prompt_texts import BACK, FINE_VIEW_WORDS, FRONT, HEIGHTS, OVERHEAD, SECTORS, SIDE, prompt_texts
 from nfsd3d.settings.prompts import PromptSettings
+from nfsd3d.views.cameras import Cameras
 
 PAPER_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"

@@ -5,9 +5,10 @@ import pytest
 import torch
 from small_settings import PROMPTS
 
-from nfsd3d.cameras import Cameras, orbit
 from nfsd3d.errors import InputError
-from nfsd3d.prompts import (
+from nfsd3d.shapes.world.grammar import view_phrases
+from nfsd3d.views.cameras import Cameras, orbit
+from nfsd3d.views.prompts import (
     BACK,
     FINE_VIEW_WORDS,
     FRONT,
@@ -20,7 +21,6 @@ from nfsd3d.prompts import (
     perp_neg_weights,
     view_index,
 )
-from nfsd3d.shapes.world.grammar import view_phrases
 
 
 class Recorder:
