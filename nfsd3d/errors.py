@@ -1,5 +1,8 @@
-"""The two kinds of failure that a user meets, their exit codes, and suggestions for misspelt words."""
+"""The two kinds of failure that a user meets, how they are printed, and suggestions for misspelt words."""
 
+import os
+import sys
+import traceback
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
@@ -13,6 +16,13 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run ended without a result (diverged, out of memory): exit code 1, one line, its checkpoint kept."""
+
+
+def print_error(error: Exception) -> None:
+    """Prints an error on one line of stderr, after its traceback for a bug or with ``NFSD3D_DEBUG=1``."""
+    if os.environ.get("NFSD3D_DEBUG") == "1" or not isinstance(error, InputError | RunFailed):
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def did_you_mean(word: str, known: Iterable[str], suffix: str = "") -> str:

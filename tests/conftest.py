@@ -1,13 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
+import signal
 from importlib.metadata import version
 
 # Tests never download a model.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from nfsd3d.compare.cores import threads
 from nfsd3d.config.hardware import triton_interprets, visible_gpus
+from nfsd3d.jobs.cores import threads
 
 # Of several processes that share the tests, each keeps to one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -25,6 +26,11 @@ pytest_plugins = ["tiny_models", "tiny_runs"]
 ON_CPU = [pytest.param((name, "cpu"), id=f"{name}-cpu") for name in ("torch", "numba", "triton")]
 ON_CUDA = [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in ("torch", "triton")]
 
+
+# A shell's background jobs ignore SIGINT, nohup SIGHUP; so would the runs that tests interrupt.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 # By default a GPU's float32 convolutions round their input to 10 bits (TF32): too far from a CPU's.
 torch.backends.cudnn.allow_tf32 = False

@@ -50,7 +50,9 @@ ABOUT_RUNS = {
     *(
         name
         for name in MODULES
-        if name.startswith(tuple(f"nfsd3d.{part}." for part in ("bench", "cli", "compare", "decompose", "evaluate")))
+        if name.startswith(
+            tuple(f"nfsd3d.{part}." for part in ("bench", "cli", "compare", "decompose", "evaluate", "jobs"))
+        )
     ),
 }
 # Packages that only these modules may import.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from nfsd3d.cli.options import Parser, current_options, plain, whole_number, write_numbers
 from nfsd3d.compare import workers
-from nfsd3d.compare.cores import shares, usable_cores
 from nfsd3d.compare.suite import Suite, load_suite, tier_file, tier_names
 from nfsd3d.errors import InputError
+from nfsd3d.jobs.cores import shares, usable_cores
 
 if TYPE_CHECKING:
     from nfsd3d.compare.jobs import PlannedJob

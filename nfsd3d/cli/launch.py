@@ -1,14 +1,12 @@
 """Starts or resumes one run in this process: checks, run directory, model download, training."""
 
-import os
 import sys
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
 from nfsd3d.runs import directory, preflight
@@ -108,10 +106,3 @@ def _model_facts(source: ModelSource) -> dict[str, str]:
     if source.folder is not None:
         shown["prior's prediction type"] = prediction_type(source.folder)
     return shown
-
-
-def print_error(error: Exception) -> None:
-    """Prints an error on one line of stderr, after its traceback for a bug or with ``NFSD3D_DEBUG=1``."""
-    if os.environ.get("NFSD3D_DEBUG") == "1" or not isinstance(error, InputError | RunFailed):
-        traceback.print_exception(error)
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import get_args
 
 import nfsd3d
-from nfsd3d.cli.launch import print_error, resume, start
+from nfsd3d.cli.launch import resume, start
 from nfsd3d.cli.options import Parser
 from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import choices_of, config_root, find_experiment
 from nfsd3d.config.plugin_choices import outside_names
 from nfsd3d.distill.settings import DistillSettings
-from nfsd3d.errors import InputError, RunFailed, did_you_mean
+from nfsd3d.errors import InputError, RunFailed, did_you_mean, print_error
 from nfsd3d.runs.files import describe, remedy, storage_error
 from nfsd3d.settings.paths import user_path
 
@@ -34,7 +34,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        return run_command(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         cause = storage_error(error)
         no_files = cause is not None and cause.errno in (errno.EMFILE, errno.ENFILE)  # whatever the message makes of it
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(getattr(interruption, "exit_code", 130))
 
 
-def _dispatch(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
+    """Runs a command line; returns the exit code, and raises errors instead of printing them."""
     command = arguments[0] if arguments else ""
     if command in COMMANDS:
         module = importlib.import_module(f"nfsd3d.cli.{command.replace('-', '_')}")

@@ -16,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from nfsd3d.cli.launch import announce, print_error, start
+from nfsd3d.cli.launch import announce, start
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.hydra_compose import compose_with_hydra, multirun
 from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, print_error
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import write_json
 from nfsd3d.settings.paths import user_path

@@ -13,11 +13,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from nfsd3d.compare.cores import shares, threads, usable_cores
 from nfsd3d.config.renamed import notice
 from nfsd3d.config.trust import Rules, check_file
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
+from nfsd3d.jobs.cores import shares, threads, usable_cores
 from nfsd3d.runs.directory import slug
 
 TIERS = Path(__file__).parents[2] / "scripts" / "suites"
@@ -228,7 +228,7 @@ def _execute(run: SuiteRun, cores: list[int]) -> int:
     resumable = any((run.run_dir / "checkpoints").glob("step-*.json"))
     arguments = ("--resume", str(run.run_dir)) if resumable else run.arguments
     run.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    pinned = f"from nfsd3d.compare.cores import keep_to; keep_to({cores})"
+    pinned = f"from nfsd3d.jobs.cores import keep_to; keep_to({cores})"
     program = f"{pinned}; import sys; from nfsd3d.cli.main import main; sys.exit(main())"
     environment = {**os.environ, **threads(len(cores))}
     with run.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:

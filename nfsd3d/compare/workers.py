@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfsd3d.compare.cores import keep_to, shares, threads, usable_cores
+from nfsd3d.jobs.cores import keep_to, shares, threads, usable_cores
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
 if TYPE_CHECKING:

@@ -17,6 +17,8 @@ from nfsd3d.runs import lock
 from nfsd3d.settings.paths import user_path
 
 OUTPUTS = Path("outputs")
+OF_JOBS = frozenset({"job.json", "job.log"})
+"""Files of a sweep that lie in a run's directory before the run begins."""
 
 
 @contextmanager
@@ -75,9 +77,11 @@ def claim_folder(path: Path) -> Path:
 
 
 def check_unused(path: Path) -> None:
-    """Raises `InputError` unless ``path`` is absent or an empty directory; a lock does not count."""
+    """Raises `InputError` unless ``path`` is absent or an empty directory; a lock and :data:`OF_JOBS` do not count."""
     try:
-        if path.is_dir() and any(not entry.name.startswith(lock.NAME) for entry in path.iterdir()):
+        if path.is_dir() and any(
+            not entry.name.startswith(lock.NAME) and entry.name not in OF_JOBS for entry in path.iterdir()
+        ):
             raise InputError(f"run_dir={path}: already used; choose another, or go on with --resume {path}")
         if path.exists() and not path.is_dir():
             raise InputError(f"run_dir={path}: is a file; choose a directory")

@@ -107,6 +107,21 @@ def owned(run_dir: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def live_owner(run_dir: Path) -> Owner | None:
+    """The process that ``run_dir`` belongs to; None without one. Nothing is waited for or changed.
+
+    On another machine a process counts as alive while its heartbeat is younger than :data:`STALE` by this machine's
+    clock.
+    """
+    path = run_dir / NAME
+    try:
+        owner, status = _read(path), path.stat()
+    except OSError:
+        return None
+    alive = _is_alive(owner, status)
+    return owner if alive or (alive is None and time.time() - status.st_mtime < STALE) else None
+
+
 def check_owned(run_dir: Path) -> None:
     """Checks that ``run_dir`` still belongs to this process, if :func:`owned` has said so.
 

@@ -11,13 +11,13 @@ from PIL import Image
 from nfsd3d.cli.main import main
 from nfsd3d.compare import cost, records, workers
 from nfsd3d.compare.contact_sheet import write_sheet
-from nfsd3d.compare.cores import shares, usable_cores
 from nfsd3d.compare.jobs import SAMPLE_STEPS, perform, plan_jobs
 from nfsd3d.compare.suite import TIERS, load_suite, overrides_of, tier_file
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.model import Classifier
+from nfsd3d.jobs.cores import shares, usable_cores
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss

@@ -1,8 +1,10 @@
 """CPU affinity: the cores that this process may use, and their division among several processes."""
 
+import itertools
 import os
 from collections.abc import Sequence
 
+from nfsd3d.config.hardware import visible_gpus
 from nfsd3d.errors import InputError
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -36,3 +38,10 @@ def keep_to(cores: Sequence[int]) -> None:
     """Pins this process to ``cores``, where the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them, found without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, itertools.count()) if chosen is None else (name.strip() for name in chosen.split(","))
+    return list(itertools.islice(names, visible_gpus()))

@@ -1,0 +1,107 @@
+"""The controller of a set of jobs: gives them to an engine, tells how they end, and starts again what died."""
+
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from nfsd3d.errors import InputError
+from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings
+from nfsd3d.jobs.manifest import Job, Manifest
+from nfsd3d.jobs.perform import Command
+from nfsd3d.jobs.state import CANCELLED, FINAL, JobState, Status, state_of, states
+from nfsd3d.runs.files import write_text
+from nfsd3d.runs.lock import owned
+from nfsd3d.train.interrupts import Interrupted, stop_requests
+
+ENGINES = {
+    "local": ("nfsd3d.jobs.engines.local:LocalEngine", None),
+    "joblib": ("nfsd3d.jobs.engines.joblib:JoblibEngine", "joblib"),
+    "submitit_local": ("nfsd3d.jobs.engines.submitit:SubmititEngine", "submitit"),
+    "submitit_slurm": ("nfsd3d.jobs.engines.submitit:SubmititEngine", "submitit"),
+    "ray": ("nfsd3d.jobs.engines.ray:RayEngine", "ray"),
+}
+"""The class of each engine, and the package that it needs."""
+
+POLL = 0.5
+"""Seconds between two looks at signals and at the order to cancel."""
+
+
+def run(
+    manifest: Manifest,
+    settings: EngineSettings,
+    command: Command,
+    on_end: Callable[[Job, JobState], None] | None = None,
+) -> Counter[Status]:
+    """Runs the jobs of a written manifest that are not done, each by ``command``; returns how many are in each state.
+
+    ``on_end`` is called with each job that has ended. A job that diverged is not repeated: it would again.
+
+    Raises:
+        Interrupted: a signal ended the controller; its workers have saved checkpoints.
+        InputError: the engine's package is not installed, or another controller has this set.
+    """
+    engine = load_engine(settings, command)
+    with owned(manifest.folder), stop_requests() as stop:
+        (manifest.folder / CANCELLED).unlink(missing_ok=True)
+        waiting = {job.number for job, state in states(manifest) if state.status not in FINAL}
+        died: Counter[int] = Counter()
+        total, done = len(waiting), 0
+        with engine:
+            engine.submit(manifest.folder, sorted(waiting))
+            while waiting:
+                for end in engine.ended(POLL):
+                    job = manifest.jobs[end.number]
+                    if end.died and died[end.number] < settings.retries:
+                        died[end.number] += 1
+                        print(f"{job}: {end.died}; started again", file=sys.stderr)
+                        engine.submit(manifest.folder, [end.number])
+                        continue
+                    waiting.discard(end.number)
+                    done += 1
+                    state = _final_state(manifest, job, end)
+                    print(f"[{done}/{total}] {line_of(job, state)}", file=sys.stderr, flush=True)
+                    if on_end is not None:
+                        on_end(job, state)
+                if stop.signum is not None or (manifest.folder / CANCELLED).exists():
+                    engine.stop()
+                    break
+        if stop.signum is not None:
+            how = f"go on with: nfsd3d sweep resume {manifest.folder}"
+            raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {total} jobs left; {how}")
+    return Counter(state.status for _, state in states(manifest))
+
+
+def cancel(folder: Path) -> None:
+    """Orders the controller and the workers of the set in ``folder`` to end; a later resumption takes it back."""
+    write_text(folder / CANCELLED, "")
+
+
+def load_engine(settings: EngineSettings, command: Command) -> Engine:
+    """The engine that the settings name.
+
+    Raises:
+        InputError: its package is not installed.
+    """
+    location, package = ENGINES[settings.engine]
+    if package is not None and find_spec(package) is None:
+        raise InputError(
+            f"engine={settings.engine}: {package} is not installed; install it with: pip install 'nfsd3d[sweep]'"
+        )
+    module, name = location.split(":")
+    engine: Engine = getattr(importlib.import_module(module), name)(settings, command)
+    return engine
+
+
+def line_of(job: Job, state: JobState) -> str:
+    """One line on a job: its directory, state, time and reason."""
+    took = f" in {state.seconds:.0f} s" if state.status == "done" and state.seconds is not None else ""
+    return f"{job}: {state.status}{took}" + (f": {state.reason}" if state.reason else "")
+
+
+def _final_state(manifest: Manifest, job: Job, end: Ended) -> JobState:
+    """The state of a job that has ended; one whose process died is interrupted, with the reason."""
+    state = state_of(manifest, job)
+    return JobState("interrupted", end.died, attempt=state.attempt) if end.died else state

@@ -1,0 +1,75 @@
+"""The protocol of an engine, and the settings of all engines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+EngineName = Literal["local", "joblib", "submitit_local", "submitit_slurm", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Where and how the jobs of a sweep, suite or comparison run."""
+
+    engine: EngineName = "local"
+    """local and joblib: processes of this machine; submitit_local, submitit_slurm: submitit; ray: a Ray cluster."""
+    workers: PositiveInt = 1
+    """Jobs at a time; submitit_slurm: the most at a time of the job array."""
+    threads: PositiveInt | None = None
+    """Threads of each job; null: an equal share of the cores (local, joblib), or the cores that it was given."""
+    gpus: NonNegativeFloat | None = None
+    """GPUs of each job, for Ray a fraction too; null: local: an equal share of the visible ones, others: none."""
+    retries: NonNegativeInt = 1
+    """How often a job whose process died is started again, from its checkpoint."""
+    timeout_min: PositiveInt = 1440
+    """submitit: minutes after which a job saves a checkpoint and is queued again."""
+    partition: str | None = None
+    """submitit_slurm: the partition."""
+    account: str | None = None
+    """submitit_slurm: the account."""
+    qos: str | None = None
+    """submitit_slurm: the quality of service."""
+    constraint: str | None = None
+    """submitit_slurm: features that a node must have."""
+    mem_gb: PositiveFloat | None = None
+    """submitit_slurm: memory of a job in GB; null: the cluster's default."""
+    signal_delay_s: PositiveInt = 120
+    """submitit_slurm: seconds before the time limit at which a job is told to save; longer than a checkpoint takes."""
+    max_requeues: NonNegativeInt = 10
+    """submitit: how often a job that reached its time limit, or was preempted, is queued again."""
+    address: str | None = None
+    """ray: address of the cluster, such as auto or 10.0.0.1:6379; null: a cluster of this machine for this sweep."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that an engine does not run any more: its ``number``, and why, if its process died ("")."""
+
+    number: int
+    died: str = ""
+
+
+class Engine(Protocol):
+    """Runs :func:`nfsd3d.jobs.perform.perform` for jobs; a context manager that ends its workers in the end."""
+
+    def submit(self, folder: Path, numbers: Sequence[int]) -> None:
+        """Queues jobs of the manifest in ``folder``."""
+        ...
+
+    def ended(self, timeout: float) -> list[Ended]:
+        """The jobs that have ended since the last call; waits up to ``timeout`` seconds for the first one."""
+        ...
+
+    def stop(self) -> None:
+        """Starts no further job, and ends those that run, after a checkpoint."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,140 @@
+"""The manifest of a set of jobs: the command line and the directory of each, written before the first one begins."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from nfsd3d.errors import InputError
+from nfsd3d.runs.files import replacing
+
+NAME = "manifest.jsonl"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: a command line of this program with a directory of its own.
+
+    ``number`` counts from 0. ``directory`` is relative to the set's folder. ``arguments`` follow those that all jobs
+    share. ``values`` are its values of the set's columns, such as the swept settings.
+    """
+
+    number: int
+    directory: str
+    arguments: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.directory
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set of jobs in ``folder``.
+
+    ``kind`` is sweep, suite or compare. ``arguments`` begin every job's command line, which runs in the directory
+    ``cwd``. ``columns`` name the values in which jobs differ.
+    """
+
+    folder: Path
+    kind: str
+    arguments: tuple[str, ...]
+    columns: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    cwd: Path
+
+    def run_dir(self, job: Job) -> Path:
+        """The job's directory."""
+        return self.folder / job.directory
+
+    def same_jobs(self, other: "Manifest") -> bool:
+        """Whether both have the same jobs in the same directories; their folders may differ."""
+        return (self.kind, self.arguments, self.columns, self.jobs) == (
+            *(other.kind, other.arguments, other.columns, other.jobs),
+        )
+
+
+def new_manifest(
+    folder: Path,
+    kind: str,
+    arguments: Sequence[str],
+    columns: Sequence[str],
+    jobs: Sequence[tuple[str, Sequence[str], Mapping[str, str]]],
+) -> Manifest:
+    """A manifest of ``jobs``: (directory, arguments, values by column) of each; the file is not written.
+
+    Raises:
+        InputError: two jobs have the same directory.
+    """
+    numbered = tuple(
+        Job(number, directory, tuple(own), tuple(values.get(column, "") for column in columns))
+        for number, (directory, own, values) in enumerate(jobs)
+    )
+    directory, count = Counter(job.directory for job in numbered).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{folder}: {count} jobs would share the directory {directory}; give distinct values")
+    return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd())
+
+
+def write(manifest: Manifest) -> None:
+    """Writes the manifest into its folder, which exists.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    header = {
+        "format": FORMAT,
+        "kind": manifest.kind,
+        "arguments": manifest.arguments,
+        "columns": manifest.columns,
+        "cwd": str(manifest.cwd),
+    }
+    lines = [json.dumps(header, ensure_ascii=False)]
+    lines += [
+        json.dumps({"directory": job.directory, "arguments": job.arguments, "values": job.values}, ensure_ascii=False)
+        for job in manifest.jobs
+    ]
+    with replacing(manifest.folder / NAME) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest in ``folder``.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = folder / NAME
+    try:
+        status = os.stat(path)
+        return _read(path, status.st_mtime_ns, status.st_size)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: holds no {NAME}; give the folder of a sweep") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not a manifest of this version ({error}); start the sweep anew") from error
+
+
+@lru_cache(maxsize=4)  # a worker reads it for every job
+def _read(path: Path, modified: int, size: int) -> Manifest:
+    del modified, size
+    header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}")
+    jobs = [
+        Job(number, line["directory"], tuple(line["arguments"]), tuple(line["values"]))
+        for number, line in enumerate(lines)
+    ]
+    return Manifest(
+        path.parent,
+        header["kind"],
+        tuple(header["arguments"]),
+        tuple(header["columns"]),
+        tuple(jobs),
+        Path(header["cwd"]),
+    )
