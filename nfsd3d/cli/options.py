@@ -114,6 +114,8 @@ texture_size = _number(
 """An argparse type: texels per side of a texture, or 0 for none."""
 seconds = _number("must be seconds, above 0", lambda value: value > 0, float)
 """An argparse type: seconds, above 0."""
+at_least_zero = _number("must be a number, at least 0", lambda value: value >= 0, float)
+"""An argparse type: numbers from 0."""
 elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value <= 90, float)
 """An argparse type: degrees from -90 to 90."""
 _density = _number("must be auto or a density above 0", lambda value: value > 0, float)

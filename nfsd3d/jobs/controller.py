@@ -1,18 +1,20 @@
 """The controller of a set of jobs: gives them to an engine, tells how they end, and starts again what died."""
 
 import importlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings
+from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.state import CANCELLED, FINAL, JobState, Status, state_of, states
-from nfsd3d.runs.files import write_text
+from nfsd3d.runs.files import write_json, write_text
 from nfsd3d.runs.lock import owned
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
@@ -24,6 +26,9 @@ ENGINES = {
     "ray": ("nfsd3d.jobs.engines.ray:RayEngine", "ray"),
 }
 """The class of each engine, and the package that it needs."""
+
+ENGINE = "engine.json"
+"""The settings of the engine that a set's jobs were last given to."""
 
 POLL = 0.5
 """Seconds between two looks at signals and at the order to cancel."""
@@ -46,6 +51,7 @@ def run(
     engine = load_engine(settings, command)
     with owned(manifest.folder), stop_requests() as stop:
         (manifest.folder / CANCELLED).unlink(missing_ok=True)
+        write_json(manifest.folder / ENGINE, asdict(settings))
         waiting = {job.number for job, state in states(manifest) if state.status not in FINAL}
         died: Counter[int] = Counter()
         total, done = len(waiting), 0
@@ -77,6 +83,14 @@ def run(
 def cancel(folder: Path) -> None:
     """Orders the controller and the workers of the set in ``folder`` to end; a later resumption takes it back."""
     write_text(folder / CANCELLED, "")
+
+
+def last_engine(folder: Path) -> EngineSettings:
+    """The engine that the jobs in ``folder`` were last given to; the default one if it cannot be read."""
+    try:
+        return engine_settings(json.loads((folder / ENGINE).read_bytes()), "")
+    except (OSError, ValueError, TypeError):  # InputError is a ValueError
+        return EngineSettings()
 
 
 def load_engine(settings: EngineSettings, command: Command) -> Engine:

@@ -51,6 +51,41 @@ def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = 
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
+def dot_chart(title: str, groups: Mapping[str, Sequence[float]]) -> str:
+    """An SVG with a column for each group: its finite values as dots, and their mean as a bar.
+
+    Returns "" if no value remains.
+    """
+    finite = {name: [value for value in values if math.isfinite(value)] for name, values in groups.items()}
+    everything = [value for values in finite.values() for value in values]
+    if not everything:
+        return ""
+    low, high = _widened(min(everything), max(everything))
+    width = (WIDTH - LEFT - RIGHT) / len(finite)
+
+    def height(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    for index in range(5):
+        value = low + (high - low) * index / 4
+        y = height(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for index, (name, values) in enumerate(finite.items()):
+        x = LEFT + width * (index + 0.5)
+        letters = max(3, int(width / 6))
+        shown = name if len(name) <= letters else f"{name[: letters - 1]}…"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(shown)}</text>')
+        if values:
+            mean = height(sum(values) / len(values))
+            ends = f'x1="{x - width / 4:.1f}" x2="{x + width / 4:.1f}"'
+            parts.append(f'<line {ends} y1="{mean:.1f}" y2="{mean:.1f}" style="stroke:{COLORS[1]};stroke-width:2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{height(v):.1f}" r="4" style="fill:{COLORS[0]}"/>' for v in values]
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
 def _widened(low: float, high: float) -> tuple[float, float]:
     """The range with a margin of 5 %; never empty."""
     room = 0.05 * (high - low) or 0.05 * abs(low) or 0.5

@@ -1,12 +1,24 @@
 """The protocol of an engine, and the settings of all engines."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
+
+from nfsd3d.config.errors import describe_errors
+from nfsd3d.errors import InputError
 
 EngineName = Literal["local", "joblib", "submitit_local", "submitit_slurm", "ray"]
 
@@ -14,6 +26,8 @@ EngineName = Literal["local", "joblib", "submitit_local", "submitit_slurm", "ray
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """Where and how the jobs of a sweep, suite or comparison run."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     engine: EngineName = "local"
     """local and joblib: processes of this machine; submitit_local, submitit_slurm: submitit; ray: a Ray cluster."""
@@ -43,6 +57,19 @@ class EngineSettings:
     """submitit: how often a job that reached its time limit, or was preempted, is queued again."""
     address: str | None = None
     """ray: address of the cluster, such as auto or 10.0.0.1:6379; null: a cluster of this machine for this sweep."""
+
+
+def engine_settings(values: Mapping[str, object], group: str) -> EngineSettings:
+    """The settings that plain ``values`` describe; messages begin with ``group``, such as ``hydra.launcher.``.
+
+    Raises:
+        InputError: on one line, each wrong setting with its value and what it must be.
+    """
+    try:
+        return TypeAdapter(EngineSettings).validate_json(json.dumps(dict(values)))
+    except ValidationError as error:
+        known = [field.name for field in fields(EngineSettings)]
+        raise InputError(f"{group}{describe_errors(error, known)}") from error
 
 
 @dataclass(frozen=True)

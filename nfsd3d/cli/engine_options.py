@@ -1,0 +1,33 @@
+"""The options of commands that run jobs, ``--engine ray --workers 8 ...``: the settings of an engine."""
+
+import argparse
+from dataclasses import replace
+from typing import get_args
+
+from nfsd3d.cli.options import at_least_zero, whole_number
+from nfsd3d.jobs.engines.base import EngineName, EngineSettings
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of `EngineSettings`; without one, `chosen_engine` keeps its default."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", choices=get_args(EngineName), help="what runs the jobs (default: local)")
+    group.add_argument("--workers", type=whole_number(1), metavar="N", help="jobs at a time")
+    group.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of each job")
+    group.add_argument("--gpus", type=at_least_zero, metavar="N", help="GPUs of each job, for Ray a fraction too")
+    group.add_argument("--retries", type=whole_number(0), metavar="N", help="new starts of a job whose process died")
+    group.add_argument("--address", help="Ray: the cluster's address, such as auto")
+    for name in ("partition", "account", "qos", "constraint"):
+        group.add_argument(f"--{name}", help=f"SLURM: {name}")
+    group.add_argument("--mem-gb", type=whole_number(1), metavar="GB", help="SLURM: memory of a job")
+    group.add_argument("--timeout-min", type=whole_number(1), metavar="N", help="submitit: time limit in minutes")
+    group.add_argument("--signal-delay-s", type=whole_number(1), metavar="N", help="SLURM: seconds to save in")
+    group.add_argument(
+        "--max-requeues", type=whole_number(0), metavar="N", help="submitit: how often a job is requeued"
+    )
+
+
+def chosen_engine(options: argparse.Namespace, default: EngineSettings) -> EngineSettings:
+    """``default`` with the fields that the options give."""
+    given = {name: getattr(options, name) for name in vars(default)}
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
