@@ -4,6 +4,7 @@ A signal before a run has begun ends the program at once with a line on stderr; 
 that nobody can read any more, because a terminal was closed or a pipe's reader has ended, does not end a run.
 """
 
+import io
 import os
 import signal
 import sys
@@ -15,10 +16,15 @@ from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, stop_requests
 
 
 class LastingStream:
-    """A text stream that drops what cannot be written, when its terminal or the reader of its pipe is gone."""
+    """A text stream that drops what cannot be written, when its terminal or the reader of its pipe is gone.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    None stands for a stream that was closed before the program began. What the encoding lacks is written as an escape.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") if stream is None else stream
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
@@ -42,14 +48,16 @@ class LastingStream:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's); returns the exit code."""
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+    code: int | None = None
     try:
         with stop_requests() as stop, stop.at_once():
             from nfsd3d.cli.main import main as run_command
 
             code = run_command(argv)
     except Interrupted as interruption:
-        print(f"\n{interruption}", file=sys.stderr)
-        code = interruption.exit_code
+        if code is None:  # otherwise the result is decided, and its message printed
+            print(f"\n{interruption}", file=sys.stderr)
+            code = interruption.exit_code
     for signum in STOP_SIGNALS:  # the result is decided: the interpreter's exit, which takes a second, cannot change it
         signal.signal(signum, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):

@@ -49,6 +49,7 @@ class Run:
         """Stores the arguments."""
         self.directory = directory
         self.config = config
+        self._place = directory.absolute()  # the process may change its working directory
         self._checkpoint = checkpoint
 
     def __repr__(self) -> str:
@@ -62,12 +63,12 @@ class Run:
     @property
     def summary(self) -> Summary:
         """The content of ``summary.json``; empty if the run has not ended."""
-        return read_summary(self.directory)
+        return read_summary(self._place)
 
     @property
     def metrics(self) -> list[dict[str, float | None]]:
         """The logged steps, one dictionary each; lines that cannot be read are skipped."""
-        return read_metrics(self.directory / "metrics.jsonl")
+        return read_metrics(self._place / "metrics.jsonl")
 
     @cached_property
     def generator(self) -> NeRF:

@@ -234,6 +234,13 @@ def test_a_loaded_run_outlives_its_checkpoint(run, tmp_path):
     assert (loaded.views(n=1, size=20) == run.views(n=1, size=20)).all()
 
 
+def test_a_loaded_run_is_found_from_another_working_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.directory.parent)
+    loaded = nfsd3d.load_run(run.directory.name)
+    monkeypatch.chdir(tmp_path)
+    assert loaded.summary == run.summary and loaded.metrics == run.metrics
+
+
 def test_a_damaged_checkpoint_is_named_on_one_line_without_advice_to_delete_it(run, tmp_path, capsys):
     damaged = copied(run, tmp_path / "damaged")
     weights = damaged / "checkpoints" / "step-000004.safetensors"

@@ -81,8 +81,9 @@ def stop_requests() -> Iterator[StopRequest]:
 
     Signals that are ignored stay ignored (``nohup``, background jobs of a shell). If a signal has arrived that another
     library has a handler for (submitit requeues a job on SIGUSR2), that handler is called after the block, when the
-    checkpoint is saved. In a block within another one, the inner request takes over a signal of the outer one. Python
-    allows handlers in the main thread only: in others the flag stays unset and signals act as before.
+    checkpoint is saved. In a block within another one, the inner request takes over a signal of the outer one, and
+    hands it back at the end, so that a repeated signal interrupts nothing that follows the save. Python allows handlers
+    in the main thread only: in others the flag stays unset and signals act as before.
     """
     if threading.current_thread() is not threading.main_thread():
         yield StopRequest()
@@ -96,9 +97,9 @@ def stop_requests() -> Iterator[StopRequest]:
         signal.signal(signum, request.handle)
     try:
         yield request
-        if outer is not None and outer.signum is None:  # otherwise an exception says that the block was interrupted
-            outer.signum = request.signum
     finally:
+        if outer is not None:
+            outer.signum = request.signum
         for signum in handled:
             signal.signal(signum, former[signum])
         if request.signum is not None:

@@ -57,7 +57,8 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
     checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config.train.steps)
     progress = Progress() if checkpoint is None else Progress.resumed(checkpoint)
     run = _Run(config, run_dir, progress)
-    with run.failures_in_summary(), ExitStack() as cleanup, stop_requests() as stop:
+    # The signals' handlers stay until the summary is written: a second signal must not cut that short.
+    with stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:
         with stop.at_once():
             parts = _build(config, run_dir, resumed=resume is not None)
             task: Task = ScoreDistillation.of(config, parts)

@@ -78,6 +78,20 @@ def test_an_inner_block_takes_over_a_signal_that_came_before_it():
             assert stop.signum == signal.SIGTERM
 
 
+def test_repeated_signals_after_an_inner_block_interrupt_nothing():
+    """As a process group and a parent send them, while the summary of an interrupted run is written."""
+    undisturbed = False
+    with pytest.raises(Interrupted), stop_requests() as outer, outer.at_once():
+        try:
+            with stop_requests() as stop:
+                send(signal.SIGTERM)
+                stop.check()
+        finally:
+            send(signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+            undisturbed = True
+    assert undisturbed
+
+
 IMPORTING = """
 import sys, os, signal, time
 class Slow:
@@ -120,3 +134,41 @@ def test_a_reader_that_goes_away_ends_nothing():
     command = f"{sys.executable} -m nfsd3d --help | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "0" and done.stderr == ""
+
+
+LATE_SIGNAL = """
+import sys, os, signal
+import nfsd3d.cli.main as commands
+from nfsd3d.__main__ import main
+from nfsd3d.train.interrupts import stop_requests
+def run(arguments):
+    with stop_requests():  # as a run that has written its last file
+        os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+commands.main = run
+sys.exit(main([]))
+"""
+
+
+def test_a_signal_after_the_last_check_of_a_run_leaves_its_exit_code():
+    done = subprocess.run([sys.executable, "-c", LATE_SIGNAL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_streams_that_were_closed_before_the_start_end_nothing():
+    command = f"{sys.executable} -m nfsd3d --help >&- 2>&-; echo $?"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_what_the_encoding_of_the_output_lacks_is_escaped():
+    settings = ["prompt=a red cube", "run_dir=würfel", "machine=cpu", "prior=shapes", "dry_run=true"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nfsd3d", *settings],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"# run directory: w\xfcrfel" in done.stdout

@@ -22,7 +22,7 @@ from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import loop, run, task
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.divergence import Diverged, largest_parameter
-from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, StopRequest
+from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, StopRequest, stop_requests
 from nfsd3d.train.run import train_and_export
 
 OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
@@ -304,6 +304,24 @@ def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, cons
     with pytest.raises(Interrupted, match="after step 0; start it anew") as stopped:
         train_and_export(configure(**OFF), console=console)
     assert stopped.value.exit_code == 143 and read_summary(_path(configure()))["status"] == "interrupted"
+
+
+def test_signals_while_the_summary_is_written_do_not_cut_it_short(configure, console, monkeypatch):
+    write = run.write_summary
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*arguments)
+
+    def loading(config, **kept):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run, "build_parts", loading)
+    monkeypatch.setattr(run, "write_summary", interrupted)
+    config = configure(**OFF)
+    with pytest.raises(Interrupted, match="SIGTERM after step 0"), stop_requests() as outer, outer.at_once():
+        train_and_export(config, console=console)
+    assert read_summary(_path(config))["signal"] == "SIGTERM"
 
 
 def test_an_unexpected_error_is_in_the_summary(configure, console, monkeypatch):
