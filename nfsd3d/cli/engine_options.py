@@ -22,9 +22,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mem-gb", type=whole_number(1), metavar="GB", help="SLURM: memory of a job")
     group.add_argument("--timeout-min", type=whole_number(1), metavar="N", help="submitit: time limit in minutes")
     group.add_argument("--signal-delay-s", type=whole_number(1), metavar="N", help="SLURM: seconds to save in")
-    group.add_argument(
-        "--max-requeues", type=whole_number(0), metavar="N", help="submitit: how often a job is requeued"
-    )
+    group.add_argument("--max-requeues", type=whole_number(0), metavar="N", help="submitit: requeues of a job")
 
 
 def chosen_engine(options: argparse.Namespace, default: EngineSettings) -> EngineSettings:

@@ -105,11 +105,9 @@ def _figures(manifest: Manifest, rows: Sequence[Row]) -> str:
         if not 1 < len(values) <= MOST_VALUES:
             continue
         for metric in metric_names(done):
-            with_metric = [row for row in done if metric in row.metrics]
+            having = [row for row in done if metric in row.metrics]
             groups = {
-                value: [
-                    row.metrics[metric] for row in done if row.job.values[column] == value and metric in row.metrics
-                ]
+                value: [row.metrics[metric] for row in having if row.job.values[column] == value]
                 for value in sorted(values, key=_sorted_by)
             }
             chart = dot_chart(f"{metric} over {name}", groups)
