@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.cli.options import Parser, counting_bar, plain, whole_number, write_numbers, writing_to
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED, fetch, locate
+from nfsd3d.prior.files.locate import ALIASES, EMBEDDED, fetch, locate
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.files import write_text
 

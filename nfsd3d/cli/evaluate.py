@@ -191,7 +191,7 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     from nfsd3d.evaluate.classifier.model import Classifier
     from nfsd3d.evaluate.classifier.training import SEED, plain_backgrounds, render_truth
     from nfsd3d.evaluate.score_prior import GUIDANCE_SCALES, held_out_requests, reconstruction_psnr, sample_quality
-    from nfsd3d.prior.files.resolve import fetch, locate
+    from nfsd3d.prior.files.locate import fetch, locate
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
     from nfsd3d.shapes.world.grammar import held_out
 

@@ -9,10 +9,10 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.prior.files.fit import check_files
-from nfsd3d.prior.files.resolve import ModelFiles, ModelSource, fetch
-from nfsd3d.prior.files.tokens import TokenCounter, read_tokens
-from nfsd3d.prior.files.training import TrainingSchedule, read_training
+from nfsd3d.prior.files.check_model import check_files
+from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
+from nfsd3d.prior.files.locate import ModelFiles, ModelSource, fetch
+from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
@@ -139,7 +139,7 @@ def find_model(config: Config) -> ModelSource | None:
     """The location of the prior's model: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
-        InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
+        InputError: no such prior; or see `nfsd3d.prior.files.locate.locate`.
     """
     return PRIORS.find(config.prior.name).locate(config.prior)
 

@@ -13,7 +13,7 @@ from nfsd3d.cli.main import main
 from nfsd3d.decompose import figures, image_pairs, plots, study
 from nfsd3d.decompose.observation import Observation, PairObservation, observe
 from nfsd3d.evaluate.statistics import Estimate, area_under_curve, claim, correlation, estimate, estimate_difference
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.shapes.world.grammar import parse_prompt
 

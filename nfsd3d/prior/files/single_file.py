@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import read_object, tensor_shapes
-from nfsd3d.prior.files.tensor_families import check_tensors, family_of
+from nfsd3d.prior.files.check_single_file import check_tensors, family_of
+from nfsd3d.prior.files.configs_and_headers import read_object, tensor_shapes
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 """Beginnings of the names of each network's tensors."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.contents import (
+from nfsd3d.prior.files.configs_and_headers import read_object
+from nfsd3d.prior.files.folder import (
     AUTOENCODER,
     LAYOUT,
     MODEL,
@@ -24,8 +25,7 @@ from nfsd3d.prior.files.contents import (
     inside,
     wanted_files,
 )
-from nfsd3d.prior.files.families import SUPPORTED, check_autoencoder_class, check_family, family_of
-from nfsd3d.prior.files.headers import read_object
+from nfsd3d.prior.files.folder_families import SUPPORTED, check_autoencoder_class, check_family, family_of
 from nfsd3d.prior.files.single_file import check_autoencoder, check_kind
 from nfsd3d.settings.paths import user_path
 

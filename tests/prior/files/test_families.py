@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files import families
-from nfsd3d.prior.files.families import check_family, family_of
-from nfsd3d.prior.files.resolve import locate
-from nfsd3d.prior.files.tensor_families import family_of as family_of_tensors
+from nfsd3d.prior.files import folder_families
+from nfsd3d.prior.files.check_single_file import family_of as family_of_tensors
+from nfsd3d.prior.files.folder_families import family_of
+from nfsd3d.prior.files.locate import EMBEDDED, locate
 
 SD = {
     "model_index.json": {"_class_name": "StableDiffusionPipeline"},
@@ -88,7 +88,7 @@ def test_a_folder_of_another_family_is_named(tmp_path, files, family):
 def test_stable_diffusion_is_not_taken_for_another_family(tmp_path):
     assert family_of(write(tmp_path, SD)) is None
     assert family_of(write(tmp_path, of_pipeline("StableDiffusionImg2ImgPipeline"))) is None
-    check_family(families.Path(__file__).parents[2] / "nfsd3d/prior/shapes", "prior")
+    assert family_of(EMBEDDED) is None and (EMBEDDED / "model_index.json").is_file()
 
 
 def test_every_condition_of_diffusers_unet_is_known():
@@ -97,7 +97,7 @@ def test_every_condition_of_diffusers_unet_is_known():
     from diffusers import UNet2DConditionModel
 
     parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
-    for name, absent in families._CONDITIONS.items():
+    for name, absent in folder_families._CONDITIONS.items():
         assert parameters[name].default in absent
 
 
@@ -149,7 +149,7 @@ def test_a_single_file_of_another_family_is_named(tmp_path, shapes, family):
 
 
 def test_a_single_file_of_stable_diffusion_is_not_taken_for_another_family(single_file):
-    from nfsd3d.prior.files.headers import header_shapes
+    from nfsd3d.prior.files.configs_and_headers import header_shapes
 
     assert family_of_tensors(header_shapes(single_file)) is None
 
@@ -173,7 +173,7 @@ def test_a_file_of_another_format_is_named(tmp_path, content, said):
 
 
 def test_a_file_that_is_cut_off_says_how_much_is_there(tmp_path):
-    from nfsd3d.prior.files.headers import tensor_shapes
+    from nfsd3d.prior.files.configs_and_headers import tensor_shapes
 
     file = write_tensors(tmp_path / "m.safetensors", {})
     header = json.dumps({"a": {"dtype": "U8", "shape": [100], "data_offsets": [0, 100]}}).encode()
@@ -197,5 +197,5 @@ def test_paths_that_cannot_be_looked_up_are_an_error_of_their_setting(place, no_
 
 
 def test_families_are_recognised_without_torch():
-    code = "import sys, nfsd3d.prior.files.resolve; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    code = "import sys, nfsd3d.prior.files.locate; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.training import DEFAULTS, PREDICTION_TYPES, training_schedule
+from nfsd3d.prior.files.scheduler_config import DEFAULTS, PREDICTION_TYPES, training_schedule
 
 
 def read(**config):
@@ -32,7 +32,7 @@ def test_the_schedule_is_that_of_the_class_when_the_configuration_leaves_it_out(
     import diffusers
     import torch
 
-    from nfsd3d.prior.files.loading import _load_schedule
+    from nfsd3d.prior.files.load import _load_schedule
 
     scheduler = getattr(diffusers, name)()
     (tmp_path / "scheduler_config.json").write_text(f'{{"_class_name": "{name}"}}')

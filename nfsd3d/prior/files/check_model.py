@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.families import check_unet
-from nfsd3d.prior.files.headers import read_object, tensor_shapes
-from nfsd3d.prior.files.resolve import ModelFiles
+from nfsd3d.prior.files.configs_and_headers import read_object, tensor_shapes
+from nfsd3d.prior.files.folder_families import check_unet
+from nfsd3d.prior.files.locate import ModelFiles
 
 # What the classes of the networks take where a configuration does not say.
 _UNET = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "sample_size": None}

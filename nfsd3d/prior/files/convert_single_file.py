@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import header_shapes, json_object
+from nfsd3d.prior.files.compare_tensors import check_shapes, meta_tensors, named_errors, present_name, read_tensors
+from nfsd3d.prior.files.configs_and_headers import header_shapes, json_object
 from nfsd3d.prior.files.single_file import PREFIXES, autoencoder_prefix
-from nfsd3d.prior.files.weights import check_shapes, meta_tensors, named_errors, present_name, read_tensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import json_object
-from nfsd3d.prior.files.original import load_text_encoder, load_unet, load_vae
-from nfsd3d.prior.files.resolve import ModelFiles
-from nfsd3d.prior.files.training import training_schedule
-from nfsd3d.prior.files.weights import check_network, named_errors, network_weights
+from nfsd3d.prior.files.compare_tensors import check_network, named_errors, network_weights
+from nfsd3d.prior.files.configs_and_headers import json_object
+from nfsd3d.prior.files.convert_single_file import load_text_encoder, load_unet, load_vae
+from nfsd3d.prior.files.locate import ModelFiles
+from nfsd3d.prior.files.scheduler_config import training_schedule
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:

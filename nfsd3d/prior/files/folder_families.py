@@ -1,7 +1,7 @@
 """Recognises the family of a model folder from its configuration files, before anything is loaded.
 
 nfsd3d distils Stable Diffusion 1 and 2. A family that becomes supported loses its rows here and in
-`nfsd3d.prior.files.tensor_families`.
+`nfsd3d.prior.files.check_single_file`.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import optional_object
+from nfsd3d.prior.files.configs_and_headers import optional_object
 
 SUPPORTED = (
     "which nfsd3d does not support yet; use a Stable Diffusion 1 or 2 model, for example prior=sd15 or prior=sd21"

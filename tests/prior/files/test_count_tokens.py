@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import EMBEDDED
-from nfsd3d.prior.files.tokens import read_tokens
+from nfsd3d.prior.files.count_tokens import read_tokens
+from nfsd3d.prior.files.locate import EMBEDDED
 
 SIGNS = "abcdefg XYZ 0123 ,.;:!?'\"-—éüß漢字😀\n\t's"
 

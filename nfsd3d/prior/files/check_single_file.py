@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.families import CHANNELS, REFINER, SUPPORTED, UPSCALER, XL
+from nfsd3d.prior.files.folder_families import CHANNELS, REFINER, SUPPORTED, UPSCALER, XL
 
 Shapes = Mapping[str, list[int]]
 

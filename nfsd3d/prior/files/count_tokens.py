@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import json_object, optional_object
+from nfsd3d.prior.files.configs_and_headers import json_object, optional_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

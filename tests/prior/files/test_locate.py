@@ -7,8 +7,8 @@ import pytest
 
 import nfsd3d
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files import resolve
-from nfsd3d.prior.files.resolve import (
+from nfsd3d.prior.files import locate as locating
+from nfsd3d.prior.files.locate import (
     ALIASES,
     AUTOENCODER,
     LAYOUT,
@@ -57,8 +57,8 @@ def test_a_complete_folder_is_taken(tmp_path):
 
 
 def test_the_embedded_model_is_in_the_package(tmp_path, monkeypatch):
-    assert Path(nfsd3d.__file__).parent / "prior" / "shapes" == resolve.EMBEDDED
-    monkeypatch.setattr(resolve, "EMBEDDED", write_files(tmp_path / "shapes"))
+    assert Path(nfsd3d.__file__).parent / "prior" / "shapes" == locating.EMBEDDED
+    monkeypatch.setattr(locating, "EMBEDDED", write_files(tmp_path / "shapes"))
     assert locate("shapes").folder == tmp_path / "shapes"
 
 
@@ -88,7 +88,7 @@ def test_a_missing_path_fails_at_once_and_without_torch():
 import sys, time
 begin = time.perf_counter()
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import locate
+from nfsd3d.prior.files.locate import locate
 try:
     locate("sd21", "/no/such/folder")
 except InputError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import header_shapes
+from nfsd3d.prior.files.configs_and_headers import header_shapes
 
 Shapes = Mapping[str, list[int]]
 

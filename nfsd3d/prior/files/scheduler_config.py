@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.families import SUPPORTED
-from nfsd3d.prior.files.headers import read_object
+from nfsd3d.prior.files.configs_and_headers import read_object
+from nfsd3d.prior.files.folder_families import SUPPORTED
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 """What a denoiser may predict."""
