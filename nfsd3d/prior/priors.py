@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nfsd3d.plugins.table import Table
-from nfsd3d.prior.files.locate import ModelSource, fetch, locate
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.locate import ModelSource, locate
 
 if TYPE_CHECKING:
     import torch

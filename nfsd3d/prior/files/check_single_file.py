@@ -1,13 +1,26 @@
-"""Recognises the family of a single file from the names and shapes of its tensors, before anything is loaded.
+"""Checks a single-file model (safetensors, layout of Stable Diffusion's original code) by its header.
 
-The names are those of the original code of each family, of ComfyUI's files, and of diffusers.
+The family is recognised from the names and shapes of the tensors. The names are those of the original code of each
+family, of ComfyUI's files, and of diffusers.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.folder_families import CHANNELS, REFINER, SUPPORTED, UPSCALER, XL
+from nfsd3d.prior.files.check_folder import CHANNELS, REFINER, SUPPORTED, UPSCALER, XL
+from nfsd3d.prior.files.configs_and_headers import read_object, tensor_shapes
+
+PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
+"""Beginnings of the names of each network's tensors."""
+
+# The UNet's input convolution shows its channels, its cross-attention the width of the text embedding.
+_UNET_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+_UNET_TEXT = re.compile(r"model\.diffusion_model\..*attn2\.to_k\.weight")
+# A standalone autoencoder has the names of the original code or of diffusers, with or without one of these prefixes.
+_AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.", "")
+_AUTOENCODER_TENSOR = "encoder.conv_in.weight"
 
 Shapes = Mapping[str, list[int]]
 
@@ -64,24 +77,73 @@ _ALONE: dict[str, str] = {
 }
 
 
+def check_single_file(file: Path, layout: Path, names: Iterable[str], *, needs_vae: bool = True) -> None:
+    """Checks that the tensors in ``file`` belong to a model with the configurations in ``layout``.
+
+    Without ``needs_vae`` the autoencoder may be missing.
+
+    Raises:
+        InputError: they do not; the message names the family of another model, or proposes the presets ``names``.
+    """
+    setting = f"prior.model={file}"
+    shapes = tensor_shapes(file, setting)
+    config = read_object(layout / "unet" / "config.json")
+    channels, width = config.get("in_channels", 4), config.get("cross_attention_dim", 1280)
+    found_channels = _second(shapes.get(_UNET_INPUT, []))
+    found_width = next((_second(shape) for name, shape in sorted(shapes.items()) if _UNET_TEXT.fullmatch(name)), 0)
+    found = f"its UNet takes {found_channels} channels and text of width {found_width}"
+    other = family_of(shapes)
+    if other is not None:
+        family, shown = other
+        raise InputError(f"{setting}: is {family} ({found if family in CHANNELS.values() else shown}), {SUPPORTED}")
+    for part, prefix in PREFIXES.items():
+        if not any(name.startswith(prefix) for name in shapes) and (part != "vae" or needs_vae):
+            remedy = "give an autoencoder as prior.vae=FILE or FOLDER" if part == "vae" else _WHOLE
+            raise InputError(f"{setting}: holds no {part} (no tensor {prefix}*); {remedy}")
+    if (found_channels, found_width) != (channels, width):
+        raise InputError(
+            f"{setting}: {found}, where {layout} says {channels} and {width}; choose another of "
+            f"prior={', '.join(names)}, or prior.layout=FOLDER"
+        )
+
+
+_WHOLE = (
+    "a single file needs the UNet, the autoencoder and the text encoder of Stable Diffusion 1 or 2, all in the layout "
+    "of the original code"
+)
+
+
+def autoencoder_prefix(shapes: Shapes) -> str | None:
+    """The beginning of the names of an autoencoder's tensors in a file; None if it holds no autoencoder."""
+    return next((prefix for prefix in _AUTOENCODER_PREFIXES if prefix + _AUTOENCODER_TENSOR in shapes), None)
+
+
+def check_autoencoder(file: Path, setting: str) -> None:
+    """Raises `InputError` unless ``file`` holds an AutoencoderKL with its encoder."""
+    shapes = tensor_shapes(file, setting)
+    if autoencoder_prefix(shapes) is None:
+        family = family_of(shapes)
+        what = f"is {family[0]} ({family[1]})" if family else f"holds no autoencoder (no tensor {_AUTOENCODER_TENSOR})"
+        raise InputError(
+            f"{setting}: {what}; give an autoencoder's file, such as vae-ft-mse-840000, or a folder with config.json"
+        )
+
+
+def _second(shape: list[int]) -> int:
+    return shape[1] if len(shape) > 1 else 0
+
+
 def family_of(shapes: Shapes) -> tuple[str, str] | None:
     """(family, what shows it) of a single file that is not Stable Diffusion 1 or 2; None where nothing shows it."""
-    for pattern, family in _NAMES.items():
-        name = next((name for name in shapes if re.search(pattern, name)), None)
-        if name is not None:
-            return family, f"tensor {name}"
-    return _of_unet(shapes) or _alone(shapes)
+    # What else a file with a UNet lacks is named where its parts are checked.
+    alone = {} if any(re.search(_UNET_ALONE, name) for name in shapes) else _ALONE
+    return _named(_NAMES, shapes) or _of_unet(shapes) or _named(alone, shapes)
 
 
-def check_tensors(shapes: Shapes, setting: str, unet: str) -> None:
-    """Raises `InputError` if the tensors are those of another family than Stable Diffusion 1 or 2.
-
-    ``unet`` says what the UNet takes, for the message where its channels show the family.
-    """
-    found = family_of(shapes)
-    if found is not None:
-        family, shown = found
-        raise InputError(f"{setting}: is {family} ({unet if family in CHANNELS.values() else shown}), {SUPPORTED}")
+def _named(patterns: Mapping[str, str], shapes: Shapes) -> tuple[str, str] | None:
+    """(family, what shows it) of the first of ``patterns`` that occurs in a tensor's name."""
+    found = ((family, name) for pattern, family in patterns.items() for name in shapes if re.search(pattern, name))
+    return next(((family, f"tensor {name}") for family, name in found), None)
 
 
 def _of_unet(shapes: Shapes) -> tuple[str, str] | None:
@@ -94,14 +156,4 @@ def _of_unet(shapes: Shapes) -> tuple[str, str] | None:
             # The pooled embedding and six or five sizes of 256 sines: 1280 + 6 * 256 and 1280 + 5 * 256.
             family = {2816: XL, 2560: REFINER}.get(shape[-1] if len(shape) == 2 else 0)
             return family or "a model with a class embedding, such as unCLIP,", f"tensor {name}"
-    return None
-
-
-def _alone(shapes: Shapes) -> tuple[str, str] | None:
-    if any(re.search(_UNET_ALONE, name) for name in shapes):
-        return None  # what else the file lacks is named where its parts are checked
-    for pattern, family in _ALONE.items():
-        name = next((name for name in shapes if re.search(pattern, name)), None)
-        if name is not None:
-            return family, f"tensor {name}"
     return None

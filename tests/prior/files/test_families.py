@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import write_zeros
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files import folder_families
+from nfsd3d.prior.files import check_folder
+from nfsd3d.prior.files.check_folder import family_of
 from nfsd3d.prior.files.check_single_file import family_of as family_of_tensors
-from nfsd3d.prior.files.folder_families import family_of
 from nfsd3d.prior.files.locate import EMBEDDED, locate
 
 SD = {
@@ -91,13 +92,18 @@ def test_stable_diffusion_is_not_taken_for_another_family(tmp_path):
     assert family_of(EMBEDDED) is None and (EMBEDDED / "model_index.json").is_file()
 
 
+def test_a_folder_that_names_no_class_is_incomplete_rather_than_of_another_family(tmp_path):
+    assert family_of(write(tmp_path, {"config.json": {"architectures": []}})) is None
+    assert family_of(write(tmp_path, with_unet(in_channels="4"))) is None
+
+
 def test_every_condition_of_diffusers_unet_is_known():
     import inspect
 
     from diffusers import UNet2DConditionModel
 
     parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
-    for name, absent in folder_families._CONDITIONS.items():
+    for name, absent in check_folder._CONDITIONS.items():
         assert parameters[name].default in absent
 
 
@@ -133,16 +139,9 @@ TENSORS = [
 ]
 
 
-def write_tensors(path, shapes):
-    header = {name: {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    return path
-
-
 @pytest.mark.parametrize(("shapes", "family"), TENSORS)
 def test_a_single_file_of_another_family_is_named(tmp_path, shapes, family):
-    file, layout = write_tensors(tmp_path / "m.safetensors", shapes), tmp_path / "layout"
+    file, layout = write_zeros(tmp_path / "m.safetensors", shapes), tmp_path / "layout"
     write(layout, SD | {"tokenizer/tokenizer.json": {}, "scheduler/scheduler_config.json": {}})
     with pytest.raises(InputError, match=rf"prior\.model=.*m\.safetensors: is .*{family}.*does not support yet"):
         locate("sd15", str(file), layout=str(layout))
@@ -175,9 +174,8 @@ def test_a_file_of_another_format_is_named(tmp_path, content, said):
 def test_a_file_that_is_cut_off_says_how_much_is_there(tmp_path):
     from nfsd3d.prior.files.configs_and_headers import tensor_shapes
 
-    file = write_tensors(tmp_path / "m.safetensors", {})
-    header = json.dumps({"a": {"dtype": "U8", "shape": [100], "data_offsets": [0, 100]}}).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(99))
+    file = write_zeros(tmp_path / "m.safetensors", {"a": [100]})
+    file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"x: cannot be read as safetensors \(cut off: it has \d+ of \d+ bytes\)"):
         tensor_shapes(file, "x")
     file.write_bytes(file.read_bytes() + bytes(1))
