@@ -110,11 +110,11 @@ def _check_numbers(part: str, config: Mapping[str, Any]) -> None:
     ]
     scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
     if not (_is_finite(scale) and scale > 0):
-        wrong.append(f"scaling_factor={scale!s:.40} is not a positive number")
+        wrong.append(f"scaling_factor={scale!s:.40} is not a positive number below 1e9")
     if type(config.get("eos_token_id", 0)) is not int:
         wrong.append(f"eos_token_id={config['eos_token_id']!s:.40} is not a whole number")
     if shift is not None and not _is_finite(shift):
-        wrong.append(f"shift_factor={shift!s:.40} is not a number")
+        wrong.append(f"shift_factor={shift!s:.40} is not a number below 1e9")
     if wrong:
         raise InputError(f"prior.model: the {part}'s {wrong[0]}; replace its config.json with an intact copy")
 
