@@ -20,7 +20,7 @@ import nfsd3d
 from nfsd3d.cli import main as command_line
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import known_keys
-from nfsd3d.prior.files.resolve import locate
+from nfsd3d.prior.files.locate import locate
 from nfsd3d.runs import preflight
 
 ROOT = Path(nfsd3d.__file__).parent.parent

@@ -23,7 +23,7 @@ from nfsd3d.evaluate.score_scene import views_of
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.train.build import PRECISIONS, build_generator, build_parts

@@ -95,8 +95,8 @@ ADAPTERS = {
     "diffusers": {
         "nfsd3d.prior.architectures",
         "nfsd3d.prior.compiled.encoder",
-        "nfsd3d.prior.files.loading",
-        "nfsd3d.prior.files.original",
+        "nfsd3d.prior.files.load",
+        "nfsd3d.prior.files.convert_single_file",
         "nfsd3d.prior.stable_diffusion",
         "nfsd3d.shapes.training.autoencoder",
         "nfsd3d.shapes.training.denoiser",

@@ -1,8 +1,9 @@
 """A small model in the diffusers layout of Stable Diffusion, with random weights."""
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,21 @@ def write_single_file(folder: Path, path: Path) -> Path:
     for name, tensor in load_file(folder / "text_encoder/model.safetensors").items():
         tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
     save_file(tensors, path)
+    return path
+
+
+def write_zeros(path: Path, shapes: Mapping[str, Sequence[int]], **changes: object) -> Path:
+    """A safetensors file of bytes that are zero, with tensors of these ``shapes``; ``changes`` to the first's entry."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape)
+        entry = {"dtype": "U8", "shape": shape, "data_offsets": [begin, end]}
+        header[name] = entry | (changes if begin == 0 else {})
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)  # a sparse file
     return path
 
 

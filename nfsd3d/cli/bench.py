@@ -20,7 +20,7 @@ from nfsd3d.config.hardware import check_machine
 from nfsd3d.config.overrides import quote
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED
+from nfsd3d.prior.files.locate import ALIASES, EMBEDDED
 from nfsd3d.settings.schedules import milestone_at
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.cli.options import Parser, counting_bar, plain, whole_number, write_numbers, writing_to
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ALIASES, EMBEDDED, fetch, locate
+from nfsd3d.prior.files.check_model import check_files
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.locate import ALIASES, EMBEDDED, locate
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.files import write_text
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from nfsd3d.decompose.study import Study
+    from nfsd3d.prior.files.folder import ModelFiles
 
 FIGURES = ("condition", "domain", "negative", "residual", "dds", "vsd")
 OF_PAIRS = {"domain", "negative", "vsd"}
@@ -59,10 +62,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     _check(options)
     prior, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
-    folder = fetch(locate(prior, model)).folder
-    for setting in ("prompt", "edit"):
-        if getattr(options, setting) is not None:
-            check_prompt(folder, getattr(options, setting), f"--{setting}")
+    files = fetch(locate(prior, model))
+    _check_model(options, files)
     for run_dir in options.half_trained:
         load_run_config(run_dir)
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         parts.append(text)
 
     progress = counting_bar(console, transient=True)
-    study = _prepare(options, folder, bool(OF_RUNS & set(wanted)), progress)
+    study = _prepare(options, files.folder, bool(OF_RUNS & set(wanted)), progress)
     with progress:
         progress.add_task("")
         for name in wanted:
@@ -117,9 +118,6 @@ def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progre
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
     prior = StableDiffusionPrior.load(folder, auto_machine().value, torch.float32)
-    last = prior.schedule.training_steps - 1
-    if max(options.timesteps) > last:
-        raise InputError(f"--timesteps {max(options.timesteps)}: the model's last timestep is {last}")
     directories: list[Path] = []
     if options.image:
         target = options.edit or options.prompt
@@ -182,6 +180,17 @@ def _check(options: argparse.Namespace) -> None:
             open_image(str(path))
         except InputError as error:
             raise InputError(str(error).replace("source_image=", "--image ", 1)) from error
+
+
+def _check_model(options: argparse.Namespace, files: ModelFiles) -> None:
+    """Raises `InputError` if the model is damaged, or prompts or timesteps do not fit it; torch is not imported."""
+    training, tokens = check_files(files)
+    if max(options.timesteps) >= training.steps:
+        raise InputError(f"--timesteps {max(options.timesteps)}: the model's last timestep is {training.steps - 1}")
+    for option, text in (("--prompt", options.prompt), ("--edit", options.edit)):
+        if text is not None:
+            check_prompt(files.folder, text, option)
+            tokens.check_length(text, option)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ from nfsd3d.cli.options import Parser, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import EMBEDDED, check_folder
+from nfsd3d.prior.files.check_folder import check_folder
+from nfsd3d.prior.files.locate import EMBEDDED
 
 PACKAGES = (
     "torch",

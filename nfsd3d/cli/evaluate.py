@@ -184,6 +184,13 @@ def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, object]
 
 
 def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
+    from nfsd3d.prior.files.check_model import check_files
+    from nfsd3d.prior.files.download import fetch
+    from nfsd3d.prior.files.locate import locate
+
+    files = fetch(locate("shapes", None if options.prior == "shapes" else options.prior))
+    check_files(files)
+
     import torch
 
     from nfsd3d.evaluate import tables
@@ -191,12 +198,10 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     from nfsd3d.evaluate.classifier.model import Classifier
     from nfsd3d.evaluate.classifier.training import SEED, plain_backgrounds, render_truth
     from nfsd3d.evaluate.score_prior import GUIDANCE_SCALES, held_out_requests, reconstruction_psnr, sample_quality
-    from nfsd3d.prior.files.resolve import fetch, locate
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
     from nfsd3d.shapes.world.grammar import held_out
 
-    model = None if options.prior == "shapes" else options.prior
-    prior = StableDiffusionPrior.load(fetch(locate("shapes", model)), torch.device("cpu"), torch.float32)
+    prior = StableDiffusionPrior.load(files, torch.device("cpu"), torch.float32)
     classifier = Classifier.load()
     with counted("true renders", 1024) as advance:
         truth = render_truth(1024, SEED + 3, on_images=advance)

@@ -8,7 +8,9 @@ from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.prior.files.resolve import ModelSource, fetch, prediction_type
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.locate import ModelSource
+from nfsd3d.prior.files.scheduler_config import prediction_type
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.lock import owned
 from nfsd3d.settings.schedules import highest

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier import calibration, training
     from nfsd3d.evaluate.classifier.model import WEIGHTS
-    from nfsd3d.prior.files.resolve import EMBEDDED
+    from nfsd3d.prior.files.locate import EMBEDDED
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
     weights = (arguments.out or WEIGHTS.parent) / WEIGHTS.name

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nfsd3d.plugins.table import Table
-from nfsd3d.prior.files.resolve import ModelSource, fetch, locate
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.locate import ModelSource, locate
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class PriorRow:
 
 
 def locate_diffusers(settings: PriorSettings) -> ModelSource:
-    """The files of a preset, or of the model that replaces it; see `nfsd3d.prior.files.resolve.locate`."""
+    """The files of a preset, or of the model that replaces it; see `nfsd3d.prior.files.locate.locate`."""
     return locate(settings.name, settings.model, settings.offline, vae=settings.vae, layout=settings.layout)
 
 

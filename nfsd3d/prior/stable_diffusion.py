@@ -19,10 +19,10 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
-from nfsd3d.prior.files.fit import check_fit
-from nfsd3d.prior.files.loading import load_model
-from nfsd3d.prior.files.resolve import ModelFiles
-from nfsd3d.prior.files.tokens import check_vocabulary, without_unknown_punctuation
+from nfsd3d.prior.files.check_model import check_fit
+from nfsd3d.prior.files.count_tokens import check_vocabulary, without_unknown_punctuation
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.load import load_model
 from nfsd3d.prior.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class StableDiffusionPrior:
     def load(
         cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> StableDiffusionPrior:
-        """A model from a folder, or from files that :mod:`nfsd3d.prior.files.resolve` found, in precision ``dtype``.
+        """A model from a folder, or from files that `nfsd3d.prior.files.download.fetch` gave, in precision ``dtype``.
 
         Raises:
             InputError: the files cannot be read as such a model; the message names the part.

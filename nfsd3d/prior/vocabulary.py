@@ -36,7 +36,7 @@ def load_vocabulary(folder: Path) -> Vocabulary | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         groups = {name: tuple(words) for name, words in content["groups"].items()}
         return Vocabulary(frozenset(content["words"]), groups, path)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"prior.model: {path} is not a valid vocabulary file ({error}); replace it with an intact copy"
         ) from error

@@ -9,10 +9,12 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.prior.files.fit import check_files
-from nfsd3d.prior.files.resolve import ModelFiles, ModelSource, fetch
-from nfsd3d.prior.files.tokens import TokenCounter, read_tokens
-from nfsd3d.prior.files.training import TrainingSchedule, read_training
+from nfsd3d.prior.files.check_model import check_files
+from nfsd3d.prior.files.count_tokens import TokenCounter
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.locate import ModelSource
+from nfsd3d.prior.files.scheduler_config import TrainingSchedule
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
@@ -71,9 +73,9 @@ def check_model(config: Config, files: ModelFiles) -> None:
     """
     if config.prior.name not in PRIORS.builtin:
         return
-    check_files(files)
-    _check_weighting(config, read_training(files.folder))
-    _check_lengths(config, read_tokens(files.folder))
+    training, tokens = check_files(files)
+    _check_weighting(config, training)
+    _check_lengths(config, tokens)
 
 
 def _check_weighting(config: Config, training: TrainingSchedule) -> None:
@@ -139,7 +141,7 @@ def find_model(config: Config) -> ModelSource | None:
     """The location of the prior's model: a local folder, or a hub id to download; None for a prior without files.
 
     Raises:
-        InputError: no such prior; or see `nfsd3d.prior.files.resolve.locate`.
+        InputError: no such prior; or see `nfsd3d.prior.files.locate.locate`.
     """
     return PRIORS.find(config.prior.name).locate(config.prior)
 

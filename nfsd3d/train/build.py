@@ -22,7 +22,8 @@ from nfsd3d.generators.plugins import TABLE as GENERATORS
 from nfsd3d.generators.plugins import RunFacts
 from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
 from nfsd3d.prior.base import Prior
-from nfsd3d.prior.files.resolve import ModelFiles, fetch
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.schedule import NoiseSchedule

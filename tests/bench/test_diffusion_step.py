@@ -12,7 +12,7 @@ from nfsd3d.bench.tables import comparison_tables, comparison_text
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs.summary import device_name
 from nfsd3d.train.build import build_parts

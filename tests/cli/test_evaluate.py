@@ -1,6 +1,7 @@
 """``nfsd3d evaluate`` on small runs, and its input errors."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,3 +112,10 @@ def test_prompts_without_ground_truth_name_the_remedy(run_dir, tmp_path, capsys)
     assert "--clip" in error and all(name in error for name in OBJECTS) and error.count("\n") == 1
     assert main(["evaluate", str(run_dir), "--clip", "no-such-model"]) == 2
     assert "not a hub id" in capsys.readouterr().err
+
+
+def test_a_damaged_prior_is_refused_before_it_is_loaded(model_folder, tmp_path, capsys):
+    model = shutil.copytree(model_folder(), tmp_path / "model")
+    (model / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    assert main(["evaluate", "--prior", str(model)]) == 2
+    assert "cannot be read as safetensors" in capsys.readouterr().err

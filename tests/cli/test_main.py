@@ -17,7 +17,7 @@ from nfsd3d.config.compose import compose
 from nfsd3d.config.experiments import config_root
 from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.prior.files import resolve
+from nfsd3d.prior.files import locate
 from nfsd3d.runs import directory, preflight
 from nfsd3d.train.interrupts import Interrupted
 
@@ -28,7 +28,7 @@ SETTLED = ["machine=cpu", "backend=numba", "prior=shapes"]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """The embedded model without weights and with a small vocabulary; it is never loaded."""
-    folder, embedded = tmp_path_factory.mktemp("model"), resolve.EMBEDDED
+    folder, embedded = tmp_path_factory.mktemp("model"), locate.EMBEDDED
     weights = shutil.ignore_patterns("*.safetensors")
     shutil.copytree(embedded, folder, ignore=weights, dirs_exist_ok=True)
     for path in embedded.glob("*/*.safetensors"):
@@ -45,7 +45,7 @@ def elsewhere(tmp_path, monkeypatch, model) -> Path:
     """Each test starts in an empty folder, without a GPU, with the small model as the embedded one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hardware, "_count_gpus", lambda: 0)
-    monkeypatch.setattr(resolve, "EMBEDDED", model)
+    monkeypatch.setattr(locate, "EMBEDDED", model)
     monkeypatch.delenv("NFSD3D_DEBUG", raising=False)
     return tmp_path
 
@@ -140,8 +140,8 @@ def test_bad_input_is_an_error_before_slow_imports(elsewhere, model):
         "import json, sys\n"
         "from pathlib import Path\n"
         "from nfsd3d.cli.main import main\n"
-        "from nfsd3d.prior.files import resolve\n"
-        f"resolve.EMBEDDED = Path({str(model)!r})\n"
+        "from nfsd3d.prior.files import locate\n"
+        f"locate.EMBEDDED = Path({str(model)!r})\n"
         f"codes = [main(arguments) for arguments in {commands!r}]\n"
         "slow = {'torch', 'diffusers', 'transformers', 'numba', 'numpy'} & set(sys.modules)\n"
         "print(json.dumps([codes, sorted(slow)]))\n"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import imageio.v3 as imageio
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 import torch
 from analytic_prior import AnalyticPrior
 
+from nfsd3d.cli import decompose
 from nfsd3d.cli.main import main
 from nfsd3d.decompose import figures, image_pairs, plots, study
 from nfsd3d.decompose.observation import Observation, PairObservation, observe
 from nfsd3d.evaluate.statistics import Estimate, area_under_curve, claim, correlation, estimate, estimate_difference
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.shapes.world.grammar import parse_prompt
 
@@ -340,6 +342,36 @@ def test_bad_arguments_exit_2_with_one_line(arguments, message, capsys, tmp_path
     assert main(["decompose", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "message"),
+    [
+        (
+            [],
+            lambda model: (model / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x"),
+            "cannot be read as saf",
+        ),
+        ([], lambda model: (model / "scheduler/scheduler_config.json").write_text("[]"), "not a JSON object"),
+        (["--timesteps", "1000"], lambda model: None, "--timesteps 1000: the model's last timestep is 999"),
+        (
+            ["--prompt", "red " * 13],
+            lambda model: None,
+            "--prompt: is 13 tokens long and the prior reads 12: shorten it",
+        ),
+        (["--edit", "red " * 13], lambda model: None, "--edit: is 13 tokens long and the prior reads 12: shorten it"),
+    ],
+)
+def test_a_model_is_checked_before_it_is_loaded(
+    arguments, change, message, model_folder, tmp_path, monkeypatch, capsys
+):
+    model = shutil.copytree(model_folder("kl"), tmp_path / "model")
+    change(model)
+    imageio.imwrite(tmp_path / "x.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(decompose, "_prepare", lambda *arguments: pytest.fail("the model was loaded"))
+    asked = ["--prior", str(model), "--image", str(tmp_path / "x.png"), "--prompt", "a red cube", *arguments]
+    assert main(["decompose", "--out", str(tmp_path / "out"), *asked]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_claim_without_timesteps_is_not_made():

@@ -13,7 +13,7 @@ from nfsd3d.cli.main import main
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS, TABLE, find_method
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

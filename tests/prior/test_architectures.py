@@ -5,7 +5,7 @@ import torch
 
 from nfsd3d.bench.flops import arithmetic
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture, random_networks, random_prior
-from nfsd3d.prior.files.resolve import ALIASES
+from nfsd3d.prior.files.locate import ALIASES
 
 
 def small_architecture() -> Architecture:

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import ModelFiles, fetch, locate
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.locate import locate
 from nfsd3d.prior.schedule import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.vocabulary import check_prompt, load_vocabulary, words_of
 from nfsd3d.settings.prompt_texts import VIEW_WORDS
 from nfsd3d.views.prompts import PAPER_NEGATIVE_PROMPT

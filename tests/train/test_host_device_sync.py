@@ -11,7 +11,7 @@ from small_settings import CAMERAS, DISTILL, PROMPTS
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import build_generator, build_optimizer, build_parts

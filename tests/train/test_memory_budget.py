@@ -20,7 +20,7 @@ from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.chunked import in_chunks
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
@@ -312,7 +312,7 @@ def test_a_dry_run_prints_the_number_of_samples_and_the_predicted_memory(capsys,
 
 
 def _source():
-    from nfsd3d.prior.files.resolve import Location, ModelSource
+    from nfsd3d.prior.files.locate import Location, ModelSource
 
     return ModelSource(Location("prior=sd21", EMBEDDED))
 

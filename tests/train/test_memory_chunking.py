@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nfsd3d.errors import RunFailed
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics

@@ -12,7 +12,7 @@ from nfsd3d.evaluate.classifier.training import (
     render_truth,
     train_classifier,
 )
-from nfsd3d.prior.files.resolve import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.shapes.world.grammar import COLORS
 from nfsd3d.shapes.world.objects import OBJECTS

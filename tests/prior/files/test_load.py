@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.original import load_vae
-from nfsd3d.prior.files.resolve import ModelFiles, fetch, locate
+from nfsd3d.prior.files.convert_single_file import load_vae
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.locate import locate
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import EMBEDDED
-from nfsd3d.prior.files.tokens import read_tokens
+from nfsd3d.prior.files.count_tokens import read_tokens
+from nfsd3d.prior.files.locate import EMBEDDED
 
 SIGNS = "abcdefg XYZ 0123 ,.;:!?'\"-—éüß漢字😀\n\t's"
 
@@ -58,6 +58,46 @@ def test_a_damaged_tokenizer_is_an_error_of_the_model(model_folder, tmp_path, co
     shutil.copytree(model_folder(), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "m/tokenizer/tokenizer.json").write_text(content)
     with pytest.raises(InputError, match=r"^prior\.model: .*tokenizer"):
+        read_tokens(tmp_path / "m")
+
+
+@pytest.mark.parametrize("length", [2, 0, -5, "14", "x", [1], 13.5, float("nan")])
+def test_a_tokenizer_that_reads_no_prompt_is_an_error_of_the_model(model_folder, tmp_path, length):
+    shutil.copytree(model_folder(), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = tmp_path / "m/tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    with pytest.raises(
+        InputError, match=r"^prior\.model: .*tokenizer cannot be loaded \(.+\); replace it with an intact"
+    ):
+        read_tokens(tmp_path / "m")
+
+
+@pytest.mark.parametrize("length", [10**30, 99, None])
+def test_the_encoder_limits_a_tokenizer_that_reads_more(model_folder, tmp_path, length):
+    shutil.copytree(model_folder(), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = tmp_path / "m/tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    assert read_tokens(tmp_path / "m").length == 12
+
+
+@pytest.mark.parametrize("token", [["a"], 7, {"content": "<|startoftext|>"}, {"__type": "AddedToken", "content": None}])
+def test_a_special_token_that_transformers_cannot_read_is_refused(model_folder, tmp_path, token):
+    shutil.copytree(model_folder(), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = tmp_path / "m/tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bos_token": token}))
+    with pytest.raises(
+        InputError, match=r"^prior\.model: .*tokenizer cannot be loaded \(.+\); replace it with an intact"
+    ):
+        read_tokens(tmp_path / "m")
+
+
+def test_a_token_beyond_the_rows_of_the_text_encoder_is_refused(model_folder, tmp_path):
+    shutil.copytree(model_folder(), tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    path = tmp_path / "m/tokenizer/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["cube</w>"] = 5000
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"a tokenizer of 5001 tokens for a text encoder of \d+: its vocabulary"):
         read_tokens(tmp_path / "m")
 
 

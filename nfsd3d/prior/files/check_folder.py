@@ -1,7 +1,7 @@
-"""Recognises the family of a model folder from its configuration files, before anything is loaded.
+"""Checks that a folder is a Stable Diffusion model: its files, and its family by the configurations; nothing is loaded.
 
 nfsd3d distils Stable Diffusion 1 and 2. A family that becomes supported loses its rows here and in
-`nfsd3d.prior.files.tensor_families`.
+`nfsd3d.prior.files.check_single_file`.
 """
 
 import re
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import optional_object
+from nfsd3d.prior.files.configs_and_headers import optional_object
+from nfsd3d.prior.files.folder import AUTOENCODER, MODEL, Contents, files_in, first_missing
 
 SUPPORTED = (
     "which nfsd3d does not support yet; use a Stable Diffusion 1 or 2 model, for example prior=sd15 or prior=sd21"
@@ -78,56 +79,62 @@ _CLASSES: dict[str, str] = {
 }
 _BY_ADDITION = {
     "text": "a DeepFloyd IF model",
-    "image": "a Kandinsky model",
-    "image_hint": "a Kandinsky model",
-    "text_image": "a Kandinsky model",
+    **dict.fromkeys(("image", "image_hint", "text_image"), "a Kandinsky model"),
 }
 # Settings of a UNet for inputs that this program does not give, with the values that mean none.
 _CONDITIONS: dict[str, tuple[object, ...]] = {
-    "addition_embed_type": (None,),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
-    "time_cond_proj_dim": (None,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
+    **dict.fromkeys(("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim"), (None,)),
+    **dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
     "time_embedding_type": (None, "positional"),
     "attention_type": (None, "default"),
     "dual_cross_attention": (None, False),
 }
 
 
-def check_family(folder: Path, setting: str) -> None:
-    """Checks that the configuration files in ``folder``, as far as they exist, fit Stable Diffusion 1 or 2.
+def check_folder(folder: Path, setting: str, contents: Contents = MODEL) -> Path:
+    """``folder`` itself, if it holds the required files of a supported family.
+
+    Raises:
+        InputError: it cannot be read, is of another family, or lacks a file; the message names the first one.
+    """
+    files = files_in(folder, setting)
+    check_family(folder, setting, contents)
+    missing = first_missing(files, contents)
+    if missing is not None:
+        raise InputError(f"{setting}: {folder} lacks {missing}; {contents.description}")
+    return folder
+
+
+def check_family(folder: Path, setting: str, contents: Contents = MODEL) -> None:
+    """Checks that the configurations in ``folder``, as far as they exist, fit Stable Diffusion 1 or 2.
 
     Raises:
         InputError: they are those of another family; the message names it, and what shows it.
     """
-    found = family_of(folder)
-    if found is not None:
-        family, shown = found
-        raise InputError(f"{setting}: is {family} ({shown}), {SUPPORTED}")
-
-
-def family_of(folder: Path) -> tuple[str, str] | None:
-    """(family, what shows it) of a model folder that is not Stable Diffusion 1 or 2; None where nothing shows it."""
-    return next(_signs(folder), None)
-
-
-def check_unet(config: dict[str, Any], setting: str) -> None:
-    """Raises `InputError` if a UNet with this configuration needs more than noisy latents, a timestep and text."""
-    found = next(_of_unet(config), None)
-    if found is not None:
-        raise InputError(f"{setting}: is {found[0]} ({found[1]}), {SUPPORTED}")
-
-
-def check_autoencoder_class(folder: Path, setting: str) -> None:
-    """Raises `InputError` if the configuration in ``folder`` is not that of an autoencoder that nfsd3d can load."""
-    name = optional_object(folder / "config.json").get("_class_name", "AutoencoderKL")
+    if contents is not AUTOENCODER:
+        _refuse(family_of(folder), setting)
+        return
+    name = optional_object(folder / "config.json", setting).get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
         raise InputError(
             f"{setting}: is a {name} (config.json), which nfsd3d does not support; "
             f"choose an {' or '.join(AUTOENCODERS)} made for the model"
         )
+
+
+def check_unet(config: dict[str, Any], setting: str) -> None:
+    """Raises `InputError` if a UNet with this configuration needs more than noisy latents, a timestep and text."""
+    _refuse(next(_of_unet(config), None), setting)
+
+
+def _refuse(found: tuple[str, str] | None, setting: str) -> None:
+    if found is not None:
+        raise InputError(f"{setting}: is {found[0]} ({found[1]}), {SUPPORTED}")
+
+
+def family_of(folder: Path) -> tuple[str, str] | None:
+    """(family, what shows it) of a model folder that is not Stable Diffusion 1 or 2; None where nothing shows it."""
+    return next(_signs(folder), None)
 
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
@@ -172,8 +179,8 @@ def _alone(folder: Path) -> Iterator[tuple[str, str]]:
             yield "a LoRA, which adapts a model,", name
     config = optional_object(folder / "config.json")
     architectures = config.get("architectures")
-    class_name = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) else None)
-    if class_name is not None:
+    class_name = config.get("_class_name") or (isinstance(architectures, list) and next(iter(architectures), None))
+    if class_name:
         yield _of_class(class_name) or f"a {class_name}", f"config.json: {class_name}"
 
 
@@ -204,7 +211,7 @@ def _of_unet(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "an unCLIP model, or another with a class embedding,", f"unet/config.json: {_pairs(given)}"
     elif given:
         yield "a model with a condition besides text", f"unet/config.json: {_pairs(given)}"
-    elif channels != out:
+    elif type(channels) is type(out) and channels != out:  # of other types it is damaged, which is named later
         yield "a model that does not predict its latents alone", f"unet/config.json: {channels} to {out} channels"
 
 

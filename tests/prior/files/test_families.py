@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from tiny_models import write_zeros
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files import families
-from nfsd3d.prior.files.families import check_family, family_of
-from nfsd3d.prior.files.resolve import locate
-from nfsd3d.prior.files.tensor_families import family_of as family_of_tensors
+from nfsd3d.prior.files import check_folder
+from nfsd3d.prior.files.check_folder import family_of
+from nfsd3d.prior.files.check_single_file import family_of as family_of_tensors
+from nfsd3d.prior.files.locate import EMBEDDED, locate
 
 SD = {
     "model_index.json": {"_class_name": "StableDiffusionPipeline"},
@@ -88,7 +89,12 @@ def test_a_folder_of_another_family_is_named(tmp_path, files, family):
 def test_stable_diffusion_is_not_taken_for_another_family(tmp_path):
     assert family_of(write(tmp_path, SD)) is None
     assert family_of(write(tmp_path, of_pipeline("StableDiffusionImg2ImgPipeline"))) is None
-    check_family(families.Path(__file__).parents[2] / "nfsd3d/prior/shapes", "prior")
+    assert family_of(EMBEDDED) is None and (EMBEDDED / "model_index.json").is_file()
+
+
+def test_a_folder_that_names_no_class_is_incomplete_rather_than_of_another_family(tmp_path):
+    assert family_of(write(tmp_path, {"config.json": {"architectures": []}})) is None
+    assert family_of(write(tmp_path, with_unet(in_channels="4"))) is None
 
 
 def test_every_condition_of_diffusers_unet_is_known():
@@ -97,7 +103,7 @@ def test_every_condition_of_diffusers_unet_is_known():
     from diffusers import UNet2DConditionModel
 
     parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
-    for name, absent in families._CONDITIONS.items():
+    for name, absent in check_folder._CONDITIONS.items():
         assert parameters[name].default in absent
 
 
@@ -133,23 +139,16 @@ TENSORS = [
 ]
 
 
-def write_tensors(path, shapes):
-    header = {name: {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    return path
-
-
 @pytest.mark.parametrize(("shapes", "family"), TENSORS)
 def test_a_single_file_of_another_family_is_named(tmp_path, shapes, family):
-    file, layout = write_tensors(tmp_path / "m.safetensors", shapes), tmp_path / "layout"
+    file, layout = write_zeros(tmp_path / "m.safetensors", shapes), tmp_path / "layout"
     write(layout, SD | {"tokenizer/tokenizer.json": {}, "scheduler/scheduler_config.json": {}})
     with pytest.raises(InputError, match=rf"prior\.model=.*m\.safetensors: is .*{family}.*does not support yet"):
         locate("sd15", str(file), layout=str(layout))
 
 
 def test_a_single_file_of_stable_diffusion_is_not_taken_for_another_family(single_file):
-    from nfsd3d.prior.files.headers import header_shapes
+    from nfsd3d.prior.files.configs_and_headers import header_shapes
 
     assert family_of_tensors(header_shapes(single_file)) is None
 
@@ -173,11 +172,10 @@ def test_a_file_of_another_format_is_named(tmp_path, content, said):
 
 
 def test_a_file_that_is_cut_off_says_how_much_is_there(tmp_path):
-    from nfsd3d.prior.files.headers import tensor_shapes
+    from nfsd3d.prior.files.configs_and_headers import tensor_shapes
 
-    file = write_tensors(tmp_path / "m.safetensors", {})
-    header = json.dumps({"a": {"dtype": "U8", "shape": [100], "data_offsets": [0, 100]}}).encode()
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(99))
+    file = write_zeros(tmp_path / "m.safetensors", {"a": [100]})
+    file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"x: cannot be read as safetensors \(cut off: it has \d+ of \d+ bytes\)"):
         tensor_shapes(file, "x")
     file.write_bytes(file.read_bytes() + bytes(1))
@@ -197,5 +195,5 @@ def test_paths_that_cannot_be_looked_up_are_an_error_of_their_setting(place, no_
 
 
 def test_families_are_recognised_without_torch():
-    code = "import sys, nfsd3d.prior.files.resolve; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    code = "import sys, nfsd3d.prior.files.locate; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

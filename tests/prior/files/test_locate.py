@@ -4,22 +4,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import write_zeros
 
 import nfsd3d
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files import resolve
-from nfsd3d.prior.files.resolve import (
-    ALIASES,
-    AUTOENCODER,
-    LAYOUT,
-    Location,
-    ModelFiles,
-    ModelSource,
-    check_folder,
-    fetch,
-    locate,
-    prediction_type,
-)
+from nfsd3d.prior.files import locate as locating
+from nfsd3d.prior.files.check_folder import check_folder
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import AUTOENCODER, LAYOUT, ModelFiles
+from nfsd3d.prior.files.locate import ALIASES, Location, ModelSource, locate
+from nfsd3d.prior.files.scheduler_config import prediction_type
 
 FILES = (
     "model_index.json",
@@ -57,8 +51,8 @@ def test_a_complete_folder_is_taken(tmp_path):
 
 
 def test_the_embedded_model_is_in_the_package(tmp_path, monkeypatch):
-    assert Path(nfsd3d.__file__).parent / "prior" / "shapes" == resolve.EMBEDDED
-    monkeypatch.setattr(resolve, "EMBEDDED", write_files(tmp_path / "shapes"))
+    assert Path(nfsd3d.__file__).parent / "prior" / "shapes" == locating.EMBEDDED
+    monkeypatch.setattr(locating, "EMBEDDED", write_files(tmp_path / "shapes"))
     assert locate("shapes").folder == tmp_path / "shapes"
 
 
@@ -83,12 +77,50 @@ def test_pickled_weights_do_not_count(tmp_path):
         check_folder(write_files(tmp_path, files), "prior.model")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("diffusion_pytorch_model.bin", ", which may run code when it is read; convert it"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", r"; join the shards with save_pretrained\(FOLDER, .*\)"),
+        ("diffusion_pytorch_model.non_ema.safetensors", "; rename it to unet/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_weights_in_another_form_are_named_with_what_makes_them_loadable(tmp_path, name, said):
+    others = [path for path in FILES if path != "unet/diffusion_pytorch_model.safetensors"]
+    folder = write_files(tmp_path, [*others, f"unet/{name}"])
+    with pytest.raises(
+        InputError, match=rf"^prior\.model=.* lacks unet/\*\.safetensors \(it has unet/{name}{said}\); a"
+    ):
+        locate("shapes", str(folder))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_its_setting(tmp_path, monkeypatch):
+    folder = write_files(tmp_path / "model")
+    (folder / "unet/back").symlink_to(folder)
+    assert check_folder(folder, "x") == folder  # a link to a parent folder is harmless
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=r"^prior\.model=.*loop: no such folder"):
+        locate("shapes", str(tmp_path / "loop"))
+    original = Path.iterdir
+
+    def forbidden(self):
+        if self.name == "unet":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(
+        InputError, match=r"^prior\.model=.*: .*unet cannot be read \(Permission denied\); check the path"
+    ):
+        locate("shapes", str(folder))
+
+
 def test_a_missing_path_fails_at_once_and_without_torch():
     code = """
 import sys, time
 begin = time.perf_counter()
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.resolve import locate
+from nfsd3d.prior.files.locate import locate
 try:
     locate("sd21", "/no/such/folder")
 except InputError as error:
@@ -225,14 +257,6 @@ SINGLE = {
 """Names and shapes of some tensors in a file in the layout of the original code."""
 
 
-def write_single_file(path, shapes=SINGLE):
-    """A safetensors file of zero bytes: an 8-byte length, the header, the data."""
-    header = {name: {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-    return path
-
-
 def write_layout(folder):
     """The files of a model that are not weights."""
     write_files(folder, [name for name in FILES if not name.endswith("safetensors")])
@@ -241,14 +265,14 @@ def write_layout(folder):
 
 
 def test_a_single_file_takes_its_configurations_from_a_folder(tmp_path, no_hub_cache):
-    path, layout = write_single_file(tmp_path / "model.safetensors"), write_layout(tmp_path / "layout")
+    path, layout = write_zeros(tmp_path / "model.safetensors", SINGLE), write_layout(tmp_path / "layout")
     source = locate("shapes", str(path), layout=str(layout))
     assert source == ModelSource(Location(f"prior.layout={layout}", layout, (), LAYOUT), path)
     assert fetch(source) == ModelFiles(layout, path) and fetch(source).weights() == [path]
 
 
 def test_a_single_file_takes_its_configurations_from_the_cache_without_weights(tmp_path, no_hub_cache):
-    path = write_single_file(tmp_path / "model.safetensors")
+    path = write_zeros(tmp_path / "model.safetensors", SINGLE)
     snapshot = write_layout(no_hub_cache / "models--Manojb--stable-diffusion-2-1-base/snapshots/abc")
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text("abc")
@@ -258,7 +282,7 @@ def test_a_single_file_takes_its_configurations_from_the_cache_without_weights(t
 
 
 def test_the_configurations_of_a_single_file_are_downloaded_without_weights(tmp_path, monkeypatch, no_hub_cache):
-    path, first = write_single_file(tmp_path / "model.safetensors"), ALIASES["sd15"][0]
+    path, first = write_zeros(tmp_path / "model.safetensors", SINGLE), ALIASES["sd15"][0]
     hub = Hub(monkeypatch, {first: FILES}, tmp_path)
     write_layout(tmp_path / first)
     assert fetch(locate("sd15", str(path))) == ModelFiles(tmp_path / first, path)
@@ -267,7 +291,7 @@ def test_the_configurations_of_a_single_file_are_downloaded_without_weights(tmp_
 
 
 def test_a_single_file_alone_does_not_say_what_it_is(tmp_path):
-    path = write_single_file(tmp_path / "model.safetensors")
+    path = write_zeros(tmp_path / "model.safetensors", SINGLE)
     with pytest.raises(InputError, match=r"give prior=sd15 or sd21 or sd21-768 too, or prior\.layout=FOLDER"):
         locate("shapes", str(path))
 
@@ -292,14 +316,14 @@ def test_a_single_file_alone_does_not_say_what_it_is(tmp_path):
 )
 def test_a_single_file_of_another_kind_is_refused_before_it_is_loaded(tmp_path, change, message):
     shapes = {name: shape for name, shape in {**SINGLE, **change}.items() if shape is not None}
-    path, layout = write_single_file(tmp_path / "model.safetensors", shapes), write_layout(tmp_path / "layout")
+    path, layout = write_zeros(tmp_path / "model.safetensors", shapes), write_layout(tmp_path / "layout")
     with pytest.raises(InputError, match=rf"prior\.model=.*model\.safetensors: .*{message}"):
         locate("sd15", str(path), layout=str(layout))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[4]"])
 def test_a_broken_configuration_beside_a_single_file_is_refused(tmp_path, content):
-    path, layout = write_single_file(tmp_path / "model.safetensors"), write_layout(tmp_path / "layout")
+    path, layout = write_zeros(tmp_path / "model.safetensors", SINGLE), write_layout(tmp_path / "layout")
     (layout / "unet/config.json").write_text(content)
     with pytest.raises(InputError, match=r"prior\.layout: .*unet.config\.json cannot be read"):
         locate("sd15", str(path), layout=str(layout))
@@ -335,6 +359,12 @@ def test_a_layout_is_for_single_files_only(tmp_path):
     folder = write_files(tmp_path / "model")
     with pytest.raises(InputError, match=r"prior\.layout=somewhere: only for a single file"):
         locate("sd21", str(folder), layout="somewhere")
+
+
+def test_a_missing_single_file_is_told_before_its_layout(tmp_path):
+    layout = write_layout(tmp_path / "layout")
+    with pytest.raises(InputError, match=r"^prior\.model=.*none\.safetensors: no such file"):
+        locate("sd21", str(tmp_path / "none.safetensors"), layout=str(layout))
 
 
 def test_another_autoencoder_comes_from_its_own_place(tmp_path, monkeypatch, no_hub_cache):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import json_object, optional_object
+from nfsd3d.prior.files.configs_and_headers import json_object, named_errors, optional_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,6 +33,12 @@ class TokenCounter:
     def count(self, text: str) -> int:
         """The number of tokens of ``text``, without those of begin and end."""
         return len(self._ids(without_unknown_punctuation(text, self._is_unknown)))
+
+    def check_length(self, text: str, setting: str) -> None:
+        """Raises `InputError` if ``text`` has more tokens than the text encoder reads."""
+        count = self.count(text)
+        if count > self.length:
+            raise InputError(f"{setting}: is {count} tokens long and the prior reads {self.length}: shorten it")
 
     def _is_unknown(self, character: str) -> bool:
         return self.unknown in self._ids(character)
@@ -60,24 +66,19 @@ def read_tokens(folder: Path) -> TokenCounter:
         InputError: its files cannot be read, or its vocabulary does not fit the text encoder.
     """
     place = folder / "tokenizer"
-    try:
+    with named_errors(f"prior.model: {place}"):
         vocabulary, merges, added = _vocabulary(place)
         config = optional_object(place / "tokenizer_config.json")
         special = {key: _text(config.get(key), default) for key, default in _SPECIAL.items()}
         tokenizer = _clip(vocabulary, merges, special)
         text_encoder = _CLIP | optional_object(folder / "text_encoder" / "config.json")
-        known, rows = tokenizer.get_vocab_size(), int(text_encoder["vocab_size"])
-        limits = (config.get("model_max_length"), text_encoder["max_position_embeddings"])
-        length = min(int(limit) for limit in limits if limit is not None) - 2
-    except InputError:
-        raise
-    except Exception as error:  # the tokenizers package raises Exception itself
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"prior.model: {place} cannot be loaded ({reason}); replace the folder with an intact copy"
-        ) from error
-    check_vocabulary(max(known, *(index + 1 for index in added), 0), rows)
-    return TokenCounter(tokenizer, tokenizer.token_to_id(special["unk_token"]), length)
+        limits = [config.get("model_max_length"), text_encoder["max_position_embeddings"]]
+        length = min(limit for limit in limits if limit is not None)
+        if not (isinstance(length, int) and length > 2):
+            raise ValueError(f"prompts of {length} tokens, with those of begin and end")
+        known = max(tokenizer.get_vocab_size(), *(index + 1 for index in (*vocabulary.values(), *added)), 0)
+        check_vocabulary(known, text_encoder["vocab_size"])
+    return TokenCounter(tokenizer, tokenizer.token_to_id(special["unk_token"]), length - 2)
 
 
 def check_vocabulary(tokens: int, rows: int) -> None:
@@ -136,6 +137,7 @@ def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: di
 
 def _text(token: Any, default: str) -> str:
     """The text of a special token, which configurations write as text or as an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else default
+    text = token["content"] if isinstance(token, dict) and token.get("__type") == "AddedToken" else token or default
+    if not isinstance(text, str):
+        raise ValueError(f"special token {text!s:.40}")
+    return text

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.training import DEFAULTS, PREDICTION_TYPES, training_schedule
+from nfsd3d.prior.files.scheduler_config import DEFAULTS, PREDICTION_TYPES, training_schedule
 
 
 def read(**config):
@@ -32,7 +32,7 @@ def test_the_schedule_is_that_of_the_class_when_the_configuration_leaves_it_out(
     import diffusers
     import torch
 
-    from nfsd3d.prior.files.loading import _load_schedule
+    from nfsd3d.prior.files.load import _load_schedule
 
     scheduler = getattr(diffusers, name)()
     (tmp_path / "scheduler_config.json").write_text(f'{{"_class_name": "{name}"}}')
@@ -64,6 +64,13 @@ def test_the_schedule_is_that_of_the_class_when_the_configuration_leaves_it_out(
         ({"trained_betas": [0.1]}, "1 trained_betas for 1000"),
         ({"num_train_timesteps": 0}, "is not a number of steps"),
         ({"num_train_timesteps": "many"}, "is not a number of steps"),
+        ({"num_train_timesteps": 1000.0}, "is not a number of steps"),
+        ({"num_train_timesteps": 10**30}, "is not a number of steps"),
+        ({"num_train_timesteps": float("nan")}, "is not a number of steps"),
+        ({"num_train_timesteps": float("inf")}, "is not a number of steps"),
+        ({"beta_start": "0.0001"}, "betas must be numbers"),
+        ({"trained_betas": {"a": 1}}, "betas must be numbers"),
+        ({"rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr is neither true nor false"),
     ],
 )
 def test_other_schedules_are_refused(config, message):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.headers import header_shapes, json_object
-from nfsd3d.prior.files.single_file import PREFIXES, autoencoder_prefix
-from nfsd3d.prior.files.weights import check_shapes, meta_tensors, named_errors, present_name, read_tensors
+from nfsd3d.prior.files.check_single_file import PREFIXES, autoencoder_prefix
+from nfsd3d.prior.files.compare_tensors import check_shapes, meta_tensors, present_name, read_tensors
+from nfsd3d.prior.files.configs_and_headers import header_shapes, json_object, named_errors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -34,7 +34,7 @@ def load_unet(file: Path, layout: Path, dtype: torch.dtype) -> UNet2DConditionMo
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     prefix, place = PREFIXES["unet"], f"prior.model: {file}"
-    with named_errors(file):
+    with named_errors(f"prior.model: {file}"):
         config = json_object(layout / "unet" / "config.json")
         tensors = meta_tensors({k: shape for k, shape in header_shapes(file).items() if k.startswith(prefix)})
         renamed = convert_ldm_unet_checkpoint(dict(tensors), _with_defaults(UNet2DConditionModel, config))
@@ -64,7 +64,7 @@ def load_vae(file: Path, layout: Path, dtype: torch.dtype, setting: str = "prior
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    with named_errors(file, setting):
+    with named_errors(f"{setting}: {file}"):
         config = json_object(layout / "vae" / "config.json")
         kind = config.get("_class_name", "AutoencoderKL")
         if kind != "AutoencoderKL":
@@ -86,12 +86,9 @@ def load_vae(file: Path, layout: Path, dtype: torch.dtype, setting: str = "prior
         own = meta_tensors({name: shape for name, shape in shapes.items() if name.startswith(prefix)})
         found = {name: list(tensor.shape) for name, tensor in renamed(own).items()}
         check_shapes(network, found, f"{setting}: {file}")
+        data = renamed(read_tensors(file, prefix))
         return AutoencoderKL.from_single_file(
-            renamed(read_tensors(file, prefix)),
-            config=str(layout),
-            subfolder="vae",
-            local_files_only=True,
-            torch_dtype=dtype,
+            data, config=str(layout), subfolder="vae", local_files_only=True, torch_dtype=dtype
         )
 
 
@@ -106,7 +103,7 @@ def load_text_encoder(file: Path, layout: Path, dtype: torch.dtype) -> CLIPTextM
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint, create_diffusers_clip_model_from_ldm
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with named_errors(file):
+    with named_errors(f"prior.model: {file}"):
         with torch.device("meta"):
             network = CLIPTextModel(CLIPTextConfig.from_pretrained(str(layout / "text_encoder")))
         shapes = {name: shape for name, shape in header_shapes(file).items() if name.startswith(_TEXT)}
@@ -116,13 +113,9 @@ def load_text_encoder(file: Path, layout: Path, dtype: torch.dtype) -> CLIPTextM
         else:
             found = {present_name(name.removeprefix(_CLIP)): shape for name, shape in shapes.items()}
         check_shapes(network, found, f"prior.model: {file}")
+        data = {_with_text_model(name): tensor for name, tensor in read_tensors(file, _TEXT).items()}
         return create_diffusers_clip_model_from_ldm(
-            CLIPTextModel,
-            {_with_text_model(name): tensor for name, tensor in read_tensors(file, _TEXT).items()},
-            subfolder="text_encoder",
-            config=str(layout),
-            torch_dtype=dtype,
-            local_files_only=True,
+            CLIPTextModel, data, config=str(layout), subfolder="text_encoder", local_files_only=True, torch_dtype=dtype
         )
 
 

@@ -11,43 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.families import SUPPORTED
-from nfsd3d.prior.files.headers import read_object
+from nfsd3d.prior.files.check_folder import SUPPORTED
+from nfsd3d.prior.files.configs_and_headers import read_object
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 """What a denoiser may predict."""
 
 _DDPM = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+_OF_DDPM = (
+    "DDIMInverse DDIMParallel DDIM DDPMParallel DDPM DEISMultistep DPMSolverMultistepInverse DPMSolverMultistep "
+    "DPMSolverSinglestep EulerAncestralDiscrete EulerDiscrete LMSDiscrete PNDM SASolver UniPCMultistep"
+)
 _KARRAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
+_OF_KARRAS = "DPMSolverSDE HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete"
 DEFAULTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        (
-            "DDIMInverseScheduler",
-            "DDIMParallelScheduler",
-            "DDIMScheduler",
-            "DDPMParallelScheduler",
-            "DDPMScheduler",
-            "DEISMultistepScheduler",
-            "DPMSolverMultistepInverseScheduler",
-            "DPMSolverMultistepScheduler",
-            "DPMSolverSinglestepScheduler",
-            "EulerAncestralDiscreteScheduler",
-            "EulerDiscreteScheduler",
-            "LMSDiscreteScheduler",
-            "PNDMScheduler",
-            "SASolverScheduler",
-            "UniPCMultistepScheduler",
-        ),
-        _DDPM,
-    ),
-    **dict.fromkeys(
-        ("DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
-        _KARRAS,
-    ),
+    f"{name}Scheduler": values for names, values in ((_OF_DDPM, _DDPM), (_OF_KARRAS, _KARRAS)) for name in names.split()
 }
 """Noise schedules of diffusers' scheduler classes where a configuration names none, for models trained as DDPM is."""
 
 _STEPS = 1000  # of every class in DEFAULTS
+_MOST_STEPS = 1_000_000
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Forms of the noise schedule, as diffusers names them."""
 
@@ -98,6 +81,15 @@ def read_training(folder: Path) -> TrainingSchedule:
     return training_schedule(read_object(path), f"prior.model: {path}")
 
 
+def prediction_type(folder: Path) -> str:
+    """The prediction type of the model in ``folder``: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        InputError: the scheduler's configuration cannot be read.
+    """
+    return str(read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
+
+
 def training_schedule(config: dict[str, Any], setting: str) -> TrainingSchedule:
     """The training schedule that a scheduler's configuration describes; what it leaves out are its class's defaults.
 
@@ -129,20 +121,21 @@ def _check(values: dict[str, Any], setting: str) -> None:
     betas, steps = values["trained_betas"], values["num_train_timesteps"]
     if betas is None and form not in BETA_SCHEDULES:
         raise InputError(f"{setting}: beta_schedule {form!r} is not one of {', '.join(BETA_SCHEDULES)}")
-    if not (_is_number(steps) and steps == int(steps) and steps >= 2):
-        raise InputError(f"{setting}: num_train_timesteps={steps} is not a number of steps; write for example 1000")
+    if not (type(steps) is int and 2 <= steps <= _MOST_STEPS):
+        raise InputError(
+            f"{setting}: num_train_timesteps={steps!s:.40} is not a number of steps, 2 to {_MOST_STEPS}; write for "
+            "example 1000"
+        )
+    if not isinstance(values["rescale_betas_zero_snr"], bool):
+        raise InputError(f"{setting}: rescale_betas_zero_snr is neither true nor false; write one of them")
     if betas is None:
         given = [values["beta_start"], values["beta_end"]]
     else:
         given = betas if isinstance(betas, list) and betas else [None]
-    if not all(_is_number(beta) and 0 < beta <= 1 for beta in given):
+    if not all(type(beta) in (int, float) and 0 < beta <= 1 for beta in given):
         raise InputError(f"{setting}: betas must be numbers above 0 and at most 1; replace it with an intact copy")
     if betas is not None and len(betas) != steps:
         raise InputError(f"{setting}: {len(betas)} trained_betas for {steps} num_train_timesteps; make them equal")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _last_alpha_bar(values: dict[str, Any]) -> float:

@@ -1,0 +1,128 @@
+"""Checks the files of a model before torch is imported: configurations, weight headers, schedule and tokenizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.check_folder import check_unet
+from nfsd3d.prior.files.configs_and_headers import optional_object, read_object, tensor_shapes
+from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
+
+# What the classes of the networks take where a configuration does not say.
+_UNET = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "sample_size": None}
+_VAE = {"latent_channels": 4, "scaling_factor": 0.18215}
+_TEXT_ENCODER = {"hidden_size": 512}
+
+# Settings of the networks that are whole numbers, or lists of such, and their ranges. Numbers outside are damage:
+# building a network of 10⁹ layers would not end.
+_WIDTHS = (
+    "in_channels out_channels latent_channels block_out_channels encoder_block_out_channels decoder_block_out_channels "
+    "norm_num_groups attention_head_dim num_attention_heads hidden_size intermediate_size cross_attention_dim "
+    "vocab_size max_position_embeddings"
+)
+_RANGES = {
+    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), range(1001)),
+    **dict.fromkeys(("layers_per_block", "num_hidden_layers"), range(1, 1001)),
+    **dict.fromkeys(_WIDTHS.split(), range(1, 1_000_001)),
+}
+_LARGEST_SAMPLE = 4096  # latents, of images of 32,768 pixels
+
+
+def check_files(files: ModelFiles) -> tuple[TrainingSchedule, TokenCounter]:
+    """The noise schedule and the tokenizer of a model on this machine, if its parts can be read and fit together.
+
+    Raises:
+        InputError: they do not, or a file is damaged or in another format; the message names it.
+    """
+    check_autoencoder(files)
+    check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
+    for path in files.weights():
+        own = path if path in (files.file, files.vae) else path.parent
+        tensor_shapes(path, f"prior.vae={path}" if own == files.vae else f"prior.model: {path}")
+    return read_training(files.folder), read_tokens(files.folder)
+
+
+def check_autoencoder(files: ModelFiles) -> None:
+    """Raises `InputError` unless another autoencoder has the latents that the UNet was trained with.
+
+    Size and scale are compared if the configuration of the model's own autoencoder exists.
+    """
+    if files.vae is None or files.vae.is_file():
+        return
+    vae, own = read_object(files.vae / "config.json", "prior.vae"), optional_object(files.folder / "vae/config.json")
+    channels = optional_object(files.config("unet")).get("in_channels", _UNET["in_channels"])
+    compared = [("channels", vae.get("latent_channels", _VAE["latent_channels"]), channels)]
+    if own:
+        compared.append(("pixels per latent and axis", _factor(vae), _factor(own)))
+    if vae.get("_class_name") == own.get("_class_name") == "AutoencoderKL":  # AutoencoderTiny scales its latents itself
+        usual = _VAE["scaling_factor"]
+        compared.append(("scaling_factor", vae.get("scaling_factor", usual), own.get("scaling_factor", usual)))
+    different = [f"{name} {found!r} instead of {expected!r}" for name, found, expected in compared if found != expected]
+    if different:
+        raise InputError(
+            f"prior.vae: {files.vae} has {', '.join(different)}, so its latents are not those of the model; choose an "
+            "autoencoder made for it, or leave prior.vae out"
+        )
+
+
+def _factor(vae: Mapping[str, Any]) -> int:
+    """Pixels per latent and axis of an autoencoder."""
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    return int(2 ** (len(blocks) - 1)) if isinstance(blocks, list) else 1
+
+
+def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
+    """Checks the configurations of three networks of Stable Diffusion.
+
+    Raises:
+        InputError: they are damaged, do not fit together, or are not those of a text-to-image model.
+    """
+    unet, vae, text_encoder = {**_UNET, **unet}, {**_VAE, **vae}, {**_TEXT_ENCODER, **text_encoder}
+    size = unet["sample_size"]
+    if type(size) is not int or not 1 <= size <= _LARGEST_SAMPLE:
+        raise InputError(
+            f"prior.model: a UNet with sample_size {size!s:.40}; square latents are needed, of 1 to {_LARGEST_SAMPLE}"
+        )
+    for part, config in (("UNet", unet), ("autoencoder", vae), ("text encoder", text_encoder)):
+        _check_numbers(part, config)
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise InputError(
+            f"prior.model: the UNet takes {unet['in_channels']} channels and the autoencoder has "
+            f"{vae['latent_channels']}; inpainting, depth and upscaling models cannot be used"
+        )
+    check_unet(unet, "prior.model")
+    if unet["cross_attention_dim"] != text_encoder["hidden_size"]:
+        raise InputError(
+            f"prior.model: the UNet attends to width {unet['cross_attention_dim']} and the text encoder has "
+            f"{text_encoder['hidden_size']}"
+        )
+
+
+def _check_numbers(part: str, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a number in the configuration of a network is of another type or out of its range."""
+    wrong = [
+        f"{key}={config[key]!s:.40} is not a whole number from {allowed[0]} to {allowed[-1]}, or a list of them"
+        for key, allowed in _RANGES.items()
+        for value in _entries(config.get(key))
+        if value is not None and not (type(value) is int and value in allowed)
+    ]
+    scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
+    if not (_is_finite(scale) and scale > 0):
+        wrong.append(f"scaling_factor={scale!s:.40} is not a positive number below 1e9")
+    if type(config.get("eos_token_id", 0)) is not int:
+        wrong.append(f"eos_token_id={config['eos_token_id']!s:.40} is not a whole number")
+    if shift is not None and not _is_finite(shift):
+        wrong.append(f"shift_factor={shift!s:.40} is not a number below 1e9")
+    if wrong:
+        raise InputError(f"prior.model: the {part}'s {wrong[0]}; replace its config.json with an intact copy")
+
+
+def _entries(value: Any) -> list[Any]:
+    """The entries of a list that is not empty, or the value itself."""
+    return list(value) if isinstance(value, list | tuple) and value else [value]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # false for NaN

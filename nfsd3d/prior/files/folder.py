@@ -1,0 +1,152 @@
+"""Files of a model folder in the diffusers layout: which are required, downloaded and loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfsd3d.errors import InputError
+
+NETWORKS = ("unet", "vae", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Required files of a folder in the diffusers layout.
+
+    ``networks`` are subfolders with a configuration ("" is the folder itself), and with ``weights`` if that is true;
+    ``others`` are further files; ``tokenizer`` says whether there must be one. For messages: ``description``, and
+    ``by_hand``, how a user gives a copy from elsewhere.
+    """
+
+    networks: tuple[str, ...]
+    description: str
+    by_hand: str
+    weights: bool = True
+    others: tuple[str, ...] = ()
+    tokenizer: bool = False
+
+
+MODEL = Contents(
+    NETWORKS,
+    "a model needs unet/, vae/, text_encoder/, tokenizer/ and scheduler/ in the layout of diffusers",
+    "Download one of them where there is a network and give its folder as prior.model=FOLDER",
+    others=("scheduler/scheduler_config.json",),
+    tokenizer=True,
+)
+"""A whole model."""
+
+LAYOUT = Contents(
+    NETWORKS,
+    "a single file needs beside it what a model in the layout of diffusers has besides weights",
+    "A single file needs its configurations and its tokenizer beside it: download them (no weights) where there is a "
+    "network and give their folder as prior.layout=FOLDER",
+    weights=False,
+    others=("model_index.json", "scheduler/scheduler_config.json"),
+    tokenizer=True,
+)
+"""The configurations and the tokenizer of a single-file model."""
+
+AUTOENCODER = Contents(
+    ("",),
+    "an autoencoder needs config.json and diffusion_pytorch_model.safetensors",
+    "Download it where there is a network and give its folder as prior.vae=FOLDER, or leave it out",
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder.
+
+    The autoencoder is a folder, or a single file, which has the configuration of the model's own.
+    """
+
+    folder: Path
+    file: Path | None = None
+    vae: Path | None = None
+
+    def config(self, network: str) -> Path:
+        """The configuration of one of :data:`NETWORKS`."""
+        if network == "vae" and self.vae is not None and not self.vae.is_file():
+            return self.vae / "config.json"
+        return self.folder / network / "config.json"
+
+    def weights(self) -> list[Path]:
+        """The weight files that are loaded, without repetition, in the order of :data:`NETWORKS`."""
+        return list(dict.fromkeys(map(self.weights_of, NETWORKS)))
+
+    def weights_of(self, network: str) -> Path:
+        """The weight file of one of :data:`NETWORKS`."""
+        if network == "vae" and self.vae is not None:
+            return self.vae if self.vae.is_file() else weight_file(self.vae)
+        return self.file or weight_file(self.folder, network)
+
+
+def weight_file(folder: Path, network: str = "") -> Path:
+    """The weight file of a network in ``folder``: in full precision, or else in half."""
+    full, half = (folder / name for name in weight_names(network))
+    return half if half.is_file() and not full.is_file() else full
+
+
+def weight_names(network: str) -> tuple[str, str]:
+    """Relative paths of a network's weights in full and in half precision; "" is the network in the folder itself."""
+    stem = _inside(network, "model" if network == "text_encoder" else "diffusion_pytorch_model")
+    return f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+
+
+def files_in(folder: Path, setting: str) -> list[str]:
+    """The paths of the files in ``folder`` and in the folders of a model's parts, relative to it.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    folders = [folder, *(folder / part for part in (*NETWORKS, "tokenizer", "scheduler"))]
+    try:
+        paths = [path for each in folders if each.is_dir() for path in each.iterdir()]
+        return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    except OSError as error:
+        reason = f"{error.filename} cannot be read ({error.strerror})"
+        raise InputError(f"{setting}: {reason}; check the path and its permissions") from error
+
+
+def first_missing(files: Iterable[str], contents: Contents) -> str | None:
+    """The first requirement of ``contents`` that ``files`` (relative paths) lacks; None if nothing is missing.
+
+    Weights in another form are named with it.
+    """
+    present = set(files)
+    for network in contents.networks:
+        if _inside(network, "config.json") not in present:
+            return _inside(network, "config.json")
+        if contents.weights and not present.intersection(weight_names(network)):
+            return _inside(network, "*.safetensors") + _other_weights(present, network)
+    words = {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= present or "tokenizer/tokenizer.json" in present
+    if contents.tokenizer and not words:
+        return "tokenizer/vocab.json with merges.txt, or tokenizer/tokenizer.json"
+    return next((name for name in contents.others if name not in present), None)
+
+
+def _other_weights(present: set[str], network: str) -> str:
+    """In parentheses, the weights of a network that cannot be loaded as they are, and what makes them loadable."""
+    others = [name for name in sorted(present) if name.rpartition("/")[0] == network]
+    for name in others:
+        if name.endswith(".safetensors"):
+            shards = "join the shards with save_pretrained(FOLDER, max_shard_size='20GB')"
+            return f" (it has {name}; {shards if '-of-' in name else f'rename it to {weight_names(network)[0]}'})"
+    pickle = next((name for name in others if name.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
+    return "" if pickle is None else f" (it has {pickle}, which may run code when it is read; convert it)"
+
+
+def wanted_files(files: Iterable[str], contents: Contents) -> list[str]:
+    """The files to download: configurations, the tokenizer, and one set of weights per network."""
+    present = set(files)
+    wanted = ["model_index.json", "tokenizer/*", "scheduler/*"] if contents.tokenizer else []
+    for network in contents.networks:
+        wanted.append(_inside(network, "config.json"))
+        if contents.weights:
+            full, half = weight_names(network)
+            wanted.append(half if half in present else full)  # half the size, sufficient precision
+    return wanted
+
+
+def _inside(network: str, name: str) -> str:
+    return f"{network}/{name}" if network else name
