@@ -7,6 +7,7 @@ last quarter of the steps. Prints a line of Markdown; exits with 1 if memory gre
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,6 @@ TINY_NERF = [
     *("backend=numba", "train.resolution=12", "generator.samples_per_ray=16", "generator.occupancy_resolution=16"),
     *("generator.encoding.levels=4", "generator.encoding.log2_entries=10", "train.regularizers.sparsity=0"),
 ]
-PAGE = 4096
 
 
 def samples_of(process: subprocess.Popen[bytes], run_dir: Path) -> list[tuple[int, float, int]]:
@@ -34,7 +34,7 @@ def samples_of(process: subprocess.Popen[bytes], run_dir: Path) -> list[tuple[in
         try:
             last = (run_dir / "metrics.jsonl").read_bytes().rstrip().rpartition(b"\n")[2]
             step = int(last.partition(b":")[2].partition(b",")[0])
-            resident = int((proc / "statm").read_text().split()[1]) * PAGE / 2**20
+            resident = int((proc / "statm").read_text().split()[1]) * resource.getpagesize() / 2**20
             found.append((step, resident, len(list((proc / "fd").iterdir()))))
         except (OSError, ValueError, IndexError):
             continue  # not begun, or just ended
