@@ -11,15 +11,33 @@ import os
 import re
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-_HOST = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
-_TEMPORARY = re.compile(r"\.nfsd3d-(?P<pid>[0-9]+)-(?P<host>[A-Za-z0-9._]*)-.*")
+from nfsd3d.runs.process import start_time
+
+
+def _host() -> str:
+    """This host and its namespace of process numbers, which containers of the same host name do not share."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname() + namespace)
+
+
+_HOST = _host()
+_TEMPORARY = re.compile(r"\.(nfsd3d|lock)-(?P<pid>[0-9]+)-(?P<host>[A-Za-z0-9._]*)-.*")
 _OWNERS = ("checkpoints", "previews")
 """Subfolders of a run directory where only the process that owns the run writes."""
 _OLD_TEMPORARY = re.compile(r"\.(step|source)-.*\.(json|safetensors|png)")
 """Temporary files of version 0.1 in these subfolders."""
+
+
+def temporary_path(path: Path, mark: str = ".nfsd3d") -> Path:
+    """A new name for a temporary file beside ``path``, with the same suffix; :func:`remove_temporaries` knows it."""
+    return path.with_name(f"{mark}-{os.getpid()}-{_HOST}-{uuid.uuid4().hex}{path.suffix}")
 
 
 @contextlib.contextmanager
@@ -32,22 +50,28 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder does not exist, or cannot be written to. It is not created: a run whose directory was
             removed must not write half of it again.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".nfsd3d-{os.getpid()}-{_HOST}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = temporary_path(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files that only the owner may read; this is the mode that open() would have given.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         # Not an error of its own: it would hide that of the block.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the names in ``folder`` to the disk: after a power cut, a file removed later must not be missed."""
+    with contextlib.suppress(OSError):  # Windows and some network file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_temporaries(run_dir: Path) -> None:
@@ -61,23 +85,10 @@ def remove_temporaries(run_dir: Path) -> None:
         owned = Path(folder).parent == run_dir and Path(folder).name in _OWNERS
         for name in names:
             mark = _TEMPORARY.fullmatch(name)
-            dead = mark is not None and mark["host"] == _HOST and not _alive(int(mark["pid"]))
+            dead = mark is not None and mark["host"] == _HOST and start_time(int(mark["pid"])) == ""
             if dead or (owned and (mark or _OLD_TEMPORARY.fullmatch(name))):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
-
-
-def _alive(pid: int) -> bool:
-    """Whether there is a process ``pid``; true where that cannot be found out."""
-    if os.name != "posix":  # os.kill would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def check_writable(folder: Path) -> None:
@@ -105,6 +116,21 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Writes plain values to ``path`` atomically, indented; a NaN or infinity raises ValueError."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_object(content: bytes) -> dict[str, Any]:
+    """The JSON object that is the ``content`` of a file.
+
+    Raises:
+        ValueError: it is damaged, or no object.
+    """
+    try:
+        found = json.loads(content.decode())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
 
 
 REMEDIES = {

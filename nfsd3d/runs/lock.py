@@ -13,9 +13,7 @@ Measurement: tests/runs/test_lock.py starts, kills and forks processes on one di
 import json
 import os
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -26,7 +24,8 @@ from datetime import datetime
 from pathlib import Path
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs.files import remove_temporaries
+from nfsd3d.runs.files import json_object, remove_temporaries, temporary_path
+from nfsd3d.runs.process import machine, start_time
 
 NAME = ".lock"
 HEARTBEAT = 10.0
@@ -56,7 +55,7 @@ class Owner:
     def this_process(cls) -> "Owner":
         """This process, with a new token."""
         pid, since = os.getpid(), datetime.now().astimezone().isoformat(timespec="seconds")
-        return cls(socket.gethostname(), pid, _machine(), _start_time(pid), since, uuid.uuid4().hex)
+        return cls(socket.gethostname(), pid, machine(), start_time(pid), since, uuid.uuid4().hex)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -83,24 +82,25 @@ def owned(run_dir: Path) -> Iterator[None]:
     if path in _held and _held[path][0].pid == os.getpid() and _held[path][1] == threading.get_ident():
         yield
         return
-    owner = Owner.this_process()
+    owner, released = Owner.this_process(), threading.Event()
     _tokens.add(owner.token)
     try:
-        _acquire(path, owner)
-    except BaseException as error:
-        _tokens.discard(owner.token)
-        if not isinstance(error, OSError):
-            raise
-        raise InputError(f"{run_dir}: cannot be written ({error.strerror}); choose another run directory") from error
-    _held[path] = (owner, threading.get_ident())
-    released = threading.Event()
-    threading.Thread(target=_beat, args=(path, owner, released), daemon=True, name="run directory heartbeat").start()
-    try:
+        try:
+            _acquire(path, owner)
+        except OSError as error:
+            raise InputError(
+                f"{run_dir}: cannot be written ({error.strerror}); choose another run directory"
+            ) from error
+        _held[path] = (owner, threading.get_ident())
+        threading.Thread(
+            target=_beat, args=(path, owner, released), daemon=True, name="run directory heartbeat"
+        ).start()
         remove_temporaries(path.parent)
         yield
     finally:
         released.set()
-        del _held[path]
+        if path in _held and _held[path][0] == owner:  # not another thread's, by which this one was refused
+            del _held[path]
         _tokens.discard(owner.token)
         with suppress(OSError):
             if os.getpid() == owner.pid and _read(path) == owner:  # a forked child leaves its parent's lock alone
@@ -148,26 +148,30 @@ def check_owned(run_dir: Path) -> None:
 def _acquire(path: Path, owner: Owner) -> None:
     """Creates the lock, in place of a dead owner's."""
     watched: tuple[Owner | None, float] | None = None
+    since = 0.0
     while True:
         with _turn(path.parent):
             if _create(path, owner):
                 return
             try:
-                found, status = _read(path), path.stat()
+                seen = _read(path), path.stat().st_mtime
             except FileNotFoundError:
                 continue  # released meanwhile
-            beat = status.st_mtime
-            alive = _is_alive(found, status)
-            if alive is None and watched is not None and watched[0] == found and watched[1] != beat:
-                alive = True
-            if alive is None:
-                age = _server_time(path.parent) - beat
-                if age > STALE:
+            found, beat = seen
+            alive = _is_alive(found)
+            if alive is None:  # its heartbeat decides
+                age = _server_time(path) - beat
+                if watched is None or watched[0] != found:
+                    since = time.monotonic()
+                elif watched != seen:
+                    alive = True
+                # The second condition is for a time in the future: the server's clock was set back.
+                if alive is None and (age > STALE or time.monotonic() - since > STALE):
                     alive = False
                 elif watched is None:
-                    wait = f"waiting up to {STALE - age:.0f} s for its heartbeat"
+                    wait = f"waiting up to {min(STALE - age, STALE):.0f} s for its heartbeat"
                     print(f"{path.parent}: locked by {found or 'an unknown process'}; {wait}", file=sys.stderr)
-                watched = (found, beat)
+                watched = seen
             if alive:
                 remedy = "wait until it ends, stop it there, or choose another run_dir"
                 raise InputError(f"{path.parent}: in use by {found or 'another process'}; {remedy}")
@@ -202,42 +206,39 @@ def _turn(folder: Path) -> Iterator[None]:
 
 def _create(path: Path, owner: Owner) -> bool:
     """Creates the lock atomically, with its content; false if there is one already."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{NAME}-")
-    temporary = Path(name)
+    temporary = temporary_path(path, NAME)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(asdict(owner), stream)
+        temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")
         temporary.chmod(0o644)  # other users read whom the directory belongs to
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            return _create_exclusively(path, temporary.read_bytes())
-        return True
+        return _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _create_exclusively(path: Path, content: bytes) -> bool:
+def _put(temporary: Path, path: Path) -> bool:
+    """Gives the lock ``temporary`` the name ``path``, too; false if there is a lock of this name already."""
     try:
-        with path.open("xb") as stream:
-            stream.write(content)
+        os.link(temporary, path)
     except FileExistsError:
-        return False
+        return temporary.stat().st_nlink > 1  # a repeated request to an NFS server, whose first answer was lost
+    except OSError:  # a file system without hard links
+        try:
+            with path.open("xb") as stream:
+                stream.write(temporary.read_bytes())
+        except FileExistsError:
+            return False
     return True
 
 
 def _remove_stale(path: Path, stale: Owner | None) -> None:
     """Removes the lock of ``stale``; one that another process has put in its place meanwhile is put back."""
-    aside = path.with_name(f"{NAME}-{uuid.uuid4().hex}")
+    aside = temporary_path(path, NAME)
     try:
         path.rename(aside)
     except FileNotFoundError:
         return
     if _read(aside) != stale:
-        with suppress(FileExistsError):
-            os.link(aside, path)
+        _put(aside, path)
     aside.unlink()
 
 
@@ -252,55 +253,27 @@ def _beat(path: Path, owner: Owner, released: threading.Event) -> None:
 def _read(path: Path) -> Owner | None:
     """The owner that a lock names; None without a lock, and for one that cannot be read."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        owner = Owner(**json_object(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, TypeError):
         return None
+    return owner if type(owner.pid) is int else None
 
 
-def _is_alive(owner: Owner | None, status: os.stat_result) -> bool | None:
-    """Whether the owner that wrote a lock of this ``status`` runs; None if it cannot be known.
-
-    It cannot for another machine's process, nor for another user's, which the system may hide.
-    """
-    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    if owner is None or owner.machine != _machine() or owner.started is None or not ours:
+def _is_alive(owner: Owner | None) -> bool | None:
+    """Whether the owner that a lock names runs; None if it cannot be known, as for another machine's process."""
+    if owner is None or owner.machine != machine() or owner.started is None:
         return None
     if owner.pid == os.getpid() and owner.token not in _tokens:
         return False  # left by a block of this process that could not remove it, because the directory was away
-    return owner.started == _start_time(owner.pid)
+    started = start_time(owner.pid)
+    return None if started is None else owner.started == started
 
 
-def _server_time(folder: Path) -> float:
-    """The present time by the clock that gives files in ``folder`` their times."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{NAME}-") as stream:
-        return os.fstat(stream.fileno()).st_mtime
-
-
-def _machine() -> str:
-    """What identifies this running system: its boot and its namespace of process numbers, else its name."""
+def _server_time(path: Path) -> float:
+    """The present time by the clock that gives files beside ``path`` their times."""
+    probe = temporary_path(path, NAME)
+    probe.touch()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.getnode()}"
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process of this machine started; "" if there is none, None if it cannot be known.
-
-    A zombie counts as none: it writes nothing more. The unit is the system's own.
-    """
-    if Path("/proc/self/stat").exists():  # in clock ticks since the boot: the clock may be set meanwhile
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-        return "" if fields[0] in "ZX" else fields[19]
-    try:
-        shown = subprocess.run(
-            ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    state, _, started = shown.stdout.strip().partition(" ")
-    return "" if state.startswith("Z") else started.strip()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

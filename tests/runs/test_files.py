@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from nfsd3d.runs import files
 from nfsd3d.runs.files import remove_temporaries, replacing, write_json, write_text
 from nfsd3d.runs.lock import owned
 
@@ -71,8 +72,33 @@ def test_the_owner_removes_all_temporaries_of_checkpoints_and_previews(tmp_path)
     assert len(names(tmp_path / "mesh")) == 5
 
 
+def test_temporaries_of_another_container_with_this_host_name_stay(tmp_path, monkeypatch):
+    there = files.temporary_path(tmp_path / "model.glb")
+    monkeypatch.setattr(files.os, "readlink", lambda path: "pid:[1]")
+    monkeypatch.setattr(files, "_HOST", files._host())
+    gone = files.temporary_path(tmp_path / "model.glb")
+    for path in (there, gone):
+        path.with_name(path.name.replace(str(os.getpid()), str(2**22 + 1))).touch()
+    remove_temporaries(tmp_path)
+    assert len(names(tmp_path)) == 1 and "pid__1_" not in names(tmp_path)[0]
+
+
+def test_files_have_the_mode_that_the_users_mask_gives(tmp_path, monkeypatch):
+    """The mask is not changed even for a moment: other threads would create files that everyone may write to."""
+    former = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)
+            write_text(tmp_path / "a.txt", "content")
+    finally:
+        os.umask(former)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_lock_on_a_run_removes_what_its_killed_owner_left(tmp_path):
     (tmp_path / "checkpoints").mkdir()
+    lock = files.temporary_path(tmp_path / ".lock", ".lock")
+    lock.with_name(lock.name.replace(str(os.getpid()), str(2**22 + 1))).touch()
     (tmp_path / "checkpoints" / ".step-000004-abcd_123.safetensors").write_bytes(b"half of it")
     with owned(tmp_path):
-        assert names(tmp_path / "checkpoints") == []
+        assert names(tmp_path) == [".lock"]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import lock
 from nfsd3d.runs.lock import Owner, check_owned, owned
+from nfsd3d.runs.process import start_time
 
 HOLDER = """
 import os, sys, time
@@ -74,7 +76,7 @@ def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path, 
     with pytest.raises(InputError) as refused, owned(tmp_path):
         pytest.fail("two owners")
     message = str(refused.value)
-    assert f"in use by process {process.pid} on {lock.socket.gethostname()} since" in message and "\n" not in message
+    assert f"in use by process {process.pid} on {socket.gethostname()} since" in message and "\n" not in message
 
 
 def test_another_thread_is_refused(tmp_path):
@@ -96,7 +98,7 @@ def test_another_thread_is_refused(tmp_path):
 def test_a_killed_process_holds_nothing_although_its_child_lives(tmp_path, hold, options):
     process = hold(*options)
     process.kill()  # not waited for: even as a zombie it counts as dead
-    while lock._start_time(process.pid):
+    while start_time(process.pid):
         time.sleep(0.01)
     started = time.monotonic()
     with owned(tmp_path):
@@ -165,6 +167,12 @@ def test_another_machines_owner_without_heartbeat_is_replaced(tmp_path, brief):
         assert time.monotonic() - started < lock.STALE
 
 
+def test_a_heartbeat_in_the_future_is_not_waited_for_until_then(tmp_path, brief):
+    written(tmp_path, age=-3600)  # the server's clock was set back
+    with owned(tmp_path):
+        check_owned(tmp_path)
+
+
 def test_the_owners_heart_beats(tmp_path, brief):
     with owned(tmp_path):
         before = (tmp_path / lock.NAME).stat().st_mtime_ns
@@ -172,8 +180,9 @@ def test_the_owners_heart_beats(tmp_path, brief):
         assert (tmp_path / lock.NAME).stat().st_mtime_ns > before
 
 
-def test_a_damaged_lock_counts_by_its_age(tmp_path, brief):
-    (tmp_path / lock.NAME).write_bytes(b"\x00" * 40)
+@pytest.mark.parametrize("content", [b"\x00" * 40, b"[" * 100_000, b"[]", b"{}"])
+def test_a_damaged_lock_counts_by_its_age(tmp_path, brief, content):
+    (tmp_path / lock.NAME).write_bytes(content)
     with owned(tmp_path):
         check_owned(tmp_path)
 
@@ -203,3 +212,69 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_create", refuse)
     with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"), owned(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_without_hard_links_a_lock_is_created_once(tmp_path, monkeypatch, exists):
+    def refuse(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    if exists:
+        (tmp_path / lock.NAME).write_text(json.dumps(asdict(Owner.this_process())))
+        monkeypatch.setattr(lock, "_tokens", {json.loads((tmp_path / lock.NAME).read_text())["token"]})
+        with pytest.raises(InputError, match="in use by process"), owned(tmp_path):
+            pytest.fail("two owners")
+    else:
+        with owned(tmp_path):
+            check_owned(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_moved_aside_by_mistake_is_put_back_without_hard_links_too(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    path = written(tmp_path)
+    content = path.read_text()
+    monkeypatch.setattr(lock.os, "link", refuse)
+    lock._remove_stale(path, Owner.this_process())
+    assert path.read_text() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_hard_link_whose_answer_was_lost_is_a_lock(tmp_path, monkeypatch):
+    original = os.link
+
+    def answer_is_lost(*arguments):  # an NFS client repeats the request, which the server refuses
+        original(*arguments)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(lock.os, "link", answer_is_lost)
+    with owned(tmp_path):
+        check_owned(tmp_path)
+
+
+def test_an_owner_without_a_heartbeat_releases_its_lock(tmp_path, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError), owned(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with owned(tmp_path):
+        check_owned(tmp_path)
+
+
+def test_another_users_process_that_the_system_hides_may_be_alive(monkeypatch):
+    def hidden(*arguments, **options):
+        raise FileNotFoundError
+
+    def refuse(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lock.Path, "read_text", hidden)
+    assert start_time(2**22 + 1) == ""  # no such process
+    monkeypatch.setattr(os, "kill", refuse)
+    assert start_time(1) is None
