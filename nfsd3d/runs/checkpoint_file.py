@@ -4,6 +4,7 @@ The JSON file is a :class:`Header`, with checksums over both files. It is writte
 exists when it does. Nothing is pickled.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import write_bytes, write_json
+from nfsd3d.runs.files import first_line, write_bytes, write_json
 from nfsd3d.runs.metrics import Metrics, current_names, finite
-from nfsd3d.runs.training_state import GENERATOR, current_name
 
 FORMAT = "nfsd3d checkpoint 2"
 FORMAT_1 = "nfsd3d checkpoint 1"
 """The format of version 0.1, which has no checksum over the JSON file; read for one minor version."""
+GENERATOR = "generator."
+"""Prefix of the names of the generator's tensors."""
+_RENAMED = {"particle.": "lora.", "particle_optimizer.": "lora_optimizer."}
+"""Prefixes of version 0.1, read for one minor version."""
 
 
 class Record(TypedDict):
@@ -139,8 +143,8 @@ def read(path: Path) -> Checkpoint:
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        raise Damaged(f"{weights} is damaged ({_first_line(error)})") from error
-    return Checkpoint(path, header, {current_name(name): value for name, value in tensors.items()})
+        raise Damaged(f"{weights} is damaged ({first_line(error)})") from error
+    return Checkpoint(path, header, {_current_name(name): value for name, value in tensors.items()})
 
 
 def read_header(path: Path) -> Header:
@@ -162,7 +166,7 @@ def parse_header(path: Path, content: bytes) -> Header:
         header = json.loads(content.decode())
         checksum = _checksum(header) if isinstance(header, dict) else ""
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} is damaged ({_first_line(error)})") from error
+        raise Damaged(f"{path} is damaged ({first_line(error)})") from error
     if not isinstance(header, dict) or header.get("format") not in (FORMAT, FORMAT_1):
         raise Damaged(f"{path} is not a checkpoint of this program ({FORMAT!r} expected)")
     if header.get("checksum") != (checksum if header["format"] == FORMAT else None):
@@ -182,7 +186,12 @@ def parse_header(path: Path, content: bytes) -> Header:
 
 
 def _bytes_of(path: Path, json_file: Path) -> bytes:
-    """The content of ``path``, one of the files of the checkpoint ``json_file``."""
+    """The content of ``path``, one of the files of the checkpoint ``json_file``.
+
+    Raises:
+        Damaged, Vanished: as :func:`read`.
+        OSError: a cause outside of the file, such as too many open files: the checkpoint may be intact.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -190,6 +199,8 @@ def _bytes_of(path: Path, json_file: Path) -> bytes:
             raise Vanished(f"{json_file} does not exist any more") from error
         raise Damaged(f"{path} is missing") from error
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ESTALE):
+            raise
         raise Damaged(f"{path} cannot be read ({error.strerror})") from error
 
 
@@ -199,5 +210,7 @@ def _checksum(header: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _current_name(name: str) -> str:
+    """The name of a tensor in this version."""
+    old = next((prefix for prefix in _RENAMED if name.startswith(prefix)), "")
+    return _RENAMED.get(old, "") + name.removeprefix(old)

@@ -22,6 +22,8 @@ from nfsd3d.errors import InputError
 from nfsd3d.runs import checkpoint_file, training_state
 from nfsd3d.runs.checkpoint_file import Checkpoint, Damaged, Record, Vanished, read_header, step_of
 from nfsd3d.runs.training_state import Learner
+from nfsd3d.runs.training_state import load as load  # what `save` has saved
+from nfsd3d.runs.training_state import load_generator as load_generator
 
 SOURCE = Path("checkpoints", "source.json")
 """The source's checkpoint within the directory of a run that has one."""
@@ -132,42 +134,6 @@ def read_source(path: Path) -> Checkpoint:
         return checkpoint_file.read(path)
     except (Vanished, Damaged) as error:
         raise InputError(f"{error}: start the run anew") from error
-
-
-def load_generator(checkpoint: Checkpoint, generator: nn.Module) -> None:
-    """Loads a checkpoint's generator, for rendering and export.
-
-    Raises:
-        InputError: it is a generator of another shape.
-    """
-    training_state.restore_generator(checkpoint.path, checkpoint.tensors, generator)
-
-
-def load(
-    checkpoint: Checkpoint,
-    generator: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    rng: torch.Generator,
-    lora: Learner | None = None,
-) -> None:
-    """Restores everything that :func:`save` wrote, in place.
-
-    Learning rates and other settings of the optimisers' groups are not restored: they belong to the configuration,
-    which a resumed run may change.
-
-    Raises:
-        InputError: the checkpoint is of a generator, optimiser or LoRA network of another shape.
-    """
-    training_state.restore_training(
-        checkpoint.path,
-        checkpoint.tensors,
-        generator,
-        optimizer,
-        rng,
-        lora,
-        sizes=checkpoint.header["group_sizes"],
-        started=checkpoint.steps > 0,
-    )
 
 
 def _listed(folder: Path) -> list[Path]:

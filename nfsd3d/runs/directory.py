@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.runs import lock
+from nfsd3d.runs.files import check_writable
 from nfsd3d.settings.paths import user_path
 
 OUTPUTS = Path("outputs")
@@ -25,26 +25,31 @@ OF_JOBS = frozenset({"job.json", "job.log"})
 def claimed(config: Config, name: str) -> Iterator[Config]:
     """Yields the configuration with a run directory as :func:`claim_run_dir`, which belongs to this process.
 
-    If the block raises an error and nothing was written, the directory is removed again.
+    If the block raises an error and nothing was written, the folders that were made are removed again.
 
     Raises:
         InputError: the directory holds files already, cannot be written to, or belongs to another process.
     """
-    given = None if config.run_dir is None else user_path(config.run_dir)
-    existed = given is not None and os.path.isdir(given)  # unlike Path.is_dir, false for a name that is too long
-    config = claim_run_dir(config, name)
-    run_dir = Path(str(config.run_dir))
+    place = _prompt_folder(config, name) if config.run_dir is None else user_path(config.run_dir)
+    # Unlike Path.is_dir, os.path.isdir is false for a name that is too long.
+    made = [folder for folder in (place, *place.parents) if not os.path.isdir(folder)]
     try:
+        config = claim_run_dir(config, name)
+        run_dir = Path(str(config.run_dir))
+        if run_dir.parent == place:
+            made.insert(0, run_dir)
         with lock.owned(run_dir):
             check_unused(run_dir)  # again: another process may have been faster, and done
             yield config
     except BaseException:
-        if not existed:
+        for folder in made:
             with suppress(OSError):  # it is not empty
-                run_dir.rmdir()
-                if given is None:
-                    run_dir.parent.rmdir()
+                folder.rmdir()
         raise
+
+
+def _prompt_folder(config: Config, name: str) -> Path:
+    return OUTPUTS / name / slug(config.prompt)
 
 
 def claim_run_dir(config: Config, name: str) -> Config:
@@ -56,7 +61,7 @@ def claim_run_dir(config: Config, name: str) -> Config:
         InputError: the given directory holds files already, or cannot be written to.
     """
     if config.run_dir is None:
-        return config.replace(run_dir=str(new_folder(OUTPUTS / name / slug(config.prompt), "")))
+        return config.replace(run_dir=str(new_folder(_prompt_folder(config, name), "")))
     return config.replace(run_dir=str(claim_folder(user_path(config.run_dir))))
 
 
@@ -69,8 +74,7 @@ def claim_folder(path: Path) -> Path:
     check_unused(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        check_writable(path)
     except OSError as error:
         raise InputError(f"run_dir={path}: cannot be written ({error.strerror}); choose another") from error
     return path

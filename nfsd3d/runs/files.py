@@ -167,5 +167,10 @@ def storage_error(error: BaseException | None) -> OSError | None:
 
 def describe(error: OSError) -> str:
     """What went wrong and with which file, on one line."""
-    reason = error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = error.strerror or first_line(error)
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -99,12 +99,12 @@ def owned(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         released.set()
-        if path in _held and _held[path][0] == owner:  # not another thread's, by which this one was refused
-            del _held[path]
-        _tokens.discard(owner.token)
         with suppress(OSError):
             if os.getpid() == owner.pid and _read(path) == owner:  # a forked child leaves its parent's lock alone
                 path.unlink()
+        if path in _held and _held[path][0] == owner:  # not another thread's, by which this one was refused
+            del _held[path]
+        _tokens.discard(owner.token)  # last: without it, other threads take the lock for that of a dead owner
 
 
 def live_owner(run_dir: Path) -> Owner | None:

@@ -5,13 +5,14 @@ import math
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict, cast
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import write_text
+from nfsd3d.runs.files import json_object, write_text
 
 RENAMED = {"particle_loss": "lora_loss"}
 """Names of version 0.1, read for one minor version."""
@@ -57,8 +58,10 @@ class MetricsWriter:
         if there:  # even if it has no line: a first one without an end would swallow the next
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         _warn(path, dropped, [_step(line) for line in kept], finished, every)
-        self._stream = path.open("a", encoding="utf-8")
-        self._events = _Events(run_dir / "tensorboard", finished + 1) if tensorboard else None
+        with ExitStack() as opened:
+            self._stream = opened.enter_context(path.open("a", encoding="utf-8"))
+            self._events = _Events(run_dir / "tensorboard", finished + 1) if tensorboard else None
+            opened.pop_all()
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Appends the line of ``step`` (the first is 1), flushed. Numbers that are not finite become null.
@@ -105,7 +108,11 @@ class _Events:
             ) from error
         # The thread's error is raised by the next call here; without this hook its traceback is printed besides.
         self._hook, threading.excepthook = threading.excepthook, self._on_thread_error
-        self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+        except BaseException:
+            threading.excepthook = self._hook
+            raise
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Queues the numbers of ``step``."""
@@ -163,10 +170,10 @@ def _read(path: Path) -> tuple[list[dict[str, float | None]], int]:
 def _parsed(text: bytes) -> dict[str, float | None] | None:
     """The object of a line, if it has an integer step and otherwise numbers and nulls; else None."""
     try:
-        line = json.loads(text.decode())
-    except (ValueError, RecursionError):
+        line = json_object(text)
+    except ValueError:
         return None
-    if not isinstance(line, dict) or type(line.get("step")) is not int:
+    if type(line.get("step")) is not int:
         return None
     largest = sys.float_info.max
     if any(value is not None and not isinstance(value, int | float) for value in line.values()):

@@ -1,11 +1,11 @@
 """Checks of a valid configuration before torch is imported: device, samples, model, prompt, source."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
+from nfsd3d.config.trust import leaves
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
@@ -47,12 +47,12 @@ def check(config: Config, resume: Path | None = None) -> ModelSource | None:
     if source is not None and source.folder is not None:
         if not source.missing:
             check_model(config, fetch(source))
-        check_prompt(source.folder, config.prompt)
-        check_prompt(source.folder, config.negative_prompt, "negative_prompt")
+        prompts = {"prompt": config.prompt, "negative_prompt": config.negative_prompt}
         if config.distill.method == "bridge":
-            check_prompt(source.folder, config.distill.better_suffix, "distill.better_suffix")
-            check_prompt(source.folder, config.distill.worse_suffix, "distill.worse_suffix")
-        check_prompt(source.folder, config.source_prompt or "", "source_prompt")
+            prompts["distill.better_suffix"] = config.distill.better_suffix
+            prompts["distill.worse_suffix"] = config.distill.worse_suffix
+        for setting, text in (prompts | {"source_prompt": config.source_prompt or ""}).items():
+            check_prompt(source.folder, text, setting)
     if resume is not None and (resume / "checkpoints" / "source.json").is_file():
         _check_same_source(config, resume)
         return source
@@ -166,28 +166,12 @@ def _check_source_run(config: Config, run_dir: str) -> None:
         raise InputError(f"source_run={run_dir}: {str(error).removeprefix(f'{run_dir}: ')}") from error
     if not any((user_path(run_dir) / "checkpoints").glob("step-*.json")):
         raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
-    for setting in ("generator", *(("train.batch_size", "train.resolution") if config.makes_images else ())):
-        theirs, ours = _flat(source, setting), _flat(config, setting)
-        different = [key for key in theirs if theirs[key] != ours.get(key)]
-        if different:
-            key = "generator.type" if "generator.type" in different else different[0]
-            raise InputError(
-                f"source_run={run_dir}: has {key}={theirs[key]}, and this run {ours.get(key)}; an edit has the "
-                f"generator of its source: set {key.removesuffix('.type')}={theirs[key]}"
-            )
-
-
-def _flat(config: Config, setting: str) -> dict[str, object]:
-    """The value of a setting, or those of a group's settings, by their dotted keys."""
-
-    def walk(key: str, value: object) -> Iterator[tuple[str, object]]:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                yield from walk(f"{key}.{name}", item)
-        else:
-            yield key, value
-
-    value = config.to_dict()
-    for name in setting.split("."):
-        value = value[name]
-    return dict(walk(setting, value))
+    theirs, ours = leaves(source.to_dict()), leaves(config.to_dict())
+    groups = ("generator.", *(("train.batch_size", "train.resolution") if config.makes_images else ()))
+    different = [key for key in theirs if key.startswith(groups) and theirs[key] != ours.get(key)]
+    if different:
+        key = "generator.type" if "generator.type" in different else different[0]
+        raise InputError(
+            f"source_run={run_dir}: has {key}={theirs[key]}, and this run {ours.get(key)}; an edit has the "
+            f"generator of its source: set {key.removesuffix('.type')}={theirs[key]}"
+        )

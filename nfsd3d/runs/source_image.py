@@ -4,6 +4,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from nfsd3d.errors import InputError
+from nfsd3d.runs.files import first_line
 from nfsd3d.settings.paths import user_path
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def open_image(path: str) -> "Image":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            formats = [name for name in _FORMATS if name in _known_formats()]
+            Image.init()
+            formats = [name for name in _FORMATS if name in Image.OPEN]  # some need optional libraries
             with Image.open(place, formats=formats) as opened:
                 image = _with_8_bits(ImageOps.exif_transpose(opened), opened.format, setting).convert("RGBA")
     except InputError:
@@ -41,18 +43,10 @@ def open_image(path: str) -> "Image":
         limit = Image.MAX_IMAGE_PIXELS
         raise InputError(f"{setting}: has more than {limit:,} pixels; give a smaller image") from error
     except Exception as error:  # Pillow's decoders raise nearly every exception on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{setting}: cannot be read as an image ({reason}); give a PNG or a JPEG") from error
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _known_formats() -> set[str]:
-    """The formats that the installed Pillow reads; some need optional libraries."""
-    from PIL import Image
-
-    Image.init()
-    return set(Image.OPEN)
 
 
 def _with_8_bits(image: "Image", format: str | None, setting: str) -> "Image":

@@ -1,6 +1,5 @@
 """summary.json: the outcome of a run."""
 
-import json
 import platform
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import nfsd3d
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
-from nfsd3d.runs.files import write_json
+from nfsd3d.runs.files import json_object, write_json
 from nfsd3d.runs.metrics import Metrics, current_names, finite
 from nfsd3d.settings.schedules import Schedule
 
@@ -128,15 +127,13 @@ def read_summary(run_dir: Path) -> Summary:
     """
     path = run_dir / "summary.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_object(path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, "no object")
     if "smaller_pieces" in content:
         content["smaller_chunks"] = content.pop("smaller_pieces")
     wrong = [key for key, kind in KINDS.items() if key in content and not isinstance(content[key], kind)]

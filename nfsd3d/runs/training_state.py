@@ -1,18 +1,15 @@
 """The tensors of a checkpoint by name: generator, optimiser, VSD's LoRA network and random generator."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
+from nfsd3d.runs.checkpoint_file import GENERATOR, Checkpoint
 
-GENERATOR, _OPTIMIZER, _RNG = "generator.", "optimizer.", "rng"
-_LORA, _LORA_OPTIMIZER = "lora.", "lora_optimizer."
-_OLD_PREFIXES = {"particle.": _LORA, "particle_optimizer.": _LORA_OPTIMIZER}
-"""Prefixes of version 0.1, read for one minor version."""
+_OPTIMIZER, _LORA, _LORA_OPTIMIZER, _RNG = "optimizer.", "lora.", "lora_optimizer.", "rng"
 
 
 class Learner(Protocol):
@@ -30,14 +27,14 @@ class Learner(Protocol):
 
 
 def generator_tensors(generator: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``generator``; :func:`restore_generator` takes them."""
+    """The tensors of ``generator``; :func:`load_generator` takes them."""
     return {GENERATOR + name: value for name, value in generator.state_dict().items()}
 
 
 def training_tensors(
     generator: nn.Module, optimizer: torch.optim.Optimizer, rng: torch.Generator, lora: Learner | None
 ) -> dict[str, Tensor]:
-    """The tensors that a run is resumed from; :func:`restore_training` takes them."""
+    """The tensors that a run is resumed from; :func:`load` takes them."""
     tensors = generator_tensors(generator) | _moments(optimizer, _OPTIMIZER)
     if lora is not None:
         tensors |= {_LORA + name: value for name, value in lora.state_dict().items()}
@@ -51,60 +48,52 @@ def group_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
     return [len(group["params"]) for group in optimizer.param_groups]
 
 
-def current_name(name: str) -> str:
-    """The name of a tensor in this version."""
-    old = next((prefix for prefix in _OLD_PREFIXES if name.startswith(prefix)), "")
-    return _OLD_PREFIXES.get(old, "") + name.removeprefix(old)
-
-
-def restore_generator(path: Path, tensors: Mapping[str, Tensor], generator: nn.Module) -> None:
-    """Loads the generator's tensors, in place. ``path`` is named in errors.
+def load_generator(checkpoint: Checkpoint, generator: nn.Module) -> None:
+    """Loads a checkpoint's generator, in place.
 
     Raises:
-        InputError: they are of a generator of another shape.
+        InputError: it is a generator of another shape.
     """
-    saved = _under(tensors, GENERATOR)
+    saved = _under(checkpoint.tensors, GENERATOR)
     expected = generator.state_dict()
     wrong = sorted(saved.keys() ^ expected.keys()) or sorted(
         name for name, value in expected.items() if saved[name].shape != value.shape
     )
     if wrong:
         raise InputError(
-            f"{path} is of another generator than the configuration describes (first difference: {wrong[0]}): "
-            "use the run's own config.yaml and do not override generator.* when resuming"
+            f"{checkpoint.path} is of another generator than the configuration describes (first difference: "
+            f"{wrong[0]}): use the run's own config.yaml and do not override generator.* when resuming"
         )
     generator.load_state_dict(saved)
 
 
-def restore_training(
-    path: Path,
-    tensors: Mapping[str, Tensor],
+def load(
+    checkpoint: Checkpoint,
     generator: nn.Module,
     optimizer: torch.optim.Optimizer,
     rng: torch.Generator,
-    lora: Learner | None,
-    *,
-    sizes: list[int],
-    started: bool,
+    lora: Learner | None = None,
 ) -> None:
-    """Restores everything of :func:`training_tensors`, in place. ``path`` is named in errors.
+    """Restores everything of :func:`training_tensors`, in place.
 
-    ``sizes`` are the saved :func:`group_sizes`. Once a step is finished (``started``) the optimisers have moments.
+    Learning rates and other settings of the optimisers' groups are not restored: they belong to the configuration,
+    which a resumed run may change.
 
     Raises:
-        InputError: the tensors are of a generator, optimiser or LoRA network of another shape.
+        InputError: the checkpoint is of a generator, optimiser or LoRA network of another shape.
     """
-    restore_generator(path, tensors, generator)
+    path, tensors = checkpoint.path, checkpoint.tensors
+    started = checkpoint.steps > 0  # optimisers have no moments before
+    load_generator(checkpoint, generator)
     misfit = InputError(f"{path}: the optimiser's state does not fit this configuration: start the run anew")
-    if sizes != group_sizes(optimizer) or _RNG not in tensors:
+    if checkpoint.header["group_sizes"] != group_sizes(optimizer) or _RNG not in tensors:
         raise misfit
     if not _restore_moments(optimizer, _under(tensors, _OPTIMIZER)) and started:
         raise misfit
     if lora is not None:
         saved = _under(tensors, _LORA)
-        if {name: value.shape for name, value in saved.items()} != {
-            name: value.shape for name, value in lora.state_dict().items()
-        }:
+        expected = lora.state_dict()
+        if {name: value.shape for name, value in saved.items()} != {n: value.shape for n, value in expected.items()}:
             raise InputError(
                 f"{path} is of another second network than distill.lora_rank describes: "
                 "use the run's own config.yaml and do not override distill.* when resuming"

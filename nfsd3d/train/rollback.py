@@ -62,10 +62,13 @@ class Checkpointer:
         """Restores the last sound checkpoint and removes all later ones; returns a line that announces the retry.
 
         Raises:
-            Diverged: no retry is left; the message says where the run stands.
+            Diverged: no retry or no sound checkpoint is left; the message says where the run stands.
         """
         limits, progress, task = self.config.train.diverged, self.progress, self.task
-        sound = checkpoints.newest(self.run_dir, sound=True)
+        try:
+            sound = checkpoints.newest(self.run_dir, sound=True)
+        except InputError as problem:
+            raise Diverged(f"{error}; {problem}") from error
         check_owned(self.run_dir)
         checkpoints.load(sound, task.generator, task.optimizer, task.rng, task.lora)
         checkpoints.remove_later(sound.path.parent, sound.steps)

@@ -18,7 +18,7 @@ from nfsd3d.config.experiments import config_root
 from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files import locate
-from nfsd3d.runs import directory, preflight
+from nfsd3d.runs import directory, files, preflight
 from nfsd3d.train.interrupts import Interrupted
 
 ROOT = Path(nfsd3d.__file__).parent.parent
@@ -370,6 +370,19 @@ def test_run_directories_of_one_second_differ(elsewhere):
     assert all(Path(directory).is_dir() for directory in directories)
 
 
+@pytest.mark.parametrize("given", [(), ("run_dir=new/below/run",)])
+def test_a_run_that_fails_before_it_writes_leaves_no_folder(elsewhere, given):
+    (elsewhere / "kept").mkdir()
+    config = compose("nfsd", ["prompt=a red house", *SETTLED, *given])
+    with pytest.raises(ZeroDivisionError), directory.claimed(config, "nfsd") as claimed:
+        assert Path(str(claimed.run_dir)).is_dir()
+        raise ZeroDivisionError
+    assert [path.name for path in elsewhere.iterdir()] == ["kept"]
+    with pytest.raises(ZeroDivisionError), directory.claimed(config.replace(run_dir="kept"), "nfsd"):
+        raise ZeroDivisionError
+    assert (elsewhere / "kept").is_dir()
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -393,6 +406,6 @@ def test_an_unwritable_run_directory(monkeypatch, elsewhere):
     def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(directory.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match=r"run_dir=here: cannot be written \(Permission denied\)"):
         directory.claim_folder(Path("here"))

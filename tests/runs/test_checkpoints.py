@@ -1,7 +1,11 @@
 """Checkpoints are restored bit-identically, and damaged ones are clear errors."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -220,6 +224,46 @@ def test_the_newest_intact_one_is_used_and_one_line_says_so(tmp_path, capsys, da
     (line,) = capsys.readouterr().err.splitlines()
     assert "step-000006" in line and "damaged" in line and line.endswith("step 4 is used instead")
     assert "delete" not in line and path.exists()
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_checkpoint_that_cannot_be_opened_now_is_neither_skipped_nor_removed(tmp_path, monkeypatch, suffix):
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4):
+        save(folder, step, sound=step == 2)
+    original = Path.read_bytes
+
+    def read_bytes(self):
+        if self.name == f"step-000002{suffix}":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(OSError, match="Too many open files"):
+        checkpoints.newest(tmp_path, sound=True)
+    with contextlib.suppress(OSError):
+        save(folder, 6, keep=1, sound=False)
+    assert (folder / "step-000002.json").exists() and (folder / "step-000002.safetensors").exists()
+
+
+def test_names_are_on_the_disk_before_older_files_are_removed(tmp_path, monkeypatch):
+    save(tmp_path, 2, keep=1)
+    events = []
+    sync, unlink = os.fsync, Path.unlink
+
+    def fsync(handle):
+        events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def remove(self, **options):
+        events.append(self.name)
+        unlink(self, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "unlink", remove)
+    save(tmp_path, 4, keep=1)
+    events = [event for event in events if not event.startswith(".nfsd3d-")]
+    assert events == ["file", "folder"] * 2 + ["step-000002.json", "step-000002.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["step-000006.json", "step-000006.safetensors"])

@@ -94,6 +94,27 @@ def test_another_thread_is_refused(tmp_path):
         assert refused
 
 
+def test_no_thread_takes_a_lock_that_is_being_released(tmp_path, monkeypatch):
+    original, refused = lock._read, []
+
+    def attempt():
+        with pytest.raises(InputError, match="in use") as error, owned(tmp_path):
+            pass
+        refused.append(error)
+
+    def read(path):
+        owner = original(path)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            thread.join()
+        return owner
+
+    with owned(tmp_path):
+        monkeypatch.setattr(lock, "_read", read)
+    assert len(refused) == 1 and list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("options", [(), ("fork",)])
 def test_a_killed_process_holds_nothing_although_its_child_lives(tmp_path, hold, options):
     process = hold(*options)

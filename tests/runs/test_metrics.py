@@ -178,6 +178,15 @@ def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
         raise ZeroDivisionError
 
 
+def test_events_that_cannot_be_written_leave_nothing_open(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="tensorboard") as raised:
+        MetricsWriter(tmp_path, 0, tensorboard=True)
+    (frame,) = [entry.frame for entry in raised.traceback if "opened" in entry.frame.f_locals]
+    assert frame.f_locals["self"]._stream.closed and threading.excepthook is hook
+
+
 def test_a_full_disk_of_tensorboard_is_one_error_without_a_traceback(tmp_path, monkeypatch, capsys):
     from tensorboard.summary.writer.record_writer import RecordWriter
 

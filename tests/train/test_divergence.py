@@ -304,6 +304,23 @@ def test_after_the_last_retry_the_run_is_diverged_at_a_sound_state(configure, co
 
 
 @pytest.mark.usefixtures("tiny_prior")
+def test_a_divergence_is_told_where_no_sound_checkpoint_is_intact(configure, console, monkeypatch):
+    original = task.step_loss
+
+    def diverging(*arguments):
+        for path in (Path(config.run_dir) / "checkpoints").glob("*.json"):
+            path.write_text("{")
+        result = original(*arguments)
+        return replace(result, loss=result.loss * math.nan)
+
+    config = configure(**OFF)
+    monkeypatch.setattr(task, "step_loss", diverging)
+    with pytest.raises(RunFailed, match=r"diverged: the gradient norm is nan .*no intact sound checkpoint \(.*damaged"):
+        train_and_export(config, console=console)
+    assert read_summary(Path(config.run_dir))["status"] == "diverged"
+
+
+@pytest.mark.usefixtures("tiny_prior")
 def test_without_a_sound_checkpoint_the_retry_starts_from_the_beginning(configure, console, poison, tmp_path):
     config = configure(**OFF, **{"train.diverged.retries": 1, "train.diverged.retry_rate": 1.0}, run_dir=tmp_path / "a")
     poison({2: math.nan})
