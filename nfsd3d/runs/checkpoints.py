@@ -21,6 +21,7 @@ from torch import nn
 from nfsd3d.errors import InputError
 from nfsd3d.runs import checkpoint_file, training_state
 from nfsd3d.runs.checkpoint_file import Checkpoint, Damaged, Record, Vanished, read_header, step_of
+from nfsd3d.runs.files import sync_folder
 from nfsd3d.runs.training_state import Learner
 from nfsd3d.runs.training_state import load as load  # what `save` has saved
 from nfsd3d.runs.training_state import load_generator as load_generator
@@ -57,6 +58,7 @@ def save(
         group_sizes=training_state.group_sizes(optimizer),
         record=record,
     )
+    sync_folder(folder)  # before the older ones are removed
     _remove_old(folder, keep)
     return path
 

@@ -57,15 +57,14 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     finally:
         # Not an error of its own: it would hide that of the block.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Brings the names in ``folder`` to the disk: after a power cut, a file removed later must not be missed."""
+def sync_folder(folder: Path) -> None:
+    """Brings the names of the files in ``folder`` to the disk, so that they survive a power cut."""
     with contextlib.suppress(OSError):  # Windows and some network file systems cannot
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -105,12 +105,13 @@ class Watchdog:
         for name, number in numbers.items():
             if number is None:
                 continue
-            if not self._exceeds(name, number):
+            excess = self._excess(name, number)
+            if excess is None:
                 self.history.exceeded.pop(name, None)
                 continue
             since = self.history.exceeded.setdefault(name, step)
             if self._lasts(name, step, since):
-                return Diverged(f"{self._describe(name, number)} since step {since}; {REMEDIES[name]}")
+                return Diverged(f"{excess} since step {since}; {REMEDIES[name]}")
         self._learn(norm)
         return None
 
@@ -127,7 +128,7 @@ class Watchdog:
         norm = self._read_norm()
         finite = norm is None or math.isfinite(norm)
         self.history.unread = norm if finite else -1.0  # JSON has no NaN
-        bad = norm is not None and (not finite or self._exceeds("gradient", norm))
+        bad = norm is not None and (not finite or self._excess("gradient", norm) is not None)
         return not (bad or self.history.exceeded or self.parameters_exceed(largest))
 
     def _learn(self, norm: float | None) -> None:
@@ -150,33 +151,26 @@ class Watchdog:
             return math.nan
         return max(norms, default=None)
 
-    @property
-    def _usual_norm(self) -> float:
-        return math.exp(self.history.mean_log_norm)
-
-    def _exceeds(self, name: str, number: float) -> bool:
+    def _excess(self, name: str, number: float) -> str | None:
+        """The excess of a number over a limit, in words; None if it is within the limit."""
         limits = self._limits
-        return {
-            "gradient": self.history.norms >= FEWEST_NORMS and number > limits.growth * self._usual_norm,
-            "empty": number < limits.opacity_below,
-            "full": number > limits.opacity_above,
-            "values": number > limits.values_above,
-        }[name]
+        if name == "gradient":
+            usual = math.exp(self.history.mean_log_norm)
+            if self.history.norms >= FEWEST_NORMS and number > limits.growth * usual:
+                return f"the gradient norm is {number:.3g}, over {limits.growth:g} times its usual {usual:.3g},"
+        elif name == "values":
+            if number > limits.values_above:
+                range_ = f"largest value {number:.4g}, over values_above={limits.values_above:g}"
+                return f"images or latents are out of range: {range_},"
+        elif number < limits.opacity_below if name == "empty" else number > limits.opacity_above:
+            return f"the scene is {name}: mean opacity {number:.4f}"
+        return None
 
     def _lasts(self, name: str, step: int, since: int) -> bool:
         """Whether a limit is exceeded for long enough to stop; a scene or image must not end beyond its limits."""
         if name != "gradient" and step == self._steps and self._limits.after < 1:
             return True
         return step - max(since, self._first_step) >= self._window
-
-    def _describe(self, name: str, number: float) -> str:
-        if name == "gradient":
-            growth, usual = self._limits.growth, self._usual_norm
-            return f"the gradient norm is {number:.3g}, over {growth:g} times its usual {usual:.3g},"
-        if name == "values":
-            limit = self._limits.values_above
-            return f"images or latents are out of range: largest value {number:.4g}, over values_above={limit:g},"
-        return f"the scene is {name}: mean opacity {number:.4f}"
 
 
 def window_steps(window: float, steps: int) -> int:

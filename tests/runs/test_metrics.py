@@ -78,7 +78,7 @@ def steps_of(path):
 def damage_line(number, content):
     def damage(path):
         lines = path.read_bytes().splitlines(keepends=True)
-        lines[number] = content if callable(content) is False else content(lines[number])
+        lines[number] = content(lines[number]) if callable(content) else content
         path.write_bytes(b"".join(lines))
 
     return damage
@@ -117,37 +117,37 @@ def test_an_unreadable_line_is_dropped_and_told(tmp_path, capsys, damage):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [*left, 9]
 
 
-@pytest.mark.parametrize(("kept", "missing"), [(20, "steps 1 to 8"), (70, "steps 3 to 8"), (-9, "step 8")])
-def test_steps_without_a_line_are_told(tmp_path, capsys, kept, missing):
+def resumed(folder, capsys, finished, every=1):
+    """What is printed when a run is resumed after ``finished`` steps."""
+    with MetricsWriter(folder, finished, tensorboard=False, every=every):
+        return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "missing"),
+    [
+        (lambda content: content[:20], "steps 1 to 8"),
+        (lambda content: content[:70], "steps 3 to 8"),
+        (lambda content: content[:-9], "step 8"),
+        (lambda content: content[:90] + bytes(len(content) - 90), "steps 4 to 8"),  # as a power cut leaves it
+    ],
+)
+def test_steps_without_a_line_are_told(tmp_path, capsys, damage, missing):
     path = written(tmp_path)
-    path.write_bytes(path.read_bytes()[:kept])
-    MetricsWriter(tmp_path, 8, tensorboard=False, every=1).__exit__(None, None, None)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert warning == f"{path} is damaged: there are no lines of {missing}"
+    path.write_bytes(damage(path.read_bytes()))
+    (warning,) = resumed(tmp_path, capsys, 8).splitlines()
+    assert warning.startswith(f"{path} is damaged: ") and warning.endswith(f"there are no lines of {missing}")
 
 
-def test_nulls_at_the_end_are_told_with_the_steps_that_they_replace(tmp_path, capsys):
-    path = written(tmp_path)
-    content = path.read_bytes()
-    path.write_bytes(content[:90] + b"\0" * (len(content) - 90))  # as a power cut leaves it
-    MetricsWriter(tmp_path, 8, tensorboard=False, every=1).__exit__(None, None, None)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert "there are no lines of steps 4 to 8" in warning and steps_of(path) == [1, 2, 3]
-
-
-@pytest.mark.parametrize(("steps", "finished"), [((10, 20, 30), 39), ((10, 20), 20), ((), 9), ((10, 20, 25), 29)])
-def test_steps_that_are_not_logged_are_not_missing(tmp_path, capsys, steps, finished):
+@pytest.mark.parametrize(
+    ("steps", "finished", "every"),
+    [((10, 20, 30), 39, 10), ((10, 20), 20, 10), ((), 9, 10), ((10, 20, 25), 29, 10), ((10, 20), 29, 1)],
+)
+def test_steps_that_are_not_logged_are_not_missing(tmp_path, capsys, steps, finished, every):
+    """Also where the run logged more rarely before."""
     if steps:
         written(tmp_path, steps)
-    MetricsWriter(tmp_path, finished, tensorboard=False, every=10).__exit__(None, None, None)
-    MetricsWriter(tmp_path, 0, tensorboard=False, every=10).__exit__(None, None, None)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_run_that_logs_more_often_than_before_misses_nothing(tmp_path, capsys):
-    written(tmp_path, (10, 20))
-    MetricsWriter(tmp_path, 29, tensorboard=False, every=1).__exit__(None, None, None)
-    assert capsys.readouterr().err == ""
+    assert resumed(tmp_path, capsys, finished, every) == resumed(tmp_path, capsys, 0, every) == ""
 
 
 def test_a_run_without_metrics_has_none_and_a_folder_is_an_error(tmp_path):

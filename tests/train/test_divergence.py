@@ -220,6 +220,18 @@ def poison(monkeypatch):
     return poisoned
 
 
+@pytest.fixture
+def fail(console):
+    """(configuration, words) -> the directory and the message of a run that fails with these words."""
+
+    def train(config, words):
+        with pytest.raises(RunFailed, match=words) as error:
+            train_and_export(config, console=console)
+        return Path(config.run_dir), str(error.value)
+
+    return train
+
+
 def saved_steps(run_dir):
     return [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(run_dir / "checkpoints")]
 
@@ -233,15 +245,13 @@ def same(first, second):
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_a_diverged_run_goes_back_to_its_last_sound_checkpoint_and_can_be_resumed(configure, console, poison, tmp_path):
+def test_a_diverged_run_goes_back_to_its_last_sound_checkpoint_and_can_be_resumed(
+    configure, console, poison, tmp_path, fail
+):
     config = configure(**OFF)
     poison({5: math.nan})
-    with pytest.raises(
-        RunFailed, match=r"diverged: the gradient norm is nan at step 5: lower.*step 4.*--resume"
-    ) as error:
-        train_and_export(config, console=console)
-    run_dir = Path(config.run_dir)
-    assert "\n" not in str(error.value)
+    run_dir, message = fail(config, r"diverged: the gradient norm is nan at step 5: lower.*step 4.*--resume")
+    assert "\n" not in message
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("diverged", 4) and "retries" not in summary
     assert saved_steps(run_dir)[-1] == 4
@@ -252,12 +262,10 @@ def test_a_diverged_run_goes_back_to_its_last_sound_checkpoint_and_can_be_resume
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_doubtful_checkpoints_are_removed_and_never_replace_the_sound_one(configure, console, poison):
+def test_doubtful_checkpoints_are_removed_and_never_replace_the_sound_one(configure, fail, poison):
     config = configure(**OFF, **{"train.steps": 20, "train.keep_checkpoints": 1, "train.diverged.window": 9})
     poison({step: 1e6 for step in range(7, 21)})
-    with pytest.raises(RunFailed, match=r"gradient norm .* times its usual .* since step 7; .* back at step 6"):
-        train_and_export(config, console=console)
-    run_dir = Path(config.run_dir)
+    run_dir, _ = fail(config, r"gradient norm .* times its usual .* since step 7; .* back at step 6")
     assert saved_steps(run_dir) == [6] and read_metrics(run_dir / "metrics.jsonl")[-1]["step"] == 16
 
 
@@ -290,12 +298,10 @@ def test_a_retry_has_lower_learning_rates_and_ends_as_one_that_was_killed_and_re
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_after_the_last_retry_the_run_is_diverged_at_a_sound_state(configure, console, poison):
+def test_after_the_last_retry_the_run_is_diverged_at_a_sound_state(configure, fail, poison):
     config = configure(**OFF, **{"train.diverged.retries": 2})
     poison({3: math.nan, 4: math.inf, 5: math.nan})
-    with pytest.raises(RunFailed, match=r"is nan at step 3.*; after 2 of 2 retries the run is back at step 2"):
-        train_and_export(config, console=console)
-    run_dir = Path(config.run_dir)
+    run_dir, _ = fail(config, r"is nan at step 3.*; after 2 of 2 retries the run is back at step 2")
     summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"], summary["retries"]) == ("diverged", 2, 2)
     assert saved_steps(run_dir)[-1] == 2
@@ -304,7 +310,7 @@ def test_after_the_last_retry_the_run_is_diverged_at_a_sound_state(configure, co
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_a_divergence_is_told_where_no_sound_checkpoint_is_intact(configure, console, monkeypatch):
+def test_a_divergence_is_told_where_no_sound_checkpoint_is_intact(configure, fail, monkeypatch):
     original = task.step_loss
 
     def diverging(*arguments):
@@ -315,9 +321,8 @@ def test_a_divergence_is_told_where_no_sound_checkpoint_is_intact(configure, con
 
     config = configure(**OFF)
     monkeypatch.setattr(task, "step_loss", diverging)
-    with pytest.raises(RunFailed, match=r"diverged: the gradient norm is nan .*no intact sound checkpoint \(.*damaged"):
-        train_and_export(config, console=console)
-    assert read_summary(Path(config.run_dir))["status"] == "diverged"
+    run_dir, _ = fail(config, r"diverged: the gradient norm is nan .*no intact sound checkpoint \(.*damaged")
+    assert read_summary(run_dir)["status"] == "diverged"
 
 
 @pytest.mark.usefixtures("tiny_prior")
@@ -332,7 +337,7 @@ def test_without_a_sound_checkpoint_the_retry_starts_from_the_beginning(configur
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_parameters_that_explode_end_the_run(configure, console, monkeypatch):
+def test_parameters_that_explode_end_the_run(configure, fail, monkeypatch):
     original, count = task.step_loss, itertools.count(1)
 
     def exploding(generator, *arguments):
@@ -343,36 +348,27 @@ def test_parameters_that_explode_end_the_run(configure, console, monkeypatch):
 
     monkeypatch.setattr(task, "step_loss", exploding)
     config = configure(**OFF, **{"train.checkpoint_every": 3, "train.diverged.after": 1.0})
-    with pytest.raises(
-        RunFailed, match=r"diverged: the largest parameter is 9\.9\d*e\+14 after step 6.*back at step 3"
-    ):
-        train_and_export(config, console=console)
-    assert saved_steps(Path(config.run_dir))[-1] == 3
+    run_dir, _ = fail(config, r"diverged: the largest parameter is 9\.9\d*e\+14 after step 6.*back at step 3")
+    assert saved_steps(run_dir)[-1] == 3
 
 
 @pytest.mark.usefixtures("tiny_prior")
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_first_gradient_that_is_not_finite_names_model_and_precision(configure, console, poison, retries):
+def test_a_first_gradient_that_is_not_finite_names_model_and_precision(configure, fail, poison, retries):
     config = configure(**OFF, **{"train.diverged.retries": retries, "machine.precision": "bfloat16"})
     poison({1: math.nan})
-    with pytest.raises(
-        RunFailed, match=r"in the first step.*prior\.model=shapes with machine\.precision=bfloat16"
-    ) as error:
-        train_and_export(config, console=console)
-    assert "lower train.learning_rate" not in str(error.value) and "machine.precision=float32" in str(error.value)
-    assert "retries" not in read_summary(Path(config.run_dir))
+    run_dir, message = fail(config, r"in the first step.*prior\.model=shapes with machine\.precision=bfloat16")
+    assert "lower train.learning_rate" not in message and "machine.precision=float32" in message
+    assert "retries" not in read_summary(run_dir)
 
 
 @pytest.mark.usefixtures("tiny_prior")
-def test_images_and_latents_out_of_range_end_the_run(configure_2d, kind, console):
+def test_images_and_latents_out_of_range_end_the_run(configure_2d, kind, fail):
     config = configure_2d(**{f"train.learning_rate.{kind}": 100.0})
-    with pytest.raises(
-        RunFailed, match=r"diverged: images or latents are out of range: largest value .*values_above=50"
-    ):
-        train_and_export(config, console=console)
-    summary = read_summary(Path(config.run_dir))
+    run_dir, _ = fail(config, r"diverged: images or latents are out of range: largest value .*values_above=50")
+    summary = read_summary(run_dir)
     assert (summary["status"], summary["steps"]) == ("diverged", 0)
-    assert final_tensors(Path(config.run_dir))["generator.values"].abs().max() < 5
+    assert final_tensors(run_dir)["generator.values"].abs().max() < 5
 
 
 def test_a_weighting_that_is_infinite_is_refused_before_training(configure):
@@ -391,21 +387,20 @@ def test_a_weighting_that_is_infinite_is_refused_before_training(configure):
 
 @pytest.mark.usefixtures("tiny_prior")
 @pytest.mark.parametrize("mesh", [False, True])
-def test_an_emptied_scene_is_never_done(configure, console, mesh):
+def test_an_emptied_scene_is_never_done(configure, fail, mesh):
     emptied = {"train.regularizers.sparsity": 1e6, "train.learning_rate.network": 1.0, "train.steps": 20}
     config = configure(**{**OFF, **emptied, "export.mesh": mesh})
-    with pytest.raises(RunFailed, match=r"diverged: the scene is empty: .*; lower train\.regularizers\.sparsity"):
-        train_and_export(config, console=console)
-    assert read_summary(Path(config.run_dir))["status"] == "diverged"
+    run_dir, _ = fail(config, r"diverged: the scene is empty: .*; lower train\.regularizers\.sparsity")
+    assert read_summary(run_dir)["status"] == "diverged"
 
 
 @pytest.mark.parametrize("kind", ["latent"], indirect=True)
-def test_latents_of_the_embedded_prior_diverge_and_succeed_after_a_resumption_with_a_lower_rate(configure_2d, console):
+def test_latents_of_the_embedded_prior_diverge_and_succeed_after_a_resumption_with_a_lower_rate(
+    configure_2d, console, fail
+):
     short = {"train.batch_size": 1, "train.steps": 2, "train.diverged.retries": 1, "export.report": False}
     config = configure_2d(**short, **{"train.learning_rate.latent": 1e3})
-    with pytest.raises(RunFailed, match=r"latents are out of range.*; after 1 of 1 retries the run is back at step 0"):
-        train_and_export(config, console=console)
-    run_dir = Path(config.run_dir)
+    run_dir, _ = fail(config, r"latents are out of range.*; after 1 of 1 retries the run is back at step 0")
     assert read_summary(run_dir)["retries"] == 1
     train_and_export(configure_2d(**short, **{"train.learning_rate.latent": 0.01}), resume=run_dir, console=console)
     assert read_summary(run_dir)["status"] == "done"
