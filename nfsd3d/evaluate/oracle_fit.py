@@ -129,25 +129,26 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
         batches=batches,
     )
     progress = Progress()
-    try:
-        with owned(run_dir), stop_requests() as stop:
-            train(config, run_dir, task, progress, stop, console)
-    except Diverged as error:
-        raise RunFailed(f"{run_dir}: diverged: {error}") from error
-    write_text(run_dir / "config.yaml", config.to_yaml())
-    # Settings of distillation have no effect on a fit.
-    outcome = Summary(
-        status="done",
-        reason=None,
-        method=METHOD,
-        guidance_scale=None,
-        prior=None,
-        steps=progress.steps,
-        seconds=progress.seconds,
-        network_evaluations=0,
-        final_metrics=progress.metrics,
-    )
-    write_summary(run_dir, config, outcome)
+    with owned(run_dir):
+        try:
+            with stop_requests() as stop:
+                train(config, run_dir, task, progress, stop, console)
+        except Diverged as error:
+            raise RunFailed(f"{run_dir}: diverged: {error}") from error
+        write_text(run_dir / "config.yaml", config.to_yaml())
+        # Settings of distillation have no effect on a fit.
+        outcome = Summary(
+            status="done",
+            reason=None,
+            method=METHOD,
+            guidance_scale=None,
+            prior=None,
+            steps=progress.steps,
+            seconds=progress.seconds,
+            network_evaluations=0,
+            final_metrics=progress.metrics,
+        )
+        write_summary(run_dir, config, outcome)
     return run_dir
 
 

@@ -171,6 +171,13 @@ def test_a_fit_that_diverges_is_an_error_and_no_run(tmp_path, console):
         load_run(tmp_path / "run")
 
 
+def test_the_directory_belongs_to_the_fit_until_its_summary_is_written(tmp_path, console, monkeypatch):
+    locked = []
+    monkeypatch.setattr(oracle_fit, "write_summary", lambda folder, *_: locked.append((folder / ".lock").exists()))
+    fit_oracle(small(CUBE, 2), tmp_path / "run", console)
+    assert locked == [True]
+
+
 def test_an_interrupted_fit_is_no_run(tmp_path, console, monkeypatch):
     original = oracle_fit.photometric_loss
 

@@ -36,10 +36,10 @@ def advance(network, optimizer, rng, steps=3):
         optimizer.step()
 
 
-def save(folder, step=3, keep=2, trained=None, sound=True):
+def save(folder, step=3, keep=2, trained=None, **options):
     network, optimizer, rng = trained or parts()
     advance(network, optimizer, rng)
-    path = checkpoints.save(folder, step, network, optimizer, rng, record=RECORD, keep=keep, sound=sound)
+    path = checkpoints.save(folder, step, network, optimizer, rng, record=RECORD, keep=keep, **options)
     return path, (network, optimizer, rng)
 
 
@@ -306,7 +306,7 @@ def test_a_run_that_saves_and_removes_can_be_read_at_any_time(tmp_path, capsys):
     trainer.start()
     try:
         steps = []
-        for _ in range(200):
+        while not failures and (len(steps) < 200 or len(set(steps)) <= 10):
             checkpoint = checkpoints.newest(tmp_path)
             checkpoints.load_generator(checkpoint, parts()[0])
             steps.append(checkpoint.steps)
@@ -314,7 +314,7 @@ def test_a_run_that_saves_and_removes_can_be_read_at_any_time(tmp_path, capsys):
         ended.set()
         trainer.join()
     assert not failures and capsys.readouterr().err == ""
-    assert steps == sorted(steps) and len(set(steps)) > 10
+    assert steps == sorted(steps)
 
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
@@ -379,14 +379,12 @@ class Learner:
         self.optimizer.zero_grad()
         self.network(torch.ones(2, 3)).square().sum().backward()
         self.optimizer.step()
+        return self
 
 
 def test_a_lora_network_is_restored_with_its_optimiser(tmp_path):
-    network, optimizer, rng = parts()
-    advance(network, optimizer, rng)
-    original, restored = Learner(), Learner()
-    original.learn()
-    path = checkpoints.save(tmp_path, 3, network, optimizer, rng, record=RECORD, keep=1, lora=original)
+    original, restored = Learner().learn(), Learner()
+    path, _ = save(tmp_path, lora=original)
     checkpoints.load(read(path), *parts(), restored)
     original.learn()
     restored.learn()
@@ -397,11 +395,7 @@ def test_a_lora_network_that_is_missing_or_of_another_shape_is_an_error(tmp_path
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"another second network.*do not override distill"):
         checkpoints.load(read(path), *parts(), Learner())
-    network, optimizer, rng = parts()
-    advance(network, optimizer, rng)
-    learner = Learner()
-    learner.learn()
-    path = checkpoints.save(tmp_path, 4, network, optimizer, rng, record=RECORD, keep=1, lora=learner)
+    path, _ = save(tmp_path, 4, lora=Learner().learn())
     with pytest.raises(InputError, match="another second network"):
         checkpoints.load(read(path), *parts(), Learner(width=5))
 

@@ -32,7 +32,6 @@ def test_16_bit_grey_is_scaled_by_its_range(tmp_path):
     for name in ("grey.png", "grey.tif"):
         found = pixels(save(tmp_path / name, sixteen))
         assert (found[..., 0] == found[..., 2]).all() and abs(found[..., 0] - expected).max() == 0
-    (tmp_path / "big.tif").write_bytes((tmp_path / "grey.tif").read_bytes())
     (tmp_path / "grey.pgm").write_bytes(b"P5 8 8 65535\n" + sixteen.astype(">u2").tobytes())
     assert abs(pixels(str(tmp_path / "grey.pgm"))[..., 1] - expected).max() == 0
 
@@ -99,18 +98,10 @@ def test_an_image_too_large_for_memory_is_refused_without_being_decoded(tmp_path
         open_image(str(tmp_path / "bomb.png"))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no image",
-        png(0, 0),
-        png(8, 8),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"GIF89a",
-        b"P5 8 8",
-    ],
-)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", png(0, 0), png(8, 8), EPS, b"GIF89a", b"P5 8 8"])
 def test_what_is_no_image_is_one_line(tmp_path, content):
     path = tmp_path / "image.png"
     path.write_bytes(content)

@@ -93,26 +93,18 @@ def _truncated(lines):
         (_truncated, "there are no lines of steps 3 to 4", (1, 2, 5, 6)),
     ],
 )
-def test_with_damaged_metrics_a_run_resumes(finished, console, capsys, damage, words, steps):
+def test_with_damaged_metrics_and_summary_a_run_resumes(finished, console, capsys, damage, words, steps):
     config, run_dir, expected = finished
     path = run_dir / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     damage(lines)
     path.write_bytes(b"".join(lines))
-    resume_from(4, config, run_dir, console)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert warning == f"{path} is damaged: {words}"
-    assert_same_result(run_dir, expected, steps)
-    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
-
-
-def test_with_a_damaged_summary_a_run_resumes(finished, console, capsys):
-    config, run_dir, expected = finished
     (run_dir / "summary.json").write_text("[]")
     resume_from(4, config, run_dir, console)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert "summary.json is damaged" in warning
-    assert_same_result(run_dir, expected)
+    of_summary, of_metrics = capsys.readouterr().err.splitlines()
+    assert "summary.json is damaged" in of_summary and of_metrics == f"{path} is damaged: {words}"
+    assert_same_result(run_dir, expected, steps)
+    assert all(isinstance(json.loads(line), dict) for line in path.read_text().splitlines())
 
 
 def test_a_run_whose_directory_is_removed_does_not_make_it_again(configure, console, monkeypatch):
@@ -130,20 +122,18 @@ def test_a_run_whose_directory_is_removed_does_not_make_it_again(configure, cons
     assert not Path(config.run_dir).exists()
 
 
-LIMITS = {
-    "file size": ("RLIMIT_FSIZE", 3000, "File too large"),
-    "open files": ("RLIMIT_NOFILE", 3, "Too many open files"),
-}
-
-
-@pytest.mark.parametrize("what", LIMITS)
-def test_a_run_that_cannot_write_ends_on_one_line_and_resumes_to_the_same_result(finished, console, monkeypatch, what):
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("RLIMIT_FSIZE", 3000, "File too large"), ("RLIMIT_NOFILE", 3, "Too many open files")],
+)
+def test_a_run_that_cannot_write_ends_on_one_line_and_resumes_to_the_same_result(
+    finished, console, monkeypatch, name, value, words
+):
     """A limit of the system is lowered during a step, and lifted before the run is resumed."""
     resource = pytest.importorskip("resource")
     config, run_dir, expected = finished
-    name, value, words = LIMITS[what]
-    limit = getattr(resource, name)
-    former, original, count = resource.getrlimit(limit), task.step_loss, itertools.count(1)
+    limit, original, count = getattr(resource, name), task.step_loss, itertools.count(1)
+    former = resource.getrlimit(limit)
 
     def starving(*arguments):
         if next(count) == 2:
