@@ -95,7 +95,7 @@ def table(outcomes: list[Outcome]) -> str:
     """The outcomes by kind, as Markdown."""
 
     def row(name: str, of: list[Outcome]) -> str:
-        good, most_lost = sum(not outcome.problems for outcome in of), max(outcome.lost for outcome in of)
+        good, most_lost = sum(not outcome.problems for outcome in of), max((outcome.lost for outcome in of), default=0)
         return f"| {name} | {len(of)} | {good} | {most_lost} | {len(of) - good} |"
 
     by_kind: dict[str, list[Outcome]] = {}

@@ -1,5 +1,6 @@
 """Tiny runs for tests: a tiny NeRF, and an analytic prior in place of the diffusion model."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 from analytic_prior import AnalyticPrior
+from rich.console import Console
+from torch import Tensor
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
 from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.runs import checkpoints
 from nfsd3d.settings.prompt_texts import FINE_VIEW_WORDS, VIEW_WORDS
 
 TINY = {
@@ -35,6 +39,8 @@ TINY = {
     "export.turntable_size": 16,
 }
 
+OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
+
 Configure = Callable[..., Config]
 
 
@@ -50,6 +56,17 @@ class TinyPrior(AnalyticPrior):
             prompts |= dict.fromkeys((f"a red cube, {view}", f"a red cube, sharp, {view}"), bright)
             prompts |= dict.fromkeys((f"a blue cube, {view}", f"a red cube, blurry, {view}"), dark)
         super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
+
+
+@pytest.fixture
+def console() -> Console:
+    """Keeps what is printed, without a terminal."""
+    return Console(file=io.StringIO(), width=80)
+
+
+def final_tensors(run_dir: Path) -> dict[str, Tensor]:
+    """The tensors of a run's newest checkpoint."""
+    return dict(checkpoints.newest(run_dir).tensors)
 
 
 @pytest.fixture(scope="session")

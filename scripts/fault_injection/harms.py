@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fault_injection.process import EVERY, STEPS, Process, checkpoint_of, steps_of
@@ -33,21 +34,21 @@ class Case:
         """Starts the run."""
         return Process(*self.arguments, f"run_dir={self.run_dir}")
 
-    def at_a_random_moment(self, process: Process) -> str:
-        """Waits for a random moment of the run and names it: any, within a checkpoint's writing, or in the export."""
-        choice = self.rng.choice(["any", "any", "checkpoint", "export"])
+    def start_to_a_random_moment(self) -> tuple[Process, str]:
+        """Starts the run and waits for a random moment: any, within a checkpoint's writing, or the export; names it."""
+        process, choice = self.start(), self.rng.choice(["any", "any", "checkpoint", "export"])
         if choice == "checkpoint":
             after = self.rng.randrange(0, STEPS, EVERY)
             writing = self.run_dir / "checkpoints"
             found = process.when(lambda: steps_of(self.run_dir) >= after and any(writing.glob(".nfsd3d-*")))
-            return f"checkpoint after step {after}" if found else "end"
+            return process, f"checkpoint after step {after}" if found else "end"
         if choice == "export":
             process.when(lambda: steps_of(self.run_dir) >= STEPS)
             process.when(lambda: False, self.rng.uniform(0, 0.2 * self.seconds))
-            return "export"
+            return process, "export"
         wait = self.rng.uniform(0, self.seconds)
         process.when(lambda: False, wait)
-        return f"{wait / self.seconds:.0%} of the time"
+        return process, f"{wait / self.seconds:.0%} of the time"
 
     def expect(self, code: int, output: str, wanted: set[int], words: str = "") -> None:
         """Notes an exit code or output that is not wanted."""
@@ -61,8 +62,7 @@ class Case:
 
 def kill(case: Case) -> str:
     """SIGKILL, which nothing can answer."""
-    process = case.start()
-    moment = case.at_a_random_moment(process)
+    process, moment = case.start_to_a_random_moment()
     process.kill()
     process.end()
     return moment
@@ -70,8 +70,8 @@ def kill(case: Case) -> str:
 
 def stop(case: Case) -> str:
     """A signal that asks to stop; sometimes twice, or to the whole process group too."""
-    process, signum = case.start(), case.rng.choice(STOPPING)
-    moment = case.at_a_random_moment(process)
+    signum = case.rng.choice(STOPPING)
+    process, moment = case.start_to_a_random_moment()
     for send in case.rng.choice([[os.kill], [os.kill, os.kill], [os.killpg, os.kill]]):
         with suppress(ProcessLookupError):
             send(process.pid, signum)
@@ -83,20 +83,15 @@ def stop(case: Case) -> str:
     return f"{signal.Signals(signum).name}, {moment}"
 
 
-def starve(limit: int, value: Callable[[Case], int], words: str) -> Callable[[Case], str]:
-    """A harm that lowers a resource limit of the running process."""
-
-    def harm(case: Case) -> str:
-        process = case.start()
-        moment = case.at_a_random_moment(process)
-        with suppress(ProcessLookupError):
-            _, hard = resource.prlimit(process.pid, limit)
-            resource.prlimit(process.pid, limit, (value(case), hard))
-        code, output = process.end()
-        case.expect(code, output, {0, 1}, words)
-        return moment
-
-    return harm
+def starve(case: Case, limit: int, values: range, words: str) -> str:
+    """A resource limit of the running process is lowered."""
+    process, moment = case.start_to_a_random_moment()
+    with suppress(ProcessLookupError):
+        _, hard = resource.prlimit(process.pid, limit)
+        resource.prlimit(process.pid, limit, (case.rng.choice(values), hard))
+    code, output = process.end()
+    case.expect(code, output, {0, 1}, words)
+    return moment
 
 
 def fill_disk(case: Case) -> str:
@@ -139,8 +134,7 @@ def damage(case: Case) -> str:
 
 def start_twice(case: Case) -> str:
     """The same directory is started, or resumed, by a second process; one of the two must be refused."""
-    first = case.start()
-    moment = case.at_a_random_moment(first)
+    first, moment = case.start_to_a_random_moment()
     resumed = case.rng.random() < 0.5 and checkpoint_of(case.run_dir) > 0
     second = Process("--resume", str(case.run_dir)) if resumed else case.start()
     outcomes = [first.end(), second.end()]
@@ -155,8 +149,7 @@ def start_twice(case: Case) -> str:
 
 def move_away(case: Case) -> str:
     """The run directory disappears, and comes back afterwards."""
-    process = case.start()
-    moment = case.at_a_random_moment(process)
+    process, moment = case.start_to_a_random_moment()
     aside = case.run_dir.with_name("aside")
     with suppress(FileNotFoundError):
         case.run_dir.rename(aside)
@@ -194,8 +187,10 @@ def can_mount() -> bool:
 KINDS: dict[str, Callable[[Case], str]] = {
     "kill": kill,
     "signal": stop,
-    "file size limit": starve(resource.RLIMIT_FSIZE, lambda case: case.rng.randrange(0, 50_000), "too large"),
-    "no file descriptors": starve(resource.RLIMIT_NOFILE, lambda case: 3, "[Tt]oo many open files|descriptor"),
+    "file size limit": partial(starve, limit=resource.RLIMIT_FSIZE, values=range(50_000), words="too large"),
+    "no file descriptors": partial(
+        starve, limit=resource.RLIMIT_NOFILE, values=range(3, 4), words="[Tt]oo many open files|descriptor"
+    ),
     "damaged file": damage,
     "two processes": start_twice,
     "directory moved": move_away,

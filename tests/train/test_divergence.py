@@ -1,6 +1,5 @@
 """Divergence: when a run is stopped, what it goes back to, and how it is retried."""
 
-import io
 import itertools
 import json
 import math
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_gpu import fake_gpu
-from rich.console import Console
-from safetensors.torch import load_file
-from tiny_runs import TinyPrior
+from tiny_runs import OFF, TinyPrior, final_tensors
 
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import DivergedSettings
@@ -30,7 +27,6 @@ from nfsd3d.train.run import train_and_export
 
 LIMITS = DivergedSettings(after=0.2, window=10, opacity_below=0.01, opacity_above=0.99, values_above=50, growth=1000)
 STEPS = 100
-OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
 
 def norms_given(watchdog, norms, first=1):
@@ -197,11 +193,6 @@ def test_a_run_of_version_0_1_with_a_longer_window_gets_a_fraction():
 
 
 @pytest.fixture
-def console():
-    return Console(file=io.StringIO(), width=80)
-
-
-@pytest.fixture
 def poison(monkeypatch):
     """(factors by the number of a loss, from 1) -> the losses that follow are multiplied; ``killed`` ends the run."""
     original = task.step_loss
@@ -234,10 +225,6 @@ def fail(console):
 
 def saved_steps(run_dir):
     return [checkpoints.step_of(path) for path in checkpoints.list_checkpoints(run_dir / "checkpoints")]
-
-
-def final_tensors(run_dir):
-    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
 
 
 def same(first, second):

@@ -1,6 +1,5 @@
 """Tiny runs that make images: their files, resumption, and results."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +8,9 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
+from tiny_runs import final_tensors
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import build, task
@@ -24,13 +21,8 @@ from nfsd3d.train.step import step_loss
 pytestmark = pytest.mark.usefixtures("tiny_prior")
 
 
-@pytest.fixture
-def console():
-    return Console(file=io.StringIO(), width=80)
-
-
 def final_images(run_dir):
-    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))["generator.values"]
+    return final_tensors(run_dir)["generator.values"]
 
 
 def test_a_run_writes_its_images(configure_2d, kind, console):

@@ -1,6 +1,5 @@
 """Editing: a run starts as its source, is compared with it in every step, and follows the difference of the prompts."""
 
-import io
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from tiny_runs import OFF
 
 import nfsd3d
 from nfsd3d.errors import InputError
@@ -25,12 +24,6 @@ from nfsd3d.train.step import step_loss
 pytestmark = pytest.mark.usefixtures("tiny_prior")
 
 DDS = {"method": "dds", "guidance_scale": 7.5, "weighting": "uniform"}
-OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
-
-
-@pytest.fixture
-def console():
-    return Console(file=io.StringIO(), width=80)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A run with damaged files is resumed, with a warning, to the result of a run without damage."""
 
-import io
 import itertools
 import json
 import shutil
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from tiny_runs import OFF, final_tensors
 
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
@@ -19,15 +18,8 @@ from nfsd3d.train import task
 from nfsd3d.train.run import train_and_export
 
 STEPS = {"train.steps": 6, "train.log_every": 1, "train.checkpoint_every": 2, "train.keep_checkpoints": 9}
-OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
 
 pytestmark = pytest.mark.usefixtures("tiny_prior")
-
-
-@pytest.fixture
-def console() -> Console:
-    """Keeps what is printed, without a terminal."""
-    return Console(file=io.StringIO(), width=80)
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def finished(configure, console):
     """A finished run: its configuration, directory, and final tensors."""
     config = configure(**OFF, **STEPS)
     run_dir = train_and_export(config, console=console)
-    return config, run_dir, checkpoints.newest(run_dir).tensors
+    return config, run_dir, final_tensors(run_dir)
 
 
 def resume_from(step, config, run_dir, console):

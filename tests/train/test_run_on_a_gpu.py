@@ -1,28 +1,15 @@
 """Whole runs on a fake GPU: equal to the CPU's, with all tensors on the right device."""
 
-import io
 import json
 
 import pytest
 from fake_gpu import fake_gpu
-from rich.console import Console
-from safetensors.torch import load_file
+from tiny_runs import OFF, final_tensors
 
 import nfsd3d
-from nfsd3d.runs import checkpoints
 from nfsd3d.train.run import train_and_export
 
 ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda"}
-OFF = {"export.mesh": False, "export.turntable": False, "export.report": False}
-
-
-def final_tensors(run_dir):
-    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
-
-
-@pytest.fixture
-def console():
-    return Console(file=io.StringIO(), width=80)
 
 
 @pytest.mark.parametrize("method", ["nfsd", "vsd"])

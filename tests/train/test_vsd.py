@@ -1,15 +1,12 @@
 """Whole runs of variational score distillation, with the prior that the package ships."""
 
-import io
 import os
 import signal
 
 import pytest
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
+from tiny_runs import final_tensors
 
-from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
@@ -29,16 +26,6 @@ VSD = {
     "export.turntable": False,
     "export.report": False,
 }
-
-
-@pytest.fixture
-def console() -> Console:
-    """Keeps what is printed, without a terminal."""
-    return Console(file=io.StringIO(), width=80)
-
-
-def final_tensors(run_dir):
-    return load_file(checkpoints.newest(run_dir).path.with_suffix(".safetensors"))
 
 
 def without_times(run_dir):
