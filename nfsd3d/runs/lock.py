@@ -115,11 +115,11 @@ def live_owner(run_dir: Path) -> Owner | None:
     """
     path = run_dir / NAME
     try:
-        owner, status = _read(path), path.stat()
+        owner, beat = _read(path), path.stat().st_mtime
     except OSError:
         return None
-    alive = _is_alive(owner, status)
-    return owner if alive or (alive is None and time.time() - status.st_mtime < STALE) else None
+    alive = _is_alive(owner)
+    return owner if alive or (alive is None and time.time() - beat < STALE) else None
 
 
 def check_owned(run_dir: Path) -> None:
