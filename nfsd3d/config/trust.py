@@ -41,10 +41,15 @@ _MAX_INTERPOLATIONS = 32
 
 @dataclass(frozen=True)
 class Rules:
-    """What a file may say: a run's ``config.yaml`` less than an experiment, one that reads the environment more."""
+    """What a file may say, and whether its ``hydra`` block counts.
+
+    A run's ``resolved`` ``config.yaml`` may say less than an experiment. ``allow_env`` lets files read the environment.
+    Their ``hydra`` blocks count in a ``sweep`` only.
+    """
 
     resolved: bool = False
     allow_env: bool = False
+    sweep: bool = False
 
 
 def check_file(values: Mapping[str, object], name: str, rules: Rules) -> None:
