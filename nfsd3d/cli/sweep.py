@@ -75,7 +75,7 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         "hydra.sweep.subdir='${nfsd3d_job_folder:${hydra.job.num},${hydra.job.override_dirname}}'",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, unnamed))}]",
     ]
-    multirun(experiment, ["hydra.job.name=sweep", *lines, *settings, *_HYDRA, "hydra.mode=MULTIRUN"], run_job)
+    multirun(experiment, [*lines, *settings, *_HYDRA, "hydra.mode=MULTIRUN"], run_job)
     return _conclude(folder)
 
 

@@ -49,11 +49,9 @@ def compose_with_hydra(
     Raises:
         InputError: a file or an override cannot be used, or a file says more than it may.
     """
-    rules = Rules(experiment.resolved, experiment.allow_env, sweep)
     try:
-        with _hydra(experiment, rules):
-            lines = [_read_by_us(line, rules) for line in overrides]
-            values = hydra.compose(experiment.path.stem, lines, return_hydra_config=True)
+        with _hydra(experiment, sweep):
+            values = hydra.compose(experiment.path.stem, list(overrides), return_hydra_config=True)
     except Exception as error:  # assertions, key errors and others, depending on how a file is wrong
         raise InputError(describe(error, overrides)) from error
     OmegaConf.set_struct(values, False)
@@ -69,10 +67,9 @@ def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[Di
         InputError: Hydra or OmegaConf raise an error, or a file says more than it may.
         RunFailed: the launcher or the sweeper fails.
     """
-    rules = Rules(experiment.resolved, experiment.allow_env, sweep=True)
     try:
-        with _hydra(experiment, rules) as program:
-            program.multirun(experiment.path.stem, job, [_read_by_us(line, rules) for line in overrides])
+        with _hydra(experiment, sweep=True) as program:
+            program.multirun(experiment.path.stem, job, list(overrides))
     except (InputError, HydraException, OmegaConfBaseException) as error:
         raise InputError(describe(error, overrides)) from error
     except RunFailed:
@@ -82,11 +79,11 @@ def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[Di
 
 
 @contextmanager
-def _hydra(experiment: Experiment, rules: Rules) -> Iterator[Hydra]:
+def _hydra(experiment: Experiment, sweep: bool) -> Iterator[Hydra]:
     """The Hydra of this process within the block: it reads the experiment's folder, then the project's."""
-    loader = _Loader(_search_path(str(experiment.path.parent), rules))
+    rules = Rules(experiment.resolved, experiment.allow_env, sweep)
     running = GlobalHydra.instance()
-    former, running.hydra = running.hydra, Hydra("nfsd3d", loader)
+    former, running.hydra = running.hydra, Hydra("nfsd3d", _Loader(str(experiment.path.parent), rules))
     version.setbase("1.3")
     try:
         yield running.hydra
@@ -172,6 +169,10 @@ class _FileSource(FileConfigSource):
 class _Loader(ConfigLoaderImpl):
     """Checks each composition of Hydra, those of a sweep's jobs among them, in whichever process they run."""
 
+    def __init__(self, folder: str, rules: Rules) -> None:
+        super().__init__(_search_path(folder, rules))
+        self.rules = rules
+
     def load_configuration(
         self,
         config_name: str | None,
@@ -185,6 +186,7 @@ class _Loader(ConfigLoaderImpl):
         Raises:
             InputError: files set more of Hydra's settings than they may, or have too many interpolations.
         """
+        overrides = [_read_by_us(line, self.rules) for line in overrides]
         composed = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         values = OmegaConf.to_container(composed, resolve=False)
         assert isinstance(values, dict)

@@ -35,9 +35,9 @@ def read_yaml(path: str | Path, shown: str | None = None, *, dotted_keys: bool =
         raise InputError(f"{shown}: cannot be read as YAML: it is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{shown}: cannot be read as YAML: {one_line(error)}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise InputError(f"{shown}: holds no settings, no mapping of keys to values")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in (values or {}).items()}
 
 
 @lru_cache(maxsize=128)  # by the text: the same few files make up every configuration
@@ -45,10 +45,9 @@ def _parse(text: str, dotted_keys: bool) -> object:
     loader = get_yaml_loader()(text)  # OmegaConf's differs from PyYAML's: 1e3 is a number, and a date is text
     root = loader.get_single_node()
     if root is None:
-        return {}
+        return None
     _check_node(root, dotted_keys)
-    values = loader.construct_document(root)
-    return {} if values is None else values
+    return loader.construct_document(root)
 
 
 def read_text(path: str | Path) -> str:
