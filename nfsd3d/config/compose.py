@@ -1,8 +1,8 @@
 """Composes an experiment's YAML and ``key=value`` overrides with Hydra into a validated `Config`.
 
-A command line passes `parse_overrides` (old names, quotes, Hydra's grammar), `settle` (known keys and choices, ``auto``),
-`compose_with_hydra` (files and recipes, and what files may say) and `to_config` (types and values). A sweep passes the
-same functions, the last two for each job. Torch is not imported, so that a wrong setting fails at once.
+A command line passes `parse_overrides` (old names, quotes, Hydra's grammar), `settle` (known keys and choices, and
+``auto``), `compose_with_hydra` (files and recipes, and what files may say) and `to_config` (types and values). A sweep
+passes the same functions, the last two for each job. Torch is not imported, so that a wrong setting fails at once.
 """
 
 import os
