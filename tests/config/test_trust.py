@@ -310,4 +310,5 @@ def test_other_programs_in_the_process_keep_their_search_path(folder):
 
     write(folder, {"app": "hydra: {job: {env_set: {A: b}}}\nsize: 3"})
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        assert compose("nfsd", ["prompt=x", *SETTLED]).distill.method == "nfsd"
         assert hydra.compose("app", return_hydra_config=True).hydra.job.env_set.A == "b"
