@@ -1,8 +1,8 @@
-"""Hydra, with files read by the rules for files that may come from a stranger, and every composition checked.
+"""Composition and multirun by Hydra, with files and compositions checked because a file may come from a stranger.
 
 `_FileSource` checks each file by itself. Packages and defaults lists can still move a file's values into Hydra's own
-settings, so `_Loader` compares these with what they are without any file. It does so for the jobs of a sweep too: each
-is composed where it runs, and may choose files that no other job chooses.
+settings, so `_Loader` compares these with the settings without any file. It checks the jobs of a sweep too: each is
+composed where it runs, and may choose files that no other job chooses.
 """
 
 import os
@@ -92,6 +92,7 @@ def _hydra(experiment: Experiment, sweep: bool) -> Iterator[Hydra]:
 
 
 def _search_path(folder: str, rules: Rules) -> ConfigSearchPath:
+    """Hydra's own files, the folder, then the project's."""
     path = create_config_search_path(_entry(folder, rules))
     path.prepend("nfsd3d", _entry(str(config_root()), rules), anchor="schema")
     return path
@@ -191,12 +192,11 @@ class _Loader(ConfigLoaderImpl):
         values = OmegaConf.to_container(composed, resolve=False)
         assert isinstance(values, dict)
         given = tuple(line for line in overrides if line.lstrip("+~").startswith(("hydra.", "hydra/")))
-        expected = _settings_without_files(given) | {
-            "overrides.task": [line for line in overrides if line not in given]
-        }
+        task = [line for line in overrides if line not in given]
+        expected = _settings_without_files(given) | {"overrides.task": task}
         found = _settings_of(values.pop("hydra"))
         changed = {key: value for key, value in found.items() if key not in expected or expected[key] != value}
-        for key in sorted(changed, key=lambda key: not key.startswith(_CHOICE)):
+        for key in sorted(changed, key=lambda key: not key.startswith(_CHOICE)):  # a choice changes values, too
             if key.startswith(_CHOICE):
                 choice = f"{key.removeprefix(_CHOICE)}={changed[key]}"
                 raise InputError(
@@ -215,6 +215,7 @@ def _settings_of(hydras: Mapping[str, object]) -> dict[str, object]:
 
 @cache
 def _settings_without_files(overrides: tuple[str, ...]) -> dict[str, object]:
+    """`_settings_of` a composition of overrides alone, all of them Hydra's."""
     loader = ConfigLoaderImpl(_search_path(str(config_root()), Rules()))
     composed = loader.load_configuration(None, list(overrides), RunMode.RUN)
     hydras = OmegaConf.to_container(composed.hydra, resolve=False)

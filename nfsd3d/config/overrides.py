@@ -95,7 +95,7 @@ def parse_override(text: str) -> Override:
 
 def group_values(override: Override) -> list[str]:
     """The values of a group override as text: several in a sweep."""
-    if override.is_discrete_sweep():
+    if override.is_choice_sweep():
         return list(override.sweep_string_iterator())
     value = override.value()
     return [value if isinstance(value, str) else str(override.input_line).partition("=")[2]]
