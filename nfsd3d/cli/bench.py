@@ -17,7 +17,6 @@ from nfsd3d.cli.options import Parser, counted, current_options, whole_number, w
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
-from nfsd3d.config.overrides import quote
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.locate import ALIASES, EMBEDDED
@@ -80,7 +79,7 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
     """``--prior``: times a step with Stable Diffusion beside its FLOPs and a baseline's choices."""
     keys = [f"prompt={PROMPT}", f"prior={options.prior}", f"distill={options.method}"]
     keys += [f"machine={options.machine}"] if options.machine != "auto" else []
-    keys += [*(["machine.compile=false"] if options.no_compile else []), *map(quote, options.set)]
+    keys += [*(["machine.compile=false"] if options.no_compile else []), *options.set]
     if options.weights == "random":
         keys.append("negative_prompt=dull")  # a character-level tokenizer, for which the paper's prompt is too long
     config = compose(options.config, keys)

@@ -16,9 +16,9 @@ import nfsd3d
 from nfsd3d.cli.launch import resume, start
 from nfsd3d.cli.options import Parser
 from nfsd3d.cli.sweep import sweep
+from nfsd3d.config.choices import all_choices
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import choices_of, config_root, find_experiment
-from nfsd3d.config.plugin_choices import outside_names
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean, print_error
 from nfsd3d.runs.files import describe, remedy, storage_error
@@ -100,10 +100,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def help_text() -> str:
     """What ``--help`` prints, with the choices that the YAML files offer."""
-    choices = {
-        group: "|".join(dict.fromkeys([*choices_of(group), *outside_names(group)]))
-        for group in ("prior", "backend", "distill", "generator")
-    }
+    choices = {group: "|".join(all_choices(group)) for group in ("prior", "backend", "distill", "generator")}
     choices["weighting"] = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
     template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
     return template.format(root=config_root(), experiments=", ".join(choices_of("")), **choices).rstrip()

@@ -9,18 +9,17 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.launch import announce, start
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment
 from nfsd3d.config.hydra_compose import compose_with_hydra, multirun
-from nfsd3d.config.overrides import parse_override, parse_overrides, quoted
+from nfsd3d.config.overrides import each_value, parse_override, parse_overrides, quoted
 from nfsd3d.errors import InputError, print_error
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import write_json
@@ -60,7 +59,7 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         raise InputError("run_dir=: must not be empty")
     parsed = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, parsed)
-    _check_jobs(experiment, [parse_override(line) for line in lines])
+    _check_jobs(experiment, lines)
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     unnamed = [*(override.key_or_group for override in parsed if not override.is_sweep_override()), *choices]
     if given is not None:
@@ -76,54 +75,46 @@ def sweep(experiment: Experiment, arguments: Sequence[str]) -> int:
         "hydra.sweep.subdir='${nfsd3d_job_folder:${hydra.job.num},${hydra.job.override_dirname}}'",
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, unnamed))}]",
     ]
-    multirun(experiment, [*lines, *settings, *_HYDRA], run_job)
+    multirun(experiment, [*lines, *settings, *_HYDRA, "hydra.mode=MULTIRUN"], run_job)
     return _conclude(folder)
 
 
-def _check_jobs(experiment: Experiment, overrides: Sequence[Override]) -> None:
+def _check_jobs(experiment: Experiment, lines: Sequence[str]) -> None:
     """Composes jobs until one is valid, among the first ones.
 
     Raises:
-        InputError: no job is valid (it is the first one's error); or not a sweep that the sweeper can enumerate.
+        InputError: a job cannot be composed, none is valid (it is the first one's error), or the sweeper cannot
+            enumerate the sweep.
     """
-    first = [next(_job_values(override), "") for override in overrides]
-    _, hydras = compose_with_hydra(experiment, list(filter(None, first)), sweep=True)
+    overrides = list(map(parse_override, lines))
+    first = [value for override in overrides for value in itertools.islice(each_value(override), 1)]
+    _, hydras = compose_with_hydra(experiment, first, sweep=True)
     params = [parse_override(f"{key}={value}") for key, value in (hydras.sweeper.get("params") or {}).items()]
     overrides = list({override.get_key_element(): override for override in [*params, *overrides]}.values())
-    if hydras.runtime.choices["hydra/sweeper"] == "basic":
-        for override in overrides:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise InputError(
-                    f"{override.input_line}: the basic sweeper takes lists and range(); write values such as 1,2,5, "
-                    "or give hydra/sweeper=optuna"
-                )
+    intervals = [override for override in overrides if override.is_interval_sweep()]
+    if intervals and hydras.runtime.choices["hydra/sweeper"] == "basic":
+        raise InputError(
+            f"{intervals[0].input_line}: the basic sweeper takes lists and range(); write values such as 1,2,5, "
+            "or give hydra/sweeper=optuna"
+        )
     size = hydras.sweeper.get("max_batch_size")
     if size is not None and size < 1:
         raise InputError(f"hydra.sweeper.max_batch_size={size}: must be at least 1")
-    values = [list(itertools.islice(_job_values(override), _MOST_JOBS + 1)) for override in overrides]
+    listed = [override for override in overrides if not override.is_interval_sweep()]
+    values = [list(itertools.islice(each_value(override), _MOST_JOBS + 1)) for override in listed]
     jobs = math.prod(map(len, values))
     if not 0 < jobs <= _MOST_JOBS:
         raise InputError(f"a sweep of {'no' if jobs == 0 else f'over {_MOST_JOBS:,}'} jobs; give fewer or more values")
     errors: list[InputError] = []
     for job in itertools.islice(itertools.product(*values), _TRIED):
+        settings, _ = compose_with_hydra(experiment, job, sweep=True)  # an error here would end the sweep at that job
         try:
-            settings, _ = compose_with_hydra(experiment, list(filter(None, job)), sweep=True)
             preflight.check(to_config(settings))
             return
         except InputError as error:
             errors.append(error)
     if len(errors) == jobs:
         raise errors[0]
-
-
-def _job_values(override: Override) -> Iterator[str]:
-    """The override as text, one for each value of a sweep; empty text for an interval, which has no list of values."""
-    if not override.is_sweep_override():
-        yield str(override.input_line)
-    elif not override.is_discrete_sweep():
-        yield ""
-    else:
-        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
 
 
 def run_job(values: DictConfig) -> None:

@@ -1,6 +1,8 @@
 """Composes an experiment's YAML and ``key=value`` overrides with Hydra into a validated `Config`.
 
-Torch is not imported, so that a wrong setting fails at once.
+A command line passes `parse_overrides` (old names, quotes, Hydra's grammar), `settle` (known keys and choices, and
+``auto``), `compose_with_hydra` (files and recipes, and what files may say) and `to_config` (types and values). A sweep
+passes the same functions, the last two for each job. Torch is not imported, so that a wrong setting fails at once.
 """
 
 import os
@@ -13,12 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config import hardware
+from nfsd3d.config.choices import AUTO_GROUPS, KIND_GROUPS, all_choices, offer
 from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment
 from nfsd3d.config.hardware import Choice
-from nfsd3d.config.hydra_compose import HYDRAS, compose_with_hydra
-from nfsd3d.config.overrides import first_value, group_values, parse_overrides
-from nfsd3d.config.plugin_choices import offer, outside_names
-from nfsd3d.config.recipes import AUTO_GROUPS, KIND_GROUPS
+from nfsd3d.config.hydra_compose import compose_with_hydra
+from nfsd3d.config.overrides import each_value, group_values, parse_overrides
 from nfsd3d.config.renamed import RENAMED
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError, did_you_mean
@@ -128,8 +129,7 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     """
     groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
     if experiment.resolved:  # a run's file lacks run_dir, dry_run and newer settings
-        values = [o.type == OverrideType.CHANGE and not o.key_or_group.startswith(HYDRAS) for o in overrides]
-        return [f"{'++' * value}{o.input_line}" for value, o in zip(values, overrides, strict=True)], {}
+        return [f"{_force(override)}{override.input_line}" for override in overrides], {}
     choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
     lines = []
     for override in overrides:
@@ -141,6 +141,11 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     return [*lines, *(f"{name}={choice.value}" for name, choice in choices.items() if name not in groups)], choices
 
 
+def _force(override: Override) -> str:
+    """``++``, which sets a value whether or not it is there, for the value of a setting without a sign."""
+    return "++" * (override.type == OverrideType.CHANGE and not override.is_hydra_override())
+
+
 def _resolve_auto(
     experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
 ) -> dict[str, Choice]:
@@ -148,7 +153,7 @@ def _resolve_auto(
     if all("auto" not in given.get(group, ["auto"]) for group in AUTO_GROUPS):
         return {}
     # Groups only: values may belong to a choice that is not made yet.
-    _, hydras = compose_with_hydra(experiment, [first_value(override) for override in overrides])
+    _, hydras = compose_with_hydra(experiment, [next(each_value(override)) for override in overrides])
     chosen = dict(hydras.runtime.choices) | {group: "auto" for group, v in given.items() if "auto" in v}
     given_machine = str(chosen.get("machine", "cpu"))
     machine = hardware.auto_machine() if given_machine == "auto" else Choice(given_machine, "given")
@@ -160,7 +165,7 @@ def _resolve_auto(
 def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
     """Whether an override with a known key chooses from a group (and not a value)."""
     key, line = override.key_or_group, override.input_line
-    if key.startswith(HYDRAS):
+    if override.is_hydra_override():
         _check_hydras(override)
         return False
     options = ["auto"] * (key in AUTO_GROUPS) + (choices_of(key, experiment.path.parent) if key else [])
@@ -178,7 +183,7 @@ def _chooses_a_group(experiment: Experiment, override: Override) -> bool:
         raise InputError(f"{line}: a run needs it; choose {key}={', '.join(options)}")
     for value in group_values(override) if override.type == OverrideType.CHANGE else []:
         if value not in options and not offer(key, value):
-            options = list(dict.fromkeys([*options, *outside_names(key)]))
+            options = list(dict.fromkeys([*options, *all_choices(key)]))
             hint = did_you_mean(value, options)
             raise InputError(f"{key}={value}: no such choice{hint}; choose {key}={', '.join(options)}")
     return True

@@ -3,24 +3,15 @@
 import re
 from collections.abc import Sequence
 
-import yaml
-
 from nfsd3d.config.experiments import choices_of, config_root
-from nfsd3d.config.yaml_files import one_line
+from nfsd3d.config.yaml_files import one_line, read_yaml
 from nfsd3d.errors import InputError, did_you_mean
 
-_PACKAGES = {
-    "joblib": "hydra-joblib-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher",
-    "ray": "hydra-ray-launcher",
-    "ray_aws": "hydra-ray-launcher",
-    "rq": "hydra-rq-launcher",
-    "optuna": "hydra-optuna-sweeper",
-    "ax": "hydra-ax-sweeper",
-    "nevergrad": "hydra-nevergrad-sweeper",
+_PLUGINS = {
+    "hydra/launcher": ("joblib", "submitit_local", "submitit_slurm", "ray", "ray_aws", "rq"),
+    "hydra/sweeper": ("optuna", "ax", "nevergrad"),
 }
-"""The package of each launcher and sweeper."""
+"""Launchers and sweepers in packages of their own, such as hydra-submitit-launcher."""
 
 
 def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
@@ -76,8 +67,8 @@ def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) 
     if group.startswith("hydra/"):
         if chosen not in overrides:
             return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
-        if name in _PACKAGES:
-            return f"{chosen}: not installed; pip install {_PACKAGES[name]}"
+        if name in _PLUGINS.get(group, ()):
+            return f"{chosen}: not installed; pip install hydra-{name.partition('_')[0]}-{group.partition('/')[2]}"
     options = choices_of(group) or re.findall(r"^\t(\w+)$", text, re.MULTILINE)
     return f"{_within(text)}{chosen}: no such choice{did_you_mean(name, options)}; choose {group}={', '.join(options)}"
 
@@ -91,7 +82,10 @@ def _within(text: str) -> str:
 def _no_such_setting(key: str) -> str:
     """The message for a known setting that the chosen groups lack."""
     group, _, name = key.partition(".")
-    files = [config_root() / group / f"{choice}.yaml" for choice in choices_of(group)]
-    contents = {f"{group}={file.stem}": yaml.safe_load(file.read_text("utf-8")) or {} for file in files}
-    having = [choice for choice, content in contents.items() if name in content.get(group, content)]
+    having = []
+    for choice in choices_of(group):
+        content = read_yaml(config_root() / group / f"{choice}.yaml")
+        inner = content.get(group)  # of a file with the package _global_
+        if name in (inner if isinstance(inner, dict) else content):
+            having.append(f"{group}={choice}")
     return f"{key}: the chosen groups have no such setting" + (f"; {', '.join(having)} has" if having else "")

@@ -4,7 +4,7 @@ In Hydra's grammar commas, quotes, brackets and ``${`` are special characters; p
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
@@ -95,14 +95,15 @@ def parse_override(text: str) -> Override:
 
 def group_values(override: Override) -> list[str]:
     """The values of a group override as text: several in a sweep."""
-    if override.is_discrete_sweep():
+    if override.is_choice_sweep():
         return list(override.sweep_string_iterator())
     value = override.value()
     return [value if isinstance(value, str) else str(override.input_line).partition("=")[2]]
 
 
-def first_value(override: Override) -> str:
-    """The override as text, a sweep replaced by its first value."""
-    if not override.is_discrete_sweep():
-        return str(override.input_line)
-    return f"{override.get_key_element()}={group_values(override)[0]}"
+def each_value(override: Override) -> Iterator[str]:
+    """The override as text, once for each value of a sweep; nothing for an interval, which has no list of values."""
+    if override.is_discrete_sweep():
+        yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
+    elif not override.is_interval_sweep():
+        yield str(override.input_line)

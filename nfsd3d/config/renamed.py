@@ -51,19 +51,6 @@ def current_name(argument: str, renamed: Mapping[str, str]) -> str:
     return f"{key.removesuffix(old)}{renamed[old]}{separator}{value}"
 
 
-def current_override(override: str) -> str | None:
-    """The command-line override ``key=value`` with the current name of its key; None for a removed setting.
-
-    Raises:
-        InputError: a removed setting turns on a removed feature.
-    """
-    key, separator, value = override.partition("=")
-    if key.lstrip("+~") in REMOVED:
-        _check_removed(key.lstrip("+~"), value if separator else "false")
-        return None
-    return current_name(override, RENAMED)
-
-
 def _shorten_window(train: dict[str, object]) -> None:
     """Makes ``train.diverged.window`` a fraction where a run's file of version 0.1 has one longer than the run.
 
@@ -77,40 +64,43 @@ def _shorten_window(train: dict[str, object]) -> None:
 
 
 def current_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a command line as `current_override`, without those of removed settings.
+    """The overrides of a command line with the current names of their keys, without those of removed settings.
 
     Raises:
-        InputError: both spellings of one setting have different values.
+        InputError: both spellings of one setting have different values, or a removed setting turns on its feature.
     """
     given = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in overrides)}
     for old, new in RENAMED.items():
         if old in given and given.get(new, given[old]) != given[old]:
             raise InputError(f"{old}={given[old]}: is the old name of {new}={given[new]}; remove {old}")
-    return [line for line in map(current_override, overrides) if line is not None]
+    current = []
+    for line in overrides:
+        key, separator, value = line.partition("=")
+        if (name := key.lstrip("+~")) in REMOVED:
+            _check_removed(name, value if separator else "false")
+        else:
+            current.append(current_name(line, RENAMED))
+    return current
 
 
-def with_current_names(values: Mapping[str, object], group: str = "") -> dict[str, object]:
-    """The settings of a YAML file, those of ``group`` or of all, under their current names.
+def with_current_names(values: dict[str, object], group: str = "") -> dict[str, object]:
+    """``values``, the settings of a YAML file, those of ``group`` or of all, changed to their current names.
 
     Raises:
         InputError: both spellings of one setting are given, or a removed setting turns on a removed feature.
     """
-    if group:
-        renamed = with_current_names({group: values})[group]
-        assert isinstance(renamed, dict)
-        return renamed
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    for key in REMOVED.keys() & result.keys():
-        _check_removed(key, result.pop(key))
-    train = result.get("train")
+    groups = {group: values} if group else values
+    for key in REMOVED.keys() & groups.keys():
+        _check_removed(key, groups.pop(key))
+    train = groups.get("train")
     if isinstance(train, dict):
         _shorten_window(train)
     for old, new in RENAMED.items():
         (section, name), current = old.split("."), new.split(".")[1]
-        settings = result.get(section)
+        settings = groups.get(section)
         if isinstance(settings, dict) and name in settings:
             value = settings.pop(name)
             if settings.setdefault(current, value) != value:
                 raise InputError(f"{old}={value}: is the old name of {new}={settings[current]}; remove {old}")
             notice(old, new)
-    return result
+    return values

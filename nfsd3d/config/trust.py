@@ -34,17 +34,21 @@ _VALUES = {
 """Settings below ``hydra`` that a file may set; ``sweeper.params`` also, for settings of a run."""
 _HARMLESS = {"cpu_precision", "recipe_of", "now", "oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values"}
 """Resolvers that a file may call: they read settings, the clock or the processor's features."""
-_ENVIRONMENT = "oc.env"
 _MAX_INTERPOLATIONS = 32
 """Interpolations of one configuration: values that repeat each other grow exponentially in their number."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a file may say: a run's ``config.yaml`` less than an experiment, one that reads the environment more."""
+    """What a file may say, and whether its ``hydra`` block counts.
+
+    A run's ``resolved`` ``config.yaml`` may say less than an experiment. ``allow_env`` lets files read the environment.
+    Their ``hydra`` blocks count in a ``sweep`` only.
+    """
 
     resolved: bool = False
     allow_env: bool = False
+    sweep: bool = False
 
 
 def check_file(values: Mapping[str, object], name: str, rules: Rules) -> None:
@@ -119,7 +123,7 @@ def _check_resolvers(text: str, where: str, rules: Rules) -> None:
         called = f"{where}: ${{{name}:...}}"
         if rules.resolved:
             raise InputError(f"{called}: a run's configuration has values only; write the value, or {literal}")
-        if name == _ENVIRONMENT:
+        if name == "oc.env":
             if not rules.allow_env:
                 raise InputError(
                     f"{called} reads an environment variable; add --allow-env if you trust the file, or {literal}"

@@ -35,17 +35,19 @@ def read_yaml(path: str | Path, shown: str | None = None, *, dotted_keys: bool =
         raise InputError(f"{shown}: cannot be read as YAML: it is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{shown}: cannot be read as YAML: {one_line(error)}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise InputError(f"{shown}: holds no settings, no mapping of keys to values")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in (values or {}).items()}
 
 
 @lru_cache(maxsize=128)  # by the text: the same few files make up every configuration
 def _parse(text: str, dotted_keys: bool) -> object:
-    _check_node(yaml.compose(text, Loader=yaml.SafeLoader), dotted_keys)
-    # OmegaConf's loader differs from PyYAML's: 1e3 is a number, and a date is text.
-    values = yaml.load(text, Loader=get_yaml_loader())
-    return {} if values is None else values
+    loader = get_yaml_loader()(text)  # OmegaConf's differs from PyYAML's: 1e3 is a number, and a date is text
+    root = loader.get_single_node()
+    if root is None:
+        return None
+    _check_node(root, dotted_keys)
+    return loader.construct_document(root)
 
 
 def read_text(path: str | Path) -> str:
@@ -78,12 +80,12 @@ def one_line(error: Exception) -> str:
     return " ".join(lines[:3])[:300] or type(error).__name__
 
 
-def _check_node(root: yaml.Node | None, dotted_keys: bool) -> None:
+def _check_node(root: yaml.Node, dotted_keys: bool) -> None:
     """Raises ValueError for a tag, a key, a size or a depth that settings do not have."""
-    pending = [] if root is None else [(root, "", 0)]
+    pending = [(root, dotted_keys, 0)]
     seen = 0
     while pending:
-        node, key, depth = pending.pop()
+        node, dotted, depth = pending.pop()
         seen += 1
         if depth > _MAX_DEPTH or seen > _MAX_NODES:
             raise ValueError(f"it is nested deeper than {_MAX_DEPTH} levels, or has over {_MAX_NODES:,} values")
@@ -93,13 +95,13 @@ def _check_node(root: yaml.Node | None, dotted_keys: bool) -> None:
         if isinstance(node, yaml.MappingNode):
             names = set()
             for name, value in node.value:
-                _check_key(name, dotted_keys or key.partition(".")[0] in _DOTTED)
+                _check_key(name, dotted)
                 if name.value in names:
                     raise ValueError(f"line {name.start_mark.line + 1}: {name.value} is given twice")
                 names.add(name.value)
-                pending.append((value, f"{key}.{name.value}" if key else str(name.value), depth + 1))
+                pending.append((value, dotted or (depth == 0 and name.value in _DOTTED), depth + 1))
         elif isinstance(node, yaml.SequenceNode):
-            pending += [(value, key, depth + 1) for value in node.value]
+            pending += [(value, dotted, depth + 1) for value in node.value]
 
 
 def _check_key(name: yaml.Node, dotted: bool) -> None:

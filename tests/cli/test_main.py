@@ -314,6 +314,14 @@ def test_prompts_of_a_sweep(runs):
     assert [row["prompt"] for row in _table(Path("s"))] == ["a red, house", "a 'pink' house"]
 
 
+def test_the_runs_of_a_sweep_start_from_another_run(runs, elsewhere):
+    assert main(["prompt=a red house", "run_dir=first", *SETTLED]) == 0
+    (elsewhere / "first" / "checkpoints").mkdir()
+    (elsewhere / "first" / "checkpoints" / "step-000005.json").write_text("{}")
+    assert main(["-m", "seed=3,4", "prompt=a pink house", "source_run=first", "run_dir=s", *SETTLED]) == 0
+    assert [(config.seed, config.source_run) for config, _ in runs[1:]] == [(3, "first"), (4, "first")]
+
+
 def test_an_interrupted_sweep_stops(runs):
     assert main(["-m", "seed=0,143,2", "prompt=a red house", "run_dir=s", *SETTLED]) == 143
     assert [row["status"] for row in _table(Path("s"))] == ["done", "interrupted"]

@@ -85,6 +85,8 @@ SWEEPS = [
     (["prompt=a red qux", "seed=0,1"], "does not know 'qux'"),
     (["prompt=a red cube", "seed=range(0,1000000000)"], "a sweep of over 10,000 jobs"),
     (["prompt=a red cube", "seed=range(5,1)"], "a sweep of no jobs"),
+    (["prompt=a red cube", "distill=range(5,1)"], "distill=range(5,1): no such choice"),
+    (["prompt=a red cube", "distill=range(0,1000000000)"], "distill=range(0,1000000000): no such choice"),
 ]
 
 

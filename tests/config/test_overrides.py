@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfsd3d.config.overrides import first_value, group_values, parse_override, quote, split_prompts
+from nfsd3d.config.overrides import each_value, group_values, parse_override, quote, split_prompts
 from nfsd3d.errors import InputError
 
 
@@ -49,4 +49,4 @@ def test_a_sweep_separates_paths_too():
 def test_the_values_of_a_group():
     fixed, swept = parse_override("distill=sds"), parse_override("prior=auto,sd21")
     assert (group_values(fixed), group_values(swept)) == (["sds"], ["auto", "sd21"])
-    assert [first_value(fixed), first_value(swept)] == ["distill=sds", "prior=auto"]
+    assert [*each_value(fixed), *each_value(swept)] == ["distill=sds", "prior=auto", "prior=sd21"]

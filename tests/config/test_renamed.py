@@ -12,7 +12,7 @@ import nfsd3d
 from nfsd3d.cli.options import RENAMED_OPTIONS, current_options
 from nfsd3d.config import renamed
 from nfsd3d.config.compose import compose, load_run_config
-from nfsd3d.config.renamed import REMOVED, RENAMED, current_override, with_current_names
+from nfsd3d.config.renamed import REMOVED, RENAMED, current_overrides, with_current_names
 from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError
 
@@ -45,7 +45,7 @@ def test_an_old_key_on_the_command_line(old, new, capsys):
     assert compose("nfsd", [*SETTLED, f"{old}=512"]) == compose("nfsd", [*SETTLED, f"{new}=512"])
     (line,) = notices(capsys)
     assert line.startswith(f"note: {old} is now called {new}")
-    assert current_override(f"++{old}=512") == f"++{new}=512"
+    assert current_overrides([f"++{old}=512"]) == [f"++{new}=512"]
 
 
 @pytest.mark.parametrize(("old", "new"), OLD_AND_NEW)
@@ -111,7 +111,7 @@ def test_the_removed_viewer_may_not_be_true(tmp_path):
 def test_current_names_are_unchanged(capsys):
     values = {"machine": {"rays_per_chunk": 5}, "seed": 3, "defaults": ["nfsd"]}
     assert with_current_names(values) == values
-    assert current_override("machine.rays_per_chunk=5") == "machine.rays_per_chunk=5"
+    assert current_overrides(["machine.rays_per_chunk=5"]) == ["machine.rays_per_chunk=5"]
     assert notices(capsys) == []
 
 

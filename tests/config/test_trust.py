@@ -85,6 +85,14 @@ DOORS = {
         {"x": "defaults: [nfsd, 'd@hy_group_ra.callbacks': b, _self_]", "d/b": f"m: {TARGET}"},
         "hydra.callbacks.m._target_",
     ),
+    "a sweep's overrides": (
+        {"x": "defaults: [nfsd, 'd@_global_xhydra.overrides': b, _self_]", "d/b": "task: [+hydra.job.env_set.A=b]"},
+        "hydra.overrides.task",
+    ),
+    "a job's name": (
+        {"x": "defaults: [nfsd, 'd@_global_xhydra.job': b, _self_]", "d/b": 'name: "a\\ntouch called"'},
+        "hydra.job.name",
+    ),
     "the whole file": ({"x": f"# @package hydra.callbacks\n{BEGIN}m: {TARGET}"}, "x.yaml: @package hydra.callbacks"),
     "a file that a file names": (
         {"x": "defaults: [y, _self_]", "y": f"{BEGIN}hydra: {{callbacks: {{mine: {TARGET}}}}}"},
@@ -195,6 +203,20 @@ def test_a_file_says_no_more_than_it_may(folder, capsys, door):
     assert "marker_of_a_test" not in sys.modules
 
 
+@pytest.mark.parametrize("names", ["bad,orbit", "orbit,bad"])
+@pytest.mark.parametrize("where", ["the file", "the command line"])
+def test_the_files_of_one_job_of_a_sweep_say_no_more_than_others(folder, capsys, names, where):
+    logging = "{version: 1, root: {handlers: [h]}, handlers: {h: {(): marker_of_a_test.touch}}}"
+    params = f"hydra: {{sweeper: {{params: {{cameras: '{names}'}}}}}}" if where == "the file" else ""
+    files = {"cameras/bad": "defaults: [orbit, '/d@_global_xhydra.job_logging': b, _self_]", "d/b": logging}
+    path = write(folder, {"x": BEGIN + params, **files})
+    given = [] if where == "the file" else [f"cameras={names}"]
+    assert main(["--config", str(path), "-m", "prompt=a red cube", *SETTLED, *given, "dry_run=true"]) == 2
+    assert "error: x.yaml: hydra.job_logging." in capsys.readouterr().err
+    assert not (folder / "called").exists()
+    assert (folder / "outputs").exists() == names.startswith("orbit")
+
+
 def test_a_file_sets_workers_partitions_and_times(folder, capsys):
     values = (
         "{name: a-1, partition: 'gpu,long', timeout_min: 60, gres: 'gpu:a100:1', mem_gb: 1.5, array_parallelism: 4}"
@@ -288,4 +310,5 @@ def test_other_programs_in_the_process_keep_their_search_path(folder):
 
     write(folder, {"app": "hydra: {job: {env_set: {A: b}}}\nsize: 3"})
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        assert compose("nfsd", ["prompt=x", *SETTLED]).distill.method == "nfsd"
         assert hydra.compose("app", return_hydra_config=True).hydra.job.env_set.A == "b"
