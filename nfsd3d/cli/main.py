@@ -14,8 +14,8 @@ from typing import get_args
 
 import nfsd3d
 from nfsd3d.cli.launch import resume, start
+from nfsd3d.cli.multirun import multirun
 from nfsd3d.cli.options import Parser
-from nfsd3d.cli.sweep import sweep
 from nfsd3d.config.choices import all_choices
 from nfsd3d.config.compose import compose_experiment, composed_yaml, load_run_config
 from nfsd3d.config.experiments import choices_of, config_root, find_experiment
@@ -25,7 +25,7 @@ from nfsd3d.runs.files import describe, remedy, storage_error
 from nfsd3d.settings.paths import user_path
 
 COMMANDS = (
-    *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor"),
+    *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep"),
     *("check-mesh", "train-prior", "train-classifier"),
 )
 """Subcommands; ``main(arguments) -> exit code`` of each is in the module of that name, with _ for -."""
@@ -71,7 +71,7 @@ def run_command(arguments: list[str]) -> int:
     else:
         experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)
         if options.multirun:
-            return sweep(experiment, options.overrides)
+            return multirun(experiment, options.overrides)
         if options.cfg:
             print(composed_yaml(experiment, options.overrides, options.cfg), end="")
         else:

@@ -53,6 +53,8 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
     """
     parsed = parse_overrides(overrides)
     for override in parsed:
+        if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")):
+            raise InputError(f"{override.input_line}: is for a sweep; add -m, or leave it out")
         if override.is_sweep_override():
             key, _, values = str(override.input_line).partition("=")
             raise InputError(
@@ -207,4 +209,6 @@ def _check_hydras(override: Override) -> None:
     if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
         raise InputError(f"{line}: has no effect; choose the directory with run_dir=PATH")
     if key.startswith("hydra/") and (override.type == OverrideType.DEL or not isinstance(override.value(), str)):
-        raise InputError(f"{line}: must be a name, such as hydra/launcher=basic")
+        raise InputError(f"{line}: must be a name, such as hydra/launcher=local")
+    if key == "hydra/sweeper" and override.value() != "basic":
+        raise InputError(f"{line}: a sweep runs all combinations of the listed values; leave it out")

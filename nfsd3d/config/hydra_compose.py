@@ -6,7 +6,8 @@ composed where it runs, and may choose files that no other job chooses.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import PurePath
@@ -20,20 +21,19 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nfsd3d.config.experiments import Experiment, config_root
 from nfsd3d.config.hydra_errors import describe
 from nfsd3d.config.overrides import parse_override, quoted
 from nfsd3d.config.renamed import with_current_names
 from nfsd3d.config.trust import Rules, check_file, check_hydra_value, check_interpolations, leaves
-from nfsd3d.config.yaml_files import one_line, read_text, read_yaml
-from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.config.yaml_files import read_text, read_yaml
+from nfsd3d.errors import InputError
 
+_ONE_AT_A_TIME = threading.RLock()
 _CHOICE = "runtime.choices."
 _RECORDED = ("runtime.", "job.config_name", "job.override_dirname", "searchpath")
 """What Hydra's settings record of a composition; the choices from Hydra's own groups among it are checked."""
@@ -58,37 +58,18 @@ def compose_with_hydra(
     return values, values.pop("hydra")
 
 
-def multirun(experiment: Experiment, overrides: Sequence[str], job: Callable[[DictConfig], None]) -> None:
-    """Hydra's multirun of an experiment; ``job`` is called with each composition.
-
-    ``job`` is a function of a module, so that launchers with other processes find it by its name.
-
-    Raises:
-        InputError: Hydra or OmegaConf raise an error, or a file says more than it may.
-        RunFailed: the launcher or the sweeper fails.
-    """
-    try:
-        with _hydra(experiment, sweep=True) as program:
-            program.multirun(experiment.path.stem, job, list(overrides))
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        raise InputError(describe(error, overrides)) from error
-    except RunFailed:
-        raise
-    except Exception as error:  # of a launcher; the jobs' own errors are theirs
-        raise RunFailed(f"the sweep's launcher or sweeper failed: {type(error).__name__}: {one_line(error)}") from error
-
-
 @contextmanager
 def _hydra(experiment: Experiment, sweep: bool) -> Iterator[Hydra]:
     """The Hydra of this process within the block: it reads the experiment's folder, then the project's."""
     rules = Rules(experiment.resolved, experiment.allow_env, sweep)
-    running = GlobalHydra.instance()
-    former, running.hydra = running.hydra, Hydra("nfsd3d", _Loader(str(experiment.path.parent), rules))
-    version.setbase("1.3")
-    try:
-        yield running.hydra
-    finally:
-        running.hydra = former
+    with _ONE_AT_A_TIME:  # Hydra's state is global, and runs may be started in threads
+        running = GlobalHydra.instance()
+        former, running.hydra = running.hydra, Hydra("nfsd3d", _Loader(str(experiment.path.parent), rules))
+        version.setbase("1.3")
+        try:
+            yield running.hydra
+        finally:
+            running.hydra = former
 
 
 def _search_path(folder: str, rules: Rules) -> ConfigSearchPath:
@@ -141,7 +122,8 @@ class _FileSource(FileConfigSource):
         if ".." in parts or os.path.isabs(config_path):
             raise InputError(f"defaults: {config_path}: lies outside of {self.path}; copy the file into that folder")
         found = super().is_config(config_path)
-        if found and parts[0] == "hydra":
+        ours = parts[:2] == ("hydra", "launcher") and os.path.samefile(self.path, config_root())
+        if found and parts[0] == "hydra" and not ours:
             raise InputError(
                 f"{config_path}.yaml in {self.path}: Hydra's own settings are not read from files; remove it, or "
                 "give the values on the command line"

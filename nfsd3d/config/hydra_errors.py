@@ -7,10 +7,6 @@ from nfsd3d.config.experiments import choices_of, config_root
 from nfsd3d.config.yaml_files import one_line, read_yaml
 from nfsd3d.errors import InputError, did_you_mean
 
-_PLUGINS = {
-    "hydra/launcher": ("joblib", "submitit_local", "submitit_slurm", "ray", "ray_aws", "rq"),
-    "hydra/sweeper": ("optuna", "ax", "nevergrad"),
-}
 """Launchers and sweepers in packages of their own, such as hydra-submitit-launcher."""
 
 
@@ -67,8 +63,6 @@ def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) 
     if group.startswith("hydra/"):
         if chosen not in overrides:
             return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
-        if name in _PLUGINS.get(group, ()):
-            return f"{chosen}: not installed; pip install hydra-{name.partition('_')[0]}-{group.partition('/')[2]}"
     options = choices_of(group) or re.findall(r"^\t(\w+)$", text, re.MULTILINE)
     return f"{_within(text)}{chosen}: no such choice{did_you_mean(name, options)}; choose {group}={', '.join(options)}"
 

@@ -14,7 +14,7 @@ from nfsd3d.config.renamed import current_overrides
 from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
-_TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
+TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
 _PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
 
 
@@ -27,7 +27,7 @@ def quote(override: str, *, sweep: bool = False) -> str:
         InputError: a quote in a sweep's prompts that is not closed.
     """
     key, separator, value = override.partition("=")
-    if separator and key in _TEXT_KEYS:
+    if separator and key in TEXT_KEYS:
         return f"{key}={','.join(map(quoted, split_prompts(value) if sweep else [value]))}"
     if not separator or key not in _PATH_KEYS or value == "null":
         return override

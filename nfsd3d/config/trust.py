@@ -18,18 +18,10 @@ from nfsd3d.config.yaml_files import texts_in
 from nfsd3d.errors import InputError
 
 _VALUES = {
-    # joblib, ray
-    *("launcher.n_jobs", "launcher.ray.init.num_cpus", "launcher.ray.init.num_gpus"),
-    *("launcher.ray.remote.num_cpus", "launcher.ray.remote.num_gpus"),
-    # submitit, locally and on SLURM
-    *("launcher.name", "launcher.nodes", "launcher.tasks_per_node", "launcher.cpus_per_task", "launcher.mem_gb"),
-    *("launcher.gpus_per_node", "launcher.gpus_per_task", "launcher.cpus_per_gpu", "launcher.mem_per_cpu"),
-    *("launcher.mem_per_gpu", "launcher.gres", "launcher.partition", "launcher.account", "launcher.qos"),
-    *("launcher.constraint", "launcher.timeout_min", "launcher.signal_delay_s", "launcher.max_num_timeout"),
-    "launcher.array_parallelism",
-    # the basic sweeper, optuna
-    *("sweeper.max_batch_size", "sweeper.n_trials", "sweeper.n_jobs", "sweeper.max_failure_rate"),
-    *("sweeper.direction", "sweeper.sampler.seed"),
+    # not the engine or a cluster's address: where jobs run is the command line's alone
+    *("launcher.workers", "launcher.threads", "launcher.gpus", "launcher.retries", "launcher.mem_gb"),
+    *("launcher.partition", "launcher.account", "launcher.qos", "launcher.constraint"),
+    *("launcher.timeout_min", "launcher.signal_delay_s", "launcher.max_requeues"),
 }
 """Settings below ``hydra`` that a file may set; ``sweeper.params`` also, for settings of a run."""
 _HARMLESS = {"cpu_precision", "recipe_of", "now", "oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values"}

@@ -93,18 +93,23 @@ def last_engine(folder: Path) -> EngineSettings:
         return EngineSettings()
 
 
+def check_installed(settings: EngineSettings) -> None:
+    """Raises `InputError` unless the package that the engine needs is installed."""
+    _, package = ENGINES[settings.engine]
+    if package is not None and find_spec(package) is None:
+        raise InputError(
+            f"engine {settings.engine}: {package} is not installed; install it with: pip install 'nfsd3d[sweep]'"
+        )
+
+
 def load_engine(settings: EngineSettings, command: Command) -> Engine:
     """The engine that the settings name.
 
     Raises:
-        InputError: its package is not installed.
+        InputError: its package is not installed, or its settings do not fit this machine.
     """
-    location, package = ENGINES[settings.engine]
-    if package is not None and find_spec(package) is None:
-        raise InputError(
-            f"engine={settings.engine}: {package} is not installed; install it with: pip install 'nfsd3d[sweep]'"
-        )
-    module, name = location.split(":")
+    check_installed(settings)
+    module, name = ENGINES[settings.engine][0].split(":")
     engine: Engine = getattr(importlib.import_module(module), name)(settings, command)
     return engine
 

@@ -1,0 +1,247 @@
+"""A sweep, ``-m seed=0,1 distill=sds,nfsd``: its jobs are checked, written down, and given to an engine.
+
+A sweep's directory holds a run directory for each job, ``<n>-<values>``, and the tables and the page of
+``nfsd3d sweep report``.
+"""
+
+import itertools
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from nfsd3d.cli.launch import announce
+from nfsd3d.cli.sweep import run_and_report
+from nfsd3d.config.compose import settle, to_config
+from nfsd3d.config.experiments import Experiment, choices_of
+from nfsd3d.config.hydra_compose import compose_with_hydra
+from nfsd3d.config.overrides import TEXT_KEYS, each_value, parse_override, parse_overrides
+from nfsd3d.config.schema import Config, known_keys
+from nfsd3d.errors import InputError
+from nfsd3d.jobs import table
+from nfsd3d.jobs.controller import check_installed
+from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
+from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
+from nfsd3d.runs import directory, preflight
+from nfsd3d.settings.paths import user_path
+
+_MOST_JOBS = 10_000
+_TRIED = 16
+"""Combinations that are composed for a value, as long as none is valid."""
+
+
+def multirun(experiment: Experiment, arguments: Sequence[str]) -> int:
+    """Runs every combination of ``arguments`` in a directory of its own; 0 if all are done, else 1.
+
+    With the ``run_dir`` of an unfinished sweep of the same jobs, these are gone on with. With ``dry_run=true`` a table
+    of the jobs is printed, and nothing is written.
+
+    Raises:
+        InputError: a value that no job could use, an engine that cannot be used, or a directory that cannot be made.
+        Interrupted: a signal ended it.
+    """
+    parsed = parse_overrides([_prompts_of_file(argument) for argument in arguments], sweep=True)
+    folders = [override for override in parsed if override.key_or_group == "run_dir"]
+    if any(override.is_sweep_override() for override in folders):
+        raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
+    given = folders[-1].value() if folders else None
+    if given == "":
+        raise InputError("run_dir=: must not be empty")
+    lines, choices = settle(experiment, [override for override in parsed if override.key_or_group != "run_dir"])
+    sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
+    config = _check(experiment, sweep)
+    announce(choices)
+    folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
+    manifest = _manifest(experiment, sweep, folder)
+    if config.dry_run:
+        print(table.text_table(manifest, table.rows_of(manifest)))
+        print(f"# {len(manifest.jobs)} jobs on engine {sweep.engine.engine}; dry run: nothing was started")
+        return 0
+    check_installed(sweep.engine)
+    if given is None:
+        manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
+    manifest = _written(manifest, given is not None)
+    print(f"{len(manifest.jobs)} jobs in {manifest.folder}", file=sys.stderr)
+    return run_and_report(manifest, sweep.engine)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """The overrides of a sweep's command line: those that all jobs share, and the texts of each that is swept."""
+
+    shared: list[str]
+    swept: dict[str, list[str]]
+    engine: EngineSettings
+
+    @classmethod
+    def of(cls, experiment: Experiment, overrides: Sequence[Override]) -> "_Sweep":
+        """The sweep of these overrides.
+
+        Raises:
+            InputError: values that cannot be listed, no or too many combinations, or a wrong engine.
+        """
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise InputError(
+                    f"{override.input_line}: an interval has no list of values; write values such as 1,2,5, or "
+                    "range(1,10)"
+                )
+        first = [next(each_value(override), "") for override in overrides]
+        _, hydras = compose_with_hydra(experiment, list(filter(None, first)), sweep=True)
+        params = [parse_override(f"{key}={value}") for key, value in (hydras.sweeper.get("params") or {}).items()]
+        merged = {override.get_key_element(): override for override in [*params, *overrides]}.values()
+        ours = [override for override in merged if not override.is_hydra_override()]
+        swept = {
+            str(override.key_or_group): list(itertools.islice(each_value(override), _MOST_JOBS + 1))
+            for override in ours
+            if override.is_sweep_override()
+        }
+        jobs = math.prod(map(len, swept.values()))
+        if not 0 < jobs <= _MOST_JOBS:
+            size = "no" if jobs == 0 else f"over {_MOST_JOBS:,}"
+            raise InputError(f"a sweep of {size} jobs; give fewer or more values")
+        shared = [str(override.input_line) for override in ours if not override.is_sweep_override()]
+        return cls(shared, swept, _engine(hydras))
+
+    def jobs(self) -> Iterator[tuple[str, ...]]:
+        """The swept overrides of each job."""
+        return itertools.product(*self.swept.values())
+
+
+def _engine(hydras: DictConfig) -> EngineSettings:
+    """The engine that ``hydra/launcher`` chooses; Hydra's own basic launcher means one job at a time.
+
+    Raises:
+        InputError: another launcher, or a wrong setting.
+    """
+    name = hydras.runtime.choices["hydra/launcher"]
+    if name == "basic":
+        return EngineSettings()
+    values = OmegaConf.to_container(hydras.launcher, resolve=True)
+    assert isinstance(values, dict)
+    if "_target_" in values:
+        names = "local, joblib, submitit_local, submitit_slurm, ray"
+        raise InputError(f"hydra/launcher={name}: not one of this program's; choose hydra/launcher={names}")
+    return engine_settings({str(key): value for key, value in values.items()}, "hydra.launcher.")
+
+
+def _check(experiment: Experiment, sweep: _Sweep) -> Config:
+    """Checks each value once: beside the first valid combination of the others, or where it does not fit, beside more.
+
+    Returns the configuration of the first valid job.
+
+    Raises:
+        InputError: no job is valid, or a value that fits none of the combinations that were tried.
+    """
+    base, config = _first_valid(experiment, sweep, itertools.islice(sweep.jobs(), _TRIED))
+    values = config.to_dict()
+    for index, (key, overrides) in enumerate(sweep.swept.items()):
+        for override in overrides:
+            if override == base[index]:
+                continue
+            job = (*base[:index], override, *base[index + 1 :])
+            try:
+                if choices_of(key, experiment.path.parent) or key not in known_keys():
+                    _composed(experiment, sweep, job)
+                else:
+                    preflight.check(Config.from_dict(_with_value(values, key, parse_override(override).value())))
+            except InputError:
+                others = [[override] if place == index else texts for place, texts in enumerate(sweep.swept.values())]
+                _first_valid(experiment, sweep, itertools.islice(itertools.product(*others), _TRIED))
+    return config
+
+
+def _first_valid(
+    experiment: Experiment, sweep: _Sweep, jobs: Iterable[tuple[str, ...]]
+) -> tuple[tuple[str, ...], Config]:
+    """The first valid one of ``jobs``, with its configuration; raises the first one's error if there is none."""
+    errors = []
+    for job in jobs:
+        try:
+            return job, _composed(experiment, sweep, job)
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _composed(experiment: Experiment, sweep: _Sweep, job: tuple[str, ...]) -> Config:
+    config = to_config(compose_with_hydra(experiment, [*sweep.shared, *job])[0])
+    preflight.check(config)
+    return config
+
+
+def _with_value(values: Mapping[str, object], key: str, value: object) -> dict[str, object]:
+    """Nested ``values`` with the one at a dotted key replaced."""
+    name, _, rest = key.partition(".")
+    inner = values.get(name)
+    return {**values, name: _with_value(inner, rest, value) if rest and isinstance(inner, Mapping) else value}
+
+
+def _manifest(experiment: Experiment, sweep: _Sweep, folder: Path) -> Manifest:
+    """The sweep's jobs in ``folder``."""
+    label = str(experiment.path.absolute())
+    allowed = ["--allow-env"] * experiment.allow_env
+    columns = list(sweep.swept)
+    jobs = []
+    for number, job in enumerate(sweep.jobs()):
+        values = {key: _shown(override) for key, override in zip(columns, job, strict=True)}
+        jobs.append((_job_folder(number, values), job, values))
+    return new_manifest(folder, "sweep", ["--config", label, *allowed, *sweep.shared], columns, jobs)
+
+
+def _job_folder(number: int, values: Mapping[str, str]) -> str:
+    """``<n>-distill=sds,seed=0`` as a file name, with the last part of each key."""
+    words = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in sorted(values.items()))
+    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", words)[:120].strip("-.")
+    return f"{number}-{words}" if words else str(number)
+
+
+def _shown(override: str) -> str:
+    """The value of an override as a person writes it."""
+    value = parse_override(override).value()
+    return value if isinstance(value, str) else override.partition("=")[2]
+
+
+def _written(manifest: Manifest, existing: bool) -> Manifest:
+    """The manifest after it is written, or the one of an unfinished sweep of the same jobs in its folder.
+
+    Raises:
+        InputError: the folder holds another sweep, or other files, or cannot be written to.
+    """
+    folder = manifest.folder
+    if existing and (folder / NAME).exists():
+        there = read(folder)
+        if not there.same_jobs(manifest):
+            raise InputError(
+                f"run_dir={folder}: holds a sweep of other jobs; choose another, or: nfsd3d sweep resume {folder}"
+            )
+        return there
+    directory.claim_folder(folder)
+    write(manifest)
+    return manifest
+
+
+def _prompts_of_file(argument: str) -> str:
+    """``prompt=@FILE`` with the lines of the file as values; other arguments as they are.
+
+    Raises:
+        InputError: the file cannot be read, or has no line.
+    """
+    key, _, name = argument.partition("=@")
+    if key not in TEXT_KEYS or not name:
+        return argument
+    remedy = "give a text file with a prompt on each line"
+    try:
+        lines = [line.strip() for line in user_path(name).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{argument}: cannot be read ({error}); {remedy}") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"{argument}: has no prompt; {remedy}")
+    escaped = (prompt.replace("\\", "\\\\").replace('"', '\\"') for prompt in prompts)
+    return f"{key}=" + ",".join(f'"{prompt}"' for prompt in escaped)
