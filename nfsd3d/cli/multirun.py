@@ -125,15 +125,16 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     name = hydras.runtime.choices["hydra/launcher"]
     if name == "basic":
         return EngineSettings()
-    values = OmegaConf.to_container(hydras.launcher, resolve=True)
-    assert isinstance(values, dict)
+    container = OmegaConf.to_container(hydras.launcher, resolve=True)
+    assert isinstance(container, dict)
+    values = {str(key): value for key, value in container.items()}
     if "_target_" in values:
         names = "local, joblib, submitit_local, submitit_slurm, ray"
         raise InputError(f"hydra/launcher={name}: not one of this program's; choose hydra/launcher={names}")
     known = read_yaml(config_root() / "hydra" / "launcher" / f"{name}.yaml")
     if unknown := [key for key in values if key not in known]:
         raise InputError(f"hydra.launcher.{unknown[0]}: engine {name} has no such setting; it has {', '.join(known)}")
-    return engine_settings({str(key): value for key, value in values.items()}, "hydra.launcher.")
+    return engine_settings(values, "hydra.launcher.")
 
 
 def _check(experiment: Experiment, sweep: _Sweep) -> Config:
