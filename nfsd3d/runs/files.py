@@ -1,7 +1,7 @@
-"""Atomic file writes: a temporary file in the same folder, moved into place when it is complete.
+"""Atomic file writes, and reads of regular files only.
 
-The name of a temporary file has the host and the process that writes it, so that those of processes that were killed
-can be told from those in use.
+A file is written under a temporary name in the same folder, and moved into place when it is complete. That name has the
+host and the process that writes it, so that those of processes that were killed can be told from those in use.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -47,20 +48,52 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, the temporary file is removed and ``path`` stays as it was.
 
     Raises:
-        OSError: the folder does not exist, or cannot be written to. It is not created: a run whose directory was
-            removed must not write half of it again.
+        OSError: the folder does not exist, or cannot be written to; it names ``path``. The folder is not created: a run
+            whose directory was removed must not write half of it again.
     """
     temporary = temporary_path(path)
-    temporary.touch(exist_ok=False)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         # Not an error of its own: it would hide that of the block.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+class NotRegular(OSError):
+    """A FIFO, device, directory or socket in place of a file."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        NotRegular: it is something else. A FIFO would block its reader until a process writes to it.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=_open_regular) as stream:
+        return stream.read()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no FIFOs among files
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotRegular(errno.EINVAL, "not a regular file", path) from error
+        raise
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise NotRegular(errno.EINVAL, "not a regular file", path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -88,6 +121,11 @@ def remove_temporaries(run_dir: Path) -> None:
             if dead or (owned and (mark or _OLD_TEMPORARY.fullmatch(name))):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the name is one of :func:`temporary_path`."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def check_writable(folder: Path) -> None:

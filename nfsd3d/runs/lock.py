@@ -13,6 +13,7 @@ Measurement: tests/runs/test_lock.py starts, kills and forks processes on one di
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs.files import json_object, remove_temporaries, temporary_path
+from nfsd3d.runs.files import NotRegular, json_object, read_bytes, remove_temporaries, temporary_path
 from nfsd3d.runs.process import machine, start_time
 
 NAME = ".lock"
@@ -34,6 +35,10 @@ STALE = 60.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead."""
 PAUSE = 0.5
 """Seconds between two looks at a lock that is being replaced, or at another machine's heartbeat."""
+
+
+class OwnerLost(RunFailed):
+    """A process no longer owns its run directory, and must not write to it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def owned(run_dir: Path) -> Iterator[None]:
     owner may be dead, this takes up to :data:`STALE` seconds, and a line on stderr says so.
 
     Raises:
-        InputError: the directory belongs to another process or thread, or cannot be written to.
+        InputError: the directory belongs to another process or thread, cannot be written to, or has something else of
+            the lock's name.
     """
     path = run_dir.resolve() / NAME
     if path in _held and _held[path][0].pid == os.getpid() and _held[path][1] == threading.get_ident():
@@ -126,7 +132,7 @@ def check_owned(run_dir: Path) -> None:
     """Checks that ``run_dir`` still belongs to this process, if :func:`owned` has said so.
 
     Raises:
-        RunFailed: it was deleted or moved, or another process has taken it over.
+        OwnerLost: it was deleted or moved, or another process has taken it over.
         OSError: the lock cannot be read.
     """
     path = run_dir.resolve() / NAME
@@ -139,14 +145,22 @@ def check_owned(run_dir: Path) -> None:
             return
         time.sleep(PAUSE)
     if found is not None:
-        raise RunFailed(f"{run_dir}: was taken over by {found}, because this process was suspended; this one stops")
+        raise OwnerLost(f"{run_dir}: was taken over by {found}, because this process was suspended; this one stops")
     if run_dir.is_dir():
-        raise RunFailed(f"{run_dir}: its file {NAME} is gone, so that it may belong to another process; this one stops")
-    raise RunFailed(f"{run_dir}: the run directory is gone; this process stops")
+        state = "damaged" if os.path.lexists(path) else "gone"
+        raise OwnerLost(
+            f"{run_dir}: its file {NAME} is {state}, so that it may belong to another process; this one stops"
+        )
+    raise OwnerLost(f"{run_dir}: the run directory is gone; this process stops")
 
 
 def _acquire(path: Path, owner: Owner) -> None:
-    """Creates the lock, in place of a dead owner's."""
+    """Creates the lock, in place of a dead owner's.
+
+    Raises:
+        InputError: the owner is alive, or the lock is no regular file: nothing of this program's, which stays.
+        OSError: it cannot be written.
+    """
     watched: tuple[Owner | None, float] | None = None
     since = 0.0
     while True:
@@ -154,10 +168,12 @@ def _acquire(path: Path, owner: Owner) -> None:
             if _create(path, owner):
                 return
             try:
-                seen = _read(path), path.stat().st_mtime
+                found, status = _read(path), path.lstat()
             except FileNotFoundError:
                 continue  # released meanwhile
-            found, beat = seen
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: not a regular file, and so no lock of a run; move it away")
+            seen = found, (beat := status.st_mtime)
             alive = _is_alive(found)
             if alive is None:  # its heartbeat decides
                 age = _server_time(path) - beat
@@ -253,8 +269,8 @@ def _beat(path: Path, owner: Owner, released: threading.Event) -> None:
 def _read(path: Path) -> Owner | None:
     """The owner that a lock names; None without a lock, and for one that cannot be read."""
     try:
-        owner = Owner(**json_object(path.read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError, TypeError):
+        owner = Owner(**json_object(read_bytes(path)))
+    except (FileNotFoundError, NotADirectoryError, PermissionError, NotRegular, ValueError, TypeError):
         return None
     return owner if type(owner.pid) is int else None
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TypedDict, cast
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import json_object, write_text
+from nfsd3d.runs.files import json_object, read_bytes, write_text
 
 RENAMED = {"particle_loss": "lora_loss"}
 """Names of version 0.1, read for one minor version."""
@@ -154,7 +154,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
 def _read(path: Path) -> tuple[list[dict[str, float | None]], int]:
     """The lines that can be read, and how many others there are, apart from the unfinished last one of a killed run."""
-    *texts, last = path.read_bytes().split(b"\n")
+    *texts, last = read_bytes(path).split(b"\n")
     found = [line for line in map(_parsed, texts) if line is not None]
     kept: list[dict[str, float | None]] = []
     for line, following in zip_longest(found, found[1:]):

@@ -14,7 +14,7 @@ import nfsd3d
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
-from nfsd3d.runs.files import json_object, write_json
+from nfsd3d.runs.files import json_object, read_bytes, write_json
 from nfsd3d.runs.metrics import Metrics, current_names, finite
 from nfsd3d.settings.schedules import Schedule
 
@@ -127,7 +127,7 @@ def read_summary(run_dir: Path) -> Summary:
     """
     path = run_dir / "summary.json"
     try:
-        content = json_object(path.read_bytes())
+        content = json_object(read_bytes(path))
     except FileNotFoundError:
         return {}
     except OSError as error:

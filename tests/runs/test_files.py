@@ -1,6 +1,7 @@
 """Files are written atomically, and what killed processes leave is removed."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -102,3 +103,37 @@ def test_a_lock_on_a_run_removes_what_its_killed_owner_left(tmp_path):
     (tmp_path / "checkpoints" / ".step-000004-abcd_123.safetensors").write_bytes(b"half of it")
     with owned(tmp_path):
         assert names(tmp_path) == [".lock"]
+
+
+@pytest.fixture(params=["FIFO", "folder", "socket", "device"])
+def irregular(request, tmp_path):
+    """Something in place of a file that a reader must not wait for."""
+    path = tmp_path / "not a file"
+    if request.param == "FIFO":
+        os.mkfifo(path)
+    elif request.param == "folder":
+        path.mkdir()
+    elif request.param == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    return path
+
+
+def test_only_regular_files_are_read(irregular, tmp_path):
+    with pytest.raises(files.NotRegular, match="not a regular file"):
+        files.read_bytes(irregular)
+    write_text(tmp_path / "a", "content")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert files.read_bytes(tmp_path / "link") == b"content"
+
+
+@pytest.mark.parametrize("what", ["a folder in its place", "no folder for it"])
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path, what):
+    path = tmp_path / "target.json" if what == "a folder in its place" else tmp_path / "none/target.json"
+    if what == "a folder in its place":
+        path.mkdir()
+    with pytest.raises(OSError) as error:
+        write_json(path, {})
+    assert files.describe(error.value).startswith(f"{path}: ") and names(tmp_path) == []

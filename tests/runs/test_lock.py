@@ -210,7 +210,19 @@ def test_a_damaged_lock_counts_by_its_age(tmp_path, brief, content):
         check_owned(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["taken over", "file .lock is gone", "directory is gone"])
+@pytest.mark.parametrize("kind", ["dangling link", "folder", "FIFO"])
+def test_what_is_no_lock_is_named_and_stays(tmp_path, kind):
+    path = tmp_path / lock.NAME
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.mkdir() if kind == "folder" else path.symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"\.lock: not a regular file, and so no lock of a run"), owned(tmp_path):
+        pass
+    assert lock.live_owner(tmp_path) is None and os.path.lexists(path)
+
+
+@pytest.mark.parametrize("what", ["taken over", "file .lock is gone", "file .lock is damaged", "directory is gone"])
 def test_an_owner_that_has_lost_its_directory_stops_writing(tmp_path, brief, what):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -218,6 +230,8 @@ def test_an_owner_that_has_lost_its_directory_stops_writing(tmp_path, brief, wha
         check_owned(folder)
         if what == "taken over":
             written(folder)
+        elif what == "file .lock is damaged":
+            os.truncate(folder / lock.NAME, 20)
         else:
             (folder / lock.NAME).unlink()
         if what == "directory is gone":
