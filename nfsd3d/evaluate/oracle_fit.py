@@ -19,6 +19,7 @@ from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.runs import identity
 from nfsd3d.runs.directory import claim_folder
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.lock import owned
@@ -115,7 +116,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     """
     console = console or Console()
     composition = composition_of(config.prompt)
-    claim_folder(run_dir)
+    run_dir = claim_folder(run_dir)
     generator = build_generator(config)
     rng = torch.Generator().manual_seed(config.seed)
     batches = render_batches(composition, config.cameras, config.train, rng, generator.device, console)
@@ -130,6 +131,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     )
     progress = Progress()
     with owned(run_dir):
+        identity.write(run_dir)
         try:
             with stop_requests() as stop:
                 train(config, run_dir, task, progress, stop, console)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.files import first_line, write_bytes, write_json
+from nfsd3d.runs.files import first_line, read_bytes, write_bytes, write_json
 from nfsd3d.runs.metrics import Metrics, current_names, finite
 
 FORMAT = "nfsd3d checkpoint 2"
@@ -33,7 +33,8 @@ _RENAMED = {"particle.": "lora.", "particle_optimizer.": "lora_optimizer."}
 class Record(TypedDict):
     """The progress of a run: seconds and NFE since its start, and the metrics of the last logged step.
 
-    ``retries`` after a divergence, and the ``history`` of `nfsd3d.train.divergence.History`, since version 0.2.
+    ``retries`` after a divergence, the ``history`` of `nfsd3d.train.divergence.History`, and the ``settings`` that the
+    state was trained with (`nfsd3d.runs.identity`), since version 0.2.
     """
 
     seconds: float
@@ -41,6 +42,7 @@ class Record(TypedDict):
     metrics: Metrics
     retries: NotRequired[int]
     history: NotRequired[dict[str, Any]]
+    settings: NotRequired[dict[str, object]]
 
 
 NO_PROGRESS = Record(seconds=0.0, network_evaluations=0, metrics={})
@@ -51,7 +53,7 @@ class Header(TypedDict):
 
     ``checksum`` is over all its other values, ``sha256`` over the tensor file. ``step`` finished steps; ``sound`` is
     false when the training loop had doubts about the state. ``group_sizes`` are the numbers of parameters in the
-    optimiser's groups.
+    optimiser's groups. ``run`` is the id of its run (`nfsd3d.runs.identity`), which those of earlier versions lack.
     """
 
     format: str
@@ -61,6 +63,7 @@ class Header(TypedDict):
     sound: bool
     group_sizes: list[int]
     record: Record
+    run: NotRequired[str]
 
 
 class Damaged(InputError):
@@ -107,6 +110,7 @@ def write(
     sound: bool = True,
     group_sizes: Sequence[int] = (),
     record: Record = NO_PROGRESS,
+    run: str | None = None,
 ) -> None:
     """Writes the pair of files; ``path`` is the JSON file, and its name has the number of finished steps."""
     path.parent.mkdir(exist_ok=True)
@@ -124,6 +128,8 @@ def write(
         group_sizes=list(group_sizes),
         record={**record, "metrics": finite(record["metrics"])},
     )
+    if run is not None:
+        header["run"] = run
     header["checksum"] = _checksum(header)
     write_json(path, header)
 
@@ -175,6 +181,8 @@ def parse_header(path: Path, content: bytes) -> Header:
     expected = {"sha256": str, "step": int, "sound": bool, "group_sizes": list, "record": dict}
     if any(type(header.get(key)) is not kind for key, kind in expected.items()):
         raise Damaged(f"{path} is incomplete")
+    if not isinstance(header.get("run", ""), str):
+        raise Damaged(f"{path} is incomplete")
     if header["step"] != step_of(path):
         raise Damaged(f"{path} has the content of step {header['step']}")
     record = NO_PROGRESS | header["record"] if path.stem == "source" else header["record"]
@@ -193,7 +201,7 @@ def _bytes_of(path: Path, json_file: Path) -> bytes:
         OSError: a cause outside of the file, such as too many open files: the checkpoint may be intact.
     """
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError as error:
         if not os.path.lexists(json_file):
             raise Vanished(f"{json_file} does not exist any more") from error

@@ -13,13 +13,14 @@ Measurement: tests/runs/test_checkpoints.py reads 200 times while a thread saves
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs import checkpoint_file, training_state
+from nfsd3d.runs import checkpoint_file, identity, training_state
 from nfsd3d.runs.checkpoint_file import Checkpoint, Damaged, Record, Vanished, read_header, step_of
 from nfsd3d.runs.files import sync_folder
 from nfsd3d.runs.training_state import Learner
@@ -57,6 +58,7 @@ def save(
         sound=sound,
         group_sizes=training_state.group_sizes(optimizer),
         record=record,
+        run=_run_of(folder),
     )
     sync_folder(folder)  # before the older ones are removed
     _remove_old(folder, keep)
@@ -65,7 +67,8 @@ def save(
 
 def save_source(run_dir: Path, generator: nn.Module) -> None:
     """Writes the generator that a run starts from into its directory, as ``SOURCE``."""
-    checkpoint_file.write(run_dir / SOURCE, training_state.generator_tensors(generator))
+    tensors = training_state.generator_tensors(generator)
+    checkpoint_file.write(run_dir / SOURCE, tensors, run=identity.read(run_dir))
 
 
 def remove_later(folder: Path, step: int) -> None:
@@ -86,7 +89,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def newest(run_dir: Path, *, sound: bool = False) -> Checkpoint:
     """The newest intact checkpoint of a run, with ``sound`` the newest intact and sound one.
 
-    Damaged ones are skipped, and a line on stderr says which one is used instead.
+    Damaged ones and those of other runs are skipped, and a line on stderr says which one is used instead.
 
     Raises:
         InputError: the run has none.
@@ -97,7 +100,7 @@ def newest(run_dir: Path, *, sound: bool = False) -> Checkpoint:
         path = left[-1]
         try:
             if not sound or read_header(path)["sound"]:
-                checkpoint = checkpoint_file.read(path)
+                checkpoint = _read(path)
                 if damage:
                     print(f"{damage[0]}: step {checkpoint.steps} is used instead", file=sys.stderr)
                 return checkpoint
@@ -115,11 +118,11 @@ def at_step(run_dir: Path, step: int) -> Checkpoint:
     """The checkpoint after ``step`` steps.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, or it is damaged or of another run.
     """
     folder = run_dir / "checkpoints"
     try:
-        return checkpoint_file.read(folder / f"step-{step:06d}.json")
+        return _read(folder / f"step-{step:06d}.json")
     except (Vanished, Damaged) as error:
         problem = error if isinstance(error, Damaged) else f"{run_dir} has no checkpoint after step {step}"
         others = ", ".join(str(step_of(path)) for path in _listed(folder) if step_of(path) != step)
@@ -130,12 +133,35 @@ def read_source(path: Path) -> Checkpoint:
     """The source that a run keeps at ``path``.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing, damaged or of another run.
     """
     try:
-        return checkpoint_file.read(path)
+        return _read(path)
     except (Vanished, Damaged) as error:
         raise InputError(f"{error}: start the run anew") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    """As `nfsd3d.runs.checkpoint_file.read`; another run's checkpoint counts as `Damaged`."""
+    checkpoint = checkpoint_file.read(path)
+    if checkpoint.header.get("run") != _run_of(path.parent):
+        raise Damaged(f"{path} belongs to another run")
+    return checkpoint
+
+
+def _run_of(folder: Path) -> str | None:
+    """The id of the run with the checkpoints in ``folder``; None for a run of a version without ids.
+
+    Without a file of the id, it is that of the newest checkpoint if all have one.
+    """
+    run = identity.read(folder.parent)
+    if run is not None:
+        return run
+    ids: list[str | None] = []
+    for path in list_checkpoints(folder):
+        with suppress(Damaged, Vanished):
+            ids.append(read_header(path).get("run"))
+    return ids[-1] if ids and None not in ids else None
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -157,16 +183,18 @@ def _files(folder: Path) -> list[Path]:
 def _remove_old(folder: Path, keep: int) -> None:
     """Removes all checkpoints but the newest ``keep`` and the newest sound one, and what an interrupted save left."""
     there = list_checkpoints(folder)
-    sound = next(filter(_is_sound, reversed(there)), None)
+    run = _run_of(folder)
+    sound = next((path for path in reversed(there) if _is_sound(path, run)), None)
     kept = {path.stem for path in (*there[-keep:], sound) if path is not None}
     for path in _files(folder):
         if path.stem not in kept:
             path.unlink(missing_ok=True)
 
 
-def _is_sound(path: Path) -> bool:
-    """Whether the checkpoint of the JSON file ``path`` is sound; false if that file is damaged."""
+def _is_sound(path: Path, run: str | None) -> bool:
+    """Whether the checkpoint of the JSON file ``path`` is a sound one of ``run``; false if that file is damaged."""
     try:
-        return read_header(path)["sound"]
+        header = read_header(path)
+        return header["sound"] and header.get("run") == run
     except (Damaged, Vanished):
         return False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.runs import checkpoints
+from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.lock import check_owned
 from nfsd3d.train.divergence import Diverged, Watchdog, largest_parameter
 from nfsd3d.train.progress import Progress
@@ -95,7 +95,7 @@ class Checkpointer:
             task.generator,
             task.optimizer,
             task.rng,
-            record=progress.record(),
+            record={**progress.record(), "settings": identity.settings(self.config)},
             keep=self.config.train.keep_checkpoints,
             lora=task.lora,
             sound=sound,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs import checkpoints
+from nfsd3d.runs import checkpoint_file, checkpoints
 from nfsd3d.runs.checkpoint_file import Damaged, parse_header, read, step_of
 
 RECORD = {"seconds": 1.5, "network_evaluations": 9, "metrics": {"grad_norm": 2.0}}
@@ -221,14 +221,14 @@ def test_a_checkpoint_that_cannot_be_opened_now_is_neither_skipped_nor_removed(t
     folder = tmp_path / "checkpoints"
     for step in (2, 4):
         save(folder, step, sound=step == 2)
-    original = Path.read_bytes
+    original = checkpoint_file.read_bytes
 
-    def read_bytes(self):
-        if self.name == f"step-000002{suffix}":
+    def read_bytes(path):
+        if path.name == f"step-000002{suffix}":
             raise OSError(errno.EMFILE, "Too many open files")
-        return original(self)
+        return original(path)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(checkpoint_file, "read_bytes", read_bytes)
     with pytest.raises(OSError, match="Too many open files"):
         checkpoints.newest(tmp_path, sound=True)
     with contextlib.suppress(OSError):
@@ -274,15 +274,15 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(tmp_path, ca
     folder = tmp_path / "checkpoints"
     for step in (4, 6):
         path, _ = save(folder, step)
-    original = Path.read_bytes
+    original = checkpoint_file.read_bytes
 
-    def read_bytes(self):
-        if self.name == "step-000006.safetensors":  # the run removes the pair after its JSON file was read
+    def read_bytes(file):
+        if file.name == "step-000006.safetensors":  # the run removes the pair after its JSON file was read
             path.unlink(missing_ok=True)
-            self.unlink(missing_ok=True)
-        return original(self)
+            file.unlink(missing_ok=True)
+        return original(file)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(checkpoint_file, "read_bytes", read_bytes)
     assert checkpoints.newest(tmp_path).steps == 4
     assert capsys.readouterr().err == ""
 
