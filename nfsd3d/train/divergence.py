@@ -29,9 +29,12 @@ from nfsd3d.generators.base import Generator, ImageGenerator, Latents
 FEWEST_NORMS = 3
 """Gradient norms before which nothing is compared with their mean: the first ones may be small."""
 
+IMAGES_ABOVE = 3.0
+"""Limit on images scaled to [-1,1], before they are clamped: the last update moved a pixel across the whole range."""
+
 REMEDIES = {
     "gradient": "lower train.learning_rate.* or set train.gradient_clip",
-    "empty": "lower train.regularizers.sparsity or raise generator.density_blob_scale",
+    "empty": "lower train.regularizers.sparsity or train.learning_rate.*, or raise generator.density_blob_scale",
     "full": "raise train.regularizers.sparsity or lower train.learning_rate.*",
     "values": "lower train.learning_rate.*",
 }
@@ -68,13 +71,17 @@ class History:
 class Watchdog:
     """Checks the numbers of a run of ``steps`` steps against ``limits`` and its ``history``, which it updates; final.
 
-    ``cause`` explains a first gradient that is not finite.
+    ``cause`` explains a first gradient that is not finite. ``images``: values are those of images, which are clamped
+    before the next step; :data:`IMAGES_ABOVE` limits them, too.
     """
 
-    def __init__(self, limits: DivergedSettings, steps: int, history: History, cause: str = "") -> None:
+    def __init__(
+        self, limits: DivergedSettings, steps: int, history: History, cause: str = "", *, images: bool = False
+    ) -> None:
         self.history = history
         self._limits, self._steps, self._cause = limits, steps, cause
         self._first_step = math.ceil(limits.after * steps)
+        self._images = images
         self._window = window_steps(limits.window, steps)
         self._unread: Tensor | None = None
         self._first: Tensor | None = None
@@ -162,6 +169,9 @@ class Watchdog:
             if number > limits.values_above:
                 range_ = f"largest value {number:.4g}, over values_above={limits.values_above:g}"
                 return f"images or latents are out of range: {range_},"
+            if self._images and number > IMAGES_ABOVE:
+                range_ = f"largest value {number:.4g} of [-1, 1] before pixels are clamped"
+                return f"images are out of range: {range_},"
         elif number < limits.opacity_below if name == "empty" else number > limits.opacity_above:
             return f"the scene is {name}: mean opacity {number:.4f}"
         return None

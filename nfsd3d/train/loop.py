@@ -44,7 +44,8 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             saved.
     """
     while True:
-        watchdog = Watchdog(config.train.diverged, config.train.steps, progress.history, first_step_cause(config))
+        limits, cause, images = config.train.diverged, first_step_cause(config), config.generator.type == "image"
+        watchdog = Watchdog(limits, config.train.steps, progress.history, cause, images=images)
         checkpointer = Checkpointer(config, run_dir, task, progress, watchdog)
         try:
             _run_steps(checkpointer, stop, console)

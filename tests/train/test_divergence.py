@@ -393,3 +393,19 @@ def test_latents_of_the_embedded_prior_diverge_and_succeed_after_a_resumption_wi
     assert read_summary(run_dir)["status"] == "done"
     (line,) = read_metrics(run_dir / "metrics.jsonl")
     assert line["step"] == 2 and line["learning_rate_factor"] < 0.51  # the rates of the retry
+
+
+@pytest.mark.usefixtures("tiny_prior")
+@pytest.mark.parametrize("kind", ["image"])
+def test_images_that_jump_between_their_bounds_end_the_run(configure_2d, kind, fail):
+    config = configure_2d(**{f"train.learning_rate.{kind}": 10.0})  # below values_above, and clamped at the next step
+    run_dir, _ = fail(
+        config, r"diverged: images are out of range: .*before pixels are clamped.*lower train.learning_rate"
+    )
+    assert read_summary(run_dir)["status"] == "diverged"
+
+
+def test_the_remedies_for_an_empty_scene_name_the_learning_rate():
+    watchdog = Watchdog(replace(LIMITS, after=0.0, window=1), 10, History())
+    error = [watchdog.observe(step, opacity=0.0) for step in (1, 2)][-1]
+    assert "train.regularizers.sparsity" in str(error) and "train.learning_rate" in str(error)
