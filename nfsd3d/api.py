@@ -127,7 +127,8 @@ class Run:
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
             raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
-        generator, folder = self.generator, Path(folder)
+        folder = _path("folder", folder)
+        generator = self.generator
         folder.mkdir(parents=True, exist_ok=True)
         return write_turntable(
             generator,
@@ -166,7 +167,7 @@ class Run:
         Raises:
             InputError: another suffix, or as `extract`.
         """
-        path = Path(path)
+        path = _path("path", path)
         known_format(path.suffix.lstrip("."))  # before the slow extraction
         extracted = self._extracted
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +190,7 @@ def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **override
         RunFailed: the run diverged, or its export failed.
         nfsd3d.train.interrupts.Interrupted: Ctrl-C or another signal that ends runs; the run can be resumed.
     """
+    config = config if isinstance(config, str) else _path("config", config)
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:
         raise InputError(
@@ -208,8 +210,10 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
         InputError: not a run directory, no such checkpoint, a damaged one, or one that needs tiny-cuda-nn, which is
             missing.
     """
+    directory = user_path(_path("directory", directory))
+    if step is not None and (type(step) is not int or step < 0):
+        raise InputError(f"step={step!r}: not a number of steps; give a whole number, or None for the newest")
     config = load_run_config(directory)
-    directory = user_path(directory)
     try:
         config, note = hardware.adapted(config)
     except InputError as error:
@@ -220,13 +224,33 @@ def load_run(directory: str | Path, step: int | None = None) -> Run:
     return Run(directory, config, checkpoint.generator_only())
 
 
+def _path(name: str, value: object) -> Path:
+    """The argument ``name`` as a path.
+
+    Raises:
+        InputError: it is neither text nor a path.
+    """
+    try:
+        return Path(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"{name}={value!r}: not a path; give text or a pathlib.Path") from error
+
+
 def _settings(prefix: str, values: Mapping[str, object]) -> list[str]:
-    """``key=value`` of the command line for each dotted key: text as it is, other values as JSON."""
+    """``key=value`` of the command line for each dotted key: text as it is, other values as JSON.
+
+    Raises:
+        InputError: a value is neither text, a path, nor plain.
+    """
     settings = []
     for key, value in values.items():
         if isinstance(value, Mapping):
             settings += _settings(f"{prefix}{key}.", value)
         else:
-            text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+            try:
+                text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+            except (TypeError, ValueError) as error:  # a circular list is a ValueError
+                wrong = f"{prefix}{key}={value!r}: a {type(value).__name__} is no value of a setting"
+                raise InputError(f"{wrong}; give text, a number, a path, a list or a dictionary") from error
             settings.append(f"{prefix}{key}={text}")
     return settings

@@ -353,3 +353,22 @@ def test_the_scripts_are_the_commands(script, tmp_path):
     assert "RUN_DIR" in shown
     wrong = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nfsd3d.generate("a red cube", run_dir=b"run"), "run_dir=b'run': a bytes is no value"),
+        (lambda: nfsd3d.generate("a red cube", run_dir=object()), "run_dir=<object object at"),
+        (lambda: nfsd3d.generate("a red cube", train={"steps": {1}}), "train.steps={1}: a set is no value"),
+        (lambda: nfsd3d.generate("a red cube", config=3), "config=3: not a path"),
+        (lambda: nfsd3d.load_run(None), "directory=None: not a path; give text or a pathlib.Path"),
+        (lambda: nfsd3d.load_run(3), "directory=3: not a path"),
+        (lambda: nfsd3d.load_run(b""), "directory=b'': not a path"),
+        (lambda: nfsd3d.load_run(".", step="3"), "step='3': not a number of steps"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_an_error_on_one_line(call, message):
+    with pytest.raises(InputError) as error:
+        call()
+    assert message in str(error.value) and "\n" not in str(error.value)
