@@ -13,6 +13,7 @@ from nfsd3d.prior.files.locate import ModelSource
 from nfsd3d.prior.files.scheduler_config import prediction_type
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.lock import owned
+from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.schedules import highest
 
 
@@ -28,7 +29,7 @@ def start(config: Config, label: str, choices: Mapping[str, Choice] | None = Non
     source = preflight.check(config)
     if config.dry_run:
         if config.run_dir is not None:
-            directory.check_unused(Path(config.run_dir))
+            directory.check_unused(user_path(config.run_dir))
         announce(choices or {})
         print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
         return None
@@ -51,6 +52,7 @@ def resume(config: Config, run_dir: Path) -> Path | None:
     if config.dry_run:
         print_plan(config, source, str(run_dir))
         return None
+    run_dir = run_dir.absolute()  # the process may change its working directory
     with owned(run_dir):
         return _train(config, source, resumed=run_dir)
 

@@ -29,7 +29,7 @@ from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, score_run
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.schedule import ddim_sample
-from nfsd3d.runs import checkpoints, directory, preflight
+from nfsd3d.runs import checkpoints, directory, lock, preflight
 from nfsd3d.runs.summary import git_revision, read_summary
 from nfsd3d.shapes.world.objects import OBJECTS
 from nfsd3d.train.build import build_prior, model_files, viewing_cameras
@@ -163,13 +163,11 @@ def perform(job: PlannedJob, output: Path, images: Path, classifier: Classifier,
         nfsd3d.train.interrupts.Interrupted: a signal ended it; the run's checkpoint is saved.
     """
     run_dir, cpu = output / "runs" / job.name, time.process_time()
-    result = _sample(job, classifier) if job.kind == "samples" else _run(job, run_dir, classifier)
+    result = _sample(job, classifier) if job.kind == "samples" else _run(job, run_dir, classifier, keep=keep)
     image = None if result.images is None else f"images/{job.name}.jpg"
     if image is not None and result.images is not None:
         (images / image).parent.mkdir(parents=True, exist_ok=True)
         write_jpeg(images / image, grid([list(result.images)]))
-    if not keep:
-        shutil.rmtree(run_dir, ignore_errors=True)
     return Record(
         tier=job.tier,
         row=job.row,
@@ -217,11 +215,19 @@ def _work(config: Config, kind: str) -> float:
     return (rendering + evaluations) * config.train.steps * config.train.batch_size
 
 
-def _run(job: PlannedJob, run_dir: Path, classifier: Classifier) -> _Result:
-    """Trains a run or an oracle fit, and scores it."""
-    _train(job, run_dir)
-    images, score = _scored(job, run_dir, classifier)
-    summary = read_summary(run_dir)
+def _run(job: PlannedJob, run_dir: Path, classifier: Classifier, *, keep: bool) -> _Result:
+    """Trains a run or an oracle fit, and scores it.
+
+    Raises:
+        InputError: another process has its directory.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with lock.owned(run_dir):
+        _train(job, run_dir)
+        images, score = _scored(job, run_dir, classifier)
+        summary = read_summary(run_dir)
+        if not keep:
+            shutil.rmtree(run_dir, ignore_errors=True)
     return _Result(
         images, score, summary["status"], summary["steps"], summary["seconds"], summary["network_evaluations"]
     )
@@ -230,8 +236,9 @@ def _run(job: PlannedJob, run_dir: Path, classifier: Classifier) -> _Result:
 def _train(job: PlannedJob, run_dir: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
     resumable = job.kind == "run" and bool(checkpoints.list_checkpoints(run_dir / "checkpoints"))
-    if not resumable:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    for entry in [] if resumable else run_dir.iterdir():
+        if not entry.name.startswith(lock.NAME):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     try:
         if job.kind == "oracle_fit":
             fit_oracle(job.config, run_dir, console)

@@ -7,6 +7,8 @@ from nfsd3d.config.experiments import choices_of, config_root
 from nfsd3d.config.yaml_files import one_line, read_yaml
 from nfsd3d.errors import InputError, did_you_mean
 
+"""Launchers and sweepers in packages of their own, such as hydra-submitit-launcher."""
+
 
 def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
     """The message of a composition's error on one line; ``overrides`` are those of the command line."""
@@ -58,8 +60,9 @@ def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) 
             f"{group}/{name}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
             f"generator and prior; there are {', '.join(choices_of(group))}"
         )
-    if group.startswith("hydra/") and chosen not in overrides:
-        return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
+    if group.startswith("hydra/"):
+        if chosen not in overrides:
+            return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
     options = choices_of(group) or re.findall(r"^\t(\w+)$", text, re.MULTILINE)
     return f"{_within(text)}{chosen}: no such choice{did_you_mean(name, options)}; choose {group}={', '.join(options)}"
 

@@ -1,7 +1,6 @@
 """One job in this process: its output goes to its log, and its outcome to its directory."""
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from typing import TypeAlias
 from nfsd3d.errors import InputError, RunFailed, print_error
 from nfsd3d.jobs.manifest import Job, Manifest, read
 from nfsd3d.jobs.state import (
-    ATTEMPT,
     CANCELLED,
     FINAL,
     LOG,
@@ -22,7 +20,7 @@ from nfsd3d.jobs.state import (
     recorded_status,
     state_of,
 )
-from nfsd3d.runs import lock
+from nfsd3d.runs import lock, remains
 from nfsd3d.runs.files import write_json
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
@@ -86,15 +84,13 @@ def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> N
 
 
 def _command_line(manifest: Manifest, job: Job, run_dir: Path) -> list[str]:
-    """The arguments that start the job or resume its run; removes what a run without a checkpoint has left."""
+    """The arguments that start the job or resume its run; removes what an unstarted run has left."""
     arguments = [*manifest.arguments, *job.arguments]
     if manifest.kind == "compare":
         return [*arguments, str(run_dir)]
     if any((run_dir / "checkpoints").glob("step-*.json")):
         return ["--resume", str(run_dir)]
-    for entry in run_dir.iterdir():
-        if entry.name not in (ATTEMPT, LOG) and not entry.name.startswith(lock.NAME):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    remains.remove(run_dir)
     return [*arguments, f"run_dir={run_dir.absolute()}"]
 
 

@@ -1,4 +1,4 @@
-"""Run directories: their names, and the checks that a new one is empty and can be written to."""
+"""Run directories: their names, and the checks that a new one is unused and can be written to."""
 
 import hashlib
 import itertools
@@ -12,25 +12,24 @@ from pathlib import Path
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.runs import lock
+from nfsd3d.runs import lock, remains
 from nfsd3d.runs.files import check_writable
 from nfsd3d.settings.paths import user_path
 
 OUTPUTS = Path("outputs")
-OF_JOBS = frozenset({"job.json", "job.log"})
-"""Files of a sweep that lie in a run's directory before the run begins."""
 
 
 @contextmanager
 def claimed(config: Config, name: str) -> Iterator[Config]:
     """Yields the configuration with a run directory as :func:`claim_run_dir`, which belongs to this process.
 
-    If the block raises an error and nothing was written, the folders that were made are removed again.
+    What an unstarted run has left there is removed (`nfsd3d.runs.remains`). If the block raises an error and nothing
+    was written, the folders that were made are removed again.
 
     Raises:
         InputError: the directory holds files already, cannot be written to, or belongs to another process.
     """
-    place = _prompt_folder(config, name) if config.run_dir is None else user_path(config.run_dir)
+    place = (_prompt_folder(config, name) if config.run_dir is None else user_path(config.run_dir)).absolute()
     # Unlike Path.is_dir, os.path.isdir is false for a name that is too long.
     made = [folder for folder in (place, *place.parents) if not os.path.isdir(folder)]
     try:
@@ -40,6 +39,7 @@ def claimed(config: Config, name: str) -> Iterator[Config]:
             made.insert(0, run_dir)
         with lock.owned(run_dir):
             check_unused(run_dir)  # again: another process may have been faster, and done
+            remains.remove(run_dir)
             yield config
     except BaseException:
         for folder in made:
@@ -53,40 +53,56 @@ def _prompt_folder(config: Config, name: str) -> Path:
 
 
 def claim_run_dir(config: Config, name: str) -> Config:
-    """The configuration with a run directory that exists, is empty, and can be written to.
+    """The configuration with a run directory that exists, is unused, and can be written to.
 
-    Without ``run_dir`` a new one is created: ``outputs/<name>/<prompt>/<time>``, unique within a second too.
+    Its path is absolute: the process may change its working directory. Without ``run_dir`` a new one is created:
+    ``outputs/<name>/<prompt>/<time>``, unique within a second too.
 
     Raises:
         InputError: the given directory holds files already, or cannot be written to.
     """
     if config.run_dir is None:
-        return config.replace(run_dir=str(new_folder(_prompt_folder(config, name), "")))
-    return config.replace(run_dir=str(claim_folder(user_path(config.run_dir))))
+        return config.replace(run_dir=str(new_folder(_prompt_folder(config, name).absolute(), "")))
+    path = user_path(config.run_dir)
+    check_unused(path)
+    return config.replace(run_dir=str(_made(path)))
 
 
 def claim_folder(path: Path) -> Path:
-    """``path`` as an empty directory that can be written to, created if needed.
+    """``path``, absolute, as an empty directory that can be written to, created if needed.
 
     Raises:
         InputError: it holds files already, or cannot be written to.
     """
-    check_unused(path)
+    check_unused(path, unstarted=False)
+    return _made(path)
+
+
+def _made(path: Path) -> Path:
+    """``path``, absolute, as a directory that can be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         check_writable(path)
     except OSError as error:
         raise InputError(f"run_dir={path}: cannot be written ({error.strerror}); choose another") from error
-    return path
+    return path.absolute()
 
 
-def check_unused(path: Path) -> None:
-    """Raises `InputError` unless ``path`` is absent or an empty directory; a lock and :data:`OF_JOBS` do not count."""
+def check_unused(path: Path, *, unstarted: bool = True) -> None:
+    """Raises `InputError` unless ``path`` is absent, or a directory without files that count (`nfsd3d.runs.remains`).
+
+    ``unstarted``: it may have what an unstarted run left.
+    """
     try:
-        if path.is_dir() and any(
-            not entry.name.startswith(lock.NAME) and entry.name not in OF_JOBS for entry in path.iterdir()
-        ):
-            raise InputError(f"run_dir={path}: already used; choose another, or go on with --resume {path}")
+        left = remains.found(path) if path.is_dir() else []
+        if left is None or (left and not unstarted):
+            resumable = any((path / "checkpoints").glob("step-*.json"))
+            remedy = f"go on with --resume {path}" if resumable else "empty it"
+            raise InputError(f"run_dir={path}: already used; choose another, or {remedy}")
         if path.exists() and not path.is_dir():
             raise InputError(f"run_dir={path}: is a file; choose a directory")
     except OSError as error:

@@ -9,6 +9,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.generators.base import ImageGenerator, Latents
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import Prior
+from nfsd3d.runs.lock import check_owned
 from nfsd3d.train.build import viewing_cameras
 from nfsd3d.visualize import images
 from nfsd3d.visualize.image_grid import Image, square, write_png
@@ -34,7 +35,12 @@ def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
 
 
 def write_preview(run_dir: Path, step: int, image: Image) -> None:
-    """Writes ``previews/step-XXXXXX.png``, the preview after ``step`` finished steps."""
+    """Writes ``previews/step-XXXXXX.png``, the preview after ``step`` finished steps.
+
+    Raises:
+        OwnerLost: ``run_dir`` belongs to this process no more.
+    """
+    check_owned(run_dir)
     folder = run_dir / "previews"
     folder.mkdir(exist_ok=True)
     write_png(folder / f"step-{step:06d}.png", image)

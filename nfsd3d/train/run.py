@@ -1,5 +1,6 @@
 """A training run: from its configuration or checkpoint to the exported results and ``summary.json``."""
 
+import os
 import shlex
 import signal
 import sys
@@ -12,14 +13,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import checkpoints
+from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import describe, remedy, storage_error, write_text
-from nfsd3d.runs.lock import check_owned, owned
+from nfsd3d.runs.lock import OwnerLost, check_owned, owned
 from nfsd3d.runs.summary import Summary, read_summary, write_summary
 from nfsd3d.train.build import Parts, build_parts
 from nfsd3d.train.compilation import compile_prior
@@ -54,7 +56,8 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
     log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
-    checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config.train.steps)
+    checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config)
+    run_id = None if checkpoint is None else checkpoint.header.get("run")
     progress = Progress() if checkpoint is None else Progress.resumed(checkpoint)
     run = _Run(config, run_dir, progress)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
@@ -68,6 +71,10 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
                 del checkpoint  # its tensors take as much memory as the task's
                 log(f"resumed after step {progress.steps}")
             task = _prepare(config, parts, task, log)
+        if resume is None or run_id is not None:  # a run of an earlier version keeps having none
+            identity.write(run_dir, run_id)
+        if resume is None:
+            _keep_source(config, run_dir, parts)
         write_text(run_dir / "config.yaml", config.to_yaml())
         progress.start()
         train(config, run_dir, task, progress, stop, console)
@@ -77,18 +84,25 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
         check_owned(run_dir)
         run.summarize("done" if exported.failure is None else "failed", exported.failure, exported)
     for name in exported.files:
-        log(str(run_dir / name))
+        log(str(shown(run_dir) / name))
     if exported.failure is not None:
-        mesh, everything = f"nfsd3d export {shlex.quote(str(run_dir))}", resume_command(run_dir)
+        mesh, everything = f"nfsd3d export {shlex.quote(str(shown(run_dir)))}", resume_command(run_dir)
         again = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
-        raise RunFailed(f"{run_dir}: {exported.failure}; {again}")
+        raise RunFailed(f"{shown(run_dir)}: {exported.failure}; {again}")
     return run_dir
 
 
 def resume_command(run_dir: Path) -> str:
     """The command that continues a run, by the program that this process was started with."""
     program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
-    return f"{program} --resume {shlex.quote(str(run_dir))}"
+    return f"{program} --resume {shlex.quote(str(shown(run_dir)))}"
+
+
+def shown(path: Path) -> Path:
+    """``path`` relative to the working directory if it lies below, as the user may have given it."""
+    with suppress(ValueError, OSError):
+        return path.relative_to(Path.cwd())
+    return path
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ class _Run:
     @contextmanager
     def failures_in_summary(self) -> Iterator[None]:
         """Writes an exception of the block to the summary, and raises it as an error that names the remedy."""
-        progress, run_dir = self.progress, self.run_dir
+        progress, run_dir = self.progress, shown(self.run_dir)
         try:
             yield
         except Diverged as error:
@@ -153,8 +167,8 @@ class _Run:
             if progress.training:  # otherwise nothing was started: the summary of a resumed run stays valid
                 self._record("failed", f"{type(error).__name__}: {error}")
             raise
-        except RunFailed:
-            raise
+        except OwnerLost as error:
+            raise RunFailed(f"{error}; {_after_loss(self.run_dir)}") from error
         except Exception as error:
             cause = error if isinstance(error, OSError) else storage_error(error)
             if cause is None:
@@ -175,15 +189,20 @@ class _Run:
 
 
 def _build(config: Config, run_dir: Path, *, resumed: bool) -> Parts:
-    """The parts of a run, whose source, if any, is kept in ``run_dir``."""
+    """The parts of a run; a resumed one keeps its source in ``run_dir``."""
     kept = run_dir / checkpoints.SOURCE
-    # A run that failed to start may have left its source in the directory: only a resumed run reads it.
-    if resumed and kept.is_file():
+    if resumed and os.path.lexists(kept):
         return build_parts(config, kept_source=kept)
     parts = build_parts(config, kept_source=None)
+    if resumed:  # before its checkpoint is loaded
+        _keep_source(config, run_dir, parts)
+    return parts
+
+
+def _keep_source(config: Config, run_dir: Path, parts: Parts) -> None:
+    """Saves the source of the run, if it has one, in its directory."""
     if config.source_run is not None or config.source_image is not None:
         checkpoints.save_source(run_dir, parts.generator)
-    return parts
 
 
 def _prepare(config: Config, parts: Parts, task: Task, log: Callable[[str], None]) -> Task:
@@ -204,16 +223,25 @@ def _new_run_dir(config: Config) -> Path:
     return run_dir
 
 
-def _checkpoint_to_resume(run_dir: Path, steps: int) -> Checkpoint:
-    """The checkpoint from which a run of ``steps`` steps is resumed.
+def _checkpoint_to_resume(run_dir: Path, config: Config) -> Checkpoint:
+    """The checkpoint from which a run is resumed with ``config``.
+
+    A line on stderr names the settings that were edited in ``config.yaml`` since it was saved.
 
     Raises:
-        InputError: there is none, or it is of another method or beyond ``steps``.
+        InputError: there is none, or it is of another method or beyond the run's steps.
     """
     _check_method(run_dir)
     checkpoint = checkpoints.newest(run_dir)
-    if checkpoint.steps > steps:
-        raise InputError(f"train.steps={steps}: {run_dir} has {checkpoint.steps} steps; set at least that")
+    if checkpoint.steps > config.train.steps:
+        raise InputError(f"train.steps={config.train.steps}: {run_dir} has {checkpoint.steps} steps; set at least that")
+    trained = checkpoint.record.get("settings", {})
+    if trained and (run_dir / "config.yaml").is_file():
+        edited = identity.changes(trained, load_run_config(run_dir), config)
+        if edited is not None:
+            print(
+                f"{shown(run_dir)}: resumed with settings that were changed in config.yaml: {edited}", file=sys.stderr
+            )
     return checkpoint
 
 
@@ -222,6 +250,13 @@ def _how_to_continue(run_dir: Path) -> str:
         if not checkpoints.list_checkpoints(run_dir / "checkpoints"):
             return "start it anew"
     return f"go on with: {resume_command(run_dir)}"
+
+
+def _after_loss(run_dir: Path) -> str:
+    """How to continue a run whose directory this process has lost."""
+    if run_dir.is_dir():
+        return f"when no other process has it, {_how_to_continue(run_dir)}"
+    return "if it was moved, go on with --resume and its new path, otherwise start it anew"
 
 
 def _check_method(run_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -18,6 +18,8 @@ from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.jobs.cores import shares, usable_cores
+from nfsd3d.runs import lock
+from nfsd3d.runs.process import start_time
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
@@ -249,3 +251,17 @@ def test_a_contact_sheet_has_four_views_of_each_result_and_white_gaps(tmp_path):
         assert sheet.getpixel((110 + 40, 34 + 64)) == (255, 255, 255)
         red, green, _ = sheet.getpixel((110 + 40, 34 + 128 + 40))
     assert red > 240 and green < 20
+
+
+@pytest.mark.parametrize("row", ["NFSD", "the oracle fit"])
+def test_the_directory_of_another_process_is_not_removed(tmp_path, row):
+    suite = load_suite(tier_file("core"))
+    job = next(job for job in plan_jobs(suite, "core", oracle_fit=True) if job.row == row)
+    run_dir = tmp_path / "runs" / job.name
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text("another's")
+    owner = replace(lock.Owner.this_process(), pid=os.getppid(), started=start_time(os.getppid()))
+    (run_dir / lock.NAME).write_text(json.dumps(asdict(owner)))
+    with pytest.raises(InputError, match=f"in use by process {os.getppid()}"):
+        perform(job, tmp_path, tmp_path, None)
+    assert (run_dir / "metrics.jsonl").read_text() == "another's"

@@ -2,19 +2,24 @@
 
 import itertools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import OFF, final_tensors
 
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.runs import checkpoints
+from nfsd3d.runs import checkpoints, directory, lock
 from nfsd3d.runs.files import describe, storage_error
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import task
+from nfsd3d.train import run, task
+from nfsd3d.train.interrupts import Interrupted
+from nfsd3d.train.previews import write_preview
 from nfsd3d.train.run import train_and_export
 
 STEPS = {"train.steps": 6, "train.log_every": 1, "train.checkpoint_every": 2, "train.keep_checkpoints": 9}
@@ -159,6 +164,92 @@ def test_a_run_whose_directory_is_moved_away_resumes_when_it_is_back(finished, c
     aside.rename(run_dir)
     train_and_export(config, resume=run_dir, console=console)
     assert_same_result(run_dir, expected)
+
+
+@pytest.mark.parametrize("harm", ["removed", "moved with the directory"])
+def test_a_run_that_has_lost_its_lock_says_how_to_continue(finished, console, monkeypatch, harm):
+    config, run_dir, expected = finished
+    monkeypatch.setattr(lock, "PAUSE", 0.01)
+    original, place = task.step_loss, run_dir.with_name("elsewhere")
+
+    def losing(*arguments):
+        if harm == "removed":
+            (run_dir / lock.NAME).unlink(missing_ok=True)
+        elif run_dir.exists():
+            run_dir.rename(place)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "step_loss", losing)
+        with pytest.raises(RunFailed, match=r"--resume") as failed:
+            resume_from(4, config, run_dir, console)
+    assert ("file .lock is gone" in str(failed.value)) == (harm == "removed")
+    resumed = run_dir if harm == "removed" else place
+    train_and_export(config, resume=resumed, console=console)
+    assert_same_result(resumed, expected)
+
+
+def test_a_preview_is_not_written_to_a_directory_that_another_process_took_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PAUSE", 0.0)
+    with lock.owned(tmp_path):
+        (tmp_path / lock.NAME).unlink()
+        with pytest.raises(RunFailed, match="may belong to another process"):
+            write_preview(tmp_path, 1, np.zeros((2, 2, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_keeps_its_directory_when_the_process_changes_its_own(configure, console, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.sys, "argv", ["nfsd3d"])
+    (tmp_path / "other").mkdir()
+    original = task.step_loss
+
+    def leaving(*arguments):
+        os.chdir(tmp_path / "other")
+        return original(*arguments)
+
+    config = configure(**OFF, **STEPS).replace(run_dir="relative/run")
+    with monkeypatch.context() as patch, directory.claimed(config, "x") as claimed:
+        patch.setattr(task, "step_loss", leaving)
+        train_and_export(claimed, console=console)
+    place = tmp_path / "relative/run"
+    assert read_summary(place)["status"] == "done" and list((tmp_path / "other").iterdir()) == []
+    os.chdir(tmp_path)
+    assert run.resume_command(place) == "nfsd3d --resume relative/run"
+
+
+@pytest.mark.parametrize("name", ["step-000006.json", "step-000006.safetensors", "metrics.jsonl", "summary.json"])
+def test_a_fifo_in_place_of_a_file_stops_no_reader(finished, console, capsys, name):
+    config, run_dir, expected = finished
+    path = next(run_dir.rglob(name))
+    path.unlink()
+    os.mkfifo(path)
+    if name == "metrics.jsonl":
+        with pytest.raises(RunFailed, match=r"metrics\.jsonl: not a regular file.*--resume"):
+            train_and_export(config, resume=run_dir, console=console)
+        with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read \(not a regular file\)"):
+            read_metrics(path)
+        return
+    train_and_export(config, resume=run_dir, console=console)
+    assert f"{name} cannot be read (not a regular file)" in capsys.readouterr().err
+    assert_same_result(run_dir, expected)
+
+
+def test_a_run_that_was_interrupted_while_it_loaded_starts_anew_in_its_directory(configure, console, monkeypatch):
+    config = configure(**OFF, **STEPS)
+
+    def interrupt(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="start it anew"):
+        patch.setattr(run, "build_parts", interrupt)
+        with directory.claimed(config, "x") as claimed:
+            train_and_export(claimed, console=console)
+    run_dir = Path(config.run_dir)
+    assert read_summary(run_dir)["status"] == "interrupted"
+    with directory.claimed(config, "x") as claimed:
+        train_and_export(claimed, console=console)
+    assert read_summary(run_dir)["status"] == "done"
 
 
 def test_an_error_of_the_file_system_is_found_behind_a_librarys_own():
