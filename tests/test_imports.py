@@ -62,7 +62,7 @@ ADAPTERS = {
         "nfsd3d.config.hydra_compose",
         "nfsd3d.config.overrides",
         "nfsd3d.config.choices",
-        "nfsd3d.cli.sweep",
+        "nfsd3d.cli.multirun",
     },
     "omegaconf": {
         "nfsd3d.config.compose",
@@ -70,7 +70,7 @@ ADAPTERS = {
         "nfsd3d.config.choices",
         "nfsd3d.config.trust",
         "nfsd3d.config.yaml_files",
-        "nfsd3d.cli.sweep",
+        "nfsd3d.cli.multirun",
     },
     "tinycudann": {"nfsd3d.generators.nerf.hashgrid.tinycudann"},
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},

@@ -71,7 +71,7 @@ def run_command(arguments: list[str]) -> int:
     else:
         experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)
         if options.multirun:
-            return multirun(experiment, options.overrides)
+            return multirun(experiment, options.overrides, run_command)
         if options.cfg:
             print(composed_yaml(experiment, options.overrides, options.cfg), end="")
         else:

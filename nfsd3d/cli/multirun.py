@@ -27,6 +27,7 @@ from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import check_installed
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
+from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
 from nfsd3d.settings.paths import user_path
 
@@ -35,8 +36,8 @@ _TRIED = 16
 """Combinations that are composed for a value, as long as none is valid."""
 
 
-def multirun(experiment: Experiment, arguments: Sequence[str]) -> int:
-    """Runs every combination of ``arguments`` in a directory of its own; 0 if all are done, else 1.
+def multirun(experiment: Experiment, arguments: Sequence[str], command: Command) -> int:
+    """Runs every combination of ``arguments`` by ``command`` in a directory of its own; 0 if all are done, else 1.
 
     With the ``run_dir`` of an unfinished sweep of the same jobs, these are gone on with. With ``dry_run=true`` a table
     of the jobs is printed, and nothing is written.
@@ -67,7 +68,7 @@ def multirun(experiment: Experiment, arguments: Sequence[str]) -> int:
         manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
     manifest = _written(manifest, given is not None)
     print(f"{len(manifest.jobs)} jobs in {manifest.folder}", file=sys.stderr)
-    return run_and_report(manifest, sweep.engine)
+    return run_and_report(manifest, sweep.engine, command)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """``nfsd3d sweep status|resume|cancel|report DIR``: the jobs of a sweep, a suite or a comparison in DIR."""
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import cancel, last_engine, run
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import Manifest, read
+from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.report import write_report
 from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
@@ -38,20 +40,19 @@ def main(argv: Sequence[str]) -> int:
         return _cancel(manifest)
     if options.action == "report":
         return _report(manifest)
-    return run_and_report(manifest, chosen_engine(options, last_engine(manifest.folder)))
+    command = importlib.import_module("nfsd3d.cli.main").run_command  # a job is any command line, this one included
+    return run_and_report(manifest, chosen_engine(options, last_engine(manifest.folder)), command)
 
 
-def run_and_report(manifest: Manifest, settings: EngineSettings) -> int:
-    """Runs the jobs that are not done, and writes the tables and the page; returns 0 if all are done, else 1.
+def run_and_report(manifest: Manifest, settings: EngineSettings, command: Command) -> int:
+    """Runs the jobs that are not done by ``command``, and writes tables and page; returns 0 if all are done, else 1.
 
     Raises:
         Interrupted: a signal ended it, after the tables are written.
         InputError: the engine cannot be used, or another process has the folder.
     """
-    from nfsd3d.cli.main import run_command
-
     try:
-        run(manifest, settings, run_command)
+        run(manifest, settings, command)
     finally:
         if live_owner(manifest.folder) is None:
             _report(manifest)

@@ -60,9 +60,8 @@ def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) 
             f"{group}/{name}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
             f"generator and prior; there are {', '.join(choices_of(group))}"
         )
-    if group.startswith("hydra/"):
-        if chosen not in overrides:
-            return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
+    if group.startswith("hydra/") and chosen not in overrides:
+        return f"{_within(text)}{chosen}: not allowed in a file; give it on the command line, with -m"
     options = choices_of(group) or re.findall(r"^\t(\w+)$", text, re.MULTILINE)
     return f"{_within(text)}{chosen}: no such choice{did_you_mean(name, options)}; choose {group}={', '.join(options)}"
 

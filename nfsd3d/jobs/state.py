@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import Job, Manifest
-from nfsd3d.runs.files import write_json
+from nfsd3d.runs.files import read_bytes, write_json
 from nfsd3d.runs.lock import live_owner
 
 Status: TypeAlias = Literal["pending", "running", "done", "failed", "diverged", "interrupted", "cancelled"]
@@ -87,7 +87,7 @@ def _state(run_dir: Path, cancelled: bool) -> JobState:
             steps_per_second=_number(last.get("steps_per_second")),
             attempt=attempt,
         )
-    status, summary = recorded_status(run_dir), _object(run_dir / SUMMARY)
+    status, summary = recorded_status(run_dir), object_in(run_dir / SUMMARY)
     if status is None:
         resumable = any((run_dir / "checkpoints").glob("step-*.json"))
         status = "cancelled" if cancelled else "interrupted" if attempt is not None or resumable else "pending"
@@ -107,14 +107,14 @@ def _state(run_dir: Path, cancelled: bool) -> JobState:
 
 def recorded_status(run_dir: Path) -> Status | None:
     """The status in a job's summary, whoever has the job now; None without one."""
-    status = _object(run_dir / SUMMARY).get("status")
+    status = object_in(run_dir / SUMMARY).get("status")
     return next((known for known in STATUSES if known == status), None)
 
 
 def read_attempt(run_dir: Path) -> Attempt | None:
     """The last attempt at a job, None before the first."""
     try:
-        return Attempt(**_object(run_dir / ATTEMPT))  # type: ignore[arg-type]
+        return Attempt(**object_in(run_dir / ATTEMPT))  # type: ignore[arg-type]
     except TypeError:
         return None
 
@@ -136,20 +136,19 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _object(path: Path) -> dict[str, object]:
+def object_in(path: Path) -> dict[str, object]:
     """The JSON object in a file; empty without one."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _last_metrics(path: Path) -> dict[str, object]:
+    """The last complete line of a metrics file; empty without one."""
     try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
-            lines = stream.read().split(b"\n")[:-1]
+        lines = read_bytes(path)[-_TAIL:].split(b"\n")[:-1]
         last = json.loads(lines[-1]) if lines else {}
     except (OSError, ValueError):
         return {}
@@ -160,7 +159,7 @@ def _planned(run_dir: Path) -> int | None:
     """The steps that a run will have, from its configuration."""
     path = run_dir / "config.yaml"
     try:
-        train = read_yaml(path, str(path)).get("train")
+        train = read_yaml(path).get("train") if path.is_file() else None
     except (InputError, OSError):
         return None
     return _whole(train.get("steps")) if isinstance(train, dict) else None

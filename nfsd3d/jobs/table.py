@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nfsd3d.jobs.manifest import Job, Manifest
-from nfsd3d.jobs.state import STATUSES, SUMMARY, JobState, states
+from nfsd3d.jobs.state import STATUSES, SUMMARY, JobState, object_in, states
 from nfsd3d.runs.files import write_json, write_text
 
 CSV, JSON = "sweep.csv", "sweep.json"
@@ -118,9 +117,6 @@ def _final_metrics(run_dir: Path, state: JobState) -> dict[str, float]:
     """The numbers of a run's ``final_metrics``; empty until it has ended."""
     if state.status not in ("done", "diverged", "failed"):
         return {}
-    try:
-        found = json.loads((run_dir / SUMMARY).read_bytes()).get("final_metrics")
-    except (OSError, ValueError, AttributeError):
-        return {}
+    found = object_in(run_dir / SUMMARY).get("final_metrics")
     numbers = found.items() if isinstance(found, dict) else ()
     return {name: float(value) for name, value in numbers if isinstance(value, int | float) and name not in _PLAN}

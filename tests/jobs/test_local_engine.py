@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfsd3d.cli.main import run_command
+from nfsd3d.cli.main import main, run_command
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.controller import run
 from nfsd3d.jobs.engines.base import EngineSettings
@@ -51,7 +51,7 @@ def controller(folder: Path) -> subprocess.Popen[str]:
     code = (
         "import sys; from pathlib import Path; from nfsd3d.jobs.controller import run\n"
         "from nfsd3d.jobs.engines.base import EngineSettings; from nfsd3d.jobs.manifest import read\n"
-        "from nfsd3d.cli.main import run_command\n"
+        "from nfsd3d.cli.main import main, run_command\n"
         "run(read(Path(sys.argv[1])), EngineSettings(workers=1), run_command)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
@@ -92,6 +92,17 @@ def test_an_interrupted_controller_ends_its_workers_with_a_checkpoint_and_says_h
     _, printed = process.communicate(timeout=60)
     assert f"go on with: nfsd3d sweep resume {manifest.folder}" in printed
     assert statuses(manifest) == ["interrupted"]
+
+
+def test_a_sweep_that_is_cancelled_ends_with_a_checkpoint(long_job, capsys):
+    manifest, process, _ = long_job
+    assert main(["sweep", "status", str(manifest.folder)]) == 0
+    assert "1 job: 1 running" in capsys.readouterr().out
+    assert main(["sweep", "cancel", str(manifest.folder)]) == 0
+    printed = capsys.readouterr()
+    assert "1 job: 1 cancelled" in printed.out and f"nfsd3d sweep resume {manifest.folder}" in printed.err
+    assert process.wait(timeout=60) == 0
+    assert len(list((manifest.folder / "0-job" / "checkpoints").glob("step-*.safetensors"))) > 0
 
 
 def test_a_second_controller_is_refused(long_job):
