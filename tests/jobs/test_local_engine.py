@@ -52,7 +52,7 @@ def controller(folder: Path) -> subprocess.Popen[str]:
         "import sys; from pathlib import Path; from nfsd3d.jobs.controller import run\n"
         "from nfsd3d.jobs.engines.base import EngineSettings; from nfsd3d.jobs.manifest import read\n"
         "from nfsd3d.cli.main import main, run_command\n"
-        "run(read(Path(sys.argv[1])), EngineSettings(workers=1), run_command)"
+        "run(read(Path(sys.argv[1])), EngineSettings(workers=1, threads=1), run_command)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
 
@@ -124,6 +124,6 @@ def test_a_killed_worker_is_started_again_and_ends_as_one_that_was_not(tmp_path)
     assert json.loads((manifest.folder / "0-job" / "job.json").read_text())["attempt"] == 2
 
     alone = jobs_of(tmp_path / "alone", steps)
-    run(alone, EngineSettings(), run_command)
+    run(alone, EngineSettings(threads=1), run_command)
     last = "checkpoints/step-000060.safetensors"
     assert (manifest.folder / "0-job" / last).read_bytes() == (alone.folder / "0-job" / last).read_bytes()
