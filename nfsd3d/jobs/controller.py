@@ -21,8 +21,8 @@ from nfsd3d.train.interrupts import Interrupted, stop_requests
 ENGINES = {
     "local": ("nfsd3d.jobs.engines.local:LocalEngine", None),
     "joblib": ("nfsd3d.jobs.engines.joblib:JoblibEngine", "joblib"),
-    "submitit_local": ("nfsd3d.jobs.engines.submitit:SubmititEngine", "submitit"),
-    "submitit_slurm": ("nfsd3d.jobs.engines.submitit:SubmititEngine", "submitit"),
+    "submitit_local": ("nfsd3d.jobs.engines.submitit:SubmititLocalEngine", "submitit"),
+    "submitit_slurm": ("nfsd3d.jobs.engines.slurm:SlurmEngine", "submitit"),
     "ray": ("nfsd3d.jobs.engines.ray:RayEngine", "ray"),
 }
 """The class of each engine, and the package that it needs."""

@@ -18,10 +18,8 @@ from typing import Self
 
 from nfsd3d.jobs.cores import gpu_names, shares, threads, usable_cores
 from nfsd3d.jobs.engines.base import Ended, EngineSettings
+from nfsd3d.jobs.engines.workers import PATIENCE
 from nfsd3d.jobs.perform import Command
-
-PATIENCE = 60.0
-"""Seconds in which a run saves its checkpoint before its process is killed."""
 
 
 class LocalEngine:
@@ -34,7 +32,7 @@ class LocalEngine:
     def __init__(self, settings: EngineSettings, command: Command) -> None:
         cores = shares(usable_cores(), settings.workers)
         self._workers = [_Worker(self, own, settings, command) for own in cores]
-        for worker, gpus in zip(self._workers, _gpu_shares(settings), strict=True):
+        for worker, gpus in zip(self._workers, gpu_shares(settings), strict=True):
             worker.gpus = gpus
         self.waiting: SimpleQueue[tuple[Path, int] | None] = SimpleQueue()
         self.ends: SimpleQueue[Ended] = SimpleQueue()
@@ -137,7 +135,7 @@ class _Worker(threading.Thread):
         return self._process
 
 
-def _gpu_shares(settings: EngineSettings) -> list[list[str] | None]:
+def gpu_shares(settings: EngineSettings) -> list[list[str] | None]:
     """The GPUs of each worker; None where there are none to share, so that all see what the controller sees."""
     available, workers = gpu_names(), settings.workers
     if not available or settings.gpus == 0:

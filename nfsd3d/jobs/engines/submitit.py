@@ -1,0 +1,92 @@
+"""Jobs by submitit: in processes of this machine, or as a SLURM job array.
+
+At submitit's signal (SIGUSR2, before the time limit or at preemption) a run saves a checkpoint; then submitit's own
+handler queues the job again. submitit writes its files into ``.submitit`` in the set's folder.
+
+On this machine jobs end with their controller, whatever ends it. SLURM's go on when their controller is killed: a
+resumption leaves those that still run alone, because each run is locked. Whether a SLURM job exists is read from the
+queue: many clusters have no accounting, without which submitit never notices that a job was cancelled.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import Job, JobEnvironment, LocalExecutor
+from submitit.core.utils import UncompletedJobError
+from submitit.helpers import DelayedSubmission
+
+from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.engines.workers import Controller, QueueingEngine, Task, terminate
+from nfsd3d.jobs.manifest import read
+from nfsd3d.jobs.perform import Command
+
+FILES = ".submitit"
+POLL = 0.1
+"""Seconds between two looks at a job's process."""
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """A task as submitit calls it; ``controller`` is the process with which it ends, None if it goes on."""
+
+    task: Task
+    controller: Controller | None
+
+    def __call__(self) -> str:
+        """Runs the job; returns which signal ended it, or ""."""
+        if self.controller is not None:
+            self.controller.guard()
+        try:
+            return self.task.run(JobEnvironment().job_id)
+        except UncompletedJobError:  # it reached its time limit once too often; its state says that it is interrupted
+            return ""
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues after a signal: the same job, which resumes from its checkpoint."""
+        return DelayedSubmission(self)
+
+
+class SubmititLocalEngine(QueueingEngine["Job[str]"]):
+    """Jobs in processes of this machine that submitit starts and limits in time."""
+
+    def __init__(self, settings: EngineSettings, command: Command) -> None:
+        super().__init__(settings.workers)
+        self._settings, self._command = settings, command
+
+    def give(self, jobs: Sequence[tuple[Path, int]]) -> list["Job[str]"]:
+        """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
+        folder, settings = jobs[0][0], self._settings
+        executor = LocalExecutor(folder / FILES, max_num_timeout=settings.max_requeues)
+        # submitit kills a job a second after its supervisor got Ctrl-C: it reaches the controller alone.
+        executor.update_parameters(
+            timeout_min=settings.timeout_min, gpus_per_node=int(settings.gpus or 0), setup=["trap '' INT"]
+        )
+        tasks = [Task(self._command, own, number, "submitit_local", settings.threads or 1) for own, number in jobs]
+        return [executor.submit(_Submission(task, Controller())) for task in tasks]
+
+    def finished(self, handles: Sequence["Job[str]"], timeout: float) -> Mapping["Job[str]", str]:
+        """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
+        deadline = time.monotonic() + timeout
+        while not (done := [job for job in handles if job.done()]) and time.monotonic() < deadline:
+            time.sleep(POLL)
+        return {job: _outcome(job) for job in done}
+
+    def interrupt(self, jobs: Mapping["Job[str]", tuple[Path, int]]) -> None:
+        """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
+        for folder, number in jobs.values():
+            terminate(folder / read(folder).jobs[number].directory)
+
+    def close(self, left: Sequence["Job[str]"]) -> None:
+        """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
+        for job in left:
+            job.cancel()
+
+
+def _outcome(job: "Job[str]") -> str:
+    """Why the job of an ended process has not come to an end, or ""."""
+    if not job.paths.result_pickle.exists():
+        return f"its process ended without a result; see {job.paths.stderr}"
+    error = job.exception()
+    return job.result() if error is None else f"{str(error).strip().splitlines()[-1]}; see {job.paths.stderr}"

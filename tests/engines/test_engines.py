@@ -1,0 +1,185 @@
+"""Sweeps on joblib, submitit and Ray themselves: what fails, is killed, interrupted, queued again and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from nfsd3d.cli.main import run_command
+from nfsd3d.jobs.controller import ENGINES, run
+from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.manifest import Manifest, new_manifest, read, write
+from nfsd3d.jobs.state import states
+
+pytestmark = [pytest.mark.engines, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+TINY = (
+    *("--config", "nfsd_2d", "machine=cpu", "prior=shapes", "train.batch_size=1", "train.checkpoint_every=2"),
+    *("export.turntable=false", "export.report=false", "train.tensorboard=false", "prompt=a red cube"),
+)
+LONG = ("train.steps=3000", "train.log_every=1", "train.checkpoint_every=500")
+KILLED = ("train.steps=40", "train.log_every=1")
+OTHERS = [name for name in ENGINES if name not in ("local", "submitit_slurm")]
+
+
+@pytest.fixture(params=OTHERS)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine whose package is installed."""
+    _, package = ENGINES[request.param]
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    return request.param
+
+
+def jobs_of(folder: Path, *arguments: tuple[str, ...]) -> Manifest:
+    folder.mkdir()
+    named = [(f"{number}-job", own, {"job": str(number)}) for number, own in enumerate(arguments)]
+    manifest = new_manifest(folder, "sweep", TINY, ["job"], named)
+    write(manifest)
+    return read(folder)
+
+
+def controller(manifest: Manifest, engine: str, **settings: object) -> "subprocess.Popen[str]":
+    """A process that runs the jobs; Ray's listens within a network of its own."""
+    code = (
+        "import sys; from pathlib import Path; from nfsd3d.jobs.controller import run\n"
+        "from nfsd3d.jobs.engines.base import EngineSettings; from nfsd3d.jobs.manifest import read\n"
+        "from nfsd3d.cli.main import run_command\n"
+        "import json; settings = EngineSettings(**json.loads(sys.argv[2]))\n"
+        "run(read(Path(sys.argv[1])), settings, run_command)"
+    )
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if engine == "ray" else []
+    values = json.dumps({"engine": engine, "threads": 1, **settings})
+    command = [*alone, sys.executable, "-c", code, str(manifest.folder), values]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def statuses(manifest: Manifest) -> list[str]:
+    return [state.status for _, state in states(manifest)]
+
+
+def weights(manifest: Manifest, job: int, step: int) -> bytes:
+    return (manifest.folder / f"{job}-job/checkpoints/step-{step:06d}.safetensors").read_bytes()
+
+
+def attempt(manifest: Manifest) -> dict[str, object]:
+    return json.loads((manifest.folder / "0-job" / "job.json").read_text())
+
+
+def logged_steps(manifest: Manifest) -> list[int]:
+    path = manifest.folder / "0-job" / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, whatever they are."""
+    found, parents = [], [pid]
+    while parents:
+        parent = parents.pop()
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            parents += [int(child) for child in path.read_text().split()]
+        found += [] if parent == pid else [parent]
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Manifest:
+    """A set that the local engine has run: four jobs, of which one fails, and one to be killed on other engines."""
+    wrong = ("train.steps=2", "train.batch_size=0")
+    jobs = (("train.steps=3",), wrong, ("train.steps=3", "seed=1"), ("train.steps=2", "seed=2"), KILLED)
+    manifest = jobs_of(tmp_path_factory.mktemp("local") / "set", *jobs)
+    run(manifest, EngineSettings(threads=1), run_command)
+    return manifest
+
+
+@pytest.fixture
+def started(tmp_path, engine):
+    """A function that has an engine run a job; returns when it trains."""
+    processes = []
+
+    def start(*arguments: str, **settings: object) -> tuple[Manifest, "subprocess.Popen[str]"]:
+        manifest = jobs_of(tmp_path / "set", arguments)
+        processes.append(controller(manifest, engine, **settings))
+        wait_for(lambda: len(logged_steps(manifest)) > 5)
+        return manifest, processes[0]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_jobs_end_as_on_the_local_engine_and_one_that_fails_stops_no_other(tmp_path, engine, undisturbed):
+    manifest = jobs_of(tmp_path / "set", *[job.arguments for job in undisturbed.jobs[:4]])
+    process = controller(manifest, engine, workers=2)
+    _, printed = process.communicate(timeout=240)
+    assert process.returncode == 0 and printed.count("done in") == 3, printed
+    assert statuses(manifest) == ["done", "failed", "done", "done"]
+    assert [state.attempt.engine for _, state in states(manifest)] == [engine] * 4
+    for job, step in ((0, 3), (2, 3), (3, 2)):
+        assert weights(manifest, job, step) == weights(undisturbed, job, step)
+
+
+def test_the_job_of_a_killed_worker_is_done_once_from_its_checkpoint(started, undisturbed):
+    manifest, process = started(*KILLED)
+    os.kill(attempt(manifest)["pid"], signal.SIGKILL)
+    _, printed = process.communicate(timeout=240)
+    assert "started again" in printed
+    assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
+    assert logged_steps(manifest) == list(range(1, 41))
+    assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
+
+
+def test_workers_end_with_a_controller_that_is_killed_and_another_engine_ends_the_set(started):
+    manifest, process = started(*KILLED[1:], "train.steps=400", "train.checkpoint_every=100")
+    below = descendants(process.pid)
+    assert attempt(manifest)["pid"] in below
+    process.kill()
+    wait_for(lambda: not any(map(exists, below)))
+    assert statuses(manifest) == ["interrupted"]
+    run(manifest, EngineSettings(threads=1), run_command)
+    assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
+
+
+def test_a_signal_to_the_controller_ends_its_jobs_with_a_checkpoint_and_no_other_begins(tmp_path, engine):
+    manifest = jobs_of(tmp_path / "set", LONG, LONG)
+    process = controller(manifest, engine)
+    wait_for(lambda: len(logged_steps(manifest)) > 5)
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=120)
+    assert f"go on with: nfsd3d sweep resume {manifest.folder}" in printed
+    assert statuses(manifest) == ["interrupted", "pending"]
+    assert list((manifest.folder / "0-job" / "checkpoints").glob("step-*.json"))
+    wait_for(lambda: not any(map(exists, below)))
+
+
+@pytest.mark.parametrize("engine", ["submitit_local"], indirect=True)
+def test_a_preempted_job_saves_and_submitit_starts_it_again(started, undisturbed):
+    manifest, process = started(*KILLED)
+    os.kill(attempt(manifest)["pid"], signal.SIGUSR2)
+    _, printed = process.communicate(timeout=240)
+    assert "started again" not in printed  # not by the controller
+    assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
+    assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
