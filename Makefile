@@ -1,6 +1,7 @@
 # make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
 # make test    the whole test suite
 # make test-fast   the quick part of it, for every commit: at most 90 s on two cores
+# make test-engines   sweeps on joblib, submitit and Ray themselves; installs them
 # make check   lint, formatting, docstrings, types
 # make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
 # make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result
@@ -35,8 +36,9 @@ VENV_STAMP := $(VENV)/.made
 TORCH_STAMP := $(VENV)/.torch
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+SWEEP_STAMP := $(VENV)/.installed-sweep
 
-.PHONY: help demo test test-fast check fuzz chaos mutate clean
+.PHONY: help demo test test-fast test-engines check fuzz chaos mutate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +63,10 @@ $(DEV_STAMP): $(RUN_STAMP)
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(SWEEP_STAMP): $(DEV_STAMP)
+	$(PIP) install -c constraints.txt -e '.[sweep]'
+	@touch $@
+
 # prior=shapes: the demonstration downloads no model, on a machine with a GPU either.
 demo: $(RUN_STAMP)
 	@run="outputs/demo/$$(date +%Y%m%d-%H%M%S)"; \
@@ -69,10 +75,14 @@ demo: $(RUN_STAMP)
 	  "$$run/turntable.mp4" "$$run/mesh/model.glb" "$$run/report.html"
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not engines" $(PYTEST_ARGS)
 
 test-fast: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
+
+# One after the other: they start clusters, and wait for processes.
+test-engines: $(SWEEP_STAMP)
+	$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .

@@ -104,7 +104,7 @@ ADAPTERS = {
     "peft": {"nfsd3d.prior.lora"},
     # The controller imports the module of the engine that is used.
     "joblib": {"nfsd3d.jobs.engines.joblib"},
-    "submitit": {"nfsd3d.jobs.engines.submitit"},
+    "submitit": {"nfsd3d.jobs.engines.submitit", "nfsd3d.jobs.engines.slurm"},
     "ray": {"nfsd3d.jobs.engines.ray"},
     "torchvision": set(),
 }

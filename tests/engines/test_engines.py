@@ -26,6 +26,8 @@ TINY = (
 )
 LONG = ("train.steps=3000", "train.log_every=1", "train.checkpoint_every=500")
 KILLED = ("train.steps=40", "train.log_every=1")
+ALONE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+"""Runs a command within a network that has loopback alone."""
 OTHERS = [name for name in ENGINES if name not in ("local", "submitit_slurm")]
 
 
@@ -35,6 +37,8 @@ def engine(request: pytest.FixtureRequest) -> str:
     _, package = ENGINES[request.param]
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
+    if request.param == "ray" and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no network of its own can be made here")
     return request.param
 
 
@@ -55,9 +59,8 @@ def controller(manifest: Manifest, engine: str, **settings: object) -> "subproce
         "import json; settings = EngineSettings(**json.loads(sys.argv[2]))\n"
         "run(read(Path(sys.argv[1])), settings, run_command)"
     )
-    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if engine == "ray" else []
     values = json.dumps({"engine": engine, "threads": 1, **settings})
-    command = [*alone, sys.executable, "-c", code, str(manifest.folder), values]
+    command = [*(ALONE if engine == "ray" else []), sys.executable, "-c", code, str(manifest.folder), values]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

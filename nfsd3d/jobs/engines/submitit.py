@@ -1,11 +1,8 @@
-"""Jobs by submitit: in processes of this machine, or as a SLURM job array.
+"""Jobs in processes of this machine that submitit starts and limits in time.
 
-At submitit's signal (SIGUSR2, before the time limit or at preemption) a run saves a checkpoint; then submitit's own
-handler queues the job again. submitit writes its files into ``.submitit`` in the set's folder.
-
-On this machine jobs end with their controller, whatever ends it. SLURM's go on when their controller is killed: a
-resumption leaves those that still run alone, because each run is locked. Whether a SLURM job exists is read from the
-queue: many clusters have no accounting, without which submitit never notices that a job was cancelled.
+Before the time limit, at SIGUSR2, a run saves a checkpoint, and submitit starts the job again. submitit writes its
+files into ``.submitit`` in the set's folder. Jobs end with their controller, after a checkpoint, whatever ends it. With
+GPUs every job sees the first ones: submitit does not share them out.
 """
 
 import time
@@ -28,7 +25,7 @@ POLL = 0.1
 
 
 @dataclass(frozen=True)
-class _Submission:
+class Submission:
     """A task as submitit calls it; ``controller`` is the process with which it ends, None if it goes on."""
 
     task: Task
@@ -49,7 +46,7 @@ class _Submission:
 
 
 class SubmititLocalEngine(QueueingEngine["Job[str]"]):
-    """Jobs in processes of this machine that submitit starts and limits in time."""
+    """See the module; at most ``settings.workers`` processes at a time."""
 
     def __init__(self, settings: EngineSettings, command: Command) -> None:
         super().__init__(settings.workers)
@@ -64,14 +61,14 @@ class SubmititLocalEngine(QueueingEngine["Job[str]"]):
             timeout_min=settings.timeout_min, gpus_per_node=int(settings.gpus or 0), setup=["trap '' INT"]
         )
         tasks = [Task(self._command, own, number, "submitit_local", settings.threads or 1) for own, number in jobs]
-        return [executor.submit(_Submission(task, Controller())) for task in tasks]
+        return [executor.submit(Submission(task, Controller())) for task in tasks]
 
     def finished(self, handles: Sequence["Job[str]"], timeout: float) -> Mapping["Job[str]", str]:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
         deadline = time.monotonic() + timeout
         while not (done := [job for job in handles if job.done()]) and time.monotonic() < deadline:
             time.sleep(POLL)
-        return {job: _outcome(job) for job in done}
+        return {job: outcome(job) for job in done}
 
     def interrupt(self, jobs: Mapping["Job[str]", tuple[Path, int]]) -> None:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
@@ -84,7 +81,7 @@ class SubmititLocalEngine(QueueingEngine["Job[str]"]):
             job.cancel()
 
 
-def _outcome(job: "Job[str]") -> str:
+def outcome(job: "Job[str]") -> str:
     """Why the job of an ended process has not come to an end, or ""."""
     if not job.paths.result_pickle.exists():
         return f"its process ended without a result; see {job.paths.stderr}"

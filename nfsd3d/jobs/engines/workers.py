@@ -93,6 +93,10 @@ class QueueingEngine(ABC, Generic[Handle]):
         self._waiting: deque[tuple[Path, int]] = deque()
         self._given: dict[Handle, tuple[Path, int]] = {}
 
+    def room(self) -> int:
+        """How many more jobs the library may be given."""
+        return self._most - len(self._given)
+
     @abstractmethod
     def give(self, jobs: Sequence[tuple[Path, int]]) -> list[Handle]:
         """Gives the library jobs: the set's folder and the job's number; returns a handle for each."""
@@ -115,7 +119,7 @@ class QueueingEngine(ABC, Generic[Handle]):
 
     def ended(self, timeout: float) -> list[Ended]:
         """See :class:`nfsd3d.jobs.engines.base.Engine`."""
-        free = min(self._most - len(self._given), len(self._waiting))
+        free = min(self.room(), len(self._waiting))
         if free > 0:
             jobs = [self._waiting.popleft() for _ in range(free)]
             self._given.update(zip(self.give(jobs), jobs, strict=True))
