@@ -1,7 +1,8 @@
-"""Sweeps on joblib, submitit and Ray themselves: what fails, is killed, interrupted, queued again and gone on with."""
+"""Sweeps on joblib, submitit, SLURM and Ray: what fails, is killed, interrupted, queued again and gone on with."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,18 +51,27 @@ def jobs_of(folder: Path, *arguments: tuple[str, ...]) -> Manifest:
     return read(folder)
 
 
-def controller(manifest: Manifest, engine: str, **settings: object) -> "subprocess.Popen[str]":
-    """A process that runs the jobs; Ray's listens within a network of its own."""
+@pytest.fixture
+def controller():
+    """A function that starts a process which runs the jobs; Ray's listens within a network of its own."""
     code = (
-        "import sys; from pathlib import Path; from nfsd3d.jobs.controller import run\n"
+        "import json, sys; from pathlib import Path; from nfsd3d.jobs.controller import run\n"
         "from nfsd3d.jobs.engines.base import EngineSettings; from nfsd3d.jobs.manifest import read\n"
         "from nfsd3d.cli.main import run_command\n"
-        "import json; settings = EngineSettings(**json.loads(sys.argv[2]))\n"
-        "run(read(Path(sys.argv[1])), settings, run_command)"
+        "run(read(Path(sys.argv[1])), EngineSettings(**json.loads(sys.argv[2])), run_command)"
     )
-    values = json.dumps({"engine": engine, "threads": 1, **settings})
-    command = [*(ALONE if engine == "ray" else []), sys.executable, "-c", code, str(manifest.folder), values]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    processes = []
+
+    def start(manifest: Manifest, engine: str, **settings: object) -> "subprocess.Popen[str]":
+        values = json.dumps({"engine": engine, "threads": 1, **settings})
+        command = [*(ALONE if engine == "ray" else []), sys.executable, "-c", code, str(manifest.folder), values]
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def statuses(manifest: Manifest) -> list[str]:
@@ -72,12 +82,12 @@ def weights(manifest: Manifest, job: int, step: int) -> bytes:
     return (manifest.folder / f"{job}-job/checkpoints/step-{step:06d}.safetensors").read_bytes()
 
 
-def attempt(manifest: Manifest) -> dict[str, object]:
-    return json.loads((manifest.folder / "0-job" / "job.json").read_text())
+def attempt(manifest: Manifest, job: int = 0) -> dict[str, object]:
+    return json.loads((manifest.folder / f"{job}-job" / "job.json").read_text())
 
 
-def logged_steps(manifest: Manifest) -> list[int]:
-    path = manifest.folder / "0-job" / "metrics.jsonl"
+def logged_steps(manifest: Manifest, job: int = 0) -> list[int]:
+    path = manifest.folder / f"{job}-job" / "metrics.jsonl"
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -117,23 +127,19 @@ def undisturbed(tmp_path_factory) -> Manifest:
 
 
 @pytest.fixture
-def started(tmp_path, engine):
+def started(tmp_path, engine, controller):
     """A function that has an engine run a job; returns when it trains."""
-    processes = []
 
-    def start(*arguments: str, **settings: object) -> tuple[Manifest, "subprocess.Popen[str]"]:
+    def start(*arguments: str) -> tuple[Manifest, "subprocess.Popen[str]"]:
         manifest = jobs_of(tmp_path / "set", arguments)
-        processes.append(controller(manifest, engine, **settings))
+        process = controller(manifest, engine)
         wait_for(lambda: len(logged_steps(manifest)) > 5)
-        return manifest, processes[0]
+        return manifest, process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
-def test_jobs_end_as_on_the_local_engine_and_one_that_fails_stops_no_other(tmp_path, engine, undisturbed):
+def test_jobs_end_as_on_the_local_engine_and_one_that_fails_stops_no_other(tmp_path, engine, controller, undisturbed):
     manifest = jobs_of(tmp_path / "set", *[job.arguments for job in undisturbed.jobs[:4]])
     process = controller(manifest, engine, workers=2)
     _, printed = process.communicate(timeout=240)
@@ -165,7 +171,7 @@ def test_workers_end_with_a_controller_that_is_killed_and_another_engine_ends_th
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
 
 
-def test_a_signal_to_the_controller_ends_its_jobs_with_a_checkpoint_and_no_other_begins(tmp_path, engine):
+def test_a_signal_to_the_controller_ends_its_jobs_with_a_checkpoint_and_no_other_begins(tmp_path, engine, controller):
     manifest = jobs_of(tmp_path / "set", LONG, LONG)
     process = controller(manifest, engine)
     wait_for(lambda: len(logged_steps(manifest)) > 5)
@@ -186,3 +192,47 @@ def test_a_preempted_job_saves_and_submitit_starts_it_again(started, undisturbed
     assert "started again" not in printed  # not by the controller
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
     assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A SLURM cluster of this machine."""
+    if find_spec("submitit") is None or shutil.which("slurmctld") is None or os.geteuid() != 0:
+        pytest.skip("submitit, SLURM's daemons (tests/engines/slurm.sh install) and root are needed")
+    folder = tmp_path_factory.mktemp("slurm")
+    script = Path(__file__).with_name("slurm.sh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        subprocess.run([script, "start", folder], check=True, timeout=60)
+        yield
+        subprocess.run([script, "stop", folder], check=True, timeout=60)
+
+
+def test_slurm_cancels_and_requeues_jobs_and_all_end_as_on_the_local_engine(tmp_path, slurm, controller, undisturbed):
+    wrong, tiny = (undisturbed.jobs[number].arguments for number in (1, 2))
+    manifest = jobs_of(tmp_path / "set", LONG, wrong, tiny, KILLED)
+    process = controller(manifest, "submitit_slurm", workers=2)
+    wait_for(lambda: len(logged_steps(manifest)) > 5)
+    subprocess.run(["scancel", attempt(manifest)["id"]], check=True)
+    wait_for(lambda: len(logged_steps(manifest, 3)) > 5)
+    subprocess.run(["scancel", "--signal=USR2", attempt(manifest, 3)["id"]], check=True)
+    _, printed = process.communicate(timeout=240)
+    assert statuses(manifest) == ["interrupted", "failed", "done", "done"], printed
+    assert "started again" not in printed and attempt(manifest)["attempt"] == 1  # as its user wanted
+    assert attempt(manifest, 3)["attempt"] == 2
+    assert weights(manifest, 2, 3) == weights(undisturbed, 2, 3)
+    assert weights(manifest, 3, 40) == weights(undisturbed, 4, 40)
+
+
+def test_a_killed_job_of_slurm_is_started_again_and_a_signal_to_the_controller_ends_it(tmp_path, slurm, controller):
+    manifest = jobs_of(tmp_path / "set", LONG, LONG)
+    process = controller(manifest, "submitit_slurm")
+    wait_for(lambda: len(logged_steps(manifest)) > 5)
+    subprocess.run(["scancel", "--state=PENDING", attempt(manifest)["id"].partition("_")[0]], check=True)
+    os.kill(attempt(manifest)["pid"], signal.SIGKILL)
+    wait_for(lambda: attempt(manifest)["attempt"] == 2 and statuses(manifest)[0] == "running")
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=120)
+    assert "0-job: its process ended without a result" in printed and "go on with: nfsd3d sweep resume" in printed
+    assert statuses(manifest) == ["interrupted", "pending"]
+    wait_for(lambda: subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout == b"")

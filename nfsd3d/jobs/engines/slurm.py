@@ -21,7 +21,9 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.engines.submitit import FILES, Submission, outcome
 from nfsd3d.jobs.engines.workers import QueueingEngine, Task
+from nfsd3d.jobs.manifest import read
 from nfsd3d.jobs.perform import Command
+from nfsd3d.jobs.state import recorded_status
 
 ARRAY = 1000
 """Jobs of an array: as many as SLURM allows by default. Further ones, and new starts, follow when it has ended."""
@@ -80,7 +82,7 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
         time.sleep(timeout)
         gone = self._gone(handles)
-        return {job: _outcome(job) for job in handles if job.job_id in gone or job.paths.result_pickle.exists()}
+        return {job: self._outcome(job) for job in handles if job.job_id in gone or job.paths.result_pickle.exists()}
 
     def interrupt(self, jobs: Mapping["Job[str]", tuple[Path, int]]) -> None:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
@@ -93,6 +95,14 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         if left:
             _slurm("scancel", *_arrays(left))
 
+    def _outcome(self, job: "Job[str]") -> str:
+        """Why an ended job has not come to an end; "" for one that ``scancel`` has ended, or that has not begun."""
+        if job.paths.result_pickle.exists():
+            return "" if job.exception() is None else outcome(job)
+        folder, number = self._given[job]
+        saved = recorded_status(folder / read(folder).jobs[number].directory) == "interrupted"
+        return outcome(job) if job.paths.stderr.exists() and not saved else ""
+
     def _gone(self, jobs: Sequence["Job[str]"]) -> set[str]:
         """The ids of the jobs that two looks at the queue have not found: a result may arrive after its job's end."""
         if time.monotonic() - self._looked < LOOK:
@@ -104,13 +114,6 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         missing = {job.job_id for job in jobs} - set(queue.split())
         twice, self._missing = missing & self._missing, missing
         return twice
-
-
-def _outcome(job: "Job[str]") -> str:
-    """Why a job that has begun has not come to an end; "" for one that ``scancel`` ended, too."""
-    begun = job.paths.stderr.exists()
-    died = outcome(job) if begun else ""
-    return "" if died.startswith("interrupted by SIGTERM") else died
 
 
 def _arrays(jobs: "Mapping[Job[str], tuple[Path, int]] | Sequence[Job[str]]") -> set[str]:

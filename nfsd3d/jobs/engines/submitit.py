@@ -5,10 +5,12 @@ files into ``.submitit`` in the set's folder. Jobs end with their controller, af
 GPUs every job sees the first ones: submitit does not share them out.
 """
 
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from submitit import Job, JobEnvironment, LocalExecutor
 from submitit.core.utils import UncompletedJobError
@@ -39,6 +41,10 @@ class Submission:
             return self.task.run(JobEnvironment().job_id)
         except UncompletedJobError:  # it reached its time limit once too often; its state says that it is interrupted
             return ""
+        except CalledProcessError as error:  # SLURM ends what it queues again, the command that asked for it as well
+            if error.returncode == -signal.SIGTERM:
+                raise SystemExit from error  # without a result, which would say that the job has ended
+            raise
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues after a signal: the same job, which resumes from its checkpoint."""
