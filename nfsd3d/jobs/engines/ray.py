@@ -7,6 +7,7 @@ dies; their runs go on from the last checkpoint. The nodes of a cluster need thi
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -52,8 +53,10 @@ class RayEngine(QueueingEngine["ObjectRef[str]"]):
         address = self._settings.address
         handler, group = signal.getsignal(signal.SIGTERM), os.getpgrp()
         if address is None:
-            # Otherwise Ray writes a token into the home directory, which turns authentication on for other clusters.
+            # Else Ray writes a token into the home directory, which turns authentication on for all later clusters.
             os.environ.setdefault(TOKEN, secrets.token_hex(32))
+        else:
+            _check_reachable(address)
         try:
             ray.init(
                 address or "local",
@@ -93,6 +96,16 @@ class RayEngine(QueueingEngine["ObjectRef[str]"]):
         for reference in left:
             ray.cancel(reference, force=True)
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises `InputError` if nothing listens at an address HOST:PORT, for which Ray would wait minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"address={address}: no Ray cluster could be reached ({error})") from error
 
 
 def _run(task: Task) -> str:
