@@ -117,5 +117,5 @@ def _outcome(reference: "ObjectRef[str]") -> str:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        line = next(iter(str(error).strip().splitlines()), "")
-        return f"its task died ({type(error).__name__}: {line})"
+        sentence = " ".join(str(error).split()).partition(". ")[0]
+        return f"its task died ({type(error).__name__}: {sentence})"
