@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,14 +64,25 @@ def controller():
     )
     processes = []
 
-    def start(manifest: Manifest, engine: str, **settings: object) -> "subprocess.Popen[str]":
+    def start(manifest: Manifest, engine: str, within: tuple[str, ...] = (), **settings: object):
         values = json.dumps({"engine": engine, "threads": 1, **settings})
-        command = [*(ALONE if engine == "ray" else []), sys.executable, "-c", code, str(manifest.folder), values]
+        command = [
+            *(ALONE if engine == "ray" else []),
+            *within,
+            sys.executable,
+            "-c",
+            code,
+            str(manifest.folder),
+            values,
+        ]
         processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         return processes[-1]
 
     yield start
     for process in processes:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
         process.kill()
         process.communicate()
 
@@ -192,6 +205,22 @@ def test_a_preempted_job_saves_and_submitit_starts_it_again(started, undisturbed
     assert "started again" not in printed  # not by the controller
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
     assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
+
+
+@pytest.mark.parametrize("engine", ["ray"], indirect=True)
+def test_jobs_of_a_ray_node_that_is_killed_are_done_once_on_another(tmp_path, engine, controller):
+    manifest = jobs_of(tmp_path / "set", *[(*KILLED, f"seed={seed}") for seed in range(3)])
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-", ignore_cleanup_errors=True) as folder:
+        path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"  # of the command ray
+        nodes = ("env", path, str(Path(__file__).with_name("ray_nodes.sh")), folder)
+        process = controller(manifest, engine, nodes, workers=3, address="127.0.0.1:6399")
+        wait_for(lambda: len(logged_steps(manifest)) > 3)
+        raylet = Path(f"/proc/{attempt(manifest)['pid']}/stat").read_text().rpartition(")")[2].split()[1]
+        os.kill(int(raylet), signal.SIGKILL)
+        _, printed = process.communicate(timeout=240)
+    assert "NodeDiedError" in printed and printed.count("done in") == 3
+    assert statuses(manifest) == ["done"] * 3 and attempt(manifest)["attempt"] == 2
+    assert all(logged_steps(manifest, job) == list(range(1, 41)) for job in range(3))
 
 
 @pytest.fixture(scope="module")
