@@ -120,6 +120,7 @@ def folder(tmp_path_factory) -> Path:
         for fence in fences(path):
             if fence.language == "yaml" and (title := re.match(r"# (\w+\.yaml)\n", fence.text)):
                 (folder / title[1]).write_text(fence.text, encoding="utf-8")
+    (folder / "prompts.txt").write_text("a pink house\na red mushroom\n")
     return folder
 
 
@@ -129,14 +130,12 @@ def parse_only(monkeypatch) -> None:
     parse_args = argparse.ArgumentParser.parse_args
 
     def parse(self, args=None, namespace=None):
-        values = parse_args(self, args, namespace)
-        if self.description == "Hydra":  # which a sweep goes through
-            return values
+        parse_args(self, args, namespace)
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(preflight, "check", lambda config, resume=None: locate("shapes", None))
-    for module in ("launch", "main", "sweep"):
+    for module in ("launch", "main"):
         monkeypatch.setattr(f"nfsd3d.cli.{module}.print_plan", lambda *_: None, raising=False)
 
 
@@ -156,7 +155,7 @@ def test_every_command_of_the_documentation_is_understood(text, folder, parse_on
 
 def _in_folder(word: str, folder: Path) -> str:
     """``word`` with the placeholders that stand for files replaced by files that exist."""
-    for name in ("RUN_DIR", *(path.name for path in folder.glob("*.yaml"))):
+    for name in ("RUN_DIR", "prompts.txt", *(path.name for path in folder.glob("*.yaml"))):
         word = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", str(folder / name), word)
     return word
 
@@ -211,6 +210,7 @@ def _check_script(path: str, arguments: list[str], command: Command, monkeypatch
     if command.inline and not arguments:
         return
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    monkeypatch.syspath_prepend(str(script.parent))
     with pytest.raises(Parsed):
         runpy.run_path(str(script), run_name="__main__")
 

@@ -1,9 +1,9 @@
 """Tiny runs for tests: a tiny NeRF, and an analytic prior in place of the diffusion model."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
+from nfsd3d.jobs import controller
+from nfsd3d.jobs.engines.base import Ended
+from nfsd3d.jobs.perform import Command, perform
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.runs import checkpoints
@@ -136,3 +139,34 @@ def changed(config: Config, changes: dict[str, Any]) -> Config:
             node = node[branch]
         node[leaf] = value
     return Config.from_dict(values)
+
+
+class _InThisProcess:
+    """An engine that runs jobs in this process, where fixtures can replace the training."""
+
+    def __init__(self, command: Command) -> None:
+        self._command = command
+        self._waiting: list[tuple[Path, int]] = []
+
+    def submit(self, folder: Path, numbers: Sequence[int]) -> None:
+        self._waiting += [(folder, number) for number in numbers]
+
+    def ended(self, timeout: float) -> list[Ended]:
+        folder, number = self._waiting.pop(0)
+        perform(self._command, folder, number, engine="test")
+        return [Ended(number)]
+
+    def stop(self) -> None:
+        self._waiting.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+@pytest.fixture
+def jobs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of sweeps run in this process, one after the other."""
+    monkeypatch.setattr(controller, "load_engine", lambda settings, command: _InThisProcess(command))

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from nfsd3d.cli.launch import announce
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
-from nfsd3d.config.experiments import Experiment, choices_of
+from nfsd3d.config.experiments import Experiment, choices_of, config_root
 from nfsd3d.config.hydra_compose import compose_with_hydra
-from nfsd3d.config.overrides import TEXT_KEYS, each_value, parse_override, parse_overrides
+from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
+from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import check_installed
@@ -93,6 +94,8 @@ class _Sweep:
                     "range(1,10)"
                 )
         first = [next(each_value(override), "") for override in overrides]
+        if not any(override.key_or_group == "hydra/launcher" for override in overrides):
+            first.append("hydra/launcher=local")
         _, hydras = compose_with_hydra(experiment, list(filter(None, first)), sweep=True)
         params = [parse_override(f"{key}={value}") for key, value in (hydras.sweeper.get("params") or {}).items()]
         merged = {override.get_key_element(): override for override in [*params, *overrides]}.values()
@@ -123,12 +126,16 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     name = hydras.runtime.choices["hydra/launcher"]
     if name == "basic":
         return EngineSettings()
-    values = OmegaConf.to_container(hydras.launcher, resolve=True)
-    assert isinstance(values, dict)
+    container = OmegaConf.to_container(hydras.launcher, resolve=True)
+    assert isinstance(container, dict)
+    values = {str(key): value for key, value in container.items()}
     if "_target_" in values:
         names = "local, joblib, submitit_local, submitit_slurm, ray"
         raise InputError(f"hydra/launcher={name}: not one of this program's; choose hydra/launcher={names}")
-    return engine_settings({str(key): value for key, value in values.items()}, "hydra.launcher.")
+    known = read_yaml(config_root() / "hydra" / "launcher" / f"{name}.yaml")
+    if unknown := [key for key in values if key not in known]:
+        raise InputError(f"hydra.launcher.{unknown[0]}: engine {name} has no such setting; it has {', '.join(known)}")
+    return engine_settings(values, "hydra.launcher.")
 
 
 def _check(experiment: Experiment, sweep: _Sweep) -> Config:
@@ -191,8 +198,9 @@ def _manifest(experiment: Experiment, sweep: _Sweep, folder: Path) -> Manifest:
     jobs = []
     for number, job in enumerate(sweep.jobs()):
         values = {key: _shown(override) for key, override in zip(columns, job, strict=True)}
-        jobs.append((_job_folder(number, values), job, values))
-    return new_manifest(folder, "sweep", ["--config", label, *allowed, *sweep.shared], columns, jobs)
+        jobs.append((_job_folder(number, values), list(map(_as_given, job)), values))
+    shared = ["--config", label, *allowed, *map(_as_given, sweep.shared)]
+    return new_manifest(folder, "sweep", shared, columns, jobs)
 
 
 def _job_folder(number: int, values: Mapping[str, str]) -> str:
@@ -205,7 +213,16 @@ def _job_folder(number: int, values: Mapping[str, str]) -> str:
 def _shown(override: str) -> str:
     """The value of an override as a person writes it."""
     value = parse_override(override).value()
-    return value if isinstance(value, str) else override.partition("=")[2]
+    if isinstance(value, str):
+        return str(OmegaConf.create({"value": value})["value"])  # without the escapes of interpolations
+    return override.partition("=")[2] if not isinstance(value, bool) else str(value).lower()
+
+
+def _as_given(override: str) -> str:
+    """An override as the command line of one run has it: the whole text after ``prompt=`` and ``run_dir=`` is taken."""
+    key = str(parse_override(override).key_or_group)
+    free = key in (*TEXT_KEYS, *PATH_KEYS) and not override.endswith("=null")
+    return f"{key}={_shown(override)}" if free else override
 
 
 def _written(manifest: Manifest, existing: bool) -> Manifest:

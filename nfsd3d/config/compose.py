@@ -53,7 +53,7 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
     """
     parsed = parse_overrides(overrides)
     for override in parsed:
-        if override.key_or_group.startswith(("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper")):
+        if override.key_or_group.startswith(_OF_SWEEPS):
             raise InputError(f"{override.input_line}: is for a sweep; add -m, or leave it out")
         if override.is_sweep_override():
             key, _, values = str(override.input_line).partition("=")
@@ -203,11 +203,17 @@ def _unknown(key: str) -> str:
     return f"unknown setting {key}{hint}; see --help, or configs/nfsd.yaml for all of them"
 
 
+_OF_SWEEPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper.params")
+"""Hydra's settings that this program reads, all for sweeps; besides, compositions read ``hydra.searchpath``."""
+
+
 def _check_hydras(override: Override) -> None:
-    """Raises InputError for a setting of Hydra's that this program sets itself, or a choice that is no name."""
+    """Raises InputError for a setting of Hydra's without an effect here, or a launcher that is no name."""
     key, line = override.key_or_group, override.input_line
     if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
         raise InputError(f"{line}: has no effect; choose the directory with run_dir=PATH")
+    if not key.startswith((*_OF_SWEEPS, "hydra.searchpath")):
+        raise InputError(f"{line}: has no effect, Hydra only composes the settings; leave it out")
     if key.startswith("hydra/") and (override.type == OverrideType.DEL or not isinstance(override.value(), str)):
         raise InputError(f"{line}: must be a name, such as hydra/launcher=local")
     if key == "hydra/sweeper" and override.value() != "basic":

@@ -7,8 +7,6 @@ from nfsd3d.config.experiments import choices_of, config_root
 from nfsd3d.config.yaml_files import one_line, read_yaml
 from nfsd3d.errors import InputError, did_you_mean
 
-"""Launchers and sweepers in packages of their own, such as hydra-submitit-launcher."""
-
 
 def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
     """The message of a composition's error on one line; ``overrides`` are those of the command line."""

@@ -15,7 +15,7 @@ from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
 TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
-_PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
+PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
 
 
 def quote(override: str, *, sweep: bool = False) -> str:
@@ -29,7 +29,7 @@ def quote(override: str, *, sweep: bool = False) -> str:
     key, separator, value = override.partition("=")
     if separator and key in TEXT_KEYS:
         return f"{key}={','.join(map(quoted, split_prompts(value) if sweep else [value]))}"
-    if not separator or key not in _PATH_KEYS or value == "null":
+    if not separator or key not in PATH_KEYS or value == "null":
         return override
     if not sweep:
         return f"{key}={quoted(value)}"

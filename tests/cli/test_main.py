@@ -51,7 +51,7 @@ def elsewhere(tmp_path, monkeypatch, model) -> Path:
 
 
 @pytest.fixture
-def runs(monkeypatch) -> list:
+def runs(monkeypatch, jobs_here) -> list:
     """Replaces the training by a fake that records its calls; the seed determines its outcome."""
     asked: list = []
 
@@ -285,7 +285,7 @@ def test_a_sweep_continues_when_a_job_fails(runs, capsys, elsewhere):
     assert [Path(config.run_dir).name for config, _ in runs] == names
     assert json.loads((folder / names[2] / "summary.json").read_text())["status"] == "failed"
     assert compose(folder / names[3] / "config.yaml").seed == 1
-    assert "3 of 4 jobs done" in capsys.readouterr().out
+    assert "4 jobs: 3 done, 1 failed" in capsys.readouterr().out
 
 
 def test_generators_in_a_sweep_and_a_dry_run(runs, capsys):
@@ -299,12 +299,54 @@ def test_generators_in_a_sweep_and_a_dry_run(runs, capsys):
     assert "# run directory: outputs/nfsd_2d/<prompt>/<time>" in shown
 
 
-def test_a_sweep_survives_bugs_and_bad_values_of_a_job(runs, capsys):
-    assert main(["-m", "seed=13,-5,2", "prompt=a red house", "run_dir=all of them", *SETTLED]) == 1
+def test_a_sweep_survives_bugs_and_combinations_that_do_not_fit(runs, capsys):
+    swept = ["seed=13,2", "prompts.perp_neg=true,false", "prompts.view_dependent=true,false"]
+    assert main(["-m", *swept, "prompt=a red house", "run_dir=all of them", *SETTLED]) == 1
     rows = _table(Path("all of them"))
-    assert [(row["seed"], row["status"]) for row in rows] == [("13", "failed"), ("-5", "failed"), ("2", "done")]
-    assert "seed=-5" in rows[1]["reason"]
+    assert [row["status"] for row in rows] == [*["failed"] * 4, "done", "failed", "done", "done"]
     assert "ZeroDivisionError" in capsys.readouterr().err
+    assert rows[5]["reason"].startswith("prompts.perp_neg=true: moves away from view words")
+
+
+def test_a_value_that_fits_no_job_is_refused_before_any_begins(runs, capsys, elsewhere):
+    assert main(["-m", "seed=3,2", "train.steps=5,-5", "prompt=a red house", "run_dir=s", *SETTLED]) == 2
+    assert error_line(capsys) == "error: train.steps=-5: must be greater than 0"
+    assert runs == [] and list(elsewhere.iterdir()) == []
+
+
+def test_a_dry_run_of_a_sweep_lists_its_jobs_and_writes_nothing(runs, capsys, elsewhere):
+    arguments = ["-m", "seed=3,2", "distill=sds,nfsd", "prompt=a red house", "run_dir=s", "dry_run=true", *SETTLED]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["job", "seed", "distill"]
+    assert [line.split()[:4] for line in lines[1:5]] == [
+        ["0", "3", "sds", "pending"],
+        ["1", "3", "nfsd", "pending"],
+        ["2", "2", "sds", "pending"],
+        ["3", "2", "nfsd", "pending"],
+    ]
+    assert runs == [] and list(elsewhere.iterdir()) == []
+
+
+def test_the_same_sweep_goes_on_with_what_is_missing(runs, capsys):
+    arguments = ["-m", "seed=143,4", "prompt=a red house", "run_dir=s", *SETTLED]
+    assert main(arguments) == 143
+    assert [row["status"] for row in _table(Path("s"))] == ["interrupted", "pending"]
+    capsys.readouterr()
+    assert main(["-m", "seed=143,5", "prompt=a red house", "run_dir=s", *SETTLED]) == 2
+    assert "run_dir=s: holds a sweep of other jobs" in error_line(capsys)
+    assert [config.seed for config, _ in runs] == [143]
+    runs.clear()
+    assert main(arguments) == 143  # the fake run is interrupted again
+    assert [config.seed for config, _ in runs] == [143]
+
+
+def test_the_prompts_of_a_sweep_come_from_a_file(runs, capsys, elsewhere):
+    (elsewhere / "prompts.txt").write_text('# houses\na "red", pink house\n\n  a pink house \n')
+    assert main(["-m", "prompt=@prompts.txt", "run_dir=s", *SETTLED]) == 0
+    assert [config.prompt for config, _ in runs] == ['a "red", pink house', "a pink house"]
+    assert main(["-m", "prompt=@nowhere.txt", *SETTLED]) == 2
+    assert "prompt=@nowhere.txt: cannot be read" in error_line(capsys)
 
 
 def test_prompts_of_a_sweep(runs):
@@ -324,7 +366,7 @@ def test_the_runs_of_a_sweep_start_from_another_run(runs, elsewhere):
 
 def test_an_interrupted_sweep_stops(runs):
     assert main(["-m", "seed=0,143,2", "prompt=a red house", "run_dir=s", *SETTLED]) == 143
-    assert [row["status"] for row in _table(Path("s"))] == ["done", "interrupted"]
+    assert [row["status"] for row in _table(Path("s"))] == ["done", "interrupted", "pending"]
 
 
 def test_a_sweep_from_a_folder_with_configs_of_its_own(runs, elsewhere):

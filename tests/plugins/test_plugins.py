@@ -111,7 +111,7 @@ def test_a_sweep_takes_built_in_and_registered_methods(method, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     swept = ["prompt=a red cube", "distill=sds,mine", "dry_run=true", "machine=cpu"]
     assert main(["--config", "configs/nfsd.yaml", "-m", *swept]) == 0
-    assert "method: mine" in capsys.readouterr().out
+    assert "mine" in capsys.readouterr().out
 
 
 def test_a_registered_method_that_edits_needs_a_source():
