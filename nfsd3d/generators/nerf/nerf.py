@@ -248,7 +248,8 @@ class NeRF(nn.Module):
         visible = (weights.detach() > SMALLEST_VISIBLE_WEIGHT).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
             # Analytic normals run a backward pass; an enclosing checkpoint must not recompute its saved tensors.
-            with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+            # Detached: a hook that keeps an output itself makes a cycle with the output's node, which is never freed.
+            with saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
                 normals = self.field.analytic_normals(positions[visible])
         else:
             normals = self.field.finite_difference_normals(positions[visible], self.settings.finite_difference_eps)

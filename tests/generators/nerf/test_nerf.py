@@ -1,5 +1,6 @@
 """The NeRF: rendering, training on views, and degenerate scenes."""
 
+import gc
 from dataclasses import fields, replace
 
 import pytest
@@ -405,3 +406,24 @@ def test_export_functions_agree_with_the_field(rng: torch.Generator, monkeypatch
     assert not nerf.density(x).requires_grad
     assert nerf.density(x[:0]).shape == (0,)
     assert nerf.normals(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_rendering_with_normals_leaves_no_tensors_behind(backend: str, trained: bool) -> None:
+    nerf = make_nerf(replace(SMALL, normals="analytic"), backend)
+
+    def render() -> None:
+        with torch.set_grad_enabled(trained):
+            nerf.render(orbit(1, 8), None, RenderOptions(normals=True, shading="lambertian", ambient=0.1))
+
+    def tensors() -> int:
+        gc.collect()
+        # Not isinstance: it would look into lazy modules of other libraries.
+        return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
+
+    render()
+    before = tensors()
+    for _ in range(3):
+        render()
+    assert tensors() == before
