@@ -35,15 +35,15 @@ def write_report(manifest: Manifest, rows: Sequence[Row]) -> Path:
 def render_report(manifest: Manifest, rows: Sequence[Row]) -> str:
     """The page's HTML."""
     title = f"{manifest.kind} {manifest.folder.absolute().name}"
-    style, sorting = (
-        files("nfsd3d.visualize").joinpath("assets", name).read_text(encoding="utf-8")
-        for name in ("report.css", "sort_table.js")
+    assets = files("nfsd3d.visualize").joinpath("assets")
+    style, table_style, sorting = (
+        assets.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "sweep.css", "sort_table.js")
     )
     command = escape(" ".join(manifest.arguments))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · nfsd3d</title><style>\n{style}</style></head>\n<body>\n"
+        f"<title>{escape(title)} · nfsd3d</title><style>\n{style}{table_style}</style></head>\n<body>\n"
         f'<h1>{escape(title)}</h1>\n<p class="facts">{escape(counts_line(rows))} · <code>{command}</code></p>\n'
         f"{_figures(manifest, rows)}\n<h2>Jobs</h2>\n{_table(manifest, rows)}\n"
         f"<script>\n{sorting}</script>\n</body></html>\n"

@@ -345,6 +345,7 @@ def test_the_prompts_of_a_sweep_come_from_a_file(runs, capsys, elsewhere):
     (elsewhere / "prompts.txt").write_text('# houses\na "red", pink house\n\n  a pink house \n')
     assert main(["-m", "prompt=@prompts.txt", "run_dir=s", *SETTLED]) == 0
     assert [config.prompt for config, _ in runs] == ['a "red", pink house', "a pink house"]
+    capsys.readouterr()
     assert main(["-m", "prompt=@nowhere.txt", *SETTLED]) == 2
     assert "prompt=@nowhere.txt: cannot be read" in error_line(capsys)
 
