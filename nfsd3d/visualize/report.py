@@ -76,9 +76,8 @@ def _facts(config: Config, summary: Summary) -> str:
         f"prior {config.prior.model or config.prior.name}",
         f"seed {config.seed}",
     ]
-    if summary:
+    if summary:  # without its status, which is decided after the page is written
         facts.append(f"{summary['steps']} of {summary['steps_planned']} steps in {summary['seconds']:.0f} s")
-        facts.append(str(summary["status"]))
     return escape(" · ".join(facts))
 
 

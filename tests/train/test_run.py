@@ -370,6 +370,7 @@ def test_the_report_of_a_run_contains_its_images(configure, console):
     text = (run_dir / "report.html").read_text()
     assert "data:video/mp4" in text and "data:image/jpeg" in text and 'id="model"' in text and "<svg" in text
     assert len(text) < 10 * 2**20
+    assert "6 of 6 steps" in text and "interrupted" not in text
     assert json.loads((run_dir / "summary.json").read_text())["mesh"]["faces"] > 100
     assert np.isfinite([line["grad_norm"] for line in read_metrics(run_dir / "metrics.jsonl")]).all()
 
