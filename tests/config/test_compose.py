@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, fields
 from typing import get_args
 
@@ -721,3 +722,11 @@ def test_a_driver_that_is_older_than_torch(monkeypatch, driver, usable):
     if not usable:
         with pytest.raises(InputError, match=r"machine\.device=cuda: the GPU's driver is for CUDA 12 and .* for 13\.0"):
             hardware.check_machine(compose("nfsd", ["prompt=x", "machine=cuda"]))
+
+
+def test_threads_compose_at_the_same_time():
+    with ThreadPoolExecutor(8) as pool:
+        seeds = [
+            config.seed for config in pool.map(lambda seed: compose("nfsd", ["prompt=x", f"seed={seed}"]), range(8))
+        ]
+    assert seeds == list(range(8))
