@@ -25,7 +25,7 @@ from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
-from nfsd3d.jobs.controller import check_installed
+from nfsd3d.jobs.controller import check_engine
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
 from nfsd3d.jobs.perform import Command
@@ -64,7 +64,7 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         print(table.text_table(manifest, table.rows_of(manifest)))
         print(f"# {len(manifest.jobs)} jobs on engine {sweep.engine.engine}; dry run: nothing was started")
         return 0
-    check_installed(sweep.engine)
+    check_engine(sweep.engine)
     if given is None:
         manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
     manifest = _written(manifest, given is not None)

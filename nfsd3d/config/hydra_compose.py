@@ -1,4 +1,4 @@
-"""Composition and multirun by Hydra, with files and compositions checked because a file may come from a stranger.
+"""Composition by Hydra, with files and compositions checked because a file may come from a stranger.
 
 `_FileSource` checks each file by itself. Packages and defaults lists can still move a file's values into Hydra's own
 settings, so `_Loader` compares these with the settings without any file. It checks the jobs of a sweep too: each is

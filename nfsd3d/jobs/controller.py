@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nfsd3d.errors import InputError
+from nfsd3d.jobs.cores import shares, usable_cores
 from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.jobs.perform import Command
@@ -93,13 +94,15 @@ def last_engine(folder: Path) -> EngineSettings:
         return EngineSettings()
 
 
-def check_installed(settings: EngineSettings) -> None:
-    """Raises `InputError` unless the package that the engine needs is installed."""
+def check_engine(settings: EngineSettings) -> None:
+    """Raises `InputError` unless the engine's package is installed and this machine has cores for its workers."""
     _, package = ENGINES[settings.engine]
     if package is not None and find_spec(package) is None:
         raise InputError(
             f"engine {settings.engine}: {package} is not installed; install it with: pip install 'nfsd3d[sweep]'"
         )
+    if settings.engine in ("local", "joblib"):
+        shares(usable_cores(), settings.workers, "workers")
 
 
 def load_engine(settings: EngineSettings, command: Command) -> Engine:
@@ -108,7 +111,7 @@ def load_engine(settings: EngineSettings, command: Command) -> Engine:
     Raises:
         InputError: its package is not installed, or its settings do not fit this machine.
     """
-    check_installed(settings)
+    check_engine(settings)
     module, name = ENGINES[settings.engine][0].split(":")
     engine: Engine = getattr(importlib.import_module(module), name)(settings, command)
     return engine

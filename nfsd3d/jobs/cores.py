@@ -17,14 +17,14 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
-    """The cores of each of ``jobs`` processes: disjoint and equally many.
+def shares(cores: Sequence[int], jobs: int, option: str = "--jobs") -> list[list[int]]:
+    """The cores of each of ``jobs`` processes: disjoint and equally many; ``option`` is named in the message.
 
     Raises:
         InputError: more jobs than cores.
     """
     if jobs > len(cores):
-        raise InputError(f"--jobs {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
+        raise InputError(f"{option} {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
     each = len(cores) // jobs
     return [list(cores[index * each : (index + 1) * each]) for index in range(jobs)]
 

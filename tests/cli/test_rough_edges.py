@@ -85,6 +85,8 @@ SWEEPS = [
         "an interval has no list of values; write values",
     ),
     (["seed=0,1"], "prompt is missing"),
+    (["prompt=a red cube", "seed=0,1", "hydra.launcher.workers=4000"], "workers 4000: there are"),
+    (["prompt=a red cube", "seed=0,1", "hydra.launcher.workers=0"], "hydra.launcher.workers=0: must be greater than 0"),
     (["prompt=a red cube", "seed=0,1", "train.steps=0"], "train.steps=0: must be greater than 0"),
     (["prompt=a red cube", "seed=-5,-6"], "seed=-5: must be greater"),
     (["prompt=a red cube", "export.formats=glb,obj"], "export.formats=glb: must be a list"),

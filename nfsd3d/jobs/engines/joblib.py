@@ -36,7 +36,7 @@ class JoblibEngine(QueueingEngine["Future[str]"]):
         super().__init__(settings.workers)
         warnings.filterwarnings("ignore", message=REPLACED)
         self._settings, self._command = settings, command
-        cores = shares(usable_cores(), settings.workers)
+        cores = shares(usable_cores(), settings.workers, "workers")
         self._workers = list(zip(cores, gpu_shares(settings), strict=True))
         """The cores and the GPUs of each worker."""
         self._executors: dict[int, ProcessPoolExecutor] = {}
