@@ -24,8 +24,8 @@ PYTEST_ARGS ?=
 TEST_JOBS ?= 2
 
 # Without whole runs, kernels of every backend, meshes and full-size networks.
-FAST_TESTS := tests/compare tests/config tests/distill tests/runs tests/visualize tests/test_cameras.py \
-  tests/test_docs.py tests/test_prompts.py --ignore=tests/compare/test_jobs.py
+FAST_TESTS := tests/compare tests/config tests/distill tests/runs tests/views tests/visualize \
+  tests/test_docs.py --ignore=tests/compare/test_jobs.py
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -212,3 +212,9 @@ def test_make_refuses_an_old_python(tmp_path):
     assert result.returncode == 2
     assert "error: Python 3.9.1 will not do: 3.11, 3.12 or 3.13 is needed" in result.stderr
     assert not venv.exists()
+
+
+def test_every_file_that_the_makefile_names_exists():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:tests|scripts)/[\w/]+(?:\.\w+)?", text)
+    assert "tests/test_docs.py" in named and [path for path in named if not (ROOT / path).exists()] == []

@@ -338,3 +338,52 @@ def test_perp_neg_does_not_change_bridges_contrast():
     p = predicted(METHODS["bridge"].then, latents(2), [10, 900], denoiser, view_weights=weights)
     assert len(denoiser.calls[0][0]) == 4
     torch.testing.assert_close(p.cond, formula(latents(2), torch.tensor([10, 900]), CONTEXTS["better"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "perp_neg", "sizes"),
+    [
+        ("sds", 1, False, {2}),
+        ("nfsd", 1, False, {2, 3}),  # the negative prompt's prediction only from the threshold on
+        ("nfsd", 2, False, {4, 5, 6}),
+        ("nfsd", 1, True, {2, 3, 4, 5}),
+        ("vsd", 2, False, {4}),  # the LoRA network's prediction is not the prior's
+        ("dds", 1, True, {4, 5, 6, 7, 8}),
+        ("ism", 3, False, {1, 2, 3, 6}),  # and the inversion of any number of latents, one entry each
+        ("sdi", 2, False, {2, 4}),  # two entries each
+        ("bridge", 2, False, {4}),
+        ("bridge", 1, True, {2, 3, 4}),  # the second half's prompts have no directions of views
+    ],
+)
+def test_the_batch_sizes_are_those_that_steps_can_have(name, views, perp_neg, sizes):
+    assert METHODS[name].batch_sizes(views, perp_neg=perp_neg) == sizes
+
+
+def test_a_method_whose_predictions_are_all_restricted_has_no_empty_batch():
+    late = Method(csd, ("cond", "uncond"), active={"cond": from_threshold, "uncond": from_threshold})
+    assert late.batch_sizes(1, perp_neg=False) == {1, 2}
+    assert Method(sds, ("cond", "uncond"), then=METHODS["nfsd"]).batch_sizes(1, perp_neg=False) == {2, 3}
+    assert late.at(0.5) is late
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "nfe"),
+    [
+        ("nfsd", [199], 2.0),
+        ("nfsd", [200], 3.0),
+        ("nfsd", [10, 199, 200, 900], 2.5),
+        ("sds", [10, 900], 2.0),
+        ("vsd", [10, 900, 950], 4.0),  # three predictions, and the LoRA network's training step
+        ("ism", [50, 251], 2.0 + 2.0),  # one evaluation at 0; at 201 two strides and one
+        ("sdi", [100, 101], 2.0 + 3.0),  # one step of the grid, or two; two evaluations each
+    ],
+)
+def test_the_expected_nfe_are_averaged_over_the_timesteps(name, times, nfe):
+    assert METHODS[name].nfe(torch.tensor(times), 1000, 200) == nfe
+
+
+def test_the_method_of_the_second_half_begins_at_one_half():
+    bridge = METHODS["bridge"]
+    assert bridge.at(0.49) is bridge and bridge.at(0.5) is bridge.then
+    assert bridge.all_prompts == {"cond", "uncond", "better", "worse"}
+    assert bridge.condition_pairs == (("cond", "uncond"),) and bridge.then.condition_pairs == ()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -418,3 +419,34 @@ def test_metrics_of_version_0_1_are_read_under_current_names(tmp_path):
     old = {**RECORD, "metrics": {"particle_loss": 0.5}}
     _edit(checksum=None, format="nfsd3d checkpoint 1", record=old)(path)
     assert read(path).record == {**RECORD, "metrics": {"lora_loss": 0.5}}
+
+
+def test_the_checkpoint_of_a_step_is_that_one_and_a_missing_one_names_the_others(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(InputError, match=r"has no checkpoint after step 3, and no other one$"):
+        checkpoints.at_step(tmp_path, 3)
+    for step in (3, 5, 7):
+        save(folder, step, keep=9)
+    assert checkpoints.at_step(tmp_path, 5).steps == 5
+    with pytest.raises(
+        InputError, match=rf"^{re.escape(str(tmp_path))} has no checkpoint after step 4; there are: 3, 5, 7$"
+    ):
+        checkpoints.at_step(tmp_path, 4)
+    (folder / "step-000005.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"step-000005.*; there are: 3, 7$"):
+        checkpoints.at_step(tmp_path, 5)
+
+
+def test_a_runs_source_is_read_back_and_a_lost_one_says_what_to_do(tmp_path):
+    network, *_ = parts()
+    (tmp_path / "checkpoints").mkdir()
+    checkpoints.save_source(tmp_path, network)
+    source = checkpoints.read_source(tmp_path / checkpoints.SOURCE)
+    restored = parts()[0]
+    with torch.no_grad():
+        restored[0].weight.zero_()
+    checkpoints.load_generator(source, restored)
+    assert all(torch.equal(one, other) for one, other in zip(network.parameters(), restored.parameters(), strict=True))
+    (tmp_path / checkpoints.SOURCE).unlink()
+    with pytest.raises(InputError, match=r"source\.json.*: start the run anew$"):
+        checkpoints.read_source(tmp_path / checkpoints.SOURCE)
