@@ -19,6 +19,7 @@ from nfsd3d.cli.launch import announce
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of, config_root
+from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
@@ -54,8 +55,12 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     given = folders[-1].value() if folders else None
     if given == "":
         raise InputError("run_dir=: must not be empty")
-    lines, choices = settle(experiment, [override for override in parsed if override.key_or_group != "run_dir"])
+    overrides = [override for override in parsed if override.key_or_group != "run_dir"]
+    lines, choices = settle(experiment, overrides)
     sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
+    if not sweep.engine.on_this_machines_gpus:
+        lines, choices = settle(experiment, overrides, _machine_of(sweep.engine))
+        sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
     config = _check(experiment, sweep)
     announce(choices)
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
@@ -138,6 +143,11 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     return engine_settings(values, "hydra.launcher.")
 
 
+def _machine_of(engine: EngineSettings) -> Choice:
+    """What ``machine=auto`` means for the jobs of an engine that itself gives them GPUs, or none."""
+    return Choice("cuda" if engine.gpus else "cpu", f"hydra.launcher.gpus={engine.gpus or 0:g}")
+
+
 def _check(experiment: Experiment, sweep: _Sweep) -> Config:
     """Checks each value once: beside the first valid combination of the others, or where it does not fit, beside more.
 
@@ -157,7 +167,7 @@ def _check(experiment: Experiment, sweep: _Sweep) -> Config:
                 if choices_of(key, experiment.path.parent) or key not in known_keys():
                     _composed(experiment, sweep, job)
                 else:
-                    preflight.check(Config.from_dict(_with_value(values, key, parse_override(override).value())))
+                    _check_config(Config.from_dict(_with_value(values, key, parse_override(override).value())), sweep)
             except InputError:
                 others = [[override] if place == index else texts for place, texts in enumerate(sweep.swept.values())]
                 _first_valid(experiment, sweep, itertools.islice(itertools.product(*others), _TRIED))
@@ -179,8 +189,18 @@ def _first_valid(
 
 def _composed(experiment: Experiment, sweep: _Sweep, job: tuple[str, ...]) -> Config:
     config = to_config(compose_with_hydra(experiment, [*sweep.shared, *job])[0])
-    preflight.check(config)
+    _check_config(config, sweep)
     return config
+
+
+def _check_config(config: Config, sweep: _Sweep) -> None:
+    engine = sweep.engine
+    if config.machine.device.startswith("cuda") and not (engine.on_this_machines_gpus or engine.gpus):
+        raise InputError(
+            f"hydra.launcher.gpus={engine.gpus or 0:g}: {engine.engine} would give no GPU to jobs with machine=cuda; "
+            "set hydra.launcher.gpus=1, or machine=cpu"
+        )
+    preflight.check(config, elsewhere=engine.elsewhere)
 
 
 def _with_value(values: Mapping[str, object], key: str, value: object) -> dict[str, object]:

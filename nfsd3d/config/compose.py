@@ -123,8 +123,12 @@ def to_config(values: DictConfig) -> Config:
     return Config.from_dict({str(key): value for key, value in plain.items()})
 
 
-def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[str], dict[str, Choice]]:
+def settle(
+    experiment: Experiment, overrides: Sequence[Override], machine: Choice | None = None
+) -> tuple[list[str], dict[str, Choice]]:
     """The overrides as text for Hydra, with every ``auto`` replaced, and the choices by group.
+
+    ``machine`` is what ``machine=auto`` means where the run is for another machine (None: this one).
 
     Raises:
         InputError: an unknown key or choice, or a group override of a resolved configuration.
@@ -132,7 +136,7 @@ def settle(experiment: Experiment, overrides: Sequence[Override]) -> tuple[list[
     groups = {str(o.key_or_group): group_values(o) for o in overrides if _chooses_a_group(experiment, o)}
     if experiment.resolved:  # a run's file lacks run_dir, dry_run and newer settings
         return [f"{_force(override)}{override.input_line}" for override in overrides], {}
-    choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups)
+    choices = _resolve_auto(experiment, [o for o in overrides if o.key_or_group in groups], groups, machine)
     lines = []
     for override in overrides:
         line = str(override.input_line)
@@ -149,7 +153,7 @@ def _force(override: Override) -> str:
 
 
 def _resolve_auto(
-    experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]]
+    experiment: Experiment, overrides: Sequence[Override], given: Mapping[str, list[str]], auto: Choice | None
 ) -> dict[str, Choice]:
     """The choices for ``machine``, ``backend`` and ``prior`` that are ``auto``; ``overrides`` choose groups only."""
     if all("auto" not in given.get(group, ["auto"]) for group in AUTO_GROUPS):
@@ -158,7 +162,7 @@ def _resolve_auto(
     _, hydras = compose_with_hydra(experiment, [next(each_value(override)) for override in overrides])
     chosen = dict(hydras.runtime.choices) | {group: "auto" for group, v in given.items() if "auto" in v}
     given_machine = str(chosen.get("machine", "cpu"))
-    machine = hardware.auto_machine() if given_machine == "auto" else Choice(given_machine, "given")
+    machine = auto or hardware.auto_machine() if given_machine == "auto" else Choice(given_machine, "given")
     backend, prior = hardware.auto_backend(machine.value), hardware.auto_prior(machine.value)
     found = {"machine": machine, "backend": backend, "prior": prior}
     return {group: choice for group, choice in found.items() if chosen.get(group) == "auto"}

@@ -27,16 +27,18 @@ SAMPLES_PER_RAY = 4
 `nfsd3d.generators.nerf.sampling.sampling`."""
 
 
-def check(config: Config, resume: Path | None = None) -> ModelSource | None:
+def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False) -> ModelSource | None:
     """Checks that device, backend, model, prompt and source are compatible; returns the model's location.
 
-    ``resume`` is the directory of a run to be resumed, which has a copy of its source. Nothing is downloaded, and
-    neither torch nor another slow package is imported.
+    ``resume`` is the directory of a run to be resumed, which has a copy of its source. ``elsewhere``: the run is for
+    another machine, whose GPU it checks there. Nothing is downloaded, and neither torch nor another slow package is
+    imported.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
     """
-    hardware.check_machine(config)
+    if not (elsewhere and config.machine.device.startswith("cuda")):
+        hardware.check_machine(config)
     if config.backend.sampler == "nerfacc":
         from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc
 

@@ -58,6 +58,16 @@ class EngineSettings:
     address: str | None = None
     """ray: address of the cluster, such as auto or 10.0.0.1:6379; null: a cluster of this machine for this sweep."""
 
+    @property
+    def on_this_machines_gpus(self) -> bool:
+        """Whether jobs share the GPUs that this process sees, and need not ask for any."""
+        return self.engine in ("local", "joblib")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether jobs run on other machines, which may have GPUs where this one has none."""
+        return self.engine == "submitit_slurm" or self.address is not None
+
 
 def engine_settings(values: Mapping[str, object], group: str) -> EngineSettings:
     """The settings that plain ``values`` describe; messages begin with ``group``, such as ``hydra.launcher.``.
