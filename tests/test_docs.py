@@ -134,7 +134,7 @@ def parse_only(monkeypatch) -> None:
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
-    monkeypatch.setattr(preflight, "check", lambda config, resume=None: locate("shapes", None))
+    monkeypatch.setattr(preflight, "check", lambda config, resume=None, **where: locate("shapes", None))
     for module in ("launch", "main"):
         monkeypatch.setattr(f"nfsd3d.cli.{module}.print_plan", lambda *_: None, raising=False)
 
