@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.cores import shares, usable_cores
+from nfsd3d.jobs.cores import gpu_shares, shares, usable_cores
 from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.jobs.perform import Command
@@ -95,7 +95,7 @@ def last_engine(folder: Path) -> EngineSettings:
 
 
 def check_engine(settings: EngineSettings) -> None:
-    """Raises `InputError` unless the engine's package is installed and this machine has cores for its workers."""
+    """Raises `InputError` unless the engine's package is installed and its workers have cores and GPUs here."""
     _, package = ENGINES[settings.engine]
     if package is not None and find_spec(package) is None:
         raise InputError(
@@ -103,6 +103,11 @@ def check_engine(settings: EngineSettings) -> None:
         )
     if settings.engine in ("local", "joblib"):
         shares(usable_cores(), settings.workers, "workers")
+        gpu_shares(settings.workers, settings.gpus)
+    elif settings.engine == "submitit_local":
+        gpu_shares(settings.workers, settings.gpus or 0)
+    if settings.engine != "ray" and (settings.gpus or 0) % 1:
+        raise InputError(f"gpus={settings.gpus:g}: only Ray divides a GPU among jobs; give a whole number")
 
 
 def load_engine(settings: EngineSettings, command: Command) -> Engine:

@@ -45,3 +45,23 @@ def gpu_names() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, itertools.count()) if chosen is None else (name.strip() for name in chosen.split(","))
     return list(itertools.islice(names, visible_gpus()))
+
+
+def gpu_shares(workers: int, gpus: float | None) -> list[list[str] | None]:
+    """The names of the GPUs of each worker; None where there are none to share, so that it sees all of this process.
+
+    ``gpus`` is how many each has, other ones each; None: an equal share, and one in turn where there are too few.
+
+    Raises:
+        InputError: more than there are.
+    """
+    available = gpu_names()
+    if gpus is None and not available:
+        return [None] * workers
+    each = max(1, len(available) // workers) if gpus is None else int(gpus)
+    if gpus is not None and workers * each > len(available):
+        raise InputError(
+            f"gpus={each}: {workers} workers need {workers * each} GPUs and {len(available)} are visible; "
+            "lower workers or gpus"
+        )
+    return [[available[(worker * each + index) % len(available)] for index in range(each)] for worker in range(workers)]

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from joblib.externals.loky import ProcessPoolExecutor
 
-from nfsd3d.jobs.cores import keep_to, shares, threads, usable_cores
+from nfsd3d.jobs.cores import gpu_shares, keep_to, shares, threads, usable_cores
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.engines.local import gpu_shares
 from nfsd3d.jobs.engines.workers import Controller, QueueingEngine, Task, terminate
 from nfsd3d.jobs.manifest import read
 from nfsd3d.jobs.perform import Command
@@ -37,7 +36,7 @@ class JoblibEngine(QueueingEngine["Future[str]"]):
         warnings.filterwarnings("ignore", message=REPLACED)
         self._settings, self._command = settings, command
         cores = shares(usable_cores(), settings.workers, "workers")
-        self._workers = list(zip(cores, gpu_shares(settings), strict=True))
+        self._workers = list(zip(cores, gpu_shares(settings.workers, settings.gpus), strict=True))
         """The cores and the GPUs of each worker."""
         self._executors: dict[int, ProcessPoolExecutor] = {}
         self._busy: dict[Future[str], int] = {}

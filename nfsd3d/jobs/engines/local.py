@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from nfsd3d.jobs.cores import gpu_names, shares, threads, usable_cores
+from nfsd3d.jobs.cores import gpu_shares, shares, threads, usable_cores
 from nfsd3d.jobs.engines.base import Ended, EngineSettings
 from nfsd3d.jobs.engines.workers import PATIENCE
 from nfsd3d.jobs.perform import Command
@@ -26,13 +26,13 @@ class LocalEngine:
     """See the module; ``settings.workers`` processes, which start with their first job.
 
     Raises:
-        InputError: more workers than cores.
+        InputError: more workers than cores, or GPUs.
     """
 
     def __init__(self, settings: EngineSettings, command: Command) -> None:
         cores = shares(usable_cores(), settings.workers, "workers")
         self._workers = [_Worker(self, own, settings, command) for own in cores]
-        for worker, gpus in zip(self._workers, gpu_shares(settings), strict=True):
+        for worker, gpus in zip(self._workers, gpu_shares(settings.workers, settings.gpus), strict=True):
             worker.gpus = gpus
         self.waiting: SimpleQueue[tuple[Path, int] | None] = SimpleQueue()
         self.ends: SimpleQueue[Ended] = SimpleQueue()
@@ -133,15 +133,6 @@ class _Worker(threading.Thread):
             start_new_session=True,
         )
         return self._process
-
-
-def gpu_shares(settings: EngineSettings) -> list[list[str] | None]:
-    """The GPUs of each worker; None where there are none to share, so that all see what the controller sees."""
-    available, workers = gpu_names(), settings.workers
-    if not available or settings.gpus == 0:
-        return [[] if settings.gpus == 0 else None for _ in range(workers)]
-    each = max(1, int(settings.gpus) if settings.gpus is not None else len(available) // workers)
-    return [[available[(worker * each + index) % len(available)] for index in range(each)] for worker in range(workers)]
 
 
 def _cause(code: int) -> str:
