@@ -70,7 +70,9 @@ def idle(folder: Path, engine: EngineName, workers: int) -> tuple[float, float]:
     from bench_sweeps import end_at_once as command  # by its module's name, by which workers import it
 
     folder.mkdir()
-    jobs = [(f"{number}", [], {"job": f"{number}"}) for number in range(IDLE_JOBS * workers)]
+    jobs: list[tuple[str, list[str], dict[str, str]]] = [
+        (f"{number}", [], {"job": f"{number}"}) for number in range(IDLE_JOBS * workers)
+    ]
     write(new_manifest(folder, "sweep", [], ["job"], jobs))
     ends: list[float] = []
     start = time.perf_counter()
