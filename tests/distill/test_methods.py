@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -362,7 +363,8 @@ def test_the_batch_sizes_are_those_that_steps_can_have(name, views, perp_neg, si
 def test_a_method_whose_predictions_are_all_restricted_has_no_empty_batch():
     late = Method(csd, ("cond", "uncond"), active={"cond": from_threshold, "uncond": from_threshold})
     assert late.batch_sizes(1, perp_neg=False) == {1, 2}
-    assert Method(sds, ("cond", "uncond"), then=METHODS["nfsd"]).batch_sizes(1, perp_neg=False) == {2, 3}
+    twice = Method(sds, ("cond", "uncond"), then=METHODS["nfsd"])
+    assert twice.batch_sizes(1, perp_neg=False) == {2, 3} and twice.batch_sizes(1, perp_neg=True) == {2, 3, 4, 5}
     assert late.at(0.5) is late
 
 
@@ -387,3 +389,12 @@ def test_the_method_of_the_second_half_begins_at_one_half():
     assert bridge.at(0.49) is bridge and bridge.at(0.5) is bridge.then
     assert bridge.all_prompts == {"cond", "uncond", "better", "worse"}
     assert bridge.condition_pairs == (("cond", "uncond"),) and bridge.then.condition_pairs == ()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"predictions": ("cond", "word")}, {"active": {"word": from_threshold}}, {"prompts": {"word": "cond"}}]
+)
+def test_a_prediction_that_does_not_exist_is_an_error_that_names_those_that_do(wrong):
+    expected = f"a method's prediction 'word': there is none; choose {', '.join(PREDICTIONS)}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        Method(sds, **{"predictions": ("cond", "uncond"), **wrong})

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs import checkpoint_file, checkpoints
+from nfsd3d.runs import checkpoint_file, checkpoints, identity
 from nfsd3d.runs.checkpoint_file import Damaged, parse_header, read, step_of
 
 RECORD = {"seconds": 1.5, "network_evaluations": 9, "metrics": {"grad_norm": 2.0}}
@@ -447,6 +447,11 @@ def test_a_runs_source_is_read_back_and_a_lost_one_says_what_to_do(tmp_path):
         restored[0].weight.zero_()
     checkpoints.load_generator(source, restored)
     assert all(torch.equal(one, other) for one, other in zip(network.parameters(), restored.parameters(), strict=True))
+    identity.write(tmp_path)
+    with pytest.raises(InputError, match=r"source\.json belongs to another run: start the run anew$"):
+        checkpoints.read_source(tmp_path / checkpoints.SOURCE)
+    checkpoints.save_source(tmp_path, network)
+    assert checkpoints.read_source(tmp_path / checkpoints.SOURCE).header["run"] == identity.read(tmp_path)
     (tmp_path / checkpoints.SOURCE).unlink()
     with pytest.raises(InputError, match=r"source\.json.*: start the run anew$"):
         checkpoints.read_source(tmp_path / checkpoints.SOURCE)

@@ -232,6 +232,7 @@ def test_an_opaque_sample_does_not_reduce_the_precision_of_its_ray(implementatio
 def test_contributing_samples_equal_a_slow_loop(name: str, rng: torch.Generator) -> None:
     samples = pack(COUNTS[name], rng)
     density = 40 * densities(samples, rng)  # opaque after a sample or two
+    density[:1] = 60.0  # the least that is kept
     found = contributing(samples, density, torch.tensor(60.0))
     expected, counts = [], []
     for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
