@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfsd3d.cli.options import Parser, current_options, plain, whole_number, write_numbers
-from nfsd3d.compare import workers
+from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
+from nfsd3d.cli.main import run_command
+from nfsd3d.cli.options import Parser, current_options, plain, whole_number, write_numbers, writing_to
 from nfsd3d.compare.suite import Suite, load_suite, tier_file, tier_names
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.cores import shares, usable_cores
+from nfsd3d.jobs.controller import check_engine, line_of, run
+from nfsd3d.jobs.cores import usable_cores
+from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.manifest import Job, write
+from nfsd3d.jobs.state import JobState, states
+from nfsd3d.runs.lock import owned
 
 if TYPE_CHECKING:
     from nfsd3d.compare.jobs import PlannedJob
-    from nfsd3d.compare.records import Record
     from nfsd3d.compare.status import Status
 
 OUTPUT = Path("outputs") / "compare"
@@ -30,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
         nfsd3d.train.interrupts.Interrupted: a signal ended it; rerun to resume.
     """
     options = _parser().parse_args(current_options(argv))
-    shares(usable_cores(), options.jobs or 1)
+    if options.job:
+        return _run_job(*options.job)
+    check_engine(chosen_engine(options, EngineSettings()))
     suite = load_suite(tier_file(options.tier), "--tier").selected(options.row, options.prompts)
     if suite.edits:
         raise InputError(f"--tier {options.tier}: a suite of edits; nfsd3d evaluate --suite FILE measures it")
@@ -49,48 +55,63 @@ def main(argv: Sequence[str]) -> int:
         print(f"{other} results in {results} are of other weights of the prior or the classifier, and do not count")
     if unreadable:
         print(f"{unreadable} lines of {results} are no results of this version, and do not count")
-    count = options.jobs or _default_workers(jobs)
+    settings = chosen_engine(options, EngineSettings(workers=_default_workers(jobs)))
     if options.dry_run:
-        print(status.plan(records, count))
+        print(status.plan(records, settings.workers))
         return 0
-    failures: list[str] = []
+    left: list[str] = []
     if status.missing and not options.report:
-        failures = _run_missing(name, status, options, results, count)
-        status = Status.of(jobs, read(results)[0])
+        status, left = _run_missing(status, options, settings, results)
     numbers = _report(suite, name, status, options, results)
-    for failure in failures:
-        print(f"failed: {failure}")
-    if failures:
-        print(f"{len(failures)} jobs failed; see {options.output}/worker-*.log, and give the command again")
+    for line in left:
+        print(line)
+    if left:
+        print(f"{len(left)} jobs are not done; give the same command again")
     write_numbers(options.json, numbers)
-    return int(bool(failures))
+    return int(bool(left))
+
+
+def _run_job(text: str, run_dir: str) -> int:
+    """Runs one job, as the manifest has it, in its directory."""
+    from nfsd3d.compare.jobs import PlannedJob
+    from nfsd3d.compare.run_job import run_job
+
+    run_job(PlannedJob.from_json(text), Path(run_dir))
+    return 0
 
 
 def _default_workers(jobs: Sequence[PlannedJob]) -> int:
     return len(usable_cores()) if all(job.config.machine.device == "cpu" for job in jobs) else 1
 
 
-def _run_missing(name: str, status: Status, options: argparse.Namespace, results: Path, count: int) -> list[str]:
-    """Runs the missing jobs on ``count`` workers and appends their records; returns the failures."""
-    from nfsd3d.compare.records import append
+def _run_missing(
+    status: Status, options: argparse.Namespace, settings: EngineSettings, results: Path
+) -> tuple[Status, list[str]]:
+    """Runs the missing jobs and appends their records; returns the new status, and a line on each job still missing."""
+    from nfsd3d.compare.collect import collect
+    from nfsd3d.compare.jobs import manifest_of
+    from nfsd3d.compare.records import of_job, read
+    from nfsd3d.compare.status import Status
 
-    failures: list[str] = []
-    with _bar(name, status) as advance:
+    output, keep = options.output, options.keep_runs
+    with writing_to(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with owned(output):
+        for job in status.missing:  # an earlier call was killed before it could do so
+            collect(job, output / job.directory, results, keep=keep)
+        status = Status.of(status.jobs, read(results)[0])
+        jobs = [job for job in status.jobs if job.key not in status.done or of_job(output / job.directory) is not None]
+        manifest = manifest_of(jobs, output)
+        write(manifest)
 
-        def on_result(job: PlannedJob, result: Record | str) -> None:
-            if isinstance(result, str):
-                failures.append(f"{job.name}: {result}")
-            else:
-                append(results, result)
-            advance(job)
+        def on_end(job: Job, _: JobState) -> None:
+            collect(jobs[job.number], manifest.run_dir(job), results, keep=keep)
 
-        workers.run_jobs(
-            status.missing, options.output, results.parent, on_result, workers=count, keep=options.keep_runs
-        )
-    for folder in (options.output / "runs").glob("*"):
-        with suppress(OSError):  # kept runs
-            folder.rmdir()
-    return failures
+        run(manifest, settings, run_command, on_end)
+    status = Status.of(status.jobs, read(results)[0])
+    ended = zip(jobs, states(manifest), strict=True)
+    left = [line_of(manifest, job, state) for planned, (job, state) in ended if planned.key not in status.done]
+    return status, left
 
 
 def _report(suite: Suite, name: str, status: Status, options: argparse.Namespace, results: Path) -> dict[str, object]:
@@ -117,26 +138,6 @@ def _report(suite: Suite, name: str, status: Status, options: argparse.Namespace
     return {**counts, "rows": plain(row_reports(groups, suite.baseline))}
 
 
-@contextmanager
-def _bar(name: str, status: Status) -> Iterator[Callable[[PlannedJob], None]]:
-    """A progress bar in units of work, because jobs differ; yields a callback for each job that ended."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn(name), BarColumn(), TextColumn("{task.fields[jobs]}"), TimeElapsedColumn())
-    missing = status.missing
-    ended = len(status.jobs) - len(missing)
-    # The speed is estimated over the whole run: jobs end minutes apart.
-    with Progress(*columns, TimeRemainingColumn(), speed_estimate_period=1e6) as progress:
-        task = progress.add_task(name, total=sum(job.work for job in missing), jobs=f"{ended}/{len(status.jobs)} jobs")
-
-        def advance(job: PlannedJob) -> None:
-            nonlocal ended
-            ended += 1
-            progress.update(task, advance=job.work, jobs=f"{ended}/{len(status.jobs)} jobs")
-
-        yield advance
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="nfsd3d compare",
@@ -146,12 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tier", metavar="NAME|FILE", help=", ".join([*tier_names(), "or a YAML file"]))
+    which.add_argument("--job", nargs=2, help=argparse.SUPPRESS)  # what an engine's workers run
     which.add_argument("--tune", dest="tier", action="store_const", const="tuning", help="the tier tuning")
     parser.add_argument("--output", type=Path, metavar="DIR", default=OUTPUT, help=f"for all files (default: {OUTPUT})")
     parser.add_argument(
         "--results", type=Path, metavar="FILE", help="of results, with images/ (default: DIR/results.jsonl)"
     )
-    parser.add_argument("--jobs", type=whole_number(1), metavar="N", help="at a time (default: cores; 1 on a GPU)")
     parser.add_argument("--row", action="append", metavar="NAME", help="only this row of the tier; may be repeated")
     parser.add_argument("--prompts", type=whole_number(1), metavar="N", help="only the first N prompts of the tier")
     parser.add_argument(
@@ -159,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", action="store_true", help="run nothing; only the tables and the contact sheet")
     parser.add_argument("--dry-run", action="store_true", help="list what is done, and how long the rest takes")
-    parser.add_argument("--keep-runs", action="store_true", help="keep the run directories in DIR/runs")
+    parser.add_argument("--keep-runs", action="store_true", help="keep the files of runs in DIR/runs")
     parser.add_argument("--sheet", type=Path, metavar="JPG", help="the contact sheet (default: DIR/NAME.jpg)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
+    add_engine_options(parser, "cores; 1 on a GPU")
     return parser

@@ -8,11 +8,14 @@ from nfsd3d.cli.options import at_least_zero, whole_number
 from nfsd3d.jobs.engines.base import EngineName, EngineSettings
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each field of `EngineSettings`; without one, `chosen_engine` keeps its default."""
+def add_engine_options(parser: argparse.ArgumentParser, workers: str = "1") -> None:
+    """Adds an option for each field of `EngineSettings`; without one, `chosen_engine` keeps its default.
+
+    ``workers`` names the default number of workers.
+    """
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", choices=get_args(EngineName), help="what runs the jobs (default: local)")
-    group.add_argument("--workers", type=whole_number(1), metavar="N", help="jobs at a time")
+    group.add_argument("--workers", type=whole_number(1), metavar="N", help=f"jobs at a time (default: {workers})")
     group.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of each job")
     group.add_argument("--gpus", type=at_least_zero, metavar="N", help="GPUs of each job, for Ray a fraction too")
     group.add_argument("--retries", type=whole_number(0), metavar="N", help="new starts of a job whose process died")

@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from nfsd3d.cli.options import Parser, counted, current_options, plain, whole_number, write_numbers
-from nfsd3d.config.compose import load_run_config
+from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
+from nfsd3d.cli.main import run_command
+from nfsd3d.cli.options import Parser, counted, current_options, plain, write_numbers, writing_to
+from nfsd3d.compare.suite import load_suite, manifest_of
+from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.errors import InputError
+from nfsd3d.jobs import controller
+from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.manifest import NAME, Manifest, read, write
+from nfsd3d.jobs.state import states
+from nfsd3d.runs.lock import owned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
     if options.clip and options.suite:
         raise InputError("--clip: is for RUN_DIR..., and a suite is scored against ground truth; leave one out")
+    settings = chosen_engine(options, EngineSettings())
+    if options.suite:
+        controller.check_engine(settings)
     for directory in options.run_dirs:  # wrong paths fail before the slow imports
         load_run_config(directory)
     results: dict[str, object] = {}
@@ -46,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         groups = _by_method(options.run_dirs)
         results |= _evaluate_runs(groups, options, oracle_fit=options.run_dirs if options.oracle_fit else [])
     if options.suite:
-        failed, tables = _evaluate_suite(options)
+        failed, tables = _evaluate_suite(options, settings)
         results |= tables
     write_numbers(options.json, plain(results))
     return int(failed > 0)
@@ -147,40 +158,49 @@ def _write_sheet(path: Path, rows: list[NDArray[np.uint8]]) -> None:
     print(path)
 
 
-def _evaluate_suite(options: argparse.Namespace) -> tuple[int, dict[str, object]]:
-    """Executes the runs of a suite and scores them; the number of failed runs, and the scores."""
-    from nfsd3d.compare.suite import SuiteRun, load_suite, run_suite, runs_of, source_runs
+def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tuple[int, dict[str, object]]:
+    """Runs what is missing of a suite and scores it; the number of runs that are not done, and the scores."""
+    suite = load_suite(options.suite)
+    folder = options.output or Path("outputs") / "suites" / options.suite.stem
+    manifest = manifest_of(suite, folder)
+    for job in {job.values[0]: job for job in manifest.jobs}.values():  # a wrong row fails before anything is written
+        compose(job.arguments[1], job.arguments[2:])
     from nfsd3d.evaluate.ground_truth import composition_of
 
-    suite = load_suite(options.suite)
     for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
         composition_of(prompt)
-    folder = options.output or Path("outputs") / "suites" / options.suite.stem
-    failures = 0
-
-    def execute(runs: list[SuiteRun], description: str) -> list[SuiteRun]:
-        with counted(description, len(runs)) as advance:
-
-            def on_run(run: SuiteRun, code: int) -> None:
-                nonlocal failures
-                if code:
-                    failures += 1
-                    print(f"{run.run_dir}: exit code {code}; see {run.run_dir.with_suffix('.log')}")
-                advance()
-
-            run_suite(runs, on_run, side_by_side=options.jobs)
-        return runs
-
-    if suite.edits:
-        execute(source_runs(suite, folder), f"the sources of {options.suite.stem}")
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder):
+        _check_settings(manifest)
+        write(manifest)
+        counts = controller.run(manifest, settings, run_command)
+    left = [controller.line_of(manifest, job, state) for job, state in states(manifest) if state.status != "done"]
+    for line in left:
+        print(line)
+    if counts["cancelled"]:
+        return len(left), {}
     groups: dict[str, list[Path]] = {}
-    for run in execute(runs_of(suite, folder), f"running {options.suite.stem}"):
-        if any((run.run_dir / "checkpoints").glob("step-*.json")):
-            groups.setdefault(run.row, []).append(run.run_dir)
+    for job in manifest.jobs[manifest.leading :]:
+        if any((manifest.run_dir(job) / "checkpoints").glob("step-*.json")):
+            groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
     if not groups:
         raise InputError(f"--suite {options.suite}: no run came to a checkpoint; see the logs in {folder}")
     oracle_fit = next(iter(groups.values())) if suite.oracle_fit or options.oracle_fit else []
-    return failures, _evaluate_runs(groups, options, oracle_fit)
+    return len(left), _evaluate_runs(groups, options, oracle_fit)
+
+
+def _check_settings(manifest: Manifest) -> None:
+    """Raises `InputError` if a run of an earlier call in the same directory has other settings."""
+    if not (manifest.folder / NAME).exists():  # also of version 0.1, whose runs stay where they are
+        return
+    before = {job.directory: job.arguments for job in read(manifest.folder).jobs}
+    for job in manifest.jobs:
+        if manifest.run_dir(job).exists() and before.get(job.directory, job.arguments) != job.arguments:
+            raise InputError(
+                f"{manifest.run_dir(job)}: a run with other settings than the suite has now; remove it, or choose "
+                "another --output"
+            )
 
 
 def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
@@ -262,13 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", type=Path, metavar="FILE", help="run and measure every row and prompt of a suite")
     parser.add_argument("--output", type=Path, metavar="DIR", help="the suite's runs (default: outputs/suites/NAME)")
     parser.add_argument(
-        "--jobs", type=whole_number(1), default=1, help="runs of the suite at a time, on a share of the cores each"
-    )
-    parser.add_argument(
         "--oracle-fit", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/oracle_fit"
     )
     parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write views, images or samples as one image grid")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")
+    add_engine_options(parser)
     return parser

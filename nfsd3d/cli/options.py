@@ -145,7 +145,7 @@ def counted(
         yield lambda count=1: progress.advance(task, count)
 
 
-RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-steps"}
+RENAMED_OPTIONS = {"--ceiling": "--oracle-fit", "--peer-steps": "--baseline-steps", "--jobs": "--workers"}
 """Options of the subcommands by the names of version 0.1, accepted for one minor version."""
 
 

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", type=seconds, metavar="SECONDS", help="print it again until the sweep ends")
     status.add_argument("--json", type=Path, metavar="PATH", help="write the states as JSON")
     resume = actions.add_parser("resume", help="run what is missing, from checkpoints, on any engine")
-    add_engine_options(resume)
+    add_engine_options(resume, "as before")
     actions.add_parser("cancel", help="end the jobs, after a checkpoint")
     actions.add_parser("report", help="write sweep.html, sweep.csv and sweep.json")
     for action in (status, resume, actions.choices["cancel"], actions.choices["report"]):

@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.jobs.state import RECORD, SUMMARY, object_in
 
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
@@ -142,12 +143,24 @@ def read(path: Path) -> tuple[list[Record], int]:
     return [record for record in parsed if record is not None], parsed.count(None)
 
 
+def of_job(run_dir: Path) -> Record | None:
+    """The record that a finished job has left in its directory; None before."""
+    return _record(object_in(run_dir / SUMMARY).get(RECORD))
+
+
 def _parsed(line: str) -> Record | None:
     try:
-        values = {_RENAMED.get(name, name): value for name, value in json.loads(line).items()}
+        return _record(json.loads(line))
+    except ValueError:
+        return None
+
+
+def _record(content: Any) -> Record | None:
+    try:
+        values = {_RENAMED.get(name, name): value for name, value in content.items()}
         values["kind"] = next((new for new, old in _KIND_IN_HASH.items() if values["kind"] == old), values["kind"])
         return Record(**values)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         return None
 
 

@@ -64,12 +64,11 @@ class Status:
             known = [value for job in jobs if (value := seconds(job)) is not None]
             each = f"{sum(known) / len(known):.0f} s each" if known else "not timed yet"
             steps = f"{jobs[0].config.train.steps} steps, " if jobs[0].kind == "run" else ""
-            label = f"{row}, at equal evaluations" if equal else row
-            lines.append(f"  {label}: {len(jobs) - len(missing)} of {len(jobs)} done; {steps}{each}")
+            lines.append(f"  {jobs[0].label}: {len(jobs) - len(missing)} of {len(jobs)} done; {steps}{each}")
             total += sum(value for job in missing if (value := seconds(job)) is not None)
             untimed += sum(seconds(job) is None for job in missing)
         more = f", and {untimed} jobs that were not timed yet" if untimed else ""
-        return "\n".join([*lines, f"about {total / workers / 60:.0f} minutes with --jobs {workers}{more}"])
+        return "\n".join([*lines, f"about {total / workers / 60:.0f} minutes with --workers {workers}{more}"])
 
 
 def of_other_weights(jobs: Sequence[PlannedJob], records: Sequence[Record]) -> int:

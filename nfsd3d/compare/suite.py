@@ -2,22 +2,17 @@
 
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from nfsd3d.config.renamed import notice
 from nfsd3d.config.trust import Rules, check_file
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.cores import shares, threads, usable_cores
+from nfsd3d.jobs.manifest import Manifest, new_manifest
 from nfsd3d.runs.directory import slug
 
 TIERS = Path(__file__).parents[2] / "scripts" / "suites"
@@ -58,15 +53,6 @@ class Suite:
 
 _KEYS = {key.name for key in fields(Suite)}
 """The keys of a suite's YAML file."""
-
-
-@dataclass(frozen=True)
-class SuiteRun:
-    """One run of a suite, with the ``arguments`` of its command line."""
-
-    row: str
-    run_dir: Path
-    arguments: tuple[str, ...]
 
 
 def tier_file(tier: str) -> Path:
@@ -151,35 +137,35 @@ def _is_list(value: object, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
 
 
-def source_runs(suite: Suite, folder: Path) -> list[SuiteRun]:
-    """The runs that a suite of edits starts from, in ``folder``/source; they precede those of :func:`runs_of`."""
-    return [_suite_run("source", suite.source_config, [], prompt, seed, folder) for prompt, seed in _sources(suite)]
+def manifest_of(suite: Suite, folder: Path) -> Manifest:
+    """The runs of a suite in ``folder``: a folder per row, and in it one per prompt (or edit) and seed.
 
+    A suite of edits begins with the runs of their sources, in the row "source".
 
-def runs_of(suite: Suite, folder: Path) -> list[SuiteRun]:
-    """The runs of a suite, below ``folder``: a folder per row, and in it one per prompt (or edit) and seed."""
-    runs = []
-    for name, settings in suite.rows.items():
+    Raises:
+        InputError: two runs would have the same directory.
+    """
+    pairs = list(itertools.product(suite.prompts, suite.seeds))
+    sources = [_job("source", suite.source_config, [], *pair) for pair in pairs] if suite.edits else []
+    jobs = list(sources)
+    for row, settings in suite.rows.items():
         overrides = overrides_of(settings)
-        for (prompt, seed), source in zip(_sources(suite), source_runs(suite, folder), strict=True):
+        for prompt, seed in pairs:
             if not suite.edits:
-                runs.append(_suite_run(name, suite.config, overrides, prompt, seed, folder))
+                jobs.append(_job(row, suite.config, overrides, prompt, seed))
             for target in suite.edits.get(prompt, ()):
-                edit = [f"source_run={source.run_dir}", f"source_prompt={prompt}", *overrides]
-                runs.append(_suite_run(name, suite.config, edit, target, seed, folder, f"{slug(prompt)}-to-"))
-    return runs
+                source = (folder / "source" / f"{slug(prompt)}-{seed}").absolute()
+                edit = [f"source_run={source}", f"source_prompt={prompt}", *overrides]
+                jobs.append(_job(row, suite.config, edit, target, seed, f"{slug(prompt)}-to-"))
+    return new_manifest(folder, "suite", (), ("row", "prompt", "seed"), jobs, leading=len(sources))
 
 
-def _sources(suite: Suite) -> list[tuple[str, int]]:
-    return [(prompt, seed) for prompt in suite.prompts for seed in suite.seeds]
-
-
-def _suite_run(
-    row: str, config: str, overrides: list[str], prompt: str, seed: int, folder: Path, before: str = ""
-) -> SuiteRun:
-    run_dir = folder / slug(row) / f"{before}{slug(prompt)}-{seed}"
-    fixed = (f"prompt={prompt}", f"seed={seed}", f"run_dir={run_dir}")
-    return SuiteRun(row, run_dir, ("--config", config, *overrides, *fixed))
+def _job(
+    row: str, config: str, overrides: list[str], prompt: str, seed: int, before: str = ""
+) -> tuple[str, list[str], dict[str, str]]:
+    arguments = ["--config", config, *overrides, f"prompt={prompt}", f"seed={seed}"]
+    values = {"row": row, "prompt": prompt, "seed": str(seed)}
+    return f"{slug(row)}/{before}{slug(prompt)}-{seed}", arguments, values
 
 
 def overrides_of(settings: dict[str, object]) -> list[str]:
@@ -189,48 +175,3 @@ def overrides_of(settings: dict[str, object]) -> list[str]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def run_suite(runs: list[SuiteRun], on_run: Callable[[SuiteRun, int], None], *, side_by_side: int = 1) -> None:
-    """Executes the runs that are not done yet, ``side_by_side`` at a time on a share of the cores each.
-
-    Their output goes to ``<run_dir>.log``. An interrupted run is resumed. ``on_run`` is called with each run and its
-    exit code (0 for a run that was done before); a run that fails does not stop the others.
-
-    Raises:
-        InputError: more runs at a time than cores.
-    """
-    from nfsd3d.runs.summary import is_done
-
-    free: SimpleQueue[list[int]] = SimpleQueue()
-    for share in shares(usable_cores(), side_by_side):
-        free.put(share)
-
-    def perform(run: SuiteRun) -> int:
-        if is_done(run.run_dir):
-            return 0
-        cores = free.get()
-        try:
-            return _execute(run, cores)
-        finally:
-            free.put(cores)
-
-    pool = ThreadPoolExecutor(side_by_side)
-    try:
-        started = {pool.submit(perform, run): run for run in runs}
-        for future in as_completed(started):
-            on_run(started[future], future.result())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _execute(run: SuiteRun, cores: list[int]) -> int:
-    resumable = any((run.run_dir / "checkpoints").glob("step-*.json"))
-    arguments = ("--resume", str(run.run_dir)) if resumable else run.arguments
-    run.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    pinned = f"from nfsd3d.jobs.cores import keep_to; keep_to({cores})"
-    program = f"{pinned}; import sys; from nfsd3d.cli.main import main; sys.exit(main())"
-    environment = {**os.environ, **threads(len(cores))}
-    with run.run_dir.with_suffix(".log").open("a", encoding="utf-8") as log:
-        command = [sys.executable, "-c", program, *arguments]
-        return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode

@@ -14,7 +14,7 @@ from nfsd3d.jobs.cores import gpu_shares, shares, usable_cores
 from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings, engine_settings
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.jobs.perform import Command
-from nfsd3d.jobs.state import CANCELLED, FINAL, JobState, Status, state_of, states
+from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, JobState, Status, state_of, states
 from nfsd3d.runs.files import write_json, write_text
 from nfsd3d.runs.lock import owned
 from nfsd3d.train.interrupts import Interrupted, stop_requests
@@ -54,11 +54,14 @@ def run(
         (manifest.folder / CANCELLED).unlink(missing_ok=True)
         write_json(manifest.folder / ENGINE, asdict(settings))
         waiting = {job.number for job, state in states(manifest) if state.status not in FINAL}
+        given: set[int] = set()
         died: Counter[int] = Counter()
         total, done = len(waiting), 0
         with engine:
-            engine.submit(manifest.folder, sorted(waiting))
             while waiting:
+                if not given:
+                    given = {number for number in waiting if number < manifest.leading} or set(waiting)
+                    engine.submit(manifest.folder, sorted(given))
                 for end in engine.ended(POLL):
                     job = manifest.jobs[end.number]
                     if end.died and died[end.number] < settings.retries:
@@ -67,16 +70,18 @@ def run(
                         engine.submit(manifest.folder, [end.number])
                         continue
                     waiting.discard(end.number)
+                    given.discard(end.number)
                     done += 1
                     state = _final_state(manifest, job, end)
-                    print(f"[{done}/{total}] {line_of(job, state)}", file=sys.stderr, flush=True)
+                    print(f"[{done}/{total}] {line_of(manifest, job, state)}", file=sys.stderr, flush=True)
                     if on_end is not None:
                         on_end(job, state)
                 if stop.signum is not None or (manifest.folder / CANCELLED).exists():
                     engine.stop()
                     break
         if stop.signum is not None:
-            how = f"go on with: nfsd3d sweep resume {manifest.folder}"
+            resume = f"go on with: nfsd3d sweep resume {manifest.folder}"
+            how = resume if manifest.kind == "sweep" else "give the same command again to resume"
             raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {total} jobs left; {how}")
     return Counter(state.status for _, state in states(manifest))
 
@@ -102,7 +107,7 @@ def check_engine(settings: EngineSettings) -> None:
             f"engine {settings.engine}: {package} is not installed; install it with: pip install 'nfsd3d[sweep]'"
         )
     if settings.engine in ("local", "joblib"):
-        shares(usable_cores(), settings.workers, "workers")
+        shares(usable_cores(), settings.workers)
         gpu_shares(settings.workers, settings.gpus)
     elif settings.engine == "submitit_local":
         gpu_shares(settings.workers, settings.gpus or 0)
@@ -122,10 +127,11 @@ def load_engine(settings: EngineSettings, command: Command) -> Engine:
     return engine
 
 
-def line_of(job: Job, state: JobState) -> str:
-    """One line on a job: its directory, state, time and reason."""
+def line_of(manifest: Manifest, job: Job, state: JobState) -> str:
+    """One line on a job: its directory, state, time and reason, and the log of one that has failed."""
     took = f" in {state.seconds:.0f} s" if state.status == "done" and state.seconds is not None else ""
-    return f"{job}: {state.status}{took}" + (f": {state.reason}" if state.reason else "")
+    log = f"; see {manifest.run_dir(job) / LOG}" if state.status in ("failed", "diverged") else ""
+    return f"{job}: {state.status}{took}" + (f": {state.reason}" if state.reason else "") + log
 
 
 def _final_state(manifest: Manifest, job: Job, end: Ended) -> JobState:

@@ -17,16 +17,16 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def shares(cores: Sequence[int], jobs: int, option: str = "--jobs") -> list[list[int]]:
-    """The cores of each of ``jobs`` processes: disjoint and equally many; ``option`` is named in the message.
+def shares(cores: Sequence[int], workers: int) -> list[list[int]]:
+    """The cores of each of ``workers`` processes: disjoint and equally many.
 
     Raises:
-        InputError: more jobs than cores.
+        InputError: more workers than cores.
     """
-    if jobs > len(cores):
-        raise InputError(f"{option} {jobs}: there are {len(cores)} cores, and a job needs one; use at most that many")
-    each = len(cores) // jobs
-    return [list(cores[index * each : (index + 1) * each]) for index in range(jobs)]
+    if workers > len(cores):
+        raise InputError(f"workers {workers}: there are {len(cores)} cores, and a job needs one; use at most that many")
+    each = len(cores) // workers
+    return [list(cores[index * each : (index + 1) * each]) for index in range(workers)]
 
 
 def threads(count: int) -> dict[str, str]:

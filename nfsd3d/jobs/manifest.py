@@ -37,7 +37,7 @@ class Manifest:
     """A set of jobs in ``folder``.
 
     ``kind`` is sweep, suite or compare. ``arguments`` begin every job's command line, which runs in the directory
-    ``cwd``. ``columns`` name the values in which jobs differ.
+    ``cwd``. ``columns`` name the values in which jobs differ. The first ``leading`` jobs end before the others begin.
     """
 
     folder: Path
@@ -46,6 +46,7 @@ class Manifest:
     columns: tuple[str, ...]
     jobs: tuple[Job, ...]
     cwd: Path
+    leading: int = 0
 
     def run_dir(self, job: Job) -> Path:
         """The job's directory."""
@@ -64,6 +65,7 @@ def new_manifest(
     arguments: Sequence[str],
     columns: Sequence[str],
     jobs: Sequence[tuple[str, Sequence[str], Mapping[str, str]]],
+    leading: int = 0,
 ) -> Manifest:
     """A manifest of ``jobs``: (directory, arguments, values by column) of each; the file is not written.
 
@@ -77,7 +79,7 @@ def new_manifest(
     directory, count = Counter(job.directory for job in numbered).most_common(1)[0]
     if count > 1:
         raise InputError(f"{folder}: {count} jobs would share the directory {directory}; give distinct values")
-    return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd())
+    return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd(), leading)
 
 
 def write(manifest: Manifest) -> None:
@@ -92,6 +94,7 @@ def write(manifest: Manifest) -> None:
         "arguments": manifest.arguments,
         "columns": manifest.columns,
         "cwd": str(manifest.cwd),
+        "leading": manifest.leading,
     }
     lines = [json.dumps(header, ensure_ascii=False)]
     lines += [
@@ -113,7 +116,7 @@ def read(folder: Path) -> Manifest:
         status = os.stat(path)
         return _read(path, status.st_mtime_ns, status.st_size)
     except FileNotFoundError as error:
-        raise InputError(f"{folder}: holds no {NAME}; give the folder of a sweep") from error
+        raise InputError(f"{folder}: holds no {NAME}; give the folder of a sweep, suite or comparison") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -137,4 +140,5 @@ def _read(path: Path, modified: int, size: int) -> Manifest:
         tuple(header["columns"]),
         tuple(jobs),
         Path(header["cwd"]),
+        header.get("leading", 0),
     )

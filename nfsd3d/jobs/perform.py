@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from nfsd3d.errors import InputError, RunFailed, print_error
+from nfsd3d.errors import InputError, print_error
 from nfsd3d.jobs.manifest import Job, Manifest, read
 from nfsd3d.jobs.state import (
     CANCELLED,
@@ -51,7 +51,7 @@ def perform(
             stack.enter_context(lock.owned(run_dir))
         except InputError:
             return state_of(manifest, job)
-        if recorded_status(run_dir) in FINAL:  # another process was faster
+        if recorded_status(manifest, job) in FINAL:  # another process was faster
             return state_of(manifest, job)
         begin_attempt(run_dir, engine, id)
         stack.enter_context(_output_to(run_dir / LOG))
@@ -73,30 +73,29 @@ def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> N
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         name = signal.Signals(interruption.signum).name
-        _conclude(run_dir, {"status": "interrupted", "reason": str(interruption), "signal": name})
+        _conclude(manifest, job, {"status": "interrupted", "reason": str(interruption), "signal": name})
         raise
     except Exception as error:  # whatever this job's error is, the others run
         print_error(error)
-        diverged = isinstance(error, RunFailed) and (run_dir / SUMMARY).exists()
-        if not diverged:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            _conclude(run_dir, {"status": "failed", "reason": reason})
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _conclude(manifest, job, {"status": "failed", "reason": reason})
 
 
 def _command_line(manifest: Manifest, job: Job, run_dir: Path) -> list[str]:
     """The arguments that start the job or resume its run; removes what an unstarted run has left."""
     arguments = [*manifest.arguments, *job.arguments]
     if manifest.kind == "compare":
-        return [*arguments, str(run_dir)]
+        return [*arguments, str(run_dir.absolute())]
     if any((run_dir / "checkpoints").glob("step-*.json")):
         return ["--resume", str(run_dir)]
     remains.remove(run_dir)
     return [*arguments, f"run_dir={run_dir.absolute()}"]
 
 
-def _conclude(run_dir: Path, outcome: dict[str, str]) -> None:
+def _conclude(manifest: Manifest, job: Job, outcome: dict[str, str]) -> None:
     """Writes the outcome of a job whose run has not written one."""
-    if run_dir.is_dir() and not (run_dir / SUMMARY).exists():
+    run_dir = manifest.run_dir(job)
+    if run_dir.is_dir() and recorded_status(manifest, job) is None:
         write_json(run_dir / SUMMARY, outcome)
 
 

@@ -22,7 +22,7 @@ THUMBNAIL = 320
 """Pixels along the longer side of a thumbnail."""
 MOST_VALUES = 24
 """Distinct values of a column for which there are figures."""
-_PICTURES = ("turntable.png", "image.png")
+_PICTURES = ("turntable.png", "image.png", "thumbnail.jpg")
 
 
 def write_report(manifest: Manifest, rows: Sequence[Row]) -> Path:

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,8 @@ FINAL: frozenset[Status] = frozenset({"done", "diverged"})
 """The states of jobs that running them again cannot change."""
 
 ATTEMPT, LOG, SUMMARY, CANCELLED = "job.json", "job.log", "summary.json", "cancelled"
+RECORD = "record"
+"""The key of a summary that holds a comparison's record: its run has been scored."""
 _TAIL = 8192
 """Bytes at the end of a metrics file in which its last complete line lies."""
 
@@ -66,16 +68,17 @@ def states(manifest: Manifest) -> Iterator[tuple[Job, JobState]]:
         if run_dir.parent not in there:  # one listing tells which of thousands of jobs have begun
             there[run_dir.parent] = _names(run_dir.parent)
         begun = run_dir.name in there[run_dir.parent]
-        yield job, _state(run_dir, cancelled) if begun else JobState("cancelled" if cancelled else "pending")
+        yield job, _state(manifest, job, cancelled) if begun else JobState("cancelled" if cancelled else "pending")
 
 
 def state_of(manifest: Manifest, job: Job) -> JobState:
     """The state of one job."""
     cancelled, run_dir = (manifest.folder / CANCELLED).exists(), manifest.run_dir(job)
-    return _state(run_dir, cancelled) if run_dir.is_dir() else JobState("cancelled" if cancelled else "pending")
+    return _state(manifest, job, cancelled) if run_dir.is_dir() else JobState("cancelled" if cancelled else "pending")
 
 
-def _state(run_dir: Path, cancelled: bool) -> JobState:
+def _state(manifest: Manifest, job: Job, cancelled: bool) -> JobState:
+    run_dir = manifest.run_dir(job)
     attempt = read_attempt(run_dir)
     if live_owner(run_dir) is not None:
         last = _last_metrics(run_dir / "metrics.jsonl")
@@ -87,7 +90,8 @@ def _state(run_dir: Path, cancelled: bool) -> JobState:
             steps_per_second=_number(last.get("steps_per_second")),
             attempt=attempt,
         )
-    status, summary = recorded_status(run_dir), object_in(run_dir / SUMMARY)
+    summary = object_in(run_dir / SUMMARY)
+    status = _status_in(summary, manifest)
     if status is None:
         resumable = any((run_dir / "checkpoints").glob("step-*.json"))
         status = "cancelled" if cancelled else "interrupted" if attempt is not None or resumable else "pending"
@@ -105,10 +109,15 @@ def _state(run_dir: Path, cancelled: bool) -> JobState:
     )
 
 
-def recorded_status(run_dir: Path) -> Status | None:
-    """The status in a job's summary, whoever has the job now; None without one."""
-    status = object_in(run_dir / SUMMARY).get("status")
-    return next((known for known in STATUSES if known == status), None)
+def recorded_status(manifest: Manifest, job: Job) -> Status | None:
+    """The status in a job's summary, whoever has the job now; None without one, and before a run is scored."""
+    return _status_in(object_in(manifest.run_dir(job) / SUMMARY), manifest)
+
+
+def _status_in(summary: Mapping[str, object], manifest: Manifest) -> Status | None:
+    status = next((known for known in STATUSES if known == summary.get("status")), None)
+    unscored = manifest.kind == "compare" and status in FINAL and RECORD not in summary
+    return None if unscored else status
 
 
 def read_attempt(run_dir: Path) -> Attempt | None:

@@ -35,7 +35,7 @@ class JoblibEngine(QueueingEngine["Future[str]"]):
         super().__init__(settings.workers)
         warnings.filterwarnings("ignore", message=REPLACED)
         self._settings, self._command = settings, command
-        cores = shares(usable_cores(), settings.workers, "workers")
+        cores = shares(usable_cores(), settings.workers)
         self._workers = list(zip(cores, gpu_shares(settings.workers, settings.gpus), strict=True))
         """The cores and the GPUs of each worker."""
         self._executors: dict[int, ProcessPoolExecutor] = {}

@@ -30,7 +30,7 @@ class LocalEngine:
     """
 
     def __init__(self, settings: EngineSettings, command: Command) -> None:
-        cores = shares(usable_cores(), settings.workers, "workers")
+        cores = shares(usable_cores(), settings.workers)
         self._workers = [_Worker(self, own, settings, command) for own in cores]
         for worker, gpus in zip(self._workers, gpu_shares(settings.workers, settings.gpus), strict=True):
             worker.gpus = gpus

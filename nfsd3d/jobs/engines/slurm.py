@@ -100,7 +100,8 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         if job.paths.result_pickle.exists():
             return "" if job.exception() is None else outcome(job)
         folder, number = self._given[job]
-        saved = recorded_status(folder / read(folder).jobs[number].directory) == "interrupted"
+        manifest = read(folder)
+        saved = recorded_status(manifest, manifest.jobs[number]) == "interrupted"
         return outcome(job) if job.paths.stderr.exists() and not saved else ""
 
     def _gone(self, jobs: Sequence["Job[str]"]) -> set[str]:
