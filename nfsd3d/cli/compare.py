@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     for line in left:
         print(line)
     if left:
-        print(f"{len(left)} jobs are not done; give the same command again")
+        print(f"not done: {len(left)} of {len(status.jobs)} jobs; give the same command again")
     write_numbers(options.json, numbers)
     return int(bool(left))
 

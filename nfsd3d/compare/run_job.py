@@ -81,7 +81,7 @@ def run_job(job: PlannedJob, run_dir: Path) -> Record:
         revision=job.revision,
     )
     known = read_summary(run_dir)
-    outcome = {"status": record.status, "steps": record.steps, "seconds": record.seconds}
+    outcome = {"status": record.status, "steps": record.steps, "steps_planned": record.steps, "seconds": record.seconds}
     metrics = {**known.get("final_metrics", {}), **record.score}
     write_json(run_dir / SUMMARY, {**outcome, **known, "final_metrics": metrics, RECORD: asdict(record)})
     return record

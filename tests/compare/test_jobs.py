@@ -1,23 +1,31 @@
 """``nfsd3d compare``: jobs, their records, resumption, and a whole small comparison."""
 
+import dataclasses
 import json
 import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 
 import pytest
 import yaml
 from PIL import Image
 
-from nfsd3d.cli.main import main
-from nfsd3d.compare import cost, records, workers
+from nfsd3d.cli.main import main, run_command
+from nfsd3d.compare import cost, records
+from nfsd3d.compare.collect import collect
 from nfsd3d.compare.contact_sheet import write_sheet
-from nfsd3d.compare.jobs import SAMPLE_STEPS, perform, plan_jobs
+from nfsd3d.compare.jobs import PlannedJob, manifest_of, plan_jobs
+from nfsd3d.compare.run_job import SAMPLE_STEPS, run_job
 from nfsd3d.compare.suite import TIERS, load_suite, overrides_of, tier_file
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.jobs.cores import shares, usable_cores
+from nfsd3d.jobs.manifest import read, write
+from nfsd3d.jobs.perform import perform
+from nfsd3d.jobs.state import states
 from nfsd3d.runs import lock
 from nfsd3d.runs.process import start_time
 from nfsd3d.train.build import build_parts
@@ -113,10 +121,10 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
     assert records.read(path) == ([record, replace(record, row="SDS")], 1)
 
 
-def test_an_interrupted_comparison_resumes(tier, tmp_path, capsys, monkeypatch):
-    """Two methods, one prompt, the shipped prior; one worker, so that there is one start-up."""
-    path = tier()
-    call = ["compare", "--tier", str(path), "--output", str(tmp_path / "out"), "--prompts", "1", "--jobs", "1"]
+def test_a_comparison_on_two_workers_and_again(tier, tmp_path, capsys, request):
+    """Two methods, one prompt, the shipped prior."""
+    path, out = tier(), tmp_path / "out"
+    call = ["compare", "--tier", str(path), "--output", str(out), "--prompts", "1", "--workers", "2"]
     assert main([*call, "--json", str(tmp_path / "numbers.json")]) == 0
     printed = capsys.readouterr().out
     assert "small: 5 jobs, 0 done, 5 to do" in printed and "5 of 5 jobs done" in printed
@@ -124,9 +132,9 @@ def test_an_interrupted_comparison_resumes(tier, tmp_path, capsys, monkeypatch):
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["rows"]["SDS"]["minus"] == "NFSD" and numbers["done"] == 5
 
-    found, unreadable = records.read(tmp_path / "out/results.jsonl")
+    found, unreadable = records.read(out / "results.jsonl")
     assert unreadable == 0 and len(found) == 5
-    assert str(tmp_path) not in (tmp_path / "out/results.jsonl").read_text()
+    assert str(tmp_path) not in (out / "results.jsonl").read_text()
     by_name = {(record.row, record.equal): record for record in found}
     assert by_name["SDS", False].evaluations == 2 * 2 * 4
     assert by_name["the prior's samples, s = 3", False].evaluations == 2 * 2 * SAMPLE_STEPS
@@ -134,39 +142,115 @@ def test_an_interrupted_comparison_resumes(tier, tmp_path, capsys, monkeypatch):
     assert len(nfsd.score["margins"]) == 2 and nfsd.score["margin"] == pytest.approx(
         sum(nfsd.score["margins"]) / 2, abs=1e-3
     )
-    with Image.open(tmp_path / "out" / nfsd.image) as strip:
+    with Image.open(out / nfsd.image) as strip:
         assert strip.size == (128, 64)
-    with Image.open(tmp_path / "out/small.jpg") as sheet:
+    with Image.open(out / "small.jpg") as sheet:
         assert sheet.width > 4 * 128
-    assert not list((tmp_path / "out/runs").iterdir())
+    left = {"job.json", "job.log", "summary.json", "thumbnail.jpg"}
+    assert {path.name for path in (out / "runs").rglob("*") if path.is_file()} == left
+    pids = {json.loads(path.read_text())["pid"] for path in (out / "runs").rglob("job.json")}
+    assert len(pids) == 2 and os.getpid() not in pids
+
+    # The states are in the jobs' directories.
+    manifest = read(out)
+    assert manifest.kind == "compare" and [state.status for _, state in states(manifest)] == ["done"] * 5
+    assert main(["sweep", "report", str(out)]) == 0
+    page = (out / "sweep.html").read_text()
+    assert page.count("<img src=") == 5 and "margin over row" in page
+    capsys.readouterr()
 
     # A job done again in this process gives the same numbers.
     job = next(job for job in planned(path) if job.row == "NFSD" and not job.equal)
-    again = perform(job, tmp_path / "again", tmp_path / "again", Classifier.load(), keep=True)
-    assert again.score == nfsd.score and again.key == nfsd.key
-    assert list((tmp_path / "again/runs").rglob("*.safetensors"))
+    (tmp_path / "again").mkdir()
+    again = run_job(PlannedJob.from_json(job.to_json()), tmp_path / "again")
+    assert again.score == nfsd.score and again.key == nfsd.key == job.key
+    assert list((tmp_path / "again").rglob("*.safetensors"))
 
-    # Nothing is done twice; results of other weights count for nothing.
-    monkeypatch.setattr(workers, "run_jobs", lambda *arguments, **options: pytest.fail("done before"))
+    # Nothing is done twice: records that are lost are read from the jobs' directories.
     assert main(call) == 0
     assert "5 done, 0 to do" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    before = (out / "results.jsonl").read_text()
+    (out / "results.jsonl").unlink()
+    request.getfixturevalue("jobs_here")
+    assert main(call) == 0
+    assert sorted((out / "results.jsonl").read_text().splitlines()) == sorted(before.splitlines())
+    assert {json.loads(path.read_text())["attempt"] for path in (out / "runs").rglob("job.json")} == {1}
+    capsys.readouterr()
+
+    # Results of other weights count for nothing.
+    lines = [json.loads(line) for line in before.splitlines()]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({**line, "prior": "other"}) + "\n" for line in lines))
     assert main([*call, "--results", str(tmp_path / "other.jsonl"), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "5 jobs, 0 done, 5 to do" in printed and "5 results" in printed and "other weights" in printed
-    assert "SDS: 0 of 1 done; 4 steps, " in printed and "minutes with --jobs 1" in printed
+    assert "SDS: 0 of 1 done; 4 steps, " in printed and "minutes with --workers 2" in printed
 
 
-def test_failures_are_printed_and_the_jobs_stay_missing(tier, tmp_path, capsys, monkeypatch):
-    def fail(missing, output, images, on_result, **options):
-        for job in missing:
-            on_result(job, "no luck")
+@pytest.fixture
+def sds(tier, tmp_path) -> list[str]:
+    """The command of a comparison in which one job is missing: SDS on one prompt, with 40 steps."""
+    settings = {"distill": "sds", "train.steps": 40, "train.batch_size": 1, "train.log_every": 1}
+    path = tier(prompts=["a blue sphere"], rows={"SDS": settings}, baseline={})
+    for job in planned(path):
+        if job.kind != "run":
+            fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(records.Job)}
+            rest = {"steps": 30, "status": "done", "score": {"margin": 1.0}, "evaluations": 1, "seconds": 1.0}
+            more = {"cpu_seconds": 1.0, "image": None, "revision": None}
+            records.append(tmp_path / "out" / "results.jsonl", records.Record(**fields, **rest, **more))
+    return ["compare", "--tier", str(path), "--output", str(tmp_path / "out"), "--workers", "1"]
 
-    monkeypatch.setattr(workers, "run_jobs", fail)
-    assert main(["compare", "--tier", str(tier()), "--output", str(tmp_path / "out"), "--row", "SDS"]) == 1
+
+def test_a_comparison_whose_controller_is_killed_is_resumed(sds, tmp_path, capsys, jobs_here):
+    process = subprocess.Popen([sys.executable, "-m", "nfsd3d", *sds], stdout=subprocess.DEVNULL)
+    try:
+        while not (found := [*tmp_path.rglob("metrics.jsonl")]) or found[0].read_bytes().count(b"\n") < 3:
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    run_dir = found[0].parent
+    while lock.live_owner(run_dir) is not None:  # its worker saves a checkpoint
+        time.sleep(0.05)
+    assert [state.status for _, state in states(read(tmp_path / "out"))] == ["interrupted"]
+    assert main([*sds, "--keep-runs"]) == 0
     printed = capsys.readouterr().out
-    assert "nothing is done yet" in printed and "no luck" in printed and "6 jobs failed" in printed
+    assert "3 jobs, 2 done, 1 to do" in printed and "resumed after step" in printed
+    assert json.loads((run_dir / "job.json").read_text())["attempt"] == 2
+    assert [record.steps for record in records.read(tmp_path / "out/results.jsonl")[0]] == [30, 30, 40]
+    assert (run_dir / "checkpoints").is_dir() and (run_dir / "image.png").exists()
+
+
+def test_a_run_that_is_trained_and_could_not_be_scored_is_scored_by_the_next_call(
+    sds, tmp_path, capsys, jobs_here, monkeypatch
+):
+    def fail(*arguments):
+        raise ArithmeticError("no luck")
+
+    with monkeypatch.context() as context:
+        context.setattr("nfsd3d.compare.run_job.image_score", fail)
+        assert main(sds) == 1
+    printed = capsys.readouterr().out
+    (run_dir,) = (path.parent for path in tmp_path.rglob("metrics.jsonl"))
+    assert f"failed: no luck; see {run_dir}/job.log" in printed and "not done: 1 of 3 jobs" in printed
+    assert [state.status for _, state in states(read(tmp_path / "out"))] == ["failed"]
+    assert main(sds) == 0
+    assert "resumed after step 40" in capsys.readouterr().out
+    assert len(records.read(tmp_path / "out/results.jsonl")[0]) == 3
+
+
+def test_a_record_of_another_classifier_does_not_count(sds, tmp_path, monkeypatch):
+    job = next(job for job in planned(tmp_path / "small.yaml") if job.kind == "run")
+    run_dir, results = tmp_path / job.directory, tmp_path / "results.jsonl"
+    run_dir.mkdir(parents=True)
+    fields = {name: None for name in records.Record.__dataclass_fields__}
+    values = {**fields, **{field.name: getattr(job, field.name) for field in dataclasses.fields(records.Job)}}
+    for classifier, count in (("other", 0), (job.classifier, 1)):
+        summary = {"status": "done", "record": {**values, "classifier": classifier}}
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+        collect(job, run_dir, results, keep=False)
+        assert len(records.read(results)[0]) == count
+        assert (run_dir / "summary.json").exists() == (count == 1)  # without, the job is run again
 
 
 @pytest.mark.parametrize(
@@ -176,18 +260,21 @@ def test_failures_are_printed_and_the_jobs_stay_missing(tier, tmp_path, capsys, 
         (["--tier", "no.yaml"], "--tier no.yaml: cannot be read"),
         (["--tier", str(TIERS / "editing.yaml")], "a suite of edits; nfsd3d evaluate --suite"),
         (["--tier", "core", "--row", "DDS"], "--row DDS: no such row; there are NFSD,"),
-        (["--tier", "core", "--jobs", "1000", "--output", "{out}"], "--jobs 1000: there are"),
+        (["--tier", "core", "--workers", "1000", "--output", "{out}/a"], "workers 1000: there are"),
+        (["--tier", "core", "--jobs", "1000", "--output", "{out}/a"], "workers 1000: there are"),
+        (["--job", "{{}}", "{out}"], "describes no job of a comparison"),
     ],
 )
 def test_bad_arguments_exit_2_with_one_line(arguments, message, tmp_path, capsys):
     assert main(["compare", *(text.format(out=tmp_path) for text in arguments)]) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_share_the_cores_without_overlap():
     assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3]]
     assert shares([3], 1) == [[3]]
-    with pytest.raises(InputError, match="--jobs 3: there are 2 cores"):
+    with pytest.raises(InputError, match="workers 3: there are 2 cores"):
         shares([0, 1], 3)
     assert usable_cores() == sorted(os.sched_getaffinity(0))
 
@@ -254,14 +341,15 @@ def test_a_contact_sheet_has_four_views_of_each_result_and_white_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["NFSD", "the oracle fit"])
-def test_the_directory_of_another_process_is_not_removed(tmp_path, row):
-    suite = load_suite(tier_file("core"))
-    job = next(job for job in plan_jobs(suite, "core", oracle_fit=True) if job.row == row)
-    run_dir = tmp_path / "runs" / job.name
+def test_the_directory_of_another_process_is_not_removed(tier, tmp_path, row):
+    path = tier(config="nfsd", prompts=["a blue sphere"], rows={"NFSD": {}}, equal_evaluations=False)
+    job = next(job for job in planned(path, oracle_fit=True) if job.row == row)
+    manifest = manifest_of([job], tmp_path)
+    write(manifest)
+    run_dir = manifest.run_dir(manifest.jobs[0])
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text("another's")
     owner = replace(lock.Owner.this_process(), pid=os.getppid(), started=start_time(os.getppid()))
     (run_dir / lock.NAME).write_text(json.dumps(asdict(owner)))
-    with pytest.raises(InputError, match=f"in use by process {os.getppid()}"):
-        perform(job, tmp_path, tmp_path, None)
+    assert perform(run_command, tmp_path, 0, engine="test").status == "running"
     assert (run_dir / "metrics.jsonl").read_text() == "another's"

@@ -7,7 +7,7 @@ import pytest
 
 from nfsd3d.cli.main import main
 from nfsd3d.compare.records import read
-from nfsd3d.compare.suite import TIERS, load_suite, runs_of
+from nfsd3d.compare.suite import TIERS, load_suite, manifest_of
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
 from nfsd3d.shapes.world.grammar import held_out, parse_prompt
@@ -25,9 +25,9 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
     suite = load_suite(path)
     assert {parse_prompt(prompt) for prompt in suite.prompts} <= set(held_out())
     assert len(set(suite.prompts)) == len(suite.prompts)
-    first = {run.row: run for run in reversed(runs_of(suite, tmp_path))}
-    for run in first.values():
-        compose(suite.config, [*run.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
+    first = {job.values[0]: job for job in reversed(manifest_of(suite, tmp_path).jobs)}
+    for job in first.values():
+        compose(job.arguments[1], [*job.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
 
 
 DONE = {

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.jobs import table
+from nfsd3d.jobs import controller, table
 from nfsd3d.jobs.controller import cancel
+from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
 from nfsd3d.jobs.report import render_report
 from nfsd3d.jobs.state import begin_attempt, state_of, states
@@ -137,3 +138,29 @@ def test_the_states_of_thousands_of_jobs_are_told_in_seconds(tmp_path):
     assert statuses(read(tmp_path)).count("done") == 1000
     told = time.monotonic()
     assert written - started < 10 and told - begun < 3
+
+
+def test_a_job_of_a_comparison_is_done_when_its_record_is_written(tmp_path):
+    manifest = new_manifest(tmp_path, "compare", ["compare", "--job"], ["row"], [("0-a", ["{}"], {"row": "a"})])
+    begin_attempt(summary(manifest, 0, "done"), "local", "7")
+    assert statuses(manifest) == ["interrupted"]
+    summary(manifest, 0, "done", record={})
+    assert statuses(manifest) == ["done"]
+
+
+def test_leading_jobs_end_before_the_others_begin(tmp_path, jobs_here, monkeypatch):
+    """On an engine that runs the last job first."""
+    jobs = [(str(n), [f"seed={n}"], {}) for n in range(5)]
+    write(new_manifest(tmp_path, "suite", [], [], jobs, leading=2))
+    order = []
+
+    def command(arguments: list[str]) -> None:
+        order.append(arguments[0])
+        (tmp_path / arguments[0].removeprefix("seed=") / "summary.json").write_text('{"status": "done"}')
+
+    engine = controller.load_engine(EngineSettings(), command)
+    submit = engine.submit
+    engine.submit = lambda folder, numbers: submit(folder, numbers[::-1])
+    monkeypatch.setattr(controller, "load_engine", lambda settings, command: engine)
+    assert controller.run(read(tmp_path), EngineSettings(), command) == {"done": 5}
+    assert order == ["seed=1", "seed=0", "seed=4", "seed=3", "seed=2"]
