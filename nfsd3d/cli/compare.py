@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(current_options(argv))
     if options.job:
         return _run_job(*options.job)
-    check_engine(chosen_engine(options, EngineSettings()))
+    check_engine(engine := chosen_engine(options, EngineSettings()))
     suite = load_suite(tier_file(options.tier), "--tier").selected(options.row, options.prompts)
     if suite.edits:
         raise InputError(f"--tier {options.tier}: a suite of edits; nfsd3d evaluate --suite FILE measures it")
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from nfsd3d.compare.status import Status, of_other_weights
 
     results = options.results or options.output / "results.jsonl"
-    jobs = plan_jobs(suite, name, oracle_fit=options.oracle_fit or suite.oracle_fit)
+    jobs = plan_jobs(suite, name, engine, oracle_fit=options.oracle_fit or suite.oracle_fit)
     records, unreadable = read(results)
     status = Status.of(jobs, records)
     print(f"{name}: {len(jobs)} jobs, {len(status.done)} done, {len(status.missing)} to do")
@@ -55,13 +56,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"{other} results in {results} are of other weights of the prior or the classifier, and do not count")
     if unreadable:
         print(f"{unreadable} lines of {results} are no results of this version, and do not count")
-    settings = chosen_engine(options, EngineSettings(workers=_default_workers(jobs)))
+    if options.workers is None:
+        engine = replace(engine, workers=_default_workers(jobs))
     if options.dry_run:
-        print(status.plan(records, settings.workers))
+        print(status.plan(records, engine.workers))
         return 0
     left: list[str] = []
     if status.missing and not options.report:
-        status, left = _run_missing(status, options, settings, results)
+        status, left = _run_missing(status, options, engine, results)
     numbers = _report(suite, name, status, options, results)
     for line in left:
         print(line)
@@ -85,7 +87,7 @@ def _default_workers(jobs: Sequence[PlannedJob]) -> int:
 
 
 def _run_missing(
-    status: Status, options: argparse.Namespace, settings: EngineSettings, results: Path
+    status: Status, options: argparse.Namespace, engine: EngineSettings, results: Path
 ) -> tuple[Status, list[str]]:
     """Runs the missing jobs and appends their records; returns the new status, and a line on each job still missing."""
     from nfsd3d.compare.collect import collect
@@ -107,7 +109,7 @@ def _run_missing(
         def on_end(job: Job, _: JobState) -> None:
             collect(jobs[job.number], manifest.run_dir(job), results, keep=keep)
 
-        run(manifest, settings, run_command, on_end)
+        run(manifest, engine, run_command, on_end)
     status = Status.of(status.jobs, read(results)[0])
     ended = zip(jobs, states(manifest), strict=True)
     left = [line_of(manifest, job, state) for planned, (job, state) in ended if planned.key not in status.done]

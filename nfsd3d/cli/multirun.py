@@ -19,7 +19,6 @@ from nfsd3d.cli.launch import announce
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of, config_root
-from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
@@ -58,8 +57,8 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     overrides = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, overrides)
     sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
-    if not sweep.engine.on_this_machines_gpus:
-        lines, choices = settle(experiment, overrides, _machine_of(sweep.engine))
+    if sweep.engine.machine is not None:
+        lines, choices = settle(experiment, overrides, sweep.engine.machine)
         sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
     config = _check(experiment, sweep)
     announce(choices)
@@ -141,11 +140,6 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     if unknown := [key for key in values if key not in known]:
         raise InputError(f"hydra.launcher.{unknown[0]}: engine {name} has no such setting; it has {', '.join(known)}")
     return engine_settings(values, "hydra.launcher.")
-
-
-def _machine_of(engine: EngineSettings) -> Choice:
-    """What ``machine=auto`` means for the jobs of an engine that itself gives them GPUs, or none."""
-    return Choice("cuda" if engine.gpus else "cpu", f"hydra.launcher.gpus={engine.gpus or 0:g}")
 
 
 def _check(experiment: Experiment, sweep: _Sweep) -> Config:

@@ -13,6 +13,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.model import WEIGHTS
 from nfsd3d.evaluate.ground_truth import composition_of
+from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import Manifest, new_manifest
 from nfsd3d.runs import preflight
 from nfsd3d.runs.directory import slug
@@ -76,16 +77,16 @@ def manifest_of(jobs: Sequence[PlannedJob], folder: Path) -> Manifest:
     return new_manifest(folder, "compare", ("compare", "--job"), ("row", "prompt", "seed"), named)
 
 
-def plan_jobs(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
+def plan_jobs(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: bool) -> list[PlannedJob]:
     """The jobs of a tier, prompt by prompt, so that an interrupted comparison has complete prompts to compare.
 
     If the suite sets ``equal_evaluations``, a row with a higher NFE than SDS has a second job with proportionally fewer
-    steps.
+    steps. ``machine=auto`` is as the ``engine`` has it.
 
     Raises:
         InputError: a setting, a prompt or the prior cannot be used.
     """
-    templates = _templates(suite, tier, oracle_fit=oracle_fit)
+    templates = _templates(suite, tier, engine, oracle_fit=oracle_fit)
     jobs = []
     for seed in suite.seeds:
         for prompt in suite.prompts:
@@ -94,18 +95,18 @@ def plan_jobs(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
                 if job.kind == "oracle_fit" and seed != suite.seeds[0]:
                     continue
                 config = job.config.replace(prompt=prompt, seed=seed)
-                preflight.check(config)
+                preflight.check(config, elsewhere=engine.elsewhere)
                 jobs.append(replace(job, prompt=prompt, seed=seed, config=config))
     return jobs
 
 
-def _templates(suite: Suite, tier: str, *, oracle_fit: bool) -> list[PlannedJob]:
+def _templates(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: bool) -> list[PlannedJob]:
     """The jobs of a tier, without prompt and seed."""
     classifier, revision = fingerprint([WEIGHTS]), git_revision()
     fingerprints: dict[str, str] = {}
     templates: list[PlannedJob] = []
     for row, settings in suite.rows.items():
-        config = compose(suite.config, [f"prompt={suite.prompts[0]}", *overrides_of(settings)])
+        config = compose(suite.config, [f"prompt={suite.prompts[0]}", *overrides_of(settings)], engine.machine)
         config = _changed(config, _QUIET)
         run = PlannedJob(
             tier=tier,

@@ -34,18 +34,19 @@ class Composition:
     choices: Mapping[str, Choice]
 
 
-def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = ()) -> Config:
+def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = (), machine: Choice | None = None) -> Config:
     """The configuration of an experiment with ``key=value`` overrides, as on the command line without ``-m``.
 
-    The whole value after ``prompt=`` is one prompt, whatever it contains; ``auto`` choices are made for this machine.
+    The whole value after ``prompt=`` is one prompt, whatever it contains; ``auto`` choices are made for this machine,
+    or for ``machine``.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
     """
-    return compose_experiment(find_experiment(name_or_path), overrides).config
+    return compose_experiment(find_experiment(name_or_path), overrides, machine).config
 
 
-def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Composition:
+def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine: Choice | None = None) -> Composition:
     """As `compose`, with the choices made for ``auto``.
 
     Raises:
@@ -60,7 +61,7 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str]) -> Comp
             raise InputError(
                 f"{key}={values}: several values are a sweep; add -m, or write {key}=[{values}] for a list"
             )
-    lines, choices = settle(experiment, parsed)
+    lines, choices = settle(experiment, parsed, machine)
     return Composition(to_config(compose_with_hydra(experiment, lines)[0]), choices)
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
+import signal
+import threading
 import time
 from dataclasses import asdict, replace
 
@@ -23,12 +23,14 @@ from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.cores import shares, usable_cores
+from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import read, write
 from nfsd3d.jobs.perform import perform
 from nfsd3d.jobs.state import states
 from nfsd3d.runs import lock
 from nfsd3d.runs.process import start_time
 from nfsd3d.train.build import build_parts
+from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import step_loss
 
@@ -56,8 +58,8 @@ def tier(tmp_path):
     return written
 
 
-def planned(path, **options):
-    return plan_jobs(load_suite(path), "small", oracle_fit=options.pop("oracle_fit", False))
+def planned(path, *, oracle_fit=False, **engine):
+    return plan_jobs(load_suite(path), "small", EngineSettings(**engine), oracle_fit=oracle_fit)
 
 
 def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
@@ -76,6 +78,14 @@ def test_every_row_has_jobs_and_a_second_one_where_it_costs_more_than_sds(tier):
     # The same configuration as from the command line with the same settings.
     settings = [*overrides_of(TIER["rows"]["SDS"]), "export.report=false", "train.tensorboard=false"]
     assert first[4].config == compose("nfsd_2d", ["prompt=a purple snowman", "seed=0", *settings])
+
+
+def test_jobs_for_a_cluster_have_the_machine_that_its_engine_gives_them(tier):
+    path = tier(prompts=["a blue sphere"], rows={"NFSD": {"prior": "shapes"}, "CPU": {"machine": "cpu"}})
+    for gpus, device in ((1.0, "cuda"), (None, "cpu")):
+        found = planned(path, engine="submitit_slurm", gpus=gpus)
+        devices = {job.row: job.config.machine.device for job in found if job.kind == "run"}
+        assert devices == {"NFSD": device, "CPU": "cpu"}
 
 
 def test_the_oracle_fit_of_a_scene_does_not_depend_on_the_prior(tier):
@@ -200,18 +210,19 @@ def sds(tier, tmp_path) -> list[str]:
     return ["compare", "--tier", str(path), "--output", str(tmp_path / "out"), "--workers", "1"]
 
 
-def test_a_comparison_whose_controller_is_killed_is_resumed(sds, tmp_path, capsys, jobs_here):
-    process = subprocess.Popen([sys.executable, "-m", "nfsd3d", *sds], stdout=subprocess.DEVNULL)
-    try:
-        while not (found := [*tmp_path.rglob("metrics.jsonl")]) or found[0].read_bytes().count(b"\n") < 3:
-            assert process.poll() is None
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-    run_dir = found[0].parent
-    while lock.live_owner(run_dir) is not None:  # its worker saves a checkpoint
-        time.sleep(0.05)
+def test_an_interrupted_comparison_resumes(sds, tmp_path, capsys, jobs_here):
+    def interrupt() -> None:
+        while not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with stop_requests():  # so that a late signal does not end the tests
+        assert main(sds) == 143
+        thread.join()
+    (job,) = read(tmp_path / "out").jobs
+    run_dir = tmp_path / "out" / job.directory
     assert [state.status for _, state in states(read(tmp_path / "out"))] == ["interrupted"]
     assert main([*sds, "--keep-runs"]) == 0
     printed = capsys.readouterr().out

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from nfsd3d.config.errors import describe_errors
+from nfsd3d.config.hardware import Choice
 from nfsd3d.errors import InputError
 
 EngineName = Literal["local", "joblib", "submitit_local", "submitit_slurm", "ray"]
@@ -62,6 +63,12 @@ class EngineSettings:
     def on_this_machines_gpus(self) -> bool:
         """Whether jobs share the GPUs that this process sees, and need not ask for any."""
         return self.engine in ("local", "joblib")
+
+    @property
+    def machine(self) -> Choice | None:
+        """What ``machine=auto`` means for jobs that the engine gives GPUs, or none; None: what it means here."""
+        given = Choice("cuda" if self.gpus else "cpu", f"hydra.launcher.gpus={self.gpus or 0:g}")
+        return None if self.on_this_machines_gpus else given
 
     @property
     def elsewhere(self) -> bool:
