@@ -16,7 +16,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs.controller import check_engine, line_of, run
 from nfsd3d.jobs.cores import usable_cores
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import Job, write
+from nfsd3d.jobs.manifest import Job, rewrite
 from nfsd3d.jobs.state import JobState, states
 from nfsd3d.runs.lock import owned
 
@@ -104,7 +104,7 @@ def _run_missing(
         status = Status.of(status.jobs, read(results)[0])
         jobs = [job for job in status.jobs if job.key not in status.done or of_job(output / job.directory) is not None]
         manifest = manifest_of(jobs, output)
-        write(manifest)
+        rewrite(manifest)
 
         def on_end(job: Job, _: JobState) -> None:
             collect(jobs[job.number], manifest.run_dir(job), results, keep=keep)

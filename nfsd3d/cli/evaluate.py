@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
 from nfsd3d.cli.main import run_command
 from nfsd3d.cli.options import Parser, counted, current_options, plain, write_numbers, writing_to
-from nfsd3d.compare.suite import load_suite, manifest_of
+from nfsd3d.compare.suite import check_settings, has_checkpoint, load_suite, manifest_of
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import NAME, Manifest, read, write
+from nfsd3d.jobs.manifest import rewrite
 from nfsd3d.jobs.state import states
 from nfsd3d.runs.lock import owned
 
@@ -172,8 +172,8 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
-        _check_settings(manifest)
-        write(manifest)
+        check_settings(manifest)
+        rewrite(manifest)
         counts = controller.run(manifest, settings, run_command)
     left = [controller.line_of(manifest, job, state) for job, state in states(manifest) if state.status != "done"]
     for line in left:
@@ -182,25 +182,12 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
         return len(left), {}
     groups: dict[str, list[Path]] = {}
     for job in manifest.jobs[manifest.leading :]:
-        if any((manifest.run_dir(job) / "checkpoints").glob("step-*.json")):
+        if has_checkpoint(manifest.run_dir(job)):
             groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
     if not groups:
         raise InputError(f"--suite {options.suite}: no run came to a checkpoint; see the logs in {folder}")
     oracle_fit = next(iter(groups.values())) if suite.oracle_fit or options.oracle_fit else []
     return len(left), _evaluate_runs(groups, options, oracle_fit)
-
-
-def _check_settings(manifest: Manifest) -> None:
-    """Raises `InputError` if a run of an earlier call in the same directory has other settings."""
-    if not (manifest.folder / NAME).exists():  # also of version 0.1, whose runs stay where they are
-        return
-    before = {job.directory: job.arguments for job in read(manifest.folder).jobs}
-    for job in manifest.jobs:
-        if manifest.run_dir(job).exists() and before.get(job.directory, job.arguments) != job.arguments:
-            raise InputError(
-                f"{manifest.run_dir(job)}: a run with other settings than the suite has now; remove it, or choose "
-                "another --output"
-            )
 
 
 def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:

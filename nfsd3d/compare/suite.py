@@ -12,7 +12,7 @@ from nfsd3d.config.renamed import notice
 from nfsd3d.config.trust import Rules, check_file
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.manifest import Manifest, new_manifest
+from nfsd3d.jobs.manifest import NAME, Job, Manifest, new_manifest, read
 from nfsd3d.runs.directory import slug
 
 TIERS = Path(__file__).parents[2] / "scripts" / "suites"
@@ -166,6 +166,28 @@ def _job(
     arguments = ["--config", config, *overrides, f"prompt={prompt}", f"seed={seed}"]
     values = {"row": row, "prompt": prompt, "seed": str(seed)}
     return f"{slug(row)}/{before}{slug(prompt)}-{seed}", arguments, values
+
+
+def check_settings(manifest: Manifest) -> None:
+    """Raises `InputError` if a run of an earlier call in the same directory has other settings."""
+    if not (manifest.folder / NAME).exists():  # also of version 0.1, whose runs stay where they are
+        return
+    before = {job.directory: _settings_of(job) for job in read(manifest.folder).jobs}
+    for job in manifest.jobs:
+        run_dir, settings = manifest.run_dir(job), _settings_of(job)
+        if has_checkpoint(run_dir) and before.get(job.directory, settings) != settings:
+            raise InputError(
+                f"{run_dir}: a run with other settings than the suite has now; remove it, or choose another --output"
+            )
+
+
+def _settings_of(job: Job) -> list[str]:
+    return [argument for argument in job.arguments if not argument.startswith("source_run=")]  # a suite can be moved
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run can be resumed and scored."""
+    return any((run_dir / "checkpoints").glob("step-*.json"))
 
 
 def overrides_of(settings: dict[str, object]) -> list[str]:

@@ -105,6 +105,18 @@ def write(manifest: Manifest) -> None:
         temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
+def rewrite(manifest: Manifest) -> None:
+    """Writes the manifest into its folder, which exists, in place of an earlier one of the same kind.
+
+    Raises:
+        InputError: the folder is that of another kind of set.
+        OSError: the folder cannot be written to.
+    """
+    if (manifest.folder / NAME).exists() and (kind := read(manifest.folder).kind) != manifest.kind:
+        raise InputError(f"--output {manifest.folder}: holds the jobs of a {kind}; choose another")
+    write(manifest)
+
+
 def read(folder: Path) -> Manifest:
     """The manifest in ``folder``.
 

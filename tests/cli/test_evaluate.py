@@ -177,8 +177,13 @@ def test_runs_with_other_settings_than_a_suite_has_now_are_not_counted_as_its_ow
     assert main(["evaluate", "--suite", small(A=NO_MODEL), "--output", "out"]) == 2
     assert "no run came to a checkpoint; see the logs in out" in capsys.readouterr().err
     changed = small(A={**NO_MODEL, "train.steps": 4})
-    assert main(["evaluate", "--suite", changed, "--output", "out"]) == 2
-    assert "out/a/a-blue-sphere-0: a run with other settings than the suite has now" in capsys.readouterr().err
+    assert main(["evaluate", "--suite", changed, "--output", "out"]) == 2  # nothing is lost: it did not start
+    assert "no run came to a checkpoint; see the logs in out" in capsys.readouterr().err
+    Path("out/a/a-red-cube-0/checkpoints").mkdir()
+    Path("out/a/a-red-cube-0/checkpoints/step-000002.json").write_text("{}")
+    assert main(["evaluate", "--suite", small(A=NO_MODEL), "--output", "out"]) == 2
+    assert "out/a/a-red-cube-0: a run with other settings than the suite has now" in capsys.readouterr().err
+    Path("out/a/a-red-cube-0/checkpoints/step-000002.json").unlink()
     assert main(["evaluate", "--suite", small(A=NO_MODEL, B=NO_MODEL), "--output", "out"]) == 2
     assert "no run came to a checkpoint" in capsys.readouterr().err
     assert len(read(Path("out")).jobs) == 4

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller, table
 from nfsd3d.jobs.controller import cancel
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
+from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, rewrite, write
 from nfsd3d.jobs.report import render_report
 from nfsd3d.jobs.state import begin_attempt, state_of, states
 from nfsd3d.runs.lock import owned
@@ -164,3 +165,11 @@ def test_leading_jobs_end_before_the_others_begin(tmp_path, jobs_here, monkeypat
     monkeypatch.setattr(controller, "load_engine", lambda settings, command: engine)
     assert controller.run(read(tmp_path), EngineSettings(), command) == {"done": 5}
     assert order == ["seed=1", "seed=0", "seed=4", "seed=3", "seed=2"]
+
+
+def test_a_suite_does_not_take_the_folder_of_a_sweep(sweep):
+    with pytest.raises(InputError, match="holds the jobs of a sweep; choose another"):
+        rewrite(replace(sweep, kind="suite"))
+    shorter = replace(sweep, jobs=sweep.jobs[:2])
+    rewrite(shorter)
+    assert read(sweep.folder) == shorter
