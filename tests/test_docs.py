@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed import run
 
 import nfsd3d
 from nfsd3d.cli import main as command_line
@@ -162,6 +163,11 @@ def _in_folder(word: str, folder: Path) -> str:
 
 def _check(words: list[str], command: Command, folder: Path, monkeypatch) -> None:
     program, *arguments = words
+    if program == "torchrun":  # its options, and then what python takes
+        options = list(itertools.takewhile(lambda word: word.startswith("--"), arguments))
+        known = {spelling for action in run.get_args_parser()._actions for spelling in action.option_strings}
+        assert {option.partition("=")[0] for option in options} <= known, command
+        program, arguments = "python", arguments[len(options) :]
     if program in ("python", "python3") and arguments[:2] == ["-m", "venv"]:
         return
     if program == "python" and arguments[:2] == ["-m", "nfsd3d"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.locate import ModelSource
@@ -15,37 +15,54 @@ from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.lock import owned
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.schedules import highest
+from nfsd3d.train.torchrun import ALONE, Worker
 
 
-def start(config: Config, label: str, choices: Mapping[str, Choice] | None = None) -> Path | None:
+def start(
+    config: Config, label: str, choices: Mapping[str, Choice] | None = None, worker: Worker = ALONE
+) -> Path | None:
     """Trains and exports ``config`` in a new run directory, and returns it; with ``dry_run`` prints the plan only.
 
-    ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed.
+    ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed. Of several
+    processes that share the run, ``worker`` is this one. Where torchrun has restarted them, the run is resumed.
 
     Raises:
         InputError: before torch is imported, unless only the model's weights show it.
         RunFailed, Interrupted: as `nfsd3d.train.run.train_and_export`.
     """
     source = preflight.check(config)
+    worker.check(config)
     if config.dry_run:
         if config.run_dir is not None:
             directory.check_unused(user_path(config.run_dir))
         announce(choices or {})
         print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
         return None
+    if not worker.first:
+        return _train(config, source, worker)
+    if (begun := worker.begun()) is not None:
+        run_dir = Path(begun)
+        if _has_checkpoint(run_dir):
+            from nfsd3d.runs.summary import read_summary  # imports torch
+
+            if read_summary(run_dir).get("status") == "diverged":
+                raise RunFailed(f"{run_dir}: diverged; not resumed after a restart, because it would diverge again")
+            return resume(config, run_dir, worker)
+        config = config.replace(run_dir=begun)
     with directory.claimed(config, label) as config:
         announce(choices or {})
-        return _train(config, source)
+        return _train(config, source, worker)
 
 
-def resume(config: Config, run_dir: Path) -> Path | None:
+def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None:
     """As `start`, from the newest checkpoint in ``run_dir``.
 
     Raises:
         InputError, RunFailed, Interrupted: as `start`; InputError also without a checkpoint.
     """
     source = preflight.check(config, run_dir)
-    if not any((run_dir / "checkpoints").glob("step-*.json")):
+    worker.check(config)
+    if not _has_checkpoint(run_dir):
         raise InputError(
             f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"
         )
@@ -53,12 +70,20 @@ def resume(config: Config, run_dir: Path) -> Path | None:
         print_plan(config, source, str(run_dir))
         return None
     run_dir = run_dir.absolute()  # the process may change its working directory
+    if not worker.first:
+        return _train(config, source, worker)
     with owned(run_dir):
-        return _train(config, source, resumed=run_dir)
+        return _train(config, source, worker, resumed=run_dir)
 
 
-def _train(config: Config, source: ModelSource | None, resumed: Path | None = None) -> Path:
-    """The run directory after training and export."""
+def _has_checkpoint(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("step-*.json"))
+
+
+def _train(config: Config, source: ModelSource | None, worker: Worker, resumed: Path | None = None) -> Path | None:
+    """The run directory after training and export; None in a process that follows the first one."""
+    if not worker.first:
+        worker.published()  # the first process downloads the model
     files = None if source is None else fetch(source)
     if files is not None and source is not None and source.missing:
         preflight.check_model(config, files)  # the files were not on this machine before
@@ -67,9 +92,12 @@ def _train(config: Config, source: ModelSource | None, resumed: Path | None = No
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
     # All settings are checked by now: torch and diffusers take seconds to import.
-    from nfsd3d.train.run import train_and_export
+    from nfsd3d.train import run
 
-    return train_and_export(config, resume=resumed)
+    if not worker.first:
+        run.follow(config, worker)
+        return None
+    return run.train_and_export(config, resume=resumed, worker=worker)
 
 
 def announce(choices: Mapping[str, Choice]) -> None:

@@ -23,6 +23,7 @@ from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError, RunFailed, did_you_mean, print_error
 from nfsd3d.runs.files import describe, remedy, storage_error
 from nfsd3d.settings.paths import user_path
+from nfsd3d.train.torchrun import Worker
 
 COMMANDS = (
     *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep"),
@@ -32,7 +33,15 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code."""
+    """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code.
+
+    Of several processes that ``torchrun`` has started, the first one prints.
+    """
+    with Worker.of_environment().silent():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         return run_command(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:
@@ -53,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(arguments: list[str]) -> int:
     """Runs a command line; returns the exit code, and raises errors instead of printing them."""
     command = arguments[0] if arguments else ""
+    worker = Worker.of_environment()
+    if worker.count > 1 and (command in COMMANDS or {"-m", "--multirun"} & set(arguments)):
+        what = command if command in COMMANDS else "-m"
+        raise InputError(f"{what}: only one run is shared by several processes; start this without torchrun")
     if command in COMMANDS:
         module = importlib.import_module(f"nfsd3d.cli.{command.replace('-', '_')}")
         return int(module.main(arguments[1:]))
@@ -67,7 +80,7 @@ def run_command(arguments: list[str]) -> int:
         if options.config is not None or options.multirun:
             raise InputError("--resume RUN_DIR takes neither --config nor -m: the run has its own configuration")
         run_dir = user_path(options.resume)
-        resume(load_run_config(run_dir, options.overrides), run_dir)
+        resume(load_run_config(run_dir, options.overrides), run_dir, worker)
     else:
         experiment = find_experiment("nfsd" if options.config is None else options.config, allow_env=options.allow_env)
         if options.multirun:
@@ -76,7 +89,7 @@ def run_command(arguments: list[str]) -> int:
             print(composed_yaml(experiment, options.overrides, options.cfg), end="")
         else:
             composition = compose_experiment(experiment, options.overrides)
-            start(composition.config, experiment.label, composition.choices)
+            start(composition.config, experiment.label, composition.choices, worker)
     return 0
 
 

@@ -96,8 +96,9 @@ class RandomNoise:
         import torch
 
         from nfsd3d.device import move
+        from nfsd3d.shared_batch import draw
 
-        noise = move(torch.randn(z.shape, generator=rng), z.device)
+        noise = move(draw(torch.randn, z.shape, rng), z.device)
         return model.schedule.add_noise(z, noise, t), noise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from nfsd3d.guidance import guided
@@ -86,6 +87,8 @@ class InversionNoise:
         """(z_t, κ)."""
         import torch
 
+        from nfsd3d.shared_batch import draw
+
         def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
             both = torch.cat([contexts["uncond"][entries], contexts["cond"][entries]])
             uncond, cond = model.predict_eps(z_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
@@ -93,7 +96,7 @@ class InversionNoise:
 
         schedule, steps = model.schedule, t.cpu()
         stride = _steps(1 / self.grid, schedule.training_steps)
-        end = (steps + torch.randint(0, stride, steps.shape, generator=rng)).clamp(1, schedule.training_steps - 1)
+        end = (steps + draw(partial(torch.randint, 0, stride), steps.shape, rng)).clamp(1, schedule.training_steps - 1)
         last = -(-int(steps.max().clamp(min=1)) // stride)
         times = [torch.where(steps.clamp(min=1) > index * stride, index * stride, end) for index in range(last + 1)]
         with torch.no_grad():
@@ -124,6 +127,7 @@ def ddim_invert(
     import torch
 
     from nfsd3d.device import move
+    from nfsd3d.shared_batch import draw
 
     for t, t_next in itertools.pairwise(times):
         moving = (t < t_next).nonzero().squeeze(1)
@@ -135,7 +139,7 @@ def ddim_invert(
             (_, sigma), (_, sigma_next) = schedule.alpha_sigma(t, z), schedule.alpha_sigma(t_next, z)
             signal = schedule.alpha_bar(t_next) / schedule.alpha_bar(t)
             signal = move(signal, z.device).to(z.dtype)[:, None, None, None]
-            jump = move(torch.randn(z.shape, generator=rng)[moving], z.device).to(z.dtype)
+            jump = move(draw(torch.randn, z.shape, rng)[moving], z.device).to(z.dtype)
             moved = moved + eta * sigma / sigma_next * (1 - signal).sqrt() * jump
         z = z.index_copy(0, at, moved)
     return z

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nfsd3d.device import move
 from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.shared_batch import draw
 
 if TYPE_CHECKING:
     from nfsd3d.views.cameras import Cameras
@@ -117,8 +118,8 @@ class LoraNetwork:
         z = z.detach()
         schedule = self._prior.schedule
         t = schedule.sample_timesteps(rng, len(z), 0.0, 1.0)
-        noise = move(torch.randn(z.shape, generator=rng), z.device)
-        shown = move(torch.rand(len(z), generator=rng) >= self._camera_dropout, z.device).to(z.dtype)
+        noise = move(draw(torch.randn, z.shape, rng), z.device)
+        shown = move(draw(torch.rand, (len(z),), rng) >= self._camera_dropout, z.device).to(z.dtype)
         with self._on():
             poses = move(_poses(cameras), z.device).to(z.dtype) * shown[:, None]
             z_t = schedule.add_noise(z, noise, t)

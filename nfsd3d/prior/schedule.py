@@ -17,6 +17,7 @@ from torch import Tensor
 from nfsd3d.device import move
 from nfsd3d.guidance import guided
 from nfsd3d.prior.base import predict_x0
+from nfsd3d.shared_batch import draw
 
 if TYPE_CHECKING:
     from nfsd3d.prior.base import Prior
@@ -97,7 +98,7 @@ class NoiseSchedule:
             raise ValueError(f"timesteps need 0 <= t_min <= t_max <= 1, got t_min={t_min}, t_max={t_max}")
         last = self.training_steps - 1
         low, high = (min(round(fraction * self.training_steps), last) for fraction in (t_min, t_max))
-        return torch.randint(low, high + 1, (count,), generator=rng)
+        return draw(partial(torch.randint, low, high + 1), (count,), rng)
 
     def ddim_step(self, z_t: Tensor, eps: Tensor, t: Tensor, t_next: Tensor | None) -> Tensor:
         """Latents moved deterministically from ``t`` to ``t_next`` [N] along ``eps`` (2010.02502, eq. 12, eta = 0).

@@ -1,5 +1,7 @@
 """The training loop: gradient, optimiser, metrics, previews and checkpoints of every step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -27,6 +29,7 @@ from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import write_preview
 from nfsd3d.train.progress import Progress
 from nfsd3d.train.progress_bar import ProgressBar
+from nfsd3d.train.ranks import RankLost
 from nfsd3d.train.rollback import Checkpointer
 from nfsd3d.train.task import Task
 
@@ -42,6 +45,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
         Interrupted: a signal arrived; the state after the last finished step is saved.
         torch.OutOfMemoryError: a step does not fit in the smallest chunks; the state after the last finished one is
             saved.
+        RankLost: another process of the run has ended; the state after the last finished step is saved.
     """
     while True:
         limits, cause, images = config.train.diverged, first_step_cause(config), config.generator.type == "image"
@@ -57,26 +61,24 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
 def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None:
     """The steps of :func:`train`, without a retry."""
     run_dir, task, progress, watchdog = state.run_dir, state.task, state.progress, state.watchdog
+    first = task.ranks.first  # alone writes files
     settings, on_cpu, chunks = state.config.train, state.config.machine.device == "cpu", task.chunks
-    optimizers = [task.optimizer, *([] if task.lora is None else [task.lora.optimizer])]
     slower = settings.diverged.retry_rate**progress.retries
     state.start()
-    with (
-        MetricsWriter(run_dir, progress.steps, settings.tensorboard, settings.log_every) as writer,
-        ProgressBar(console, settings.steps, progress.steps) as bar,
-    ):
+    files = MetricsWriter(run_dir, progress.steps, settings.tensorboard, settings.log_every) if first else nullcontext()
+    with files as writer, ProgressBar(console, settings.steps, progress.steps) as bar:
         for step in range(progress.steps, settings.steps):
-            if stop.signum is not None:
+            with _saving(state):
+                signum = task.ranks.stop_signal(stop.signum)
+            if signum is not None:
                 state.save()
+                stop.signum = signum
                 stop.check()
             plan = plan_at(settings, step / settings.steps)
             plan = replace(plan, chunks=chunks, learning_rate_factor=plan.learning_rate_factor * slower)
             _set_learning_rates(task, plan.learning_rate_factor, slower)
-            try:
+            with _saving(state):
                 result, chunks = run_step(task, plan, step, bar.print)
-            except torch.OutOfMemoryError:
-                state.save()
-                raise
             done, last = step + 1, step + 1 == settings.steps
             progress.evaluations += result.evaluations
             if chunks != plan.chunks:
@@ -85,8 +87,8 @@ def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None
             norm, largest_norm = _clip_gradients(task, settings.gradient_clip)
             watchdog.add_norm(done, largest_norm)
             if not on_cpu:
-                drop_unless_finite(optimizers, largest_norm)
-            for optimizer in optimizers:
+                drop_unless_finite(task.optimizers, largest_norm)
+            for optimizer in task.optimizers:
                 optimizer.step()
             progress.steps = done
 
@@ -97,16 +99,28 @@ def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None
                 largest = largest_value(task.generator) if log else None
                 diverged = watchdog.observe(done, opacity=numbers.get("opacity"), largest_value=largest)
                 if diverged is not None:
-                    writer.write(done, cast("Metrics", numbers))
+                    if writer is not None:
+                        writer.write(done, cast("Metrics", numbers))
                     raise diverged
             if log:
                 progress.metrics = _logged(numbers, plan, bar.steps_per_second(done), progress)
-                writer.write(done, progress.metrics)
+                if writer is not None:
+                    writer.write(done, progress.metrics)
             bar.update(done, progress.metrics if log else None)
-            if done % settings.preview_every == 0 or last:
+            if first and (done % settings.preview_every == 0 or last):
                 write_preview(run_dir, done, task.preview())
             if done % settings.checkpoint_every == 0 or last:
                 state.save_regular()
+
+
+@contextmanager
+def _saving(state: Checkpointer) -> Iterator[None]:
+    """Saves the state after the last finished step if the block lacks memory, or another process of the run."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RankLost):
+        state.save()
+        raise
 
 
 def _set_learning_rates(task: Task, factor: float, slower: float) -> None:

@@ -1,5 +1,7 @@
 """Regularisers of a rendering: scalars that are weighted and added to the loss."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,26 +19,36 @@ def opaque(opacity: Tensor) -> Tensor:
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
 
 
-def orient(orientation: Tensor, opacity: Tensor) -> Tensor:
+def at_least_one(count: Tensor) -> Tensor:
+    """``count``, a scalar, or 1 in place of 0: a divisor."""
+    return count.clamp(min=1)
+
+
+def orient(orientation: Tensor, opacity: Tensor, divisor: Callable[[Tensor], Tensor] = at_least_one) -> Tensor:
     """Mean over hit pixels of sum_i w_i relu(n_i . d)^2: no normal may point away from the camera (2112.03907, eq. 11).
 
     ``orientation`` is that sum as the renderer composites it, with the weights w detached; a pixel is hit when its
-    ray met occupied space. 0 when no pixel is.
+    ray met occupied space. 0 when no pixel is. ``divisor``: see :func:`penalty`.
     """
-    return orientation.sum() / (opacity > 0).sum().clamp(min=1)
+    return orientation.sum() / divisor((opacity > 0).sum())
 
 
-def z_variance(depth_variance: Tensor, opacity: Tensor) -> Tensor:
+def z_variance(depth_variance: Tensor, opacity: Tensor, divisor: Callable[[Tensor], Tensor] = at_least_one) -> Tensor:
     """Mean variance of depth along the rays of opacity above one half: thin surfaces (HiFA, 2305.18766, eq. 10).
 
-    0 when there are no such rays.
+    0 when there are no such rays. ``divisor``: see :func:`penalty`.
     """
     solid = (opacity > 0.5).to(depth_variance.dtype)
-    return (depth_variance * solid).sum() / solid.sum().clamp(min=1)
+    return (depth_variance * solid).sum() / divisor(solid.sum())
 
 
-def penalty(rendering: Rendering, weights: dict[str, float]) -> Tensor:
+def penalty(
+    rendering: Rendering, weights: dict[str, float], divisor: Callable[[Tensor], Tensor] = at_least_one
+) -> Tensor:
     """The sum of the regularisers weighted by ``weights`` (keys sparsity, opaque, orient, z_variance; 0 skips one).
+
+    ``divisor`` makes the divisor of a mean of a number of pixels: of the views of other processes, too, where these
+    share a batch (`nfsd3d.train.ranks.Ranks.divisor`).
 
     Raises:
         ValueError: the orientation penalty has a weight, and ``rendering`` has no normals.
@@ -49,7 +61,7 @@ def penalty(rendering: Rendering, weights: dict[str, float]) -> Tensor:
     if weights["orient"]:
         if rendering.orientation is None:
             raise ValueError("the orientation penalty needs a rendering with normals")
-        total = total + weights["orient"] * orient(rendering.orientation, rendering.opacity)
+        total = total + weights["orient"] * orient(rendering.orientation, rendering.opacity, divisor)
     if weights["z_variance"]:
-        total = total + weights["z_variance"] * z_variance(rendering.depth_variance, rendering.opacity)
+        total = total + weights["z_variance"] * z_variance(rendering.depth_variance, rendering.opacity, divisor)
     return total

@@ -15,7 +15,10 @@ from nfsd3d.train.task import Task
 
 @dataclass(frozen=True)
 class Checkpointer:
-    """Saves the state of ``task`` and ``progress`` in ``run_dir``; ``watchdog`` says whether it is sound; final."""
+    """Saves the state of ``task`` and ``progress`` in ``run_dir``; ``watchdog`` says whether it is sound; final.
+
+    Of several processes the first one does.
+    """
 
     config: Config
     run_dir: Path
@@ -66,12 +69,13 @@ class Checkpointer:
         """
         limits, progress, task = self.config.train.diverged, self.progress, self.task
         try:
-            sound = checkpoints.newest(self.run_dir, sound=True)
+            sound = task.ranks.from_first(lambda: checkpoints.newest(self.run_dir, sound=True))
         except InputError as problem:
             raise Diverged(f"{error}; {problem}") from error
         check_owned(self.run_dir)
         checkpoints.load(sound, task.generator, task.optimizer, task.rng, task.lora)
-        checkpoints.remove_later(sound.path.parent, sound.steps)
+        if task.ranks.first:
+            checkpoints.remove_later(sound.path.parent, sound.steps)
         progress.go_back(sound)
         if progress.retries >= limits.retries or not error.retry:
             tried = f"after {progress.retries} of {limits.retries} retries " if progress.retries else ""
@@ -88,6 +92,8 @@ class Checkpointer:
 
     def _write(self, sound: bool) -> None:
         task, progress = self.task, self.progress
+        if not task.ranks.first:
+            return
         check_owned(self.run_dir)
         checkpoints.save(
             self.run_dir / "checkpoints",

@@ -30,54 +30,75 @@ from nfsd3d.train.interrupts import Interrupted, stop_requests
 from nfsd3d.train.loop import train
 from nfsd3d.train.memory.budget import fit_into_memory
 from nfsd3d.train.progress import Progress
+from nfsd3d.train.ranks import RankLost, Ranks
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
+from nfsd3d.train.torchrun import ALONE, Worker
 
 
-def train_and_export(config: Config, *, resume: Path | None = None, console: Console | None = None) -> Path:
+def train_and_export(
+    config: Config, *, resume: Path | None = None, console: Console | None = None, worker: Worker = ALONE
+) -> Path:
     """Trains, then exports what ``config.export`` asks for; returns the run directory.
 
     ``resume`` is the directory of a run to continue from its newest checkpoint, with ``config`` in place of its
     former one. Otherwise the run starts in ``config.run_dir`` (a new directory under ``outputs/`` when that is None).
+    ``worker`` is the first of several processes that share the run; in the others runs :func:`follow`.
 
     Raises:
         InputError: nothing could be started with this configuration, directory or checkpoint, or another process writes
             to the directory.
         RunFailed: the run diverged (its last sound checkpoint is kept), its files could not be written, or training is
-            done and an export failed.
+            done and an export failed. Or another process of the run has ended; a checkpoint is saved.
         Interrupted: a signal (`nfsd3d.train.interrupts`); a checkpoint is saved, and the message says how to resume.
     """
     run_dir = resume or _new_run_dir(config)
     with owned(run_dir):
-        return _train_and_export(config, run_dir, resume, console or Console())
+        return _train_and_export(config, run_dir, resume, console or Console(), Ranks(worker))
 
 
-def _train_and_export(config: Config, run_dir: Path, resume: Path | None, console: Console) -> Path:
+def follow(config: Config, worker: Worker) -> None:
+    """Computes a share of the steps of the run that the first of several processes has begun; writes nothing.
+
+    Raises:
+        InputError: as :func:`train_and_export`.
+        RunFailed: the run diverged, is out of memory, or another of its processes has ended.
+        Interrupted: a signal, to one of the processes.
+    """
+    run_dir, console, ranks = Path(worker.published()), Console(quiet=True), Ranks(worker)
+    try:
+        with stop_requests() as stop, ranks.joined(config.machine.device), ExitStack() as cleanup:
+            with stop.at_once():
+                progress = ranks.from_first(Progress)
+                _, task = _prepare(config, run_dir, [], ranks, cleanup, console.print)
+            train(config, run_dir, task, progress, stop, console)
+    except (Diverged, torch.OutOfMemoryError) as error:
+        raise RunFailed(str(error)) from error
+
+
+def _train_and_export(config: Config, run_dir: Path, resume: Path | None, console: Console, ranks: Ranks) -> Path:
     log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
-    checkpoint = None if resume is None else _checkpoint_to_resume(run_dir, config)
-    run_id = None if checkpoint is None else checkpoint.header.get("run")
-    progress = Progress() if checkpoint is None else Progress.resumed(checkpoint)
+    found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
+    run_id = found[0].header.get("run") if found else None
+    progress = Progress.resumed(found[0]) if found else Progress()
     run = _Run(config, run_dir, progress)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
     with stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:
         with stop.at_once():
-            parts = _build(config, run_dir, resumed=resume is not None)
-            task: Task = ScoreDistillation.of(config, parts)
-            cleanup.callback(task.release_compiled)
-            if checkpoint is not None:
-                checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.lora)
-                del checkpoint  # its tensors take as much memory as the task's
-                log(f"resumed after step {progress.steps}")
-            task = _prepare(config, parts, task, log)
-        if resume is None or run_id is not None:  # a run of an earlier version keeps having none
-            identity.write(run_dir, run_id)
-        if resume is None:
-            _keep_source(config, run_dir, parts)
-        write_text(run_dir / "config.yaml", config.to_yaml())
-        progress.start()
-        train(config, run_dir, task, progress, stop, console)
+            ranks.worker.publish(str(run_dir))
+        with ranks.joined(config.machine.device):
+            with stop.at_once():
+                ranks.from_first(lambda: progress)
+                parts, task = _prepare(config, run_dir, found, ranks, cleanup, log)
+            if resume is None or run_id is not None:  # a run of an earlier version keeps having none
+                identity.write(run_dir, run_id)
+            if resume is None:
+                _keep_source(config, run_dir, parts)
+            write_text(run_dir / "config.yaml", config.to_yaml())
+            progress.start()
+            train(config, run_dir, task, progress, stop, console)
         run.summarize("interrupted", "killed during the export")  # replaced when the export ends, however it does
         task.release_compiled()
         exported = export_results(config, run_dir, parts, console, on_view=stop.check)
@@ -167,6 +188,9 @@ class _Run:
             if progress.training:  # otherwise nothing was started: the summary of a resumed run stays valid
                 self._record("failed", f"{type(error).__name__}: {error}")
             raise
+        except RankLost as error:
+            self._record("failed", f"{error} after step {progress.steps}")
+            raise RunFailed(f"{run_dir}: {error} after step {progress.steps}; {_how_to_continue(run_dir)}") from error
         except OwnerLost as error:
             raise RunFailed(f"{error}; {_after_loss(self.run_dir)}") from error
         except Exception as error:
@@ -188,13 +212,41 @@ class _Run:
             self.summarize(status, reason, signal_name=signal_name)
 
 
-def _build(config: Config, run_dir: Path, *, resumed: bool) -> Parts:
+def _prepare(
+    config: Config,
+    run_dir: Path,
+    found: list[Checkpoint],
+    ranks: Ranks,
+    cleanup: ExitStack,
+    log: Callable[[str], None],
+) -> tuple[Parts, Task]:
+    """The parts and the task of a run, in the state of its checkpoint, with the prior compiled.
+
+    ``found`` holds the checkpoint of a resumed run in the first process. It is emptied, because the checkpoint's
+    tensors take as much memory as the task's.
+    """
+    checkpoint = ranks.from_first(lambda: found.pop() if found else None)
+    parts = _build(config, run_dir, ranks, resumed=checkpoint is not None)
+    task = ScoreDistillation.of(config, parts, ranks)
+    cleanup.callback(task.release_compiled)
+    if checkpoint is not None:
+        checkpoints.load(checkpoint, task.generator, task.optimizer, task.rng, task.lora)
+        log(f"resumed after step {checkpoint.steps}")
+        del checkpoint
+    config = ranks.worker.local(config)
+    if config.machine.device != "cpu":
+        task = replace(task, chunks=ranks.from_first(lambda: fit_into_memory(config, parts, task.chunks, log)))
+    compile_prior(config, parts, task.chunks, log)
+    return parts, task
+
+
+def _build(config: Config, run_dir: Path, ranks: Ranks, *, resumed: bool) -> Parts:
     """The parts of a run; a resumed one keeps its source in ``run_dir``."""
     kept = run_dir / checkpoints.SOURCE
-    if resumed and os.path.lexists(kept):
+    if ranks.from_first(lambda: resumed and os.path.lexists(kept)):
         return build_parts(config, kept_source=kept)
     parts = build_parts(config, kept_source=None)
-    if resumed:  # before its checkpoint is loaded
+    if resumed and ranks.first:  # before its checkpoint is loaded
         _keep_source(config, run_dir, parts)
     return parts
 
@@ -203,14 +255,6 @@ def _keep_source(config: Config, run_dir: Path, parts: Parts) -> None:
     """Saves the source of the run, if it has one, in its directory."""
     if config.source_run is not None or config.source_image is not None:
         checkpoints.save_source(run_dir, parts.generator)
-
-
-def _prepare(config: Config, parts: Parts, task: Task, log: Callable[[str], None]) -> Task:
-    """The task with chunk sizes that fit into the GPU's memory, and the prior compiled for them."""
-    if config.machine.device != "cpu":
-        task = replace(task, chunks=fit_into_memory(config, parts, task.chunks, log))
-    compile_prior(config, parts, task.chunks, log)
-    return task
 
 
 def _new_run_dir(config: Config) -> Path:

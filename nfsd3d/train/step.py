@@ -8,15 +8,16 @@ from torch import Tensor
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
 from nfsd3d.distill.settings import DistillSettings
-from nfsd3d.generators.base import Generator, Images, Latents, Rendering, RenderOptions
+from nfsd3d.generators.base import Generator, ImageGenerator, Images, Latents, Rendering, RenderOptions
 from nfsd3d.prior.base import CountedPrior, Prior
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.schedules import value_at
 from nfsd3d.train.plan import StepPlan
+from nfsd3d.train.ranks import ALONE, Ranks
 from nfsd3d.train.regularizers import penalty
-from nfsd3d.views.cameras import sample_cameras
+from nfsd3d.views.cameras import Cameras, sample_cameras
 from nfsd3d.views.prompts import PromptBank
 
 
@@ -77,6 +78,7 @@ def step_loss(
     plan: StepPlan,
     rng: torch.Generator,
     source: Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> StepResult:
     """The loss of one step, without host-device synchronisation.
 
@@ -84,7 +86,8 @@ def step_loss(
     over the views, plus a scene's regularisers. An editing method needs the ``source``. It is rendered with the same
     cameras, background, light and sample positions as ``generator``, and gets the same noise. VSD's LoRA network gets
     the gradient of its own loss; the caller steps its optimiser. Every method draws the same amount from ``rng``, so
-    that one seed gives all methods the same cameras, timesteps and noise. ``plan.chunks`` bounds the memory.
+    that one seed gives all methods the same cameras, timesteps and noise. ``plan.chunks`` bounds the memory. Of several
+    ``ranks`` each has the loss of its share of the views.
     """
     chunks, lora = plan.chunks, distillation.lora
     method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
@@ -96,22 +99,24 @@ def step_loss(
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
     shading = draw_shading(rng, plan.lambertian, plan.textureless)
+    cameras, background, replaced = ranks.own(cameras), ranks.own(background), ranks.own(replaced)
     normals = plan.regularizers["orient"] > 0
     options = RenderOptions(
         background, replaced, shading, plan.ambient, normals=normals, rays_per_chunk=chunks.rays_per_chunk
     )
     same_positions = rng.clone_state()
-    view = generator.render(cameras, rng, options)
+    view = _rendered(generator, cameras, ranks.own_generator(rng), options, ranks)
     z = _encoded(prior, view)
 
     contexts = bank.contexts(cameras)
-    t = prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max)
-    own = fork(rng)  # the noise, and what only some methods draw
+    t = ranks.own(prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max))
+    own = ranks.own_generator(fork(rng))  # the noise, and what only some methods draw
     z_t, noise = method.noising(prior, z.detach(), t, contexts, own)
     source_z_t = None
     if source is not None:
         with torch.no_grad():
-            source_z = _encoded(prior, source.render(cameras, same_positions, replace(options, normals=False)))
+            same_rng, without_normals = ranks.own_generator(same_positions), replace(options, normals=False)
+            source_z = _encoded(prior, _rendered(source, cameras, same_rng, without_normals, ranks))
         source_z_t = prior.schedule.add_noise(source_z, noise, t)
     predictions = predict_noise(
         prior,
@@ -133,12 +138,12 @@ def step_loss(
     delta_c = w * s * (predictions.cond - predictions.uncond) if {"cond", "uncond"} <= set(method.predictions) else None
     scene = view if isinstance(view, Rendering) else None
     if scene is not None:
-        loss = loss + penalty(scene, plan.regularizers)
+        loss = loss + penalty(scene, plan.regularizers, ranks.divisor)
     lora_loss, evaluations = None, counted.evaluations
     if lora is not None:
         size = chunks.unet_batch_size
         lora_loss = lora.learn(z, contexts["plain"], cameras, own, step=False, unet_batch_size=size)
-        evaluations += plan.views * (1 + method.needs_lora)  # learning; predicting
+        evaluations += len(cameras) * (1 + method.needs_lora)  # learning; predicting
     metrics = StepMetrics(
         grad_norm=_norm(grad),
         grad_norm_delta_c=None if delta_c is None else _norm(delta_c),
@@ -178,6 +183,16 @@ def draw_background(rng: torch.Generator, views: int, probability: float) -> tup
     # Stratified: one uniform number, spread evenly over the views. Probability 0.5 means half of every batch.
     uniform = (torch.rand((), generator=rng) + torch.arange(views) / views) % 1
     return torch.rand(views, 3, generator=rng), uniform < probability
+
+
+def _rendered(
+    generator: Generator, cameras: Cameras, rng: torch.Generator, options: RenderOptions, ranks: Ranks
+) -> Images | Latents:
+    """This rank's views: of a batch of images its share, which no camera chooses."""
+    if ranks.alone or not isinstance(generator, ImageGenerator):
+        return generator.render(cameras, rng, options)
+    shown = generator.show()
+    return Latents(ranks.own(shown.latent)) if isinstance(shown, Latents) else Images(ranks.own(shown.image))
 
 
 def _encoded(prior: Prior, view: Images | Latents) -> Tensor:

@@ -14,6 +14,7 @@ from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.previews import preview
+from nfsd3d.train.ranks import ALONE, Ranks
 from nfsd3d.train.step import StepResult, step_loss
 from nfsd3d.visualize.images import Image
 
@@ -23,6 +24,7 @@ class Task(ABC):
     """A training task; checkpoints keep the state of ``generator``, ``optimizer``, ``rng`` and ``lora``.
 
     ``lora`` is VSD's LoRA network, which trains beside the generator. ``chunks`` are the initial chunk sizes of a step.
+    The ``ranks`` share its views.
     """
 
     generator: NeRF | ImageGenerator
@@ -30,6 +32,12 @@ class Task(ABC):
     rng: torch.Generator
     lora: Learner | None = None
     chunks: ChunkSizes = field(default_factory=ChunkSizes)
+    ranks: Ranks = ALONE
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimisers of the generator and of the LoRA network."""
+        return [self.optimizer, *([] if self.lora is None else [self.lora.optimizer])]
 
     @abstractmethod
     def step(self, plan: StepPlan) -> StepResult:
@@ -55,7 +63,7 @@ class ScoreDistillation(Task):
     parts: Parts
 
     @classmethod
-    def of(cls, config: Config, parts: Parts) -> "ScoreDistillation":
+    def of(cls, config: Config, parts: Parts, ranks: Ranks = ALONE) -> "ScoreDistillation":
         """The task of a run with these parts, with the configured chunk sizes."""
         return cls(
             generator=parts.generator,
@@ -63,6 +71,7 @@ class ScoreDistillation(Task):
             rng=parts.rng,
             lora=parts.distillation.lora,
             chunks=configured_chunks(config.machine),
+            ranks=ranks,
             config=config,
             parts=parts,
         )
@@ -70,7 +79,9 @@ class ScoreDistillation(Task):
     def step(self, plan: StepPlan) -> StepResult:
         """See :func:`nfsd3d.train.step.step_loss`."""
         own = self.parts
-        return step_loss(own.generator, own.prior, own.bank, own.distillation, own.ranges, plan, own.rng, own.source)
+        return step_loss(
+            own.generator, own.prior, own.bank, own.distillation, own.ranges, plan, own.rng, own.source, self.ranks
+        )
 
     def preview(self) -> Image:
         """Views of the scene, or all images."""

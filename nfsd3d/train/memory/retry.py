@@ -19,7 +19,8 @@ import torch
 
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import StepPlan
-from nfsd3d.train.step import StepResult, fork
+from nfsd3d.train.ranks import RankLost
+from nfsd3d.train.step import StepMetrics, StepResult, fork
 from nfsd3d.train.task import Task
 
 OUT_OF_MEMORY_MESSAGES = (
@@ -36,14 +37,18 @@ def run_step(task: Task, plan: StepPlan, step: int, log: Callable[[str], None]) 
 
     Raises:
         torch.OutOfMemoryError: the smallest chunks do not fit either; ``task.rng`` is as it was before the step.
+        RankLost: another process of the run has ended; the generator is as it was before the step, too.
     """
     before = task.rng.get_state()
+    buffers = [] if task.ranks.alone else [(buffer, buffer.clone()) for buffer in task.generator.buffers()]
     try:
         if update_generator(task, step):
             log(f"step {step + 1}: out of memory; from here on uncompiled")
         result, fitting = differentiate(task, plan)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, RankLost):
         task.rng.set_state(before)
+        for buffer, former in buffers:
+            buffer.copy_(former)
         raise
     if fitting != plan.chunks:
         log(f"step {step + 1}: out of memory; from here on {fitting}, which gives the same results, uncompiled")
@@ -94,10 +99,22 @@ def differentiate(task: Task, plan: StepPlan) -> tuple[StepResult, ChunkSizes]:
 
 def _attempt(task: Task, plan: StepPlan) -> StepResult:
     """One forward and backward pass; only this function refers to the graph, which ends with it."""
-    with _torch_error_of_every_library():
+    with task.ranks.failing_together(), _torch_error_of_every_library():
         result = task.step(plan)
         result.loss.backward()
-    return replace(result, loss=result.loss.detach())
+        return _of_all_ranks(task, replace(result, loss=result.loss.detach()))
+
+
+def _of_all_ranks(task: Task, result: StepResult) -> StepResult:
+    """``result`` with the mean metrics and the NFE of all processes; the parameters get the mean gradients."""
+    if task.ranks.alone:
+        return result
+    groups = (group for optimizer in task.optimizers for group in optimizer.param_groups)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    metrics = result.metrics.tensors()
+    means = task.ranks.average(parameters, torch.stack(list(metrics.values())))
+    evaluations = task.ranks.total(result.evaluations)
+    return replace(result, metrics=StepMetrics(**dict(zip(metrics, means, strict=True))), evaluations=evaluations)
 
 
 @contextmanager

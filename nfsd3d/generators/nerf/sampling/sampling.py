@@ -18,6 +18,7 @@ from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines, March
+from nfsd3d.shared_batch import SharedGenerator, draw
 
 if TYPE_CHECKING:
     from nfsd3d.views.cameras import Rays
@@ -78,7 +79,7 @@ def sample_rays(
 
     The first sample of a ray is half a step inside the cube, or a random part of one, drawn from ``jitter`` (a
     generator on the CPU). At most ``max_samples`` samples are returned: if there were more, the step is lengthened for
-    all rays, so that no ray is truncated.
+    all rays, so that no ray is truncated. Of a batch that processes share (a `SharedGenerator`), all samples count.
 
     Raises InputError for an unknown ``backend`` (the keys of SAMPLERS) or one that is not installed, and if
     ``max_samples`` leaves fewer than two steps across the cube.
@@ -90,15 +91,17 @@ def sample_rays(
     if jitter is None:
         shift = torch.full_like(near, 0.5)
     else:
-        shift = 1 - move(torch.rand(len(rays), generator=jitter), near.device).to(near.dtype)
+        shift = 1 - move(draw(torch.rand, (len(rays),), jitter), near.device).to(near.dtype)
     lines = Lines(rays.origins, rays.directions, near, far, shift)
     step = step_size
     while True:
         offsets, fill = march(lines, step, occupancy)
-        total = int(offsets[-1])
-        if total <= max_samples:
+        total = of_batch = int(offsets[-1])
+        if isinstance(jitter, SharedGenerator):
+            of_batch = jitter.total(total)
+        if of_batch <= max_samples:
             break
-        step *= max(1.02 * total / max_samples, 1.05)
+        step *= max(1.02 * of_batch / max_samples, 1.05)
         if step > occupancy.radius:
             raise InputError(
                 f"generator.max_samples={max_samples} is too small for {len(rays)} rays; "
