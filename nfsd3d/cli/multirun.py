@@ -6,8 +6,10 @@ A sweep's directory holds a run directory for each job, ``<n>-<values>``, and th
 
 import itertools
 import math
+import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +30,10 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import check_engine
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
-from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
+from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
+from nfsd3d.runs.files import read_bytes
 from nfsd3d.settings.paths import user_path
 
 _MOST_JOBS = 10_000
@@ -65,15 +68,16 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     announce(choices)
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
+    count = table.job_count(len(manifest.jobs))
     if config.dry_run:
         print(table.text_table(manifest, table.rows_of(manifest)))
-        print(f"# {len(manifest.jobs)} jobs on engine {sweep.engine.engine}; dry run: nothing was started")
+        print(f"# {count} on engine {sweep.engine.engine}; dry run: nothing was started")
         return 0
     check_engine(sweep.engine)
     if given is None:
         manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
     manifest = _written(manifest, given is not None)
-    print(f"{len(manifest.jobs)} jobs in {manifest.folder}", file=sys.stderr)
+    print(f"{count} in {manifest.folder}", file=sys.stderr)
     return run_and_report(manifest, sweep.engine, command)
 
 
@@ -110,6 +114,8 @@ class _Sweep:
             for override in ours
             if override.is_sweep_override()
         }
+        for key, texts in swept.items():
+            _check_values(key, texts)
         jobs = math.prod(map(len, swept.values()))
         if not 0 < jobs <= _MOST_JOBS:
             size = "no" if jobs == 0 else f"over {_MOST_JOBS:,}"
@@ -120,6 +126,15 @@ class _Sweep:
     def jobs(self) -> Iterator[tuple[str, ...]]:
         """The swept overrides of each job."""
         return itertools.product(*self.swept.values())
+
+
+def _check_values(key: str, overrides: Sequence[str]) -> None:
+    """Raises `InputError` for a value that is given twice, or for a key that cannot be swept."""
+    if key == "dry_run":
+        raise InputError(f"dry_run={','.join(map(_shown, overrides))}: give one value; it counts for the whole sweep")
+    for override, count in Counter(overrides).most_common(1):
+        if count > 1:
+            raise InputError(f"{key}={_shown(override)}: given {count} times; give it once, each value is a job")
 
 
 def _engine(hydras: DictConfig) -> EngineSettings:
@@ -252,11 +267,11 @@ def _written(manifest: Manifest, existing: bool) -> Manifest:
         InputError: the folder holds another sweep, or other files, or cannot be written to.
     """
     folder = manifest.folder
-    if existing and (folder / NAME).exists():
+    if existing and os.path.exists(folder / NAME):  # unlike Path.exists, false for a name that is too long
         there = read(folder)
         if not there.same_jobs(manifest):
             raise InputError(
-                f"run_dir={folder}: holds a sweep of other jobs; choose another, or: nfsd3d sweep resume {folder}"
+                f"run_dir={folder}: holds a sweep of other jobs; choose another, or: {resume_command(folder)}"
             )
         return there
     directory.claim_folder(folder)
@@ -275,9 +290,14 @@ def _prompts_of_file(argument: str) -> str:
         return argument
     remedy = "give a text file with a prompt on each line"
     try:
-        lines = [line.strip() for line in user_path(name).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{argument}: cannot be read ({error}); {remedy}") from error
+        text = read_bytes(user_path(name)).decode("utf-8-sig")  # some editors begin a file with a mark of byte order
+    except OSError as error:
+        raise InputError(f"{argument}: cannot be read ({error.strerror}); {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{argument}: not a text in UTF-8; {remedy}") from error
+    if "\0" in text:
+        raise InputError(f"{argument}: not a text, it has a byte 0; {remedy}")
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise InputError(f"{argument}: has no prompt; {remedy}")

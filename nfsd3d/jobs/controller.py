@@ -76,8 +76,8 @@ def run(
                     engine.stop()
                     break
         if stop.signum is not None:
-            how = f"go on with: nfsd3d sweep resume {manifest.folder}"
-            raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {total} jobs left; {how}")
+            how = f"go on with: {resume_command(manifest.folder)}"
+            raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {job_count(total)} left; {how}")
     return Counter(state.status for _, state in states(manifest))
 
 

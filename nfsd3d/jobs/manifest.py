@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ def new_manifest(
     return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd())
 
 
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the set in ``folder``, for a shell."""
+    return f"nfsd3d sweep resume {shlex.quote(str(folder))}"
+
+
 def write(manifest: Manifest) -> None:
     """Writes the manifest into its folder, which exists.
 
@@ -91,6 +97,7 @@ def write(manifest: Manifest) -> None:
         "kind": manifest.kind,
         "arguments": manifest.arguments,
         "columns": manifest.columns,
+        "jobs": len(manifest.jobs),
         "cwd": str(manifest.cwd),
     }
     lines = [json.dumps(header, ensure_ascii=False)]
@@ -126,15 +133,24 @@ def _read(path: Path, modified: int, size: int) -> Manifest:
     header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']}")
-    jobs = [
-        Job(number, line["directory"], tuple(line["arguments"]), tuple(line["values"]))
+    columns = _texts(header["columns"])
+    jobs = tuple(
+        Job(number, _inside(line["directory"]), _texts(line["arguments"]), _texts(line["values"]))
         for number, line in enumerate(lines)
-    ]
-    return Manifest(
-        path.parent,
-        header["kind"],
-        tuple(header["arguments"]),
-        tuple(header["columns"]),
-        tuple(jobs),
-        Path(header["cwd"]),
     )
+    if len(jobs) != header["jobs"] or any(len(job.values) != len(columns) for job in jobs):
+        raise ValueError(f"{len(jobs)} of {header['jobs']} jobs, or values that are missing")
+    return Manifest(path.parent, header["kind"], _texts(header["arguments"]), columns, jobs, Path(header["cwd"]))
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{values} is no list of texts")
+    return tuple(values)
+
+
+def _inside(directory: str) -> str:
+    """A job's directory; it lies within the set's folder, whoever wrote the manifest."""
+    if not Path(directory).parts or Path(directory).is_absolute() or ".." in Path(directory).parts:
+        raise ValueError(f"directory {directory}")
+    return directory
