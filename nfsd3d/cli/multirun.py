@@ -11,26 +11,27 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from nfsd3d.cli.engine_options import settings_of
 from nfsd3d.cli.launch import announce
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
-from nfsd3d.config.experiments import Experiment, choices_of, config_root
+from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
-from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
-from nfsd3d.jobs.controller import check_engine
+from nfsd3d.jobs.controller import ENGINE, check_engine
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
-from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, resume_command, write
+from nfsd3d.jobs.manifest import NAME, Manifest, job_count, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import read_bytes
@@ -68,17 +69,34 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     announce(choices)
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
-    count = table.job_count(len(manifest.jobs))
     if config.dry_run:
         print(table.text_table(manifest, table.rows_of(manifest)))
+        count = job_count(len(manifest.jobs))
         print(f"# {count} on engine {sweep.engine.engine}; dry run: nothing was started")
         return 0
     check_engine(sweep.engine)
+    place = (folder.parent if given is None else folder).absolute()
+    made = [parent for parent in (place, *place.parents) if not os.path.isdir(parent)]
     if given is None:
         manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
-    manifest = _written(manifest, given is not None)
-    print(f"{count} in {manifest.folder}", file=sys.stderr)
-    return run_and_report(manifest, sweep.engine, command)
+    elif os.path.exists(folder / NAME):  # unlike Path.exists, false for a name that is too long
+        return _run(_same(manifest, read(folder)), sweep.engine, command)
+    directory.claim_folder(manifest.folder)
+    try:
+        write(manifest)
+        return _run(manifest, sweep.engine, command)
+    except (InputError, OSError):
+        if not (manifest.folder / ENGINE).exists():  # no job was given to the engine
+            (manifest.folder / NAME).unlink(missing_ok=True)
+            for parent in dict.fromkeys((manifest.folder.absolute(), *made)):
+                with suppress(OSError):  # it is not empty
+                    parent.rmdir()
+        raise
+
+
+def _run(manifest: Manifest, engine: EngineSettings, command: Command) -> int:
+    print(f"{job_count(len(manifest.jobs))} in {manifest.folder}", file=sys.stderr)
+    return run_and_report(manifest, engine, command)
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,7 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     if "_target_" in values:
         names = "local, joblib, submitit_local, submitit_slurm, ray"
         raise InputError(f"hydra/launcher={name}: not one of this program's; choose hydra/launcher={names}")
-    known = read_yaml(config_root() / "hydra" / "launcher" / f"{name}.yaml")
+    known = settings_of(name)
     if unknown := [key for key in values if key not in known]:
         raise InputError(f"hydra.launcher.{unknown[0]}: engine {name} has no such setting; it has {', '.join(known)}")
     return engine_settings(values, "hydra.launcher.")
@@ -260,23 +278,16 @@ def _as_given(override: str) -> str:
     return f"{key}={_shown(override)}" if free else override
 
 
-def _written(manifest: Manifest, existing: bool) -> Manifest:
-    """The manifest after it is written, or the one of an unfinished sweep of the same jobs in its folder.
+def _same(manifest: Manifest, there: Manifest) -> Manifest:
+    """The manifest that is ``there`` already, which has the same jobs.
 
     Raises:
-        InputError: the folder holds another sweep, or other files, or cannot be written to.
+        InputError: it has others.
     """
-    folder = manifest.folder
-    if existing and os.path.exists(folder / NAME):  # unlike Path.exists, false for a name that is too long
-        there = read(folder)
-        if not there.same_jobs(manifest):
-            raise InputError(
-                f"run_dir={folder}: holds a sweep of other jobs; choose another, or: {resume_command(folder)}"
-            )
-        return there
-    directory.claim_folder(folder)
-    write(manifest)
-    return manifest
+    if not there.same_jobs(manifest):
+        folder = manifest.folder
+        raise InputError(f"run_dir={folder}: holds a sweep of other jobs; choose another, or: {resume_command(folder)}")
+    return there
 
 
 def _prompts_of_file(argument: str) -> str:

@@ -19,6 +19,7 @@ from nfsd3d.jobs.report import write_report
 from nfsd3d.jobs.state import FINAL
 from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
+from nfsd3d.train.interrupts import Interrupted
 
 FEW = 40
 """Jobs up to which ``status`` shows each one; of more, those that run or have failed."""
@@ -54,9 +55,10 @@ def run_and_report(manifest: Manifest, settings: EngineSettings, command: Comman
     """
     try:
         run(manifest, settings, command)
-    finally:
-        if live_owner(manifest.folder) is None:
-            _report(manifest)
+    except Interrupted:
+        _report(manifest)
+        raise
+    _report(manifest)
     return 0 if all(row.state.status == "done" for row in table.rows_of(manifest)) else 1
 
 

@@ -81,6 +81,11 @@ def new_manifest(
     return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd())
 
 
+def job_count(number: int) -> str:
+    """``1 job``, ``16 jobs``."""
+    return f"{number} job{'s' * (number != 1)}"
+
+
 def resume_command(folder: Path) -> str:
     """The command that goes on with the set in ``folder``, for a shell."""
     return f"nfsd3d sweep resume {shlex.quote(str(folder))}"

@@ -103,13 +103,13 @@ class _Worker(threading.Thread):
                 self._process.kill()
 
     def _give(self, folder: Path, number: int) -> str:
-        """Has the process run a job; returns why it died, or ""."""
+        """Has the process run a job; returns why it died or could not run the job, or ""."""
         process = self._process if self._process is not None and self._process.poll() is None else self._start()
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([str(folder.absolute()), number]) + "\n")
         process.stdin.flush()
-        if process.stdout.readline():
-            return ""
+        if answer := process.stdout.readline():
+            return str(json.loads(answer))
         process.communicate()  # closes the pipes
         return _cause(process.returncode)
 
