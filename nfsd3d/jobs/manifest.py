@@ -14,6 +14,7 @@ from nfsd3d.runs.files import replacing
 
 NAME = "manifest.jsonl"
 FORMAT = 1
+KINDS = ("sweep", "suite", "compare")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Job:
 class Manifest:
     """A set of jobs in ``folder``.
 
-    ``kind`` is sweep, suite or compare. ``arguments`` begin every job's command line, which runs in the directory
+    ``kind`` is one of :data:`KINDS`. ``arguments`` begin every job's command line, which runs in the directory
     ``cwd``. ``columns`` name the values in which jobs differ.
     """
 
@@ -135,9 +136,10 @@ def read(folder: Path) -> Manifest:
 @lru_cache(maxsize=4)  # a worker reads it for every job
 def _read(path: Path, modified: int, size: int) -> Manifest:
     del modified, size
-    header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']}")
+    # Not str.splitlines: it splits at U+2028, too, which a prompt may have.
+    header, *lines = map(json.loads, path.read_bytes().removesuffix(b"\n").split(b"\n"))
+    if header["format"] != FORMAT or header["kind"] not in KINDS:
+        raise ValueError(f"format {header['format']}, kind {header['kind']}")
     columns = _texts(header["columns"])
     jobs = tuple(
         Job(number, _inside(line["directory"]), _texts(line["arguments"]), _texts(line["values"]))
