@@ -35,6 +35,7 @@ from nfsd3d.jobs.manifest import NAME, Manifest, job_count, new_manifest, read, 
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import read_bytes
+from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
 
 _MOST_JOBS = 10_000
@@ -86,7 +87,8 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         write(manifest)
         return _run(manifest, sweep.engine, command)
     except (InputError, OSError):
-        if not (manifest.folder / ENGINE).exists():  # no job was given to the engine
+        unused = not (manifest.folder / ENGINE).exists() and live_owner(manifest.folder) is None
+        if unused:  # no job was given to an engine, and no other controller is about to
             (manifest.folder / NAME).unlink(missing_ok=True)
             for parent in dict.fromkeys((manifest.folder.absolute(), *made)):
                 with suppress(OSError):  # it is not empty

@@ -169,7 +169,7 @@ def test_a_spreadsheet_computes_no_value_of_a_table(sweep):
 
 
 def test_a_job_has_one_line_in_a_table(sweep):
-    header, *lines = table.text_table(sweep, table.rows_of(sweep)).splitlines()
+    _, *lines = table.text_table(sweep, table.rows_of(sweep)).splitlines()
     assert len(lines) == len(TEXTS) and "two\\nlines and \\u2028" in lines[1]
 
 
