@@ -136,10 +136,9 @@ def main() -> int:
     done = {outcome.case for outcome in outcomes}
     todo = [number for number in range(options.cases) if number not in done]
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, ThreadPoolExecutor(options.workers) as pool:
-        needed = {
-            name for name, of in ((SWEEP, SWEEP_KINDS), *((setup, KINDS) for setup in setups)) if {*kinds} & {*of}
-        }
-        known = references(sorted(needed), Path(folder)) if todo else {}
+        needed = setups if {*kinds} & {*KINDS} else []
+        needed = [*needed, SWEEP] if {*kinds} & {*SWEEP_KINDS} else needed
+        known = references(needed, Path(folder)) if todo else {}
 
         def perform(number: int) -> Outcome:
             kind = kinds[number % len(kinds)]

@@ -41,14 +41,14 @@ def perform(
     try:
         manifest = read(folder)
         run_dir = manifest.run_dir(manifest.jobs[number])
-        if (folder / CANCELLED).exists() or recorded_status(run_dir) in FINAL:
+        if (folder / CANCELLED).exists():
             return ""
         run_dir.mkdir(parents=True, exist_ok=True)
         if not _free(run_dir):
             return ""
         with ExitStack() as stack:
             stack.enter_context(lock.owned(run_dir))
-            if recorded_status(run_dir) in FINAL:  # another process was faster
+            if recorded_status(run_dir) in FINAL:  # another process was faster, or was killed after it was done
                 return ""
             begin_attempt(run_dir, engine, id)
             stack.enter_context(_output_to(run_dir / LOG))

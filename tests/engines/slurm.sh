@@ -51,7 +51,7 @@ AuthInfo=cred_expire=5
 KillWait=5
 ReturnToService=2
 MailProg=/bin/true
-MaxArraySize=5
+MaxArraySize=4
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool.%n
 SlurmctldLogFile=$folder/slurmctld.log

@@ -35,16 +35,20 @@ def statuses(manifest: Manifest) -> list[str]:
     return [state.status for _, state in states(manifest)]
 
 
-def test_a_job_that_fails_does_not_stop_the_others_and_its_reason_is_kept(tmp_path):
+def test_a_job_that_fails_does_not_stop_the_others_and_its_reason_is_kept(tmp_path, capfd):
     wrong = ("train.steps=2", "train.batch_size=0")
-    manifest = jobs_of(tmp_path / "set", ("train.steps=2",), wrong, ("train.steps=3", "seed=1"))
-    assert statuses(manifest) == ["pending"] * 3
+    manifest = jobs_of(tmp_path / "set", ("train.steps=2",), wrong, ("train.steps=3", "seed=1"), ("train.steps=2",))
+    assert statuses(manifest) == ["pending"] * 4
+    (tmp_path / "set" / "3-job").touch()  # where its directory should be
     counts = run(manifest, EngineSettings(workers=2), run_command)
-    assert statuses(manifest) == ["done", "failed", "done"]
-    assert counts == {"done": 2, "failed": 1}
+    assert statuses(manifest) == ["done", "failed", "done", "pending"]
+    assert counts == {"done": 2, "failed": 1, "pending": 1}
+    printed = capfd.readouterr().err
+    assert "3-job: pending: " in printed and "File exists" in printed and "Traceback" not in printed
     failed = [state for _, state in states(manifest)][1]
     assert failed.reason.startswith("train.batch_size=0")
-    assert "train.batch_size=0" in (tmp_path / "set" / "1-job" / "job.log").read_text()
+    log = (tmp_path / "set" / "1-job" / "job.log").read_text()
+    assert "error: train.batch_size=0" in log and "'prompt=a red cube'" in log  # a command line for a shell
 
 
 def controller(folder: Path) -> subprocess.Popen[str]:
