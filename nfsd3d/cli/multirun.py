@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -265,6 +266,7 @@ def _job_folder(number: int, values: Mapping[str, str]) -> str:
     return f"{number}-{words}" if words else str(number)
 
 
+@lru_cache(maxsize=_MOST_JOBS)  # many jobs share a value
 def _shown(override: str) -> str:
     """The value of an override as a person writes it."""
     value = parse_override(override).value()
@@ -273,6 +275,7 @@ def _shown(override: str) -> str:
     return override.partition("=")[2] if not isinstance(value, bool) else str(value).lower()
 
 
+@lru_cache(maxsize=_MOST_JOBS)
 def _as_given(override: str) -> str:
     """An override as the command line of one run has it: the whole text after ``prompt=`` and ``run_dir=`` is taken."""
     key = str(parse_override(override).key_or_group)

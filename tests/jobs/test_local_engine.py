@@ -1,5 +1,6 @@
 """Jobs on processes of this machine: what ends, dies, is interrupted or cancelled, and is gone on with."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from nfsd3d.cli.main import main, run_command
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.controller import run
+from nfsd3d.jobs.engines import local
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import Manifest, new_manifest, read, write
 from nfsd3d.jobs.state import states
@@ -107,6 +109,25 @@ def test_a_sweep_that_is_cancelled_ends_with_a_checkpoint(long_job, capsys):
     assert "1 job: 1 cancelled" in printed.out and f"nfsd3d sweep resume {manifest.folder}" in printed.err
     assert process.wait(timeout=60) == 0
     assert len(list((manifest.folder / "0-job" / "checkpoints").glob("step-*.safetensors"))) > 0
+
+
+def test_a_job_that_hangs_is_killed_when_its_controller_is_to_end(tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text(
+        "import pathlib, signal, time\n"
+        "def job(arguments):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "    pathlib.Path(arguments[-1].removeprefix('run_dir='), 'here').touch()\n"
+        "    time.sleep(1000)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(local, "PATIENCE", 0.5)
+    manifest = jobs_of(tmp_path / "set", (), ())
+    with local.LocalEngine(EngineSettings(threads=1), importlib.import_module("hanging").job) as engine:
+        engine.submit(manifest.folder, [0, 1])
+        wait_for((manifest.folder / "0-job" / "here").exists)
+        engine.stop()
+    assert statuses(manifest) == ["interrupted", "pending"]
 
 
 def test_a_second_controller_is_refused(long_job):

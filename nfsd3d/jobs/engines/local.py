@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -72,7 +73,10 @@ class LocalEngine:
             self.waiting.put(None)
         if self.stopping:
             self.stop()
+        deadline = time.monotonic() + PATIENCE
         for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()) if self.stopping else None)
+            worker.kill()
             worker.join()
 
 
@@ -118,6 +122,11 @@ class _Worker(threading.Thread):
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
+    def kill(self) -> None:
+        """Ends the process at once, if it has not ended."""
+        if self._process is not None:
+            self._process.kill()
+
     def _start(self) -> "subprocess.Popen[str]":
         environment = {**os.environ, **threads(self._threads)}
         if self.gpus is not None:
@@ -132,6 +141,8 @@ class _Worker(threading.Thread):
             env=environment,
             start_new_session=True,
         )
+        if self._engine.stopping:  # meanwhile: `terminate` has not found this process
+            self._process.terminate()
         return self._process
 
 
