@@ -123,6 +123,8 @@ class _Sweep:
                     f"{override.input_line}: an interval has no list of values; write values such as 1,2,5, or "
                     "range(1,10)"
                 )
+            if override.is_hydra_override() and override.is_sweep_override():
+                raise InputError(f"{override.input_line}: give one value; it counts for the whole sweep")
         first = [next(each_value(override), "") for override in overrides]
         if not any(override.key_or_group == "hydra/launcher" for override in overrides):
             first.append("hydra/launcher=local")

@@ -55,11 +55,11 @@ def perform(
             if threads is not None:
                 _limit_threads(threads)
             _perform(command, manifest, manifest.jobs[number], run_dir)
+        return "" if recorded_status(run_dir) else f"it ended without an outcome in {run_dir}"
     except OSError as error:
         return describe(error)
     except InputError as error:
         return str(error)
-    return ""
 
 
 def _free(run_dir: Path) -> bool:

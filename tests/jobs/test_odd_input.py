@@ -49,6 +49,7 @@ def refusal(here, capsys) -> Callable[..., str]:
         (["distill.guidance_scale=7.5,7.50"], "distill.guidance_scale=7.5: given 2 times"),
         (['prompt="a red cube","a red cube"'], "prompt=a red cube: given 2 times"),
         (["seed=0,1", "dry_run=true,false"], "dry_run=true,false: give one value"),
+        (["seed=0,1", "hydra.launcher.workers=1,2"], "hydra.launcher.workers=1,2: give one value"),
         (["seed=0,1", f"run_dir={'x' * 300}"], "x: cannot be read (File name too long); choose another"),
         (["seed=0,1", "run_dir=file/sweep"], "run_dir=file/sweep: cannot be written (Not a directory)"),
         (["seed=0,1", "run_dir=file"], "run_dir=file: is a file; choose a directory"),

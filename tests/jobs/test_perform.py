@@ -80,6 +80,14 @@ def test_why_a_directory_cannot_be_used_is_returned(two_jobs):
     assert perform(finish, folder, 1, engine="test") == f"{folder}: holds no manifest.jsonl; give the folder of a sweep"
 
 
+def test_a_job_whose_directory_vanishes_is_not_over(two_jobs):
+    run_dir = two_jobs.run_dir(two_jobs.jobs[0])
+    reason = f"it ended without an outcome in {run_dir}"
+    assert perform(lambda arguments: shutil.rmtree(run_dir), two_jobs.folder, 0, engine="test") == reason
+    assert perform(lambda arguments: None, two_jobs.folder, 1, engine="test").startswith("it ended without")
+    assert [state.status for _, state in states(two_jobs)] == ["pending", "interrupted"]
+
+
 def test_an_error_of_the_disk_is_the_reason_of_a_failed_job(two_jobs):
     assert perform(full, two_jobs.folder, 0, engine="test") == ""
     assert [state.reason for _, state in states(two_jobs)] == ["[Errno 28] No space left on device: 'summary.json'", ""]
