@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fault_injection.comparison import differences
 from fault_injection.harms import mounted
-from fault_injection.process import SETUPS, Process, steps_of
+from fault_injection.process import SETUPS, STEPS, Process, steps_of
 
 SEEDS = "0,1,2"
 DISK = 64_000
@@ -46,12 +46,18 @@ class SweepCase:
         return sorted(path.parent for path in self.folder.glob("*/job.json"))
 
     def wait(self, process: Process) -> str:
-        """Waits for a random moment while a job runs; names it."""
+        """Waits for a random moment: any while there are jobs, or after so many steps of all jobs; names it."""
         process.when(lambda: bool(self.jobs()))
-        wait = self.rng.uniform(0, self.seconds)
-        process.when(lambda: False, wait)
+        if self.rng.random() < 0.3:
+            wait = self.rng.uniform(0, self.seconds)
+            process.when(lambda: False, wait)
+            moment = f"{wait / self.seconds:.0%} of the time"
+        else:
+            steps = self.rng.randrange(1, len(SEEDS.split(",")) * STEPS)
+            process.when(lambda: sum(map(steps_of, self.jobs())) >= steps)
+            moment = f"step {steps} of all jobs"
         self.reached = {job.name: steps_of(job) for job in self.jobs()}
-        return f"{wait / self.seconds:.0%} of the time"
+        return moment
 
     def expect(self, process: Process, wanted: set[int], words: str = "") -> int:
         """Notes an exit code or output of a process that is not wanted; returns the code."""
