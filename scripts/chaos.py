@@ -1,4 +1,4 @@
-"""Fault injection: runs that are killed, starved, damaged or started twice must resume to the bit-identical result.
+"""Fault injection: runs and sweeps that are killed, starved or started twice must resume to the bit-identical result.
 
     python scripts/chaos.py [--cases 200] [--seed 0] [--kinds kill,signal,...] [--workers 2] [--results FILE.jsonl]
 
@@ -26,6 +26,10 @@ from rich.progress import track
 from fault_injection.comparison import differences
 from fault_injection.harms import KINDS, Case, can_mount
 from fault_injection.process import EVERY, SETUPS, Process, checkpoint_of, steps_of
+from fault_injection.sweep_harms import SWEEP_KINDS, arguments, run_sweep_case
+
+SWEEP = "sweep"
+"""The setup of a sweep's cases."""
 
 
 @dataclass
@@ -67,7 +71,12 @@ def finish(case: Case) -> int:
 
 
 def run_case(number: int, kind: str, setup: str, seed: int, reference: Path, seconds: float) -> Outcome:
-    """One case from its harm to the finished run."""
+    """One case from its harm to the finished run or sweep."""
+    if kind in SWEEP_KINDS:
+        with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+            rng = random.Random(f"{seed} {number}")
+            moment, lost, problems = run_sweep_case(kind, Path(folder), reference, seconds, rng)
+        return Outcome(number, kind, setup, moment, lost, problems)
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         case = Case(Path(folder) / "run", SETUPS[setup], seconds, random.Random(f"{seed} {number}"), [])
         moment = KINDS[kind](case)
@@ -84,7 +93,8 @@ def references(setups: list[str], folder: Path) -> dict[str, tuple[Path, float]]
     for number, setup in enumerate(track(setups, description="references", transient=True)):
         started = time.monotonic()
         run_dir = folder / str(number)
-        code, output = Process(*SETUPS[setup], f"run_dir={run_dir}").end()
+        command = arguments() if setup == SWEEP else SETUPS[setup]
+        code, output = Process(*command, f"run_dir={run_dir}").end()
         if code:
             raise SystemExit(f"{setup}: {output}")
         found[setup] = run_dir, time.monotonic() - started
@@ -111,25 +121,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=",".join([*KINDS, *SWEEP_KINDS]))
     parser.add_argument("--setups", default=";".join(SETUPS), help="names, separated by semicolons")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     kinds, setups = options.kinds.split(","), options.setups.split(";")
-    if "full disk" in kinds and not can_mount():
+    if not can_mount():
         print("full disk: needs the right to mount file systems; left out", file=sys.stderr)
-        kinds.remove("full disk")
+        kinds = [kind for kind in kinds if not kind.endswith("full disk")]
     outcomes: list[Outcome] = []
     if options.results is not None and options.results.exists():
         outcomes = [Outcome(**json.loads(line)) for line in options.results.read_text().splitlines()]
     done = {outcome.case for outcome in outcomes}
     todo = [number for number in range(options.cases) if number not in done]
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder, ThreadPoolExecutor(options.workers) as pool:
-        known = references(setups, Path(folder)) if todo else {}
+        needed = setups if {*kinds} & {*KINDS} else []
+        needed = [*needed, SWEEP] if {*kinds} & {*SWEEP_KINDS} else needed
+        known = references(needed, Path(folder)) if todo else {}
 
         def perform(number: int) -> Outcome:
-            kind, setup = kinds[number % len(kinds)], setups[number // len(kinds) % len(setups)]
+            kind = kinds[number % len(kinds)]
+            setup = SWEEP if kind in SWEEP_KINDS else setups[number // len(kinds) % len(setups)]
             return run_case(number, kind, setup, options.seed, *known[setup])
 
         for outcome in pool.map(perform, todo):

@@ -153,8 +153,7 @@ class _InThisProcess:
 
     def ended(self, timeout: float) -> list[Ended]:
         folder, number = self._waiting.pop(0)
-        perform(self._command, folder, number, engine="test")
-        return [Ended(number)]
+        return [Ended(number, perform(self._command, folder, number, engine="test"))]
 
     def stop(self) -> None:
         self._waiting.clear()

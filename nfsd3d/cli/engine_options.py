@@ -5,6 +5,9 @@ from dataclasses import replace
 from typing import get_args
 
 from nfsd3d.cli.options import at_least_zero, whole_number
+from nfsd3d.config.experiments import config_root
+from nfsd3d.config.yaml_files import read_yaml
+from nfsd3d.errors import InputError
 from nfsd3d.jobs.engines.base import EngineName, EngineSettings
 
 
@@ -29,6 +32,21 @@ def add_engine_options(parser: argparse.ArgumentParser, workers: str = "1") -> N
 
 
 def chosen_engine(options: argparse.Namespace, default: EngineSettings) -> EngineSettings:
-    """``default`` with the fields that the options give."""
+    """``default`` with the fields that the options give.
+
+    Raises:
+        InputError: an option that the chosen engine does not have.
+    """
     given = {name: getattr(options, name) for name in vars(default)}
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
+    known = settings_of(chosen.engine)
+    for name, value in given.items():
+        if value is not None and name not in known:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: engine {chosen.engine} has no such setting; it has {', '.join(known)}")
+    return chosen
+
+
+def settings_of(engine: str) -> list[str]:
+    """The settings that an engine has: those that ``configs/hydra/launcher/`` lists."""
+    return list(read_yaml(config_root() / "hydra" / "launcher" / f"{engine}.yaml"))

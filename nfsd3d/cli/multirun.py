@@ -6,30 +6,36 @@ A sweep's directory holds a run directory for each job, ``<n>-<values>``, and th
 
 import itertools
 import math
+import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from nfsd3d.cli.engine_options import settings_of
 from nfsd3d.cli.launch import announce
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
-from nfsd3d.config.experiments import Experiment, choices_of, config_root
+from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
-from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
-from nfsd3d.jobs.controller import check_engine
+from nfsd3d.jobs.controller import ENGINE, check_engine
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
-from nfsd3d.jobs.manifest import NAME, Manifest, new_manifest, read, write
+from nfsd3d.jobs.manifest import NAME, Manifest, job_count, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
+from nfsd3d.runs.files import read_bytes
+from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
 
 _MOST_JOBS = 10_000
@@ -66,14 +72,33 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     manifest = _manifest(experiment, sweep, folder)
     if config.dry_run:
         print(table.text_table(manifest, table.rows_of(manifest)))
-        print(f"# {len(manifest.jobs)} jobs on engine {sweep.engine.engine}; dry run: nothing was started")
+        count = job_count(len(manifest.jobs))
+        print(f"# {count} on engine {sweep.engine.engine}; dry run: nothing was started")
         return 0
     check_engine(sweep.engine)
+    place = (folder.parent if given is None else folder).absolute()
+    made = [parent for parent in (place, *place.parents) if not os.path.isdir(parent)]
     if given is None:
         manifest = replace(manifest, folder=directory.new_folder(folder.parent, "sweep-"))
-    manifest = _written(manifest, given is not None)
-    print(f"{len(manifest.jobs)} jobs in {manifest.folder}", file=sys.stderr)
-    return run_and_report(manifest, sweep.engine, command)
+    elif os.path.exists(folder / NAME):  # unlike Path.exists, false for a name that is too long
+        return _run(_same(manifest, read(folder)), sweep.engine, command)
+    directory.claim_folder(manifest.folder)
+    try:
+        write(manifest)
+        return _run(manifest, sweep.engine, command)
+    except (InputError, OSError):
+        unused = not (manifest.folder / ENGINE).exists() and live_owner(manifest.folder) is None
+        if unused:  # no job was given to an engine, and no other controller is about to
+            (manifest.folder / NAME).unlink(missing_ok=True)
+            for parent in dict.fromkeys((manifest.folder.absolute(), *made)):
+                with suppress(OSError):  # it is not empty
+                    parent.rmdir()
+        raise
+
+
+def _run(manifest: Manifest, engine: EngineSettings, command: Command) -> int:
+    print(f"{job_count(len(manifest.jobs))} in {manifest.folder}", file=sys.stderr)
+    return run_and_report(manifest, engine, command)
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,8 @@ class _Sweep:
                     f"{override.input_line}: an interval has no list of values; write values such as 1,2,5, or "
                     "range(1,10)"
                 )
+            if override.is_hydra_override() and override.is_sweep_override():
+                raise InputError(f"{override.input_line}: give one value; it counts for the whole sweep")
         first = [next(each_value(override), "") for override in overrides]
         if not any(override.key_or_group == "hydra/launcher" for override in overrides):
             first.append("hydra/launcher=local")
@@ -109,6 +136,8 @@ class _Sweep:
             for override in ours
             if override.is_sweep_override()
         }
+        for key, texts in swept.items():
+            _check_values(key, texts)
         jobs = math.prod(map(len, swept.values()))
         if not 0 < jobs <= _MOST_JOBS:
             size = "no" if jobs == 0 else f"over {_MOST_JOBS:,}"
@@ -119,6 +148,15 @@ class _Sweep:
     def jobs(self) -> Iterator[tuple[str, ...]]:
         """The swept overrides of each job."""
         return itertools.product(*self.swept.values())
+
+
+def _check_values(key: str, overrides: Sequence[str]) -> None:
+    """Raises `InputError` for a value that is given twice, or for a key that cannot be swept."""
+    if key == "dry_run":
+        raise InputError(f"dry_run={','.join(map(_shown, overrides))}: give one value; it counts for the whole sweep")
+    for override, count in Counter(overrides).most_common(1):
+        if count > 1:
+            raise InputError(f"{key}={_shown(override)}: given {count} times; give it once, each value is a job")
 
 
 def _engine(hydras: DictConfig) -> EngineSettings:
@@ -136,7 +174,7 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     if "_target_" in values:
         names = "local, joblib, submitit_local, submitit_slurm, ray"
         raise InputError(f"hydra/launcher={name}: not one of this program's; choose hydra/launcher={names}")
-    known = read_yaml(config_root() / "hydra" / "launcher" / f"{name}.yaml")
+    known = settings_of(name)
     if unknown := [key for key in values if key not in known]:
         raise InputError(f"hydra.launcher.{unknown[0]}: engine {name} has no such setting; it has {', '.join(known)}")
     return engine_settings(values, "hydra.launcher.")
@@ -224,6 +262,7 @@ def _job_folder(number: int, values: Mapping[str, str]) -> str:
     return f"{number}-{words}" if words else str(number)
 
 
+@lru_cache(maxsize=_MOST_JOBS)  # many jobs share a value
 def _shown(override: str) -> str:
     """The value of an override as a person writes it."""
     value = parse_override(override).value()
@@ -232,6 +271,7 @@ def _shown(override: str) -> str:
     return override.partition("=")[2] if not isinstance(value, bool) else str(value).lower()
 
 
+@lru_cache(maxsize=_MOST_JOBS)
 def _as_given(override: str) -> str:
     """An override as the command line of one run has it: the whole text after ``prompt=`` and ``run_dir=`` is taken."""
     key = str(parse_override(override).key_or_group)
@@ -239,23 +279,16 @@ def _as_given(override: str) -> str:
     return f"{key}={_shown(override)}" if free else override
 
 
-def _written(manifest: Manifest, existing: bool) -> Manifest:
-    """The manifest after it is written, or the one of an unfinished sweep of the same jobs in its folder.
+def _same(manifest: Manifest, there: Manifest) -> Manifest:
+    """The manifest that is ``there`` already, which has the same jobs.
 
     Raises:
-        InputError: the folder holds another sweep, or other files, or cannot be written to.
+        InputError: it has others.
     """
-    folder = manifest.folder
-    if existing and (folder / NAME).exists():
-        there = read(folder)
-        if not there.same_jobs(manifest):
-            raise InputError(
-                f"run_dir={folder}: holds a sweep of other jobs; choose another, or: nfsd3d sweep resume {folder}"
-            )
-        return there
-    directory.claim_folder(folder)
-    write(manifest)
-    return manifest
+    if not there.same_jobs(manifest):
+        folder = manifest.folder
+        raise InputError(f"run_dir={folder}: holds a sweep of other jobs; choose another, or: {resume_command(folder)}")
+    return there
 
 
 def _prompts_of_file(argument: str) -> str:
@@ -269,9 +302,14 @@ def _prompts_of_file(argument: str) -> str:
         return argument
     remedy = "give a text file with a prompt on each line"
     try:
-        lines = [line.strip() for line in user_path(name).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{argument}: cannot be read ({error}); {remedy}") from error
+        text = read_bytes(user_path(name)).decode("utf-8-sig")  # some editors begin a file with a mark of byte order
+    except OSError as error:
+        raise InputError(f"{argument}: cannot be read ({error.strerror}); {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{argument}: not a text in UTF-8; {remedy}") from error
+    if "\0" in text:
+        raise InputError(f"{argument}: not a text, it has a byte 0; {remedy}")
+    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise InputError(f"{argument}: has no prompt; {remedy}")

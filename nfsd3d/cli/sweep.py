@@ -13,11 +13,13 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import cancel, last_engine, run
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import Manifest, read
+from nfsd3d.jobs.manifest import Manifest, read, resume_command
 from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.report import write_report
+from nfsd3d.jobs.state import FINAL
 from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
+from nfsd3d.train.interrupts import Interrupted
 
 FEW = 40
 """Jobs up to which ``status`` shows each one; of more, those that run or have failed."""
@@ -53,9 +55,10 @@ def run_and_report(manifest: Manifest, settings: EngineSettings, command: Comman
     """
     try:
         run(manifest, settings, command)
-    finally:
-        if live_owner(manifest.folder) is None:
-            _report(manifest)
+    except Interrupted:
+        _report(manifest)
+        raise
+    _report(manifest)
     return 0 if all(row.state.status == "done" for row in table.rows_of(manifest)) else 1
 
 
@@ -83,8 +86,10 @@ def _cancel(manifest: Manifest) -> int:
         if time.monotonic() > deadline:
             raise InputError(f"{manifest.folder}: {owner} has not ended in {PATIENCE:.0f} s; stop it there")
         time.sleep(0.2)
-    print(table.counts_line(table.rows_of(manifest)))
-    print(f"go on with: nfsd3d sweep resume {manifest.folder}", file=sys.stderr)
+    rows = table.rows_of(manifest)
+    print(table.counts_line(rows))
+    if any(row.state.status not in FINAL for row in rows):
+        print(f"go on with: {resume_command(manifest.folder)}", file=sys.stderr)
     return 0
 
 
@@ -109,5 +114,5 @@ def _parser() -> argparse.ArgumentParser:
     actions.add_parser("cancel", help="end the jobs, after a checkpoint")
     actions.add_parser("report", help="write sweep.html, sweep.csv and sweep.json")
     for action in (status, resume, actions.choices["cancel"], actions.choices["report"]):
-        action.add_argument("folder", type=Path, metavar="DIR")
+        action.add_argument("folder", type=Path, metavar="DIR", help="the folder of a sweep, suite or comparison")
     return parser

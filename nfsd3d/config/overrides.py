@@ -17,6 +17,9 @@ from nfsd3d.errors import InputError
 TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
 PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
 
+_BEYOND_GRAMMAR = re.compile(r"""^[^"'()]*[~=#&;|!?{}\[\]<>^`][^"'()]*$""")
+"""A path with a character that Hydra's grammar does not have; a run's directory has =."""
+
 
 def quote(override: str, *, sweep: bool = False) -> str:
     """``prompt=anything`` or ``run_dir=any path`` with the whole value quoted for Hydra; others as they are.
@@ -33,8 +36,7 @@ def quote(override: str, *, sweep: bool = False) -> str:
         return override
     if not sweep:
         return f"{key}={quoted(value)}"
-    paths = [quoted(path) if path.startswith("~") else path for path in value.split(",")]  # Hydra's grammar has no ~
-    return f"{key}={','.join(paths)}"
+    return f"{key}={','.join(quoted(path) if _BEYOND_GRAMMAR.search(path) else path for path in value.split(','))}"
 
 
 _PROMPT_IN_SWEEP = re.compile(

@@ -1,21 +1,21 @@
 """The controller of a set of jobs: gives them to an engine, tells how they end, and starts again what died."""
 
 import importlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.cores import gpu_shares, shares, usable_cores
 from nfsd3d.jobs.engines.base import Ended, Engine, EngineSettings, engine_settings
-from nfsd3d.jobs.manifest import Job, Manifest
-from nfsd3d.jobs.perform import Command
+from nfsd3d.jobs.manifest import Job, Manifest, job_count, resume_command
+from nfsd3d.jobs.perform import Command, conclude
 from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, JobState, Status, state_of, states
-from nfsd3d.runs.files import write_json, write_text
+from nfsd3d.runs.files import json_object, read_bytes, write_json, write_text
 from nfsd3d.runs.lock import owned
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
@@ -51,13 +51,13 @@ def run(
     """
     engine = load_engine(settings, command)
     with owned(manifest.folder), stop_requests() as stop:
-        (manifest.folder / CANCELLED).unlink(missing_ok=True)
-        write_json(manifest.folder / ENGINE, asdict(settings))
         waiting = {job.number for job, state in states(manifest) if state.status not in FINAL}
         given: set[int] = set()
         died: Counter[int] = Counter()
         total, done = len(waiting), 0
         with engine:
+            (manifest.folder / CANCELLED).unlink(missing_ok=True)
+            write_json(manifest.folder / ENGINE, asdict(settings))
             while waiting:
                 if not given:
                     given = {number for number in waiting if number < manifest.leading} or set(waiting)
@@ -80,9 +80,9 @@ def run(
                     engine.stop()
                     break
         if stop.signum is not None:
-            resume = f"go on with: nfsd3d sweep resume {manifest.folder}"
+            resume = f"go on with: {resume_command(manifest.folder)}"
             how = resume if manifest.kind == "sweep" else "give the same command again to resume"
-            raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {total} jobs left; {how}")
+            raise Interrupted(stop.signum, f"interrupted, {len(waiting)} of {job_count(total)} left; {how}")
     return Counter(state.status for _, state in states(manifest))
 
 
@@ -92,11 +92,18 @@ def cancel(folder: Path) -> None:
 
 
 def last_engine(folder: Path) -> EngineSettings:
-    """The engine that the jobs in ``folder`` were last given to; the default one if it cannot be read."""
-    try:
-        return engine_settings(json.loads((folder / ENGINE).read_bytes()), "")
-    except (OSError, ValueError, TypeError):  # InputError is a ValueError
+    """The engine that the jobs in ``folder`` were last given to; the default one before the first time.
+
+    If it cannot be read, it is the default one, too, and a line on stderr says so.
+    """
+    if not (folder / ENGINE).exists():
         return EngineSettings()
+    try:
+        return engine_settings(json_object(read_bytes(folder / ENGINE)), "")
+    except (OSError, ValueError) as error:  # InputError is a ValueError
+        default = EngineSettings()
+        print(f"{folder / ENGINE}: cannot be read ({error}); engine {default.engine}", file=sys.stderr)
+        return default
 
 
 def check_engine(settings: EngineSettings) -> None:
@@ -135,6 +142,9 @@ def line_of(manifest: Manifest, job: Job, state: JobState) -> str:
 
 
 def _final_state(manifest: Manifest, job: Job, end: Ended) -> JobState:
-    """The state of a job that has ended; one whose process died is interrupted, with the reason."""
+    """The state of a job that has ended; why its process died is kept in its directory, if there is one."""
+    if end.died:
+        with suppress(OSError):
+            conclude(manifest, job, {"status": "interrupted", "reason": end.died})
     state = state_of(manifest, job)
-    return JobState("interrupted", end.died, attempt=state.attempt) if end.died else state
+    return state if state.reason or not end.died else replace(state, reason=end.died)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from nfsd3d.runs.files import replacing
 
 NAME = "manifest.jsonl"
 FORMAT = 1
+KINDS = ("sweep", "suite", "compare")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Job:
 class Manifest:
     """A set of jobs in ``folder``.
 
-    ``kind`` is sweep, suite or compare. ``arguments`` begin every job's command line, which runs in the directory
+    ``kind`` is one of :data:`KINDS`. ``arguments`` begin every job's command line, which runs in the directory
     ``cwd``. ``columns`` name the values in which jobs differ. The first ``leading`` jobs end before the others begin.
     """
 
@@ -82,6 +84,16 @@ def new_manifest(
     return Manifest(folder, kind, tuple(arguments), tuple(columns), numbered, Path.cwd(), leading)
 
 
+def job_count(number: int) -> str:
+    """``1 job``, ``16 jobs``."""
+    return f"{number} job{'s' * (number != 1)}"
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the set in ``folder``, for a shell."""
+    return f"nfsd3d sweep resume {shlex.quote(str(folder))}"
+
+
 def write(manifest: Manifest) -> None:
     """Writes the manifest into its folder, which exists.
 
@@ -93,6 +105,7 @@ def write(manifest: Manifest) -> None:
         "kind": manifest.kind,
         "arguments": manifest.arguments,
         "columns": manifest.columns,
+        "jobs": len(manifest.jobs),
         "cwd": str(manifest.cwd),
         "leading": manifest.leading,
     }
@@ -138,19 +151,36 @@ def read(folder: Path) -> Manifest:
 @lru_cache(maxsize=4)  # a worker reads it for every job
 def _read(path: Path, modified: int, size: int) -> Manifest:
     del modified, size
-    header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {header['format']}")
-    jobs = [
-        Job(number, line["directory"], tuple(line["arguments"]), tuple(line["values"]))
+    # Not str.splitlines: it splits at U+2028, too, which a prompt may have.
+    header, *lines = map(json.loads, path.read_bytes().removesuffix(b"\n").split(b"\n"))
+    if header["format"] != FORMAT or header["kind"] not in KINDS:
+        raise ValueError(f"format {header['format']}, kind {header['kind']}")
+    columns = _texts(header["columns"])
+    jobs = tuple(
+        Job(number, _inside(line["directory"]), _texts(line["arguments"]), _texts(line["values"]))
         for number, line in enumerate(lines)
-    ]
+    )
+    if len(jobs) != header["jobs"] or any(len(job.values) != len(columns) for job in jobs):
+        raise ValueError(f"{len(jobs)} of {header['jobs']} jobs, or values that are missing")
     return Manifest(
         path.parent,
         header["kind"],
-        tuple(header["arguments"]),
-        tuple(header["columns"]),
-        tuple(jobs),
+        _texts(header["arguments"]),
+        columns,
+        jobs,
         Path(header["cwd"]),
-        header.get("leading", 0),
+        int(header["leading"]),
     )
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{values} is no list of texts")
+    return tuple(values)
+
+
+def _inside(directory: str) -> str:
+    """A job's directory; it lies within the set's folder, whoever wrote the manifest."""
+    if not Path(directory).parts or Path(directory).is_absolute() or ".." in Path(directory).parts:
+        raise ValueError(f"directory {directory}")
+    return directory

@@ -1,70 +1,80 @@
 """One job in this process: its output goes to its log, and its outcome to its directory."""
 
 import os
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from nfsd3d.errors import InputError, print_error
 from nfsd3d.jobs.manifest import Job, Manifest, read
-from nfsd3d.jobs.state import (
-    CANCELLED,
-    FINAL,
-    LOG,
-    SUMMARY,
-    JobState,
-    begin_attempt,
-    recorded_status,
-    state_of,
-)
+from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, SUMMARY, begin_attempt, recorded_status
 from nfsd3d.runs import lock, remains
-from nfsd3d.runs.files import write_json
+from nfsd3d.runs.files import describe, write_json
 from nfsd3d.train.interrupts import Interrupted, stop_requests
 
 Command: TypeAlias = Callable[[list[str]], object]
 """Runs a command line of this program and raises its errors: `nfsd3d.cli.main.run_command`, which knows all of them."""
 
+ORPHANED = 60.0
+"""Seconds in which a worker whose controller was killed has ended."""
+
 
 def perform(
     command: Command, folder: Path, number: int, *, engine: str, id: str = "", threads: int | None = None
-) -> JobState:
-    """Runs a job of the manifest in ``folder`` by ``command`` unless it is done; returns its state.
+) -> str:
+    """Runs a job of the manifest in ``folder`` by ``command`` unless it is done.
 
-    A run that was interrupted is resumed from its checkpoint. A job that another process has is left to it. ``engine``
-    and ``id`` are recorded for people; ``threads`` is the number of torch's and numba's threads (None: as it is).
+    A run that was interrupted is resumed from its checkpoint. A job that another process keeps for longer than
+    :data:`ORPHANED` seconds is left to it. ``engine`` and ``id`` are recorded for people; ``threads`` is the number of
+    torch's and numba's threads (None: as it is).
+
+    Returns why its outcome could not be written into its directory, such as a full disk; else "".
 
     Raises:
         Interrupted: a signal ended it, after a checkpoint.
-        InputError: no manifest.
-        OSError: the job's directory cannot be written to.
     """
-    manifest = read(folder)
-    job, run_dir = manifest.jobs[number], folder / manifest.jobs[number].directory
-    if (folder / CANCELLED).exists() or state_of(manifest, job).status in FINAL:
-        return state_of(manifest, job)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
+    try:
+        manifest = read(folder)
+        job = manifest.jobs[number]
+        run_dir = manifest.run_dir(job)
+        if (folder / CANCELLED).exists():
+            return ""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not _free(run_dir):
+            return ""
+        with ExitStack() as stack:
             stack.enter_context(lock.owned(run_dir))
-        except InputError:
-            return state_of(manifest, job)
-        if recorded_status(manifest, job) in FINAL:  # another process was faster
-            return state_of(manifest, job)
-        begin_attempt(run_dir, engine, id)
-        stack.enter_context(_output_to(run_dir / LOG))
-        if threads is not None:
-            _limit_threads(threads)
-        _perform(command, manifest, job, run_dir)
-    return state_of(manifest, job)
+            if recorded_status(manifest, job) in FINAL:  # another process was faster, or was killed after it was done
+                return ""
+            begin_attempt(run_dir, engine, id)
+            stack.enter_context(_output_to(run_dir / LOG))
+            if threads is not None:
+                _limit_threads(threads)
+            _perform(command, manifest, job, run_dir)
+        return "" if recorded_status(manifest, job) else f"it ended without an outcome in {run_dir}"
+    except OSError as error:
+        return describe(error)
+    except InputError as error:
+        return str(error)
+
+
+def _free(run_dir: Path) -> bool:
+    """Whether no process has the job; waits for one whose controller was killed, until it has saved its run."""
+    deadline = time.monotonic() + ORPHANED
+    while (taken := lock.live_owner(run_dir) is not None) and time.monotonic() < deadline:
+        time.sleep(lock.PAUSE)
+    return not taken
 
 
 def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> None:
     """Runs the job's command line; an error ends in its summary instead of this process."""
     arguments = _command_line(manifest, job, run_dir)
-    print(f"$ nfsd3d {' '.join(map(str, arguments))}", flush=True)
+    print(f"$ nfsd3d {shlex.join(arguments)}", flush=True)
     os.chdir(manifest.cwd)
     (run_dir / SUMMARY).unlink(missing_ok=True)
     try:
@@ -73,12 +83,12 @@ def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> N
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)
         name = signal.Signals(interruption.signum).name
-        _conclude(manifest, job, {"status": "interrupted", "reason": str(interruption), "signal": name})
+        conclude(manifest, job, {"status": "interrupted", "reason": str(interruption), "signal": name})
         raise
     except Exception as error:  # whatever this job's error is, the others run
         print_error(error)
         reason = " ".join(str(error).split()) or type(error).__name__
-        _conclude(manifest, job, {"status": "failed", "reason": reason})
+        conclude(manifest, job, {"status": "failed", "reason": reason})
 
 
 def _command_line(manifest: Manifest, job: Job, run_dir: Path) -> list[str]:
@@ -92,8 +102,12 @@ def _command_line(manifest: Manifest, job: Job, run_dir: Path) -> list[str]:
     return [*arguments, f"run_dir={run_dir.absolute()}"]
 
 
-def _conclude(manifest: Manifest, job: Job, outcome: dict[str, str]) -> None:
-    """Writes the outcome of a job whose run has not written one."""
+def conclude(manifest: Manifest, job: Job, outcome: dict[str, str]) -> None:
+    """Writes the outcome of a job whose run has not written one.
+
+    Raises:
+        OSError: its directory cannot be written to.
+    """
     run_dir = manifest.run_dir(job)
     if run_dir.is_dir() and recorded_status(manifest, job) is None:
         write_json(run_dir / SUMMARY, outcome)
@@ -126,4 +140,5 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError):  # a full disk
+            stream.flush()

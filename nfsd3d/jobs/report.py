@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import shlex
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -39,7 +40,7 @@ def render_report(manifest: Manifest, rows: Sequence[Row]) -> str:
     style, table_style, sorting = (
         assets.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "sweep.css", "sort_table.js")
     )
-    command = escape(" ".join(manifest.arguments))
+    command = escape(shlex.join(manifest.arguments))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -53,7 +54,7 @@ def render_report(manifest: Manifest, rows: Sequence[Row]) -> str:
 def _table(manifest: Manifest, rows: Sequence[Row]) -> str:
     metrics = metric_names(rows)
     header = ["", "job", *manifest.columns, "status", "steps", "seconds", *metrics, "reason"]
-    cells = "".join(f"<th>{escape(name)}</th>" for name in header)
+    cells = "".join(f'<th tabindex="0">{escape(name)}</th>' for name in header)
     lines = [_line(manifest, row, metrics, shown=index < MOST_THUMBNAILS) for index, row in enumerate(rows)]
     body = f"<thead><tr>{cells}</tr></thead><tbody>\n{''.join(lines)}</tbody>"
     return f'<div class="scroll"><table class="sortable">{body}</table></div>'

@@ -2,18 +2,22 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nfsd3d.jobs.manifest import Job, Manifest
+from nfsd3d.jobs.manifest import Job, Manifest, job_count
 from nfsd3d.jobs.state import STATUSES, SUMMARY, JobState, object_in, states
 from nfsd3d.runs.files import write_json, write_text
 
 CSV, JSON = "sweep.csv", "sweep.json"
 _PLAN = {"steps_per_second", "seconds", "resolution", "learning_rate_factor", "t_min", "t_max"}
 """Metrics that describe a run's plan or speed instead of its result."""
+
+_FORMULA = re.compile(r"[=+\-@\t\r]")
+"""How a text begins that a spreadsheet computes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def write_tables(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
     for row in rows:
         state = row.state
         outcome = [state.status, state.reason, state.steps, state.seconds, str(manifest.run_dir(row.job))]
-        table.writerow([row.job.number, *row.job.values, *outcome, *(row.metrics.get(name) for name in metrics)])
+        values = [row.job.number, *row.job.values, *outcome, *(row.metrics.get(name) for name in metrics)]
+        table.writerow(map(_no_formula, values))
     write_text(manifest.folder / CSV, stream.getvalue())
     write_json(manifest.folder / JSON, {"jobs": [record_of(manifest, row) for row in rows]})
     return [manifest.folder / CSV, manifest.folder / JSON]
@@ -77,17 +82,30 @@ def counts_line(rows: Sequence[Row]) -> str:
     """The number of jobs in each state: ``16 jobs: 12 done, 3 running, 1 failed``."""
     counted = Counter(row.state.status for row in rows)
     parts = [f"{counted[status]} {status}" for status in sorted(counted, key=_order)]
-    return f"{len(rows)} job{'s' * (len(rows) != 1)}: {', '.join(parts) or 'none'}"
+    return f"{job_count(len(rows))}: {', '.join(parts) or 'none'}"
 
 
 def text_table(manifest: Manifest, rows: Sequence[Row]) -> str:
     """A line for each row, in aligned columns."""
     header = ["job", *manifest.columns, "status", "steps", "steps/s", "left", "engine", "reason"]
-    lines = [header, *(_text(row) for row in rows)]
+    lines = [[_printable(value) for value in line] for line in (header, *map(_text, rows))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def _no_formula(value: object) -> object:
+    """A text that a spreadsheet would take for a formula, with an apostrophe before it; other values as they are."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _text(row: Row) -> list[str]:
@@ -102,6 +120,11 @@ def _text(row: Row) -> list[str]:
         "" if attempt is None else f"{attempt.engine} {attempt.id}".strip(),
         state.reason,
     ]
+
+
+def _printable(text: str) -> str:
+    """A text with its control characters, such as ends of lines, escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _order(status: str) -> int:

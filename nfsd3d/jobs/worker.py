@@ -1,7 +1,8 @@
 """A worker process of the local engine: ``python -m nfsd3d.jobs.worker COMMAND CORES THREADS``.
 
-It reads jobs from stdin, a line ``[folder, number]`` each, and answers with a line when one has ended. When stdin
-closes, its controller is gone: a run saves its checkpoint, and the process ends.
+It reads jobs from stdin, a line ``[folder, number]`` each. When one has ended, it answers with a line: a JSON text, ""
+or what `perform` returns. When stdin closes, its controller is gone: a run saves its checkpoint, and the process
+ends.
 """
 
 import importlib
@@ -32,10 +33,10 @@ def main() -> int:
     while line := given.get():
         folder, number = json.loads(line)
         try:
-            state = perform(command, Path(folder), number, engine="local", id=str(os.getpid()), threads=threads)
+            trouble = perform(command, Path(folder), number, engine="local", id=str(os.getpid()), threads=threads)
         except Interrupted as interruption:
             return interruption.exit_code
-        answers.write(state.status + "\n")
+        answers.write(json.dumps(trouble) + "\n")
         answers.flush()
         busy.clear()
     return 0

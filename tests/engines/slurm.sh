@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM cluster of this machine alone, for tests: two cores or more, as root, on loopback, without systemd.
 #   slurm.sh install         Debian's packages, where apt-get and root are at hand; else nothing
-#   slurm.sh start FOLDER    then: export SLURM_CONF=FOLDER/slurm.conf
+#   slurm.sh start FOLDER [NODES]    one node with all cores, or several with one each; then: export SLURM_CONF=FOLDER/slurm.conf
 #   slurm.sh stop FOLDER
 set -euo pipefail
 action=$1
@@ -27,9 +27,18 @@ if [ "$action" = stop ]; then
 fi
 
 host=$(hostname -s)
-mkdir -p "$folder/state" "$folder/spool"
+nodes=${3:-1}
+if [ "$nodes" = 1 ]; then
+  names=$host
+  node="NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN)"
+else
+  names=$(seq -f "n%g" "$nodes")
+  node="NodeName=n[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17001-$((17000 + nodes))] CPUs=1"
+fi
+mkdir -p "$folder/state"
+for name in $names; do mkdir -p "$folder/spool.$name"; done
 # proctrack/linuxproc: without control groups the node would look idle, and no job would run. cred_expire: a job that is
-# queued again waits for it.
+# queued again waits for it. MaxArraySize: small, so that a test reaches it.
 cat >"$SLURM_CONF" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -42,13 +51,14 @@ AuthInfo=cred_expire=5
 KillWait=5
 ReturnToService=2
 MailProg=/bin/true
+MaxArraySize=4
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool.%n
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
+SlurmdLogFile=$folder/slurmd.%n.log
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) RealMemory=2000
+SlurmdPidFile=$folder/slurmd.%n.pid
+$node RealMemory=2000
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 if ! munge -n >/dev/null 2>&1; then
@@ -57,9 +67,9 @@ if ! munge -n >/dev/null 2>&1; then
   touch "$folder/munged"
 fi
 /usr/sbin/slurmctld
-/usr/sbin/slurmd -N "$host"
+for name in $names; do /usr/sbin/slurmd -N "$name"; done
 for _ in $(seq 40); do
-  if sinfo --noheader --format=%T 2>/dev/null | grep -q idle; then exit 0; fi
+  if [ "$(sinfo --noheader --Node --format=%T 2>/dev/null | grep -c idle)" = "$nodes" ]; then exit 0; fi
   sleep 0.5
 done
 echo "error: the node is not idle; see $folder/*.log" >&2

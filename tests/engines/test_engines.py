@@ -223,16 +223,16 @@ def test_jobs_of_a_ray_node_that_is_killed_are_done_once_on_another(tmp_path, en
     assert all(logged_steps(manifest, job) == list(range(1, 41)) for job in range(3))
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A SLURM cluster of this machine."""
+@pytest.fixture(scope="module", params=[1], ids=["one node"])
+def slurm(request, tmp_path_factory):
+    """A SLURM cluster of this machine, with so many nodes."""
     if find_spec("submitit") is None or shutil.which("slurmctld") is None or os.geteuid() != 0:
         pytest.skip("submitit, SLURM's daemons (tests/engines/slurm.sh install) and root are needed")
     folder = tmp_path_factory.mktemp("slurm")
     script = Path(__file__).with_name("slurm.sh")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        subprocess.run([script, "start", folder], check=True, timeout=60)
+        subprocess.run([script, "start", folder, str(request.param)], check=True, timeout=60)
         yield
         subprocess.run([script, "stop", folder], check=True, timeout=60)
 
@@ -265,3 +265,56 @@ def test_a_killed_job_of_slurm_is_started_again_and_a_signal_to_the_controller_e
     assert "0-job: its process ended without a result" in printed and "go on with: nfsd3d sweep resume" in printed
     assert statuses(manifest) == ["interrupted", "pending"]
     wait_for(lambda: subprocess.run(["squeue", "--noheader"], capture_output=True, check=True).stdout == b"")
+
+
+def test_a_job_of_slurm_at_its_time_limit_without_requeues_left_is_interrupted(tmp_path, slurm, controller):
+    manifest = jobs_of(tmp_path / "set", LONG)
+    process = controller(manifest, "submitit_slurm", timeout_min=1, signal_delay_s=30, max_requeues=0)
+    _, printed = process.communicate(timeout=240)
+    ((_, state),) = states(manifest)
+    assert (state.status, state.attempt.attempt) == ("interrupted", 1) and "SIGUSR2" in state.reason
+    assert "0-job: interrupted" in printed and "started again" not in printed
+
+
+def test_what_slurm_does_not_take_is_told_on_one_line(tmp_path, slurm, controller):
+    manifest = jobs_of(tmp_path / "set", LONG)
+    process = controller(manifest, "submitit_slurm", partition="nowhere")
+    _, printed = process.communicate(timeout=60)
+    assert "InputError: engine submitit_slurm: SLURM takes no job: " in printed and "nowhere" in printed
+    assert statuses(manifest) == ["pending"]
+
+
+@pytest.mark.parametrize("slurm", [2], indirect=True, ids=["two nodes"])
+def test_jobs_of_several_arrays_are_done_once_though_a_node_is_drained_and_one_fails(tmp_path, slurm, controller):
+    seeds = [f"seed={seed}" for seed in range(5)]  # an array may have four jobs
+    manifest = jobs_of(
+        tmp_path / "set", *[(*KILLED, seed) for seed in seeds[:2]], *[("train.steps=2", s) for s in seeds[2:]]
+    )
+    process = controller(manifest, "submitit_slurm", workers=2)
+    wait_for(lambda: len(logged_steps(manifest, 0)) > 3 and len(logged_steps(manifest, 1)) > 3)
+    nodes = dict(line.split() for line in squeue("%i %N").splitlines() if line.split()[1:])
+    failing, drained = (nodes[str(attempt(manifest, job)["id"])] for job in (0, 1))
+    change_node(failing, "down")
+    change_node(drained, "drain")
+    wait_for(lambda: statuses(manifest)[1] == "done")
+    change_node(failing, "resume", check=False)  # its daemon may have brought it back already
+    _, printed = process.communicate(timeout=300)
+    assert statuses(manifest) == ["done"] * 5, printed
+    assert [attempt(manifest, job)["attempt"] for job in range(5)] == [2, 1, 1, 1, 1]
+    assert logged_steps(manifest, 0) == list(range(1, 41))
+    arrays = {str(attempt(manifest, job)["id"]).partition("_")[0] for job in range(5)}
+    assert len(arrays) == 2
+    states_of_nodes = subprocess.run(
+        ["sinfo", "--noheader", "--Node", "--format=%N %T"], capture_output=True, text=True
+    )
+    assert f"{drained} drained" in states_of_nodes.stdout
+
+
+def squeue(form: str) -> str:
+    return subprocess.run(
+        ["squeue", "--noheader", "--array", f"--format={form}"], capture_output=True, text=True
+    ).stdout
+
+
+def change_node(name: str, state: str, check: bool = True) -> None:
+    subprocess.run(["scontrol", "update", f"nodename={name}", f"state={state}", "reason=test"], check=check)

@@ -1,5 +1,6 @@
 """Jobs on processes of this machine: what ends, dies, is interrupted or cancelled, and is gone on with."""
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from nfsd3d.cli.main import main, run_command
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.controller import run
+from nfsd3d.jobs.engines import local
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import Manifest, new_manifest, read, write
 from nfsd3d.jobs.state import states
@@ -35,16 +37,20 @@ def statuses(manifest: Manifest) -> list[str]:
     return [state.status for _, state in states(manifest)]
 
 
-def test_a_job_that_fails_does_not_stop_the_others_and_its_reason_is_kept(tmp_path):
+def test_a_job_that_fails_does_not_stop_the_others_and_its_reason_is_kept(tmp_path, capfd):
     wrong = ("train.steps=2", "train.batch_size=0")
-    manifest = jobs_of(tmp_path / "set", ("train.steps=2",), wrong, ("train.steps=3", "seed=1"))
-    assert statuses(manifest) == ["pending"] * 3
+    manifest = jobs_of(tmp_path / "set", ("train.steps=2",), wrong, ("train.steps=3", "seed=1"), ("train.steps=2",))
+    assert statuses(manifest) == ["pending"] * 4
+    (tmp_path / "set" / "3-job").touch()  # where its directory should be
     counts = run(manifest, EngineSettings(workers=2), run_command)
-    assert statuses(manifest) == ["done", "failed", "done"]
-    assert counts == {"done": 2, "failed": 1}
+    assert statuses(manifest) == ["done", "failed", "done", "pending"]
+    assert counts == {"done": 2, "failed": 1, "pending": 1}
+    printed = capfd.readouterr().err
+    assert "3-job: pending: " in printed and "File exists" in printed and "Traceback" not in printed
     failed = [state for _, state in states(manifest)][1]
     assert failed.reason.startswith("train.batch_size=0")
-    assert "train.batch_size=0" in (tmp_path / "set" / "1-job" / "job.log").read_text()
+    log = (tmp_path / "set" / "1-job" / "job.log").read_text()
+    assert "error: train.batch_size=0" in log and "'prompt=a red cube'" in log  # a command line for a shell
 
 
 def controller(folder: Path) -> subprocess.Popen[str]:
@@ -103,6 +109,25 @@ def test_a_sweep_that_is_cancelled_ends_with_a_checkpoint(long_job, capsys):
     assert "1 job: 1 cancelled" in printed.out and f"nfsd3d sweep resume {manifest.folder}" in printed.err
     assert process.wait(timeout=60) == 0
     assert len(list((manifest.folder / "0-job" / "checkpoints").glob("step-*.safetensors"))) > 0
+
+
+def test_a_job_that_hangs_is_killed_when_its_controller_is_to_end(tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text(
+        "import pathlib, signal, time\n"
+        "def job(arguments):\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "    pathlib.Path(arguments[-1].removeprefix('run_dir='), 'here').touch()\n"
+        "    time.sleep(1000)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(local, "PATIENCE", 0.5)
+    manifest = jobs_of(tmp_path / "set", (), ())
+    with local.LocalEngine(EngineSettings(threads=1), importlib.import_module("hanging").job) as engine:
+        engine.submit(manifest.folder, [0, 1])
+        wait_for((manifest.folder / "0-job" / "here").exists)
+        engine.stop()
+    assert statuses(manifest) == ["interrupted", "pending"]
 
 
 def test_a_second_controller_is_refused(long_job):

@@ -88,8 +88,6 @@ class JoblibEngine(QueueingEngine["Future[str]"]):
         except BrokenProcessPool as error:
             self._executors.pop(worker).shutdown()
             return f"its process died: {str(error).strip().splitlines()[-1].strip()}"
-        except OSError as error:
-            return f"its directory could not be written to ({error})"
 
 
 def _begin(controller: Controller, cores: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -72,7 +73,10 @@ class LocalEngine:
             self.waiting.put(None)
         if self.stopping:
             self.stop()
+        deadline = time.monotonic() + PATIENCE
         for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()) if self.stopping else None)
+            worker.kill()
             worker.join()
 
 
@@ -103,13 +107,13 @@ class _Worker(threading.Thread):
                 self._process.kill()
 
     def _give(self, folder: Path, number: int) -> str:
-        """Has the process run a job; returns why it died, or ""."""
+        """Has the process run a job; returns why it died or could not run the job, or ""."""
         process = self._process if self._process is not None and self._process.poll() is None else self._start()
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps([str(folder.absolute()), number]) + "\n")
         process.stdin.flush()
-        if process.stdout.readline():
-            return ""
+        if answer := process.stdout.readline():
+            return str(json.loads(answer))
         process.communicate()  # closes the pipes
         return _cause(process.returncode)
 
@@ -117,6 +121,11 @@ class _Worker(threading.Thread):
         """Asks the process to save its run's checkpoint and to end."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends the process at once, if it has not ended."""
+        if self._process is not None:
+            self._process.kill()
 
     def _start(self) -> "subprocess.Popen[str]":
         environment = {**os.environ, **threads(self._threads)}
@@ -132,6 +141,8 @@ class _Worker(threading.Thread):
             env=environment,
             start_new_session=True,
         )
+        if self._engine.stopping:  # meanwhile: `terminate` has not found this process
+            self._process.terminate()
         return self._process
 
 

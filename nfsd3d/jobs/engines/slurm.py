@@ -9,6 +9,7 @@ a job was cancelled. A job that ``scancel`` ended is not started again.
 """
 
 import math
+import re
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from submitit import Job, SlurmExecutor
+from submitit.core.utils import FailedJobError
 
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.engines.base import EngineSettings
@@ -26,7 +28,8 @@ from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.state import recorded_status
 
 ARRAY = 1000
-"""Jobs of an array: as many as SLURM allows by default. Further ones, and new starts, follow when it has ended."""
+"""The most jobs of an array: as many as SLURM allows by default. Further ones follow when it has ended."""
+_SBATCH = "sbatch: error: "
 LOOK = 5.0
 """Seconds between two looks at the queue."""
 
@@ -39,7 +42,6 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
     """
 
     def __init__(self, settings: EngineSettings, command: Command) -> None:
-        super().__init__(ARRAY)
         if shutil.which("sbatch") is None:
             raise InputError("engine submitit_slurm: there is no sbatch; start it on a login node of a SLURM cluster")
         if settings.signal_delay_s >= 60 * settings.timeout_min:
@@ -47,6 +49,7 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
                 f"signal_delay_s={settings.signal_delay_s}: must be less than the time limit; raise timeout_min, or "
                 "lower it"
             )
+        super().__init__(_largest_array())
         self._settings, self._command = settings, command
         self._looked = 0.0
         self._missing: set[str] = set()
@@ -54,7 +57,7 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
 
     def room(self) -> int:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
-        return 0 if self._given else ARRAY
+        return 0 if self._given else self._most
 
     def give(self, jobs: Sequence[tuple[Path, int]]) -> list["Job[str]"]:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
@@ -75,7 +78,11 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         )
         threads = settings.threads or 1
         tasks = [Task(self._command, own, number, "submitit_slurm", threads) for own, number in jobs]
-        given: list[Job[str]] = executor.submit_array([Submission(task, None) for task in tasks])
+        try:
+            given: list[Job[str]] = executor.submit_array([Submission(task, None) for task in tasks])
+        except FailedJobError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"engine submitit_slurm: SLURM takes no job: {reason.removeprefix(_SBATCH)}") from error
         return given
 
     def finished(self, handles: Sequence["Job[str]"], timeout: float) -> Mapping["Job[str]", str]:
@@ -97,12 +104,11 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
 
     def _outcome(self, job: "Job[str]") -> str:
         """Why an ended job has not come to an end; "" for one that ``scancel`` has ended, or that has not begun."""
-        if job.paths.result_pickle.exists():
-            return "" if job.exception() is None else outcome(job)
         folder, number = self._given[job]
         manifest = read(folder)
-        saved = recorded_status(manifest, manifest.jobs[number]) == "interrupted"
-        return outcome(job) if job.paths.stderr.exists() and not saved else ""
+        if recorded_status(manifest, manifest.jobs[number]) == "interrupted":
+            return ""
+        return outcome(job) if job.paths.result_pickle.exists() or job.paths.stderr.exists() else ""
 
     def _gone(self, jobs: Sequence["Job[str]"]) -> set[str]:
         """The ids of the jobs that two looks at the queue have not found: a result may arrive after its job's end."""
@@ -115,6 +121,12 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
         missing = {job.job_id for job in jobs} - set(queue.split())
         twice, self._missing = missing & self._missing, missing
         return twice
+
+
+def _largest_array() -> int:
+    """How many jobs an array may have on this cluster; at most :data:`ARRAY`."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _slurm("scontrol", "show", "config") or "")
+    return ARRAY if found is None else max(1, min(int(found[1]), ARRAY))
 
 
 def _arrays(jobs: "Mapping[Job[str], tuple[Path, int]] | Sequence[Job[str]]") -> set[str]:

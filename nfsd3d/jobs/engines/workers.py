@@ -60,17 +60,12 @@ class Task:
     threads: int | None
 
     def run(self, id: str) -> str:
-        """Runs the job, which the engine calls ``id``; returns which signal ended it, or "".
-
-        Raises:
-            OSError: the job's directory cannot be written to.
-        """
+        """Runs the job, which the engine calls ``id``; returns which signal ended it, or what `perform` returns."""
         try:
             with stop_requests():  # from here on, not only while training; the library's own handler is called after it
-                perform(self.command, self.folder, self.number, engine=self.engine, id=id, threads=self.threads)
+                return perform(self.command, self.folder, self.number, engine=self.engine, id=id, threads=self.threads)
         except Interrupted as interruption:
             return str(interruption)
-        return ""
 
 
 def terminate(run_dir: Path) -> None:

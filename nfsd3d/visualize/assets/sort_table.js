@@ -1,7 +1,11 @@
-// A click on a column's head sorts by it, numbers as numbers; a second click reverses the order.
+// A click on a column's head, or Enter on it, sorts by the column, numbers as numbers; the next reverses the order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.addEventListener("click", () => {
+  heads.forEach((head, column) => {
+    head.addEventListener("keydown", event => event.key === "Enter" && head.click());
+    head.addEventListener("click", () => sort(head, column));
+  });
+  const sort = (head, column) => {
     const order = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     for (const other of heads) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order === 1 ? "ascending" : "descending");
@@ -13,5 +17,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
     };
     const rows = [...table.tBodies[0].rows].sort((a, b) => compare(key(a), key(b)));
     table.tBodies[0].append(...rows);
-  }));
+  };
 }
