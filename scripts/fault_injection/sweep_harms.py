@@ -81,7 +81,8 @@ def kill_worker(case: SweepCase) -> str:
     """SIGKILL to a process that runs jobs; the controller starts the job again."""
     process = case.start()
     moment = case.wait(process)
-    pids = [json.loads((job / "job.json").read_text())["pid"] for job in case.jobs()]
+    running = [job for job in case.jobs() if (job / ".lock").exists()]
+    pids = [json.loads((job / "job.json").read_text())["pid"] for job in running or case.jobs()]
     with suppress(ProcessLookupError):
         if process.poll() is None:
             kill(case.rng.choice(pids), signal.SIGKILL)
