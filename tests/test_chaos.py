@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = "kill,two processes,sweep: controller killed"
+KINDS = "kill,two processes,sweep: worker killed"
 
 
 def test_harmed_runs_and_sweeps_end_with_the_result_of_those_in_peace(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,9 @@ def job_count(number: int) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with the set in ``folder``, for a shell."""
-    return f"nfsd3d sweep resume {shlex.quote(str(folder))}"
+    """The command that goes on with the set in ``folder``, for a shell, by the program that this process runs."""
+    program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
+    return f"{program} sweep resume {shlex.quote(str(folder))}"
 
 
 def write(manifest: Manifest) -> None:

@@ -81,7 +81,8 @@ def kill_worker(case: SweepCase) -> str:
     """SIGKILL to a process that runs jobs; the controller starts the job again."""
     process = case.start()
     moment = case.wait(process)
-    pids = [json.loads((job / "job.json").read_text())["pid"] for job in case.jobs()]
+    running = [job for job in case.jobs() if (job / ".lock").exists()]
+    pids = [json.loads((job / "job.json").read_text())["pid"] for job in running or case.jobs()]
     with suppress(ProcessLookupError):
         if process.poll() is None:
             kill(case.rng.choice(pids), signal.SIGKILL)
@@ -126,18 +127,19 @@ def fill_disk(case: SweepCase) -> str:
     return moment
 
 
-def finish(case: SweepCase) -> int:
-    """Goes on until all jobs are done; returns the steps that were repeated."""
+def finish(case: SweepCase) -> tuple[int, int]:
+    """Goes on until all jobs are done; returns how many were begun again, and the most steps that one repeated."""
     for _ in range(4):
         if case.expect(case.go_on(), {0, 1}) == 0:
             break
     else:
         case.problems.append("not done after four attempts")
-    lost = 0
+    repeated = []
     for job in case.jobs():
-        resumed = re.findall(r"resumed after step (\d+)", (job / "job.log").read_text())
-        lost = max([lost, *(case.reached.get(job.name, 0) - int(step) for step in resumed[:1])])
-    return lost
+        if json.loads((job / "job.json").read_text())["attempt"] > 1:
+            resumed = re.findall(r"resumed after step (\d+)", (job / "job.log").read_text())
+            repeated.append(case.reached.get(job.name, 0) - int([*resumed, "0"][0]))
+    return len(repeated), max([0, *repeated])
 
 
 def run_sweep_case(
@@ -147,14 +149,14 @@ def run_sweep_case(
     with mounted(DISK) if kind == "sweep: full disk" else nullcontext(folder) as place:
         case = SweepCase(place / "sweep", seconds, rng)
         moment = SWEEP_KINDS[kind](case)
-        lost = finish(case)
+        again, lost = finish(case)
         there, wanted = (sorted(path.name for path in sweep.iterdir()) for sweep in (case.folder, reference))
         if there != wanted:
             case.problems.append(f"the sweep's folder holds {there}")
         for job in case.jobs():
             found = differences(job, reference / job.name, incomplete=False)
             case.problems += [f"{job.name}: {text}" for text in found]
-        return moment, lost, case.problems
+        return f"{moment}, {again} begun again", lost, case.problems
 
 
 SWEEP_KINDS: dict[str, Callable[[SweepCase], str]] = {

@@ -14,7 +14,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller, table
 from nfsd3d.jobs.controller import ENGINE, last_engine
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import NAME, new_manifest, read, write
+from nfsd3d.jobs.manifest import NAME, new_manifest, read, resume_command, write
 from nfsd3d.runs import preflight
 
 SWEEP = ("--config", "nfsd_2d", "-m", "machine=cpu", "backend=numba", "prior=shapes", "train.steps=2")
@@ -174,11 +174,13 @@ def test_a_job_has_one_line_in_a_table(sweep):
     assert len(lines) == len(TEXTS) and "two\\nlines and \\u2028" in lines[1]
 
 
-def test_the_command_to_resume_can_be_pasted_into_a_shell(sweep, refusal, capsys):
+def test_the_command_to_resume_can_be_pasted_into_a_shell(sweep, refusal, monkeypatch, capsys):
     assert main(["sweep", "cancel", "my sweep"]) == 0
     assert "go on with: nfsd3d sweep resume 'my sweep'" in capsys.readouterr().err
     line = refusal(*SWEEP, CUBE, "seed=5,6", 'run_dir="my sweep"')
     assert line.endswith("or: nfsd3d sweep resume 'my sweep'")
+    monkeypatch.setattr("sys.argv", ["some/launch.py"])  # in a checkout
+    assert resume_command(Path("x")) == "python launch.py sweep resume x"
 
 
 def test_an_engine_has_the_options_of_its_own_settings_alone(sweep, refusal):
