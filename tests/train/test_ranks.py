@@ -285,7 +285,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process_and_it_resumes(tmp_path):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     os.kill(worker(process.pid, 1), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     for line in ("another process of the run has ended", "prior=shapes (auto", "resumed after step"):
         assert output.count(line) == 1, output
@@ -296,6 +296,6 @@ def test_torchrun_restarts_a_run_that_lost_a_process_and_it_resumes(tmp_path):
 
 def test_torchrun_prints_an_error_once_and_makes_no_directory(tmp_path):
     process = torchrun(tmp_path, "machine=cpu", "train.batch_size=3", f"run_dir={tmp_path / 'run'}")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1  # torchrun's own
     assert output.count("train.batch_size=3") == 1 and not (tmp_path / "run").exists()
