@@ -1,7 +1,7 @@
 # make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
 # make test    the whole test suite
 # make test-fast   the quick part of it, for every commit: at most 90 s on two cores
-# make test-engines   sweeps on joblib, submitit, SLURM and Ray; installs them (SLURM as root, from Debian's packages)
+# make test-engines   sweeps on joblib, submitit, SLURM, Ray, and Optuna; installs them (SLURM as root, from Debian's packages)
 # make check   lint, formatting, docstrings, types
 # make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
 # make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result

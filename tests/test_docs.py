@@ -128,13 +128,14 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def parse_only(monkeypatch) -> None:
     """Programs end once their arguments are parsed; runs once they are composed, validated and would start."""
-    parse_args = argparse.ArgumentParser.parse_args
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse_args = getattr(argparse.ArgumentParser, name)
 
-    def parse(self, args=None, namespace=None):
-        parse_args(self, args, namespace)
-        raise Parsed
+        def parse(self, args=None, namespace=None, parse_args=parse_args):
+            parse_args(self, args, namespace)
+            raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        monkeypatch.setattr(argparse.ArgumentParser, name, parse)
     monkeypatch.setattr(preflight, "check", lambda config, resume=None, **where: locate("shapes", None))
     for module in ("launch", "main"):
         monkeypatch.setattr(f"nfsd3d.cli.{module}.print_plan", lambda *_: None, raising=False)

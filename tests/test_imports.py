@@ -63,6 +63,7 @@ ADAPTERS = {
         "nfsd3d.config.overrides",
         "nfsd3d.config.choices",
         "nfsd3d.cli.multirun",
+        "nfsd3d.cli.search_space",
     },
     "omegaconf": {
         "nfsd3d.config.compose",
@@ -106,6 +107,7 @@ ADAPTERS = {
     "joblib": {"nfsd3d.jobs.engines.joblib"},
     "submitit": {"nfsd3d.jobs.engines.submitit", "nfsd3d.jobs.engines.slurm"},
     "ray": {"nfsd3d.jobs.engines.ray"},
+    "optuna": {"nfsd3d.jobs.study"},
     "torchvision": set(),
 }
 
@@ -192,7 +194,9 @@ def test_triton_kernels_are_imported_when_used():
 
 def test_every_module_can_be_imported_without_cuda():
     modules = {info.name for info in pkgutil.walk_packages([str(PACKAGE)], "nfsd3d.")}
-    names = sorted(modules.difference(*(ADAPTERS[package] for package in ("triton", "joblib", "submitit", "ray"))))
+    names = sorted(
+        modules.difference(*(ADAPTERS[package] for package in ("triton", "joblib", "submitit", "ray", "optuna")))
+    )
     assert len(names) > 30
     code = (
         "import importlib, sys\n"

@@ -25,13 +25,13 @@ from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hydra_compose import compose_with_hydra
-from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, each_value, parse_override, parse_overrides
+from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, check_listed, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import ENGINE, check_engine
 from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
-from nfsd3d.jobs.manifest import NAME, Manifest, job_count, new_manifest, read, resume_command, write
+from nfsd3d.jobs.manifest import NAME, Manifest, job_count, job_folder, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
 from nfsd3d.runs.files import read_bytes
@@ -53,7 +53,7 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         InputError: a value that no job could use, an engine that cannot be used, or a directory that cannot be made.
         Interrupted: a signal ended it.
     """
-    parsed = parse_overrides([_prompts_of_file(argument) for argument in arguments], sweep=True)
+    parsed = parse_overrides([prompts_of_file(argument) for argument in arguments], sweep=True)
     folders = [override for override in parsed if override.key_or_group == "run_dir"]
     if any(override.is_sweep_override() for override in folders):
         raise InputError("run_dir: a sweep has one directory, and makes one for each run inside it")
@@ -62,11 +62,11 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         raise InputError("run_dir=: must not be empty")
     overrides = [override for override in parsed if override.key_or_group != "run_dir"]
     lines, choices = settle(experiment, overrides)
-    sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
+    sweep = Sweep.of(experiment, list(map(parse_override, lines)))
     if sweep.engine.machine is not None:
         lines, choices = settle(experiment, overrides, sweep.engine.machine)
-        sweep = _Sweep.of(experiment, list(map(parse_override, lines)))
-    config = _check(experiment, sweep)
+        sweep = Sweep.of(experiment, list(map(parse_override, lines)))
+    config = checked(experiment, sweep)
     announce(choices)
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
@@ -102,7 +102,7 @@ def _run(manifest: Manifest, engine: EngineSettings, command: Command) -> int:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class Sweep:
     """The overrides of a sweep's command line: those that all jobs share, and the texts of each that is swept."""
 
     shared: list[str]
@@ -110,18 +110,14 @@ class _Sweep:
     engine: EngineSettings
 
     @classmethod
-    def of(cls, experiment: Experiment, overrides: Sequence[Override]) -> "_Sweep":
+    def of(cls, experiment: Experiment, overrides: Sequence[Override]) -> "Sweep":
         """The sweep of these overrides.
 
         Raises:
             InputError: values that cannot be listed, no or too many combinations, or a wrong engine.
         """
         for override in overrides:
-            if override.is_interval_sweep():
-                raise InputError(
-                    f"{override.input_line}: an interval has no list of values; write values such as 1,2,5, or "
-                    "range(1,10)"
-                )
+            check_listed(override)
             if override.is_hydra_override() and override.is_sweep_override():
                 raise InputError(f"{override.input_line}: give one value; it counts for the whole sweep")
         first = [next(each_value(override), "") for override in overrides]
@@ -153,10 +149,10 @@ class _Sweep:
 def _check_values(key: str, overrides: Sequence[str]) -> None:
     """Raises `InputError` for a value that is given twice, or for a key that cannot be swept."""
     if key == "dry_run":
-        raise InputError(f"dry_run={','.join(map(_shown, overrides))}: give one value; it counts for the whole sweep")
+        raise InputError(f"dry_run={','.join(map(shown, overrides))}: give one value; it counts for the whole sweep")
     for override, count in Counter(overrides).most_common(1):
         if count > 1:
-            raise InputError(f"{key}={_shown(override)}: given {count} times; give it once, each value is a job")
+            raise InputError(f"{key}={shown(override)}: given {count} times; give it once, each value is a job")
 
 
 def _engine(hydras: DictConfig) -> EngineSettings:
@@ -180,7 +176,7 @@ def _engine(hydras: DictConfig) -> EngineSettings:
     return engine_settings(values, "hydra.launcher.")
 
 
-def _check(experiment: Experiment, sweep: _Sweep) -> Config:
+def checked(experiment: Experiment, sweep: Sweep) -> Config:
     """Checks each value once: beside the first valid combination of the others, or where it does not fit, beside more.
 
     Returns the configuration of the first valid job.
@@ -207,7 +203,7 @@ def _check(experiment: Experiment, sweep: _Sweep) -> Config:
 
 
 def _first_valid(
-    experiment: Experiment, sweep: _Sweep, jobs: Iterable[tuple[str, ...]]
+    experiment: Experiment, sweep: Sweep, jobs: Iterable[tuple[str, ...]]
 ) -> tuple[tuple[str, ...], Config]:
     """The first valid one of ``jobs``, with its configuration; raises the first one's error if there is none."""
     errors = []
@@ -219,13 +215,13 @@ def _first_valid(
     raise errors[0]
 
 
-def _composed(experiment: Experiment, sweep: _Sweep, job: tuple[str, ...]) -> Config:
+def _composed(experiment: Experiment, sweep: Sweep, job: tuple[str, ...]) -> Config:
     config = to_config(compose_with_hydra(experiment, [*sweep.shared, *job])[0])
     _check_config(config, sweep)
     return config
 
 
-def _check_config(config: Config, sweep: _Sweep) -> None:
+def _check_config(config: Config, sweep: Sweep) -> None:
     engine = sweep.engine
     if config.machine.device.startswith("cuda") and not (engine.on_this_machines_gpus or engine.gpus):
         raise InputError(
@@ -242,28 +238,21 @@ def _with_value(values: Mapping[str, object], key: str, value: object) -> dict[s
     return {**values, name: _with_value(inner, rest, value) if rest and isinstance(inner, Mapping) else value}
 
 
-def _manifest(experiment: Experiment, sweep: _Sweep, folder: Path) -> Manifest:
+def _manifest(experiment: Experiment, sweep: Sweep, folder: Path) -> Manifest:
     """The sweep's jobs in ``folder``."""
     label = str(experiment.path.absolute())
     allowed = ["--allow-env"] * experiment.allow_env
     columns = list(sweep.swept)
     jobs = []
     for number, job in enumerate(sweep.jobs()):
-        values = {key: _shown(override) for key, override in zip(columns, job, strict=True)}
-        jobs.append((_job_folder(number, values), list(map(_as_given, job)), values))
-    shared = ["--config", label, *allowed, *map(_as_given, sweep.shared)]
+        values = {key: shown(override) for key, override in zip(columns, job, strict=True)}
+        jobs.append((job_folder(number, values), list(map(as_given, job)), values))
+    shared = ["--config", label, *allowed, *map(as_given, sweep.shared)]
     return new_manifest(folder, "sweep", shared, columns, jobs)
 
 
-def _job_folder(number: int, values: Mapping[str, str]) -> str:
-    """``<n>-distill=sds,seed=0`` as a file name, with the last part of each key."""
-    words = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in sorted(values.items()))
-    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", words)[:120].strip("-.")
-    return f"{number}-{words}" if words else str(number)
-
-
 @lru_cache(maxsize=_MOST_JOBS)  # many jobs share a value
-def _shown(override: str) -> str:
+def shown(override: str) -> str:
     """The value of an override as a person writes it."""
     value = parse_override(override).value()
     if isinstance(value, str):
@@ -272,11 +261,11 @@ def _shown(override: str) -> str:
 
 
 @lru_cache(maxsize=_MOST_JOBS)
-def _as_given(override: str) -> str:
+def as_given(override: str) -> str:
     """An override as the command line of one run has it: the whole text after ``prompt=`` and ``run_dir=`` is taken."""
     key = str(parse_override(override).key_or_group)
     free = key in (*TEXT_KEYS, *PATH_KEYS) and not override.endswith("=null")
-    return f"{key}={_shown(override)}" if free else override
+    return f"{key}={shown(override)}" if free else override
 
 
 def _same(manifest: Manifest, there: Manifest) -> Manifest:
@@ -291,7 +280,7 @@ def _same(manifest: Manifest, there: Manifest) -> Manifest:
     return there
 
 
-def _prompts_of_file(argument: str) -> str:
+def prompts_of_file(argument: str) -> str:
     """``prompt=@FILE`` with the lines of the file as values; other arguments as they are.
 
     Raises:

@@ -13,11 +13,11 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import cancel, last_engine, run
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.manifest import Manifest, read, resume_command
+from nfsd3d.jobs.manifest import Job, Manifest, read, resume_command
 from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.report import write_report
-from nfsd3d.jobs.state import FINAL
-from nfsd3d.runs.lock import live_owner
+from nfsd3d.jobs.state import FINAL, states
+from nfsd3d.runs.lock import Owner, live_owner
 from nfsd3d.settings.paths import user_path
 from nfsd3d.train.interrupts import Interrupted
 
@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         return _cancel(manifest)
     if options.action == "report":
         return _report(manifest)
+    if manifest.kind == "tune":
+        resume = resume_command(manifest.folder, manifest.kind)
+        raise InputError(f"{manifest.folder}: holds a search; go on with: {resume}")
     command = importlib.import_module("nfsd3d.cli.main").run_command  # a job is any command line, this one included
     return run_and_report(manifest, chosen_engine(options, last_engine(manifest.folder)), command)
 
@@ -72,7 +75,7 @@ def _status(manifest: Manifest, options: argparse.Namespace) -> int:
         if shown:
             print(table.text_table(manifest, shown))
         write_numbers(options.json, {"jobs": [table.record_of(manifest, row) for row in rows]})
-        if options.watch is None or live_owner(manifest.folder) is None:
+        if options.watch is None or _at_work(manifest) is None:
             return 0
         time.sleep(options.watch)
         print()
@@ -82,15 +85,21 @@ def _cancel(manifest: Manifest) -> int:
     """Ends the jobs of a running sweep after a checkpoint; those that have not begun are cancelled."""
     cancel(manifest.folder)
     deadline = time.monotonic() + PATIENCE
-    while (owner := live_owner(manifest.folder)) is not None:
+    while (owner := _at_work(manifest)) is not None:
         if time.monotonic() > deadline:
             raise InputError(f"{manifest.folder}: {owner} has not ended in {PATIENCE:.0f} s; stop it there")
         time.sleep(0.2)
     rows = table.rows_of(manifest)
     print(table.counts_line(rows))
     if any(row.state.status not in FINAL for row in rows):
-        print(f"go on with: {resume_command(manifest.folder)}", file=sys.stderr)
+        print(f"go on with: {resume_command(manifest.folder, manifest.kind)}", file=sys.stderr)
     return 0
+
+
+def _at_work(manifest: Manifest) -> Owner | Job | None:
+    """The controller of the set; of a search, whose controllers have single trials, a job that runs; None without."""
+    running = (job for job, state in states(manifest) if state.status == "running")
+    return live_owner(manifest.folder) or (next(running, None) if manifest.kind == "tune" else None)
 
 
 def _report(manifest: Manifest) -> int:

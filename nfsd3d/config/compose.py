@@ -19,7 +19,7 @@ from nfsd3d.config.choices import AUTO_GROUPS, KIND_GROUPS, all_choices, offer
 from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
-from nfsd3d.config.overrides import each_value, group_values, parse_overrides
+from nfsd3d.config.overrides import check_listed, each_value, group_values, parse_overrides
 from nfsd3d.config.renamed import RENAMED
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError, did_you_mean
@@ -56,6 +56,7 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine
     for override in parsed:
         if override.key_or_group.startswith(_OF_SWEEPS):
             raise InputError(f"{override.input_line}: is for a sweep; add -m, or leave it out")
+        check_listed(override)
         if override.is_sweep_override():
             key, _, values = str(override.input_line).partition("=")
             raise InputError(
@@ -222,4 +223,6 @@ def _check_hydras(override: Override) -> None:
     if key.startswith("hydra/") and (override.type == OverrideType.DEL or not isinstance(override.value(), str)):
         raise InputError(f"{line}: must be a name, such as hydra/launcher=local")
     if key == "hydra/sweeper" and override.value() != "basic":
-        raise InputError(f"{line}: a sweep runs all combinations of the listed values; leave it out")
+        raise InputError(
+            f"{line}: a sweep runs all combinations of the listed values; leave it out, or see: nfsd3d tune --help"
+        )

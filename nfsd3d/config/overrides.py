@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Sweep, ValueType
 from hydra.errors import HydraException
 
 from nfsd3d.config.renamed import current_overrides
@@ -109,3 +109,23 @@ def each_value(override: Override) -> Iterator[str]:
         yield from (f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator())
     elif not override.is_interval_sweep():
         yield str(override.input_line)
+
+
+def sweeps_in(value: object) -> Iterator[Sweep]:
+    """The sweeps in the value of an override, in the order of its text: itself, or those within a list or mapping."""
+    if isinstance(value, Sweep):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from sweeps_in(item)
+
+
+def check_listed(override: Override) -> None:
+    """Raises InputError for an interval, and for a sweep within a list: only a search can choose their values."""
+    within = not override.is_sweep_override() and any(True for _ in sweeps_in(override.value()))
+    if within or override.is_interval_sweep():
+        what = "a sweep within a list" if within else "an interval"
+        raise InputError(
+            f"{override.input_line}: {what} has no list of values; write values such as 1,2,5 or range(1,10), or "
+            "search it by nfsd3d tune"
+        )

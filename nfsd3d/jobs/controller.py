@@ -40,10 +40,12 @@ def run(
     settings: EngineSettings,
     command: Command,
     on_end: Callable[[Job, JobState], None] | None = None,
+    on_look: Callable[[], None] | None = None,
 ) -> Counter[Status]:
     """Runs the jobs of a written manifest that are not done, each by ``command``; returns how many are in each state.
 
-    ``on_end`` is called with each job that has ended. A job that diverged is not repeated: it would again.
+    ``on_end`` is called with each job that has ended, ``on_look`` at least every `POLL` seconds; both may `cancel` the
+    set. A job that diverged is not repeated: it would again.
 
     Raises:
         Interrupted: a signal ended the controller; its workers have saved checkpoints.
@@ -76,6 +78,8 @@ def run(
                     print(f"[{done}/{total}] {line_of(manifest, job, state)}", file=sys.stderr, flush=True)
                     if on_end is not None:
                         on_end(job, state)
+                if on_look is not None:
+                    on_look()
                 if stop.signum is not None or (manifest.folder / CANCELLED).exists():
                     engine.stop()
                     break

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from nfsd3d.runs.files import replacing
 
 NAME = "manifest.jsonl"
 FORMAT = 1
-KINDS = ("sweep", "suite", "compare")
+KINDS = ("sweep", "suite", "compare", "tune")
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,17 @@ def job_count(number: int) -> str:
     return f"{number} job{'s' * (number != 1)}"
 
 
-def resume_command(folder: Path) -> str:
+def resume_command(folder: Path, kind: str = "sweep") -> str:
     """The command that goes on with the set in ``folder``, for a shell, by the program that this process runs."""
     program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
-    return f"{program} sweep resume {shlex.quote(str(folder))}"
+    return f"{program} {'tune --resume' if kind == 'tune' else 'sweep resume'} {shlex.quote(str(folder))}"
+
+
+def job_folder(number: int, values: Mapping[str, str]) -> str:
+    """``<n>-distill=sds,seed=0`` as a file name, with the last part of each key."""
+    words = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in sorted(values.items()))
+    words = re.sub(r"[^A-Za-z0-9=,._-]+", "-", words)[:120].strip("-.")
+    return f"{number}-{words}" if words else str(number)
 
 
 def write(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG."""
+"""Line charts, columns of dots and scatter plots as inline SVG."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -82,6 +82,28 @@ def dot_chart(title: str, groups: Mapping[str, Sequence[float]]) -> str:
             ends = f'x1="{x - width / 4:.1f}" x2="{x + width / 4:.1f}"'
             parts.append(f'<line {ends} y1="{mean:.1f}" y2="{mean:.1f}" style="stroke:{COLORS[1]};stroke-width:2"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{height(v):.1f}" r="4" style="fill:{COLORS[0]}"/>' for v in values]
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def scatter_chart(title: str, points: Points) -> str:
+    """An SVG of (x, y) points as dots; "" without any."""
+    if not points:
+        return ""
+    x_low, x_high = _widened(min(x for x, _ in points), max(x for x, _ in points))
+    y_low, y_high = _widened(min(y for _, y in points), max(y for _, y in points))
+    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    for index in range(5):
+        up, y = index / 4, y_low + (y_high - y_low) * index / 4
+        height = HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        across, x = LEFT + up * (WIDTH - LEFT - RIGHT), x_low + (x_high - x_low) * up
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{x:.3g}</text>')
+    for x, y in points:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        height = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        parts.append(f'<circle cx="{across:.1f}" cy="{height:.1f}" r="4" style="fill:{COLORS[0]}"/>')
     label = escape(title, quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 

@@ -15,7 +15,7 @@ import trimesh
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.visualize import report
-from nfsd3d.visualize.charts import line_chart
+from nfsd3d.visualize.charts import line_chart, scatter_chart
 from nfsd3d.visualize.report import render_report, write_report
 
 
@@ -133,6 +133,17 @@ def test_a_chart_draws_its_points_in_proportion():
     ((a, b, c),) = points_of(line_chart("growth", {"": [(0, 1.0), (10, 2.0), (20, 5.0)]}))
     assert b[0] - a[0] == pytest.approx(c[0] - b[0], abs=0.2)
     assert (a[1] - b[1]) * 3 == pytest.approx(b[1] - c[1], abs=0.5)  # up is towards smaller y
+
+
+def test_a_scatter_plot_draws_its_points_in_proportion():
+    chart = scatter_chart("iou <over> scale", [(10.0, 2.0), (0.0, 1.0), (5.0, 5.0)])
+    (b, a, c) = [tuple(map(float, found)) for found in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    assert a[0] < c[0] < b[0] and a[1] > b[1] > c[1]
+    assert c[0] - a[0] == pytest.approx(b[0] - c[0], abs=0.2) and a[1] - c[1] == pytest.approx(
+        4 * (a[1] - b[1]), abs=0.5
+    )
+    assert "iou &lt;over&gt; scale" in chart
+    assert scatter_chart("none", []) == "" and scatter_chart("one", [(3.0, 3.0)]).count("<circle") == 1
 
 
 def test_a_logarithmic_chart_shows_factors_and_omits_zero():
