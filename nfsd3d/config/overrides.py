@@ -5,6 +5,7 @@ In Hydra's grammar commas, quotes, brackets and ``${`` are special characters; p
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, Sweep, ValueType
@@ -75,6 +76,7 @@ def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Ov
     return [parse_override(quote(line, sweep=sweep)) for line in current_overrides(overrides)]
 
 
+@lru_cache(maxsize=20_000)  # a sweep needs each of its values several times
 def parse_override(text: str) -> Override:
     """The parsed override ``text``.
 

@@ -1,5 +1,8 @@
 """Checks of a valid configuration before torch is imported: device, samples, model, prompt, source."""
 
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from nfsd3d.config import hardware
@@ -75,9 +78,24 @@ def check_model(config: Config, files: ModelFiles) -> None:
     """
     if config.prior.name not in PRIORS.builtin:
         return
-    training, tokens = check_files(files)
+    training, tokens = _checked(files, tuple(_signatures(files)))
     _check_weighting(config, training)
     _check_lengths(config, tokens)
+
+
+@lru_cache(maxsize=4)  # a sweep checks the same model with each of its values
+def _checked(files: ModelFiles, signatures: tuple[object, ...]) -> tuple[TrainingSchedule, TokenCounter]:
+    del signatures
+    return check_files(files)
+
+
+def _signatures(files: ModelFiles) -> Iterator[tuple[str, int, int]]:
+    """What changes when a file of the model does: the path, time and size of each."""
+    for root in filter(None, (files.folder, files.file, files.vae)):
+        for path in (root, *root.rglob("*")):
+            with suppress(OSError):
+                status = path.stat()
+                yield str(path), status.st_mtime_ns, status.st_size
 
 
 def _check_weighting(config: Config, training: TrainingSchedule) -> None:
