@@ -136,7 +136,7 @@ def read(path: Path) -> tuple[list[Record], int]:
     if not path.exists():
         return [], 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: it splits at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--results {path}: cannot be read ({error}); choose another") from error
     parsed = [_parsed(line) for line in lines if line.strip()]

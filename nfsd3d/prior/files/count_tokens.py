@@ -98,7 +98,7 @@ def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], li
         model = content["model"]
         merges = [_pair(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
         return model["vocab"], merges, [int(token["id"]) for token in content.get("added_tokens") or []]
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     pairs = [_pair(line.split()) for line in lines if line and not line.startswith("#version")]
     return json_object(folder / "vocab.json"), pairs, []
 
