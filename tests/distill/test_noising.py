@@ -194,3 +194,20 @@ def test_inversion_carries_no_gradient():
     prior, z, t, contexts = setting([300])
     for noising in NOISINGS.values():
         assert not any(x.requires_grad for x in noising(prior, z.detach(), t, contexts, torch.Generator()))
+
+
+def test_a_timestep_is_at_least_one_training_step():
+    assert InversionNoise().nfe(torch.tensor([0, 1, 2, 9]), 10).tolist() == [2, 2, 4, 18]
+    assert IntervalNoise().nfe(torch.tensor([0, 1, 2]), 4).tolist() == [1, 1, 2]
+
+
+def test_a_pair_of_equal_timesteps_moves_nothing_and_the_inversion_goes_on():
+    prior, z, _, contexts = setting([0, 0])
+
+    def predict(z_t, t, entries):
+        return prior.predict_eps(z_t, t, contexts["uncond"][entries])
+
+    times = [torch.tensor([0, 0]), torch.tensor([200, 300])]
+    paused = [times[0], times[0], *times[1:], times[1]]
+    direct = ddim_invert(prior.schedule, z, times, predict)
+    assert not torch.equal(direct, z) and torch.equal(ddim_invert(prior.schedule, z, paused, predict), direct)
