@@ -353,7 +353,8 @@ def test_a_contact_sheet_has_four_views_of_each_result_and_white_gaps(tmp_path):
 
 
 @pytest.mark.parametrize("row", ["NFSD", "the oracle fit"])
-def test_the_directory_of_another_process_is_not_removed(tier, tmp_path, row):
+def test_the_directory_of_another_process_is_not_removed(tier, tmp_path, row, monkeypatch):
+    monkeypatch.setattr("nfsd3d.jobs.perform.ORPHANED", 0.0)
     path = tier(config="nfsd", prompts=["a blue sphere"], rows={"NFSD": {}}, equal_evaluations=False)
     job = next(job for job in planned(path, oracle_fit=True) if job.row == row)
     manifest = manifest_of([job], tmp_path)
@@ -363,5 +364,6 @@ def test_the_directory_of_another_process_is_not_removed(tier, tmp_path, row):
     (run_dir / "metrics.jsonl").write_text("another's")
     owner = replace(lock.Owner.this_process(), pid=os.getppid(), started=start_time(os.getppid()))
     (run_dir / lock.NAME).write_text(json.dumps(asdict(owner)))
-    assert perform(run_command, tmp_path, 0, engine="test").status == "running"
+    assert perform(run_command, tmp_path, 0, engine="test") == ""
+    assert [state.status for _, state in states(manifest)] == ["running"]
     assert (run_dir / "metrics.jsonl").read_text() == "another's"
