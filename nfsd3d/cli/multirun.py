@@ -225,8 +225,8 @@ def _check_config(config: Config, sweep: Sweep) -> None:
     engine = sweep.engine
     if config.machine.device.startswith("cuda") and not (engine.on_this_machines_gpus or engine.gpus):
         raise InputError(
-            f"hydra.launcher.gpus={engine.gpus or 0:g}: {engine.engine} would give no GPU to jobs with machine=cuda; "
-            "set hydra.launcher.gpus=1, or machine=cpu"
+            f"gpus={engine.gpus or 0:g}: {engine.engine} would give no GPU to jobs with machine=cuda; give each one "
+            "(hydra.launcher.gpus=1, or --gpus 1), or set machine=cpu"
         )
     preflight.check(config, elsewhere=engine.elsewhere)
 

@@ -19,11 +19,11 @@ def gpus_here(request, monkeypatch):
 @pytest.mark.parametrize(
     ("engine", "machine"),
     [
-        ([SLURM], "machine=cuda (auto: hydra.launcher.gpus=1)"),
-        ([SLURM, "hydra.launcher.gpus=0"], "machine=cpu (auto: hydra.launcher.gpus=0)"),
-        ([RAY, "hydra.launcher.address=auto"], "machine=cpu (auto: hydra.launcher.gpus=0)"),
-        ([RAY, "hydra.launcher.gpus=0.5", "hydra.launcher.address=auto"], "machine=cuda (auto: "),
-        (["hydra/launcher=submitit_local"], "machine=cpu (auto: hydra.launcher.gpus=0)"),
+        ([SLURM], "machine=cuda (auto: submitit_slurm with gpus=1)"),
+        ([SLURM, "hydra.launcher.gpus=0"], "machine=cpu (auto: submitit_slurm with gpus=0)"),
+        ([RAY, "hydra.launcher.address=auto"], "machine=cpu (auto: ray with gpus=0)"),
+        ([RAY, "hydra.launcher.gpus=0.5", "hydra.launcher.address=auto"], "machine=cuda (auto: ray with gpus=0.5)"),
+        (["hydra/launcher=submitit_local"], "machine=cpu (auto: submitit_local with gpus=0)"),
     ],
 )
 def test_auto_follows_the_gpus_that_an_engine_gives(gpus_here, capsys, engine, machine):
@@ -47,4 +47,4 @@ def test_jobs_on_gpus_that_get_none_are_refused(gpus_here, capsys, engine, machi
     del gpus_here
     assert main([*SWEEP, *engine, *machine]) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "hydra.launcher.gpus=0" in line and "set hydra.launcher.gpus=1, or machine=cpu" in line
+    assert "gpus=0: " in line and "(hydra.launcher.gpus=1, or --gpus 1), or set machine=cpu" in line

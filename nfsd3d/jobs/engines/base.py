@@ -67,7 +67,7 @@ class EngineSettings:
     @property
     def machine(self) -> Choice | None:
         """What ``machine=auto`` means for jobs that the engine gives GPUs, or none; None: what it means here."""
-        given = Choice("cuda" if self.gpus else "cpu", f"hydra.launcher.gpus={self.gpus or 0:g}")
+        given = Choice("cuda" if self.gpus else "cpu", f"{self.engine} with gpus={self.gpus or 0:g}")
         return None if self.on_this_machines_gpus else given
 
     @property
