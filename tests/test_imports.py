@@ -51,7 +51,7 @@ ABOUT_RUNS = {
         name
         for name in MODULES
         if name.startswith(
-            tuple(f"nfsd3d.{part}." for part in ("bench", "cli", "compare", "decompose", "evaluate", "jobs"))
+            tuple(f"nfsd3d.{part}." for part in (("bench", "cli", "compare", "decompose", "evaluate", "jobs", "tune")))
         )
     ),
 }
@@ -63,7 +63,7 @@ ADAPTERS = {
         "nfsd3d.config.overrides",
         "nfsd3d.config.choices",
         "nfsd3d.cli.multirun",
-        "nfsd3d.cli.search_space",
+        "nfsd3d.cli.parse_search_space",
     },
     "omegaconf": {
         "nfsd3d.config.compose",
@@ -107,7 +107,7 @@ ADAPTERS = {
     "joblib": {"nfsd3d.jobs.engines.joblib"},
     "submitit": {"nfsd3d.jobs.engines.submitit", "nfsd3d.jobs.engines.slurm"},
     "ray": {"nfsd3d.jobs.engines.ray"},
-    "optuna": {"nfsd3d.jobs.study"},
+    "optuna": {"nfsd3d.tune.study"},
     "torchvision": set(),
 }
 

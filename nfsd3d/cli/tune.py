@@ -14,21 +14,21 @@ from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
 from nfsd3d.cli.launch import announce
 from nfsd3d.cli.multirun import Sweep, as_given, checked, prompts_of_file, shown
 from nfsd3d.cli.options import Parser, whole_number
-from nfsd3d.cli.search_space import Space, search_space
+from nfsd3d.cli.parse_search_space import Space, search_space
 from nfsd3d.config.compose import settle
 from nfsd3d.config.experiments import Experiment, find_experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.jobs import tuning as tunings
 from nfsd3d.jobs.controller import check_engine, last_engine
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import resume_command
-from nfsd3d.jobs.search_space import Setting
-from nfsd3d.jobs.tune import tune
-from nfsd3d.jobs.tuning import METRICS, SUMMARY, Tuning
 from nfsd3d.runs import directory
 from nfsd3d.settings.paths import user_path
+from nfsd3d.tune import tuning as tunings
+from nfsd3d.tune.search_space import Setting
+from nfsd3d.tune.trials import tune
+from nfsd3d.tune.tuning import METRICS, SUMMARY, Tuning
 
 TRIALS = 20
 WARMUP = 0.25
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     check_engine(settings)
     print(f"search in {folder}", file=sys.stderr)
     run_command = import_module("nfsd3d.cli.main").run_command  # a job is any command line, this one included
-    study = import_module("nfsd3d.jobs.study").Study(folder, maximize=tuning.maximize, warmup=tuning.warmup)
+    study = import_module("nfsd3d.tune.study").Study(folder, maximize=tuning.maximize, warmup=tuning.warmup)
     return 0 if tune(study, folder, tuning, settings, run_command) else 1
 
 

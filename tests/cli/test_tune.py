@@ -10,14 +10,14 @@ import pytest
 
 from nfsd3d.cli import tune as command
 from nfsd3d.cli.main import main
-from nfsd3d.cli.search_space import search_space
+from nfsd3d.cli.parse_search_space import search_space
 from nfsd3d.config import hardware
 from nfsd3d.config.overrides import parse_overrides
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.score_images import ImageScore
 from nfsd3d.evaluate.score_scene import RunScore
-from nfsd3d.jobs import tuning
-from nfsd3d.jobs.search_space import Dimension
+from nfsd3d.tune import tuning
+from nfsd3d.tune.search_space import Dimension
 
 SCALE = "distill.guidance_scale=interval(3,15)"
 SETTLED = ["--config", "nfsd_2d", "machine=cpu", "backend=torch", "prior=shapes"]
@@ -150,9 +150,9 @@ def test_a_dry_run_says_what_is_searched_and_averaged_over_and_writes_nothing(fo
 def searched(folder, monkeypatch) -> list:
     """Replaces the search by a fake that records its calls."""
     asked: list = []
-    module = type(sys)("nfsd3d.jobs.study")
+    module = type(sys)("nfsd3d.tune.study")
     monkeypatch.setattr(module, "Study", lambda folder, **aim: aim, raising=False)
-    monkeypatch.setitem(sys.modules, "nfsd3d.jobs.study", module)
+    monkeypatch.setitem(sys.modules, "nfsd3d.tune.study", module)
     monkeypatch.setattr(command, "tune", lambda study, *search: bool(asked.append(search[:3])) or True)
     return asked
 

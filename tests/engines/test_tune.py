@@ -17,14 +17,14 @@ from nfsd3d.cli.main import main
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.jobs.controller import cancel
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.search_space import Dimension, Setting, placeholder
-from nfsd3d.jobs.tuning import Record, Tuning, write
 from nfsd3d.train.interrupts import Interrupted
+from nfsd3d.tune.search_space import Dimension, Setting, placeholder
+from nfsd3d.tune.tuning import Record, Tuning, write
 
 pytest.importorskip("optuna")
-from nfsd3d.jobs import objective
-from nfsd3d.jobs.study import JOURNAL, Study
-from nfsd3d.jobs.tune import tune
+from nfsd3d.tune import objective
+from nfsd3d.tune.study import JOURNAL, Study
+from nfsd3d.tune.trials import tune
 
 pytestmark = pytest.mark.engines
 
@@ -222,7 +222,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_is_lost_or_doubled_when_the_process_is_killed(tmp_path, runs, monkeypatch, moment):
     owner, name = MOMENTS[moment]
-    owner = sys.modules["nfsd3d.jobs.tune"] if owner is objective else owner
+    owner = sys.modules["nfsd3d.tune.trials"] if owner is objective else owner
     with monkeypatch.context() as patched:
         former, calls = getattr(owner, name), []
 
@@ -345,9 +345,9 @@ from pathlib import Path
 from fake_command import command
 from nfsd3d.jobs.controller import cancel
 from nfsd3d.jobs.engines.base import EngineSettings
-from nfsd3d.jobs.study import Study
-from nfsd3d.jobs.tune import tune
-from nfsd3d.jobs.tuning import read
+from nfsd3d.tune.study import Study
+from nfsd3d.tune.trials import tune
+from nfsd3d.tune.tuning import read
 
 folder = Path(sys.argv[1])
 tune(Study(folder, maximize=False, warmup=0), folder, read(folder), EngineSettings(threads=1), command)

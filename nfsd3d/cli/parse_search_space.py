@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 
 from nfsd3d.config.overrides import TEXT_KEYS, each_value, sweeps_in
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.search_space import Dimension, Setting, placeholder
+from nfsd3d.tune.search_space import Dimension, Setting, placeholder
 
 AVERAGED = (*TEXT_KEYS, "seed", "source_run", "source_image")
 """Settings of which a trial runs all values: its objective is the mean."""

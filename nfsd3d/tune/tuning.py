@@ -9,9 +9,9 @@ from pydantic import TypeAdapter
 
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import Manifest, job_folder, new_manifest
-from nfsd3d.jobs.search_space import Dimension, Setting
 from nfsd3d.runs.files import read_bytes, write_json
 from nfsd3d.runs.metrics import Metrics
+from nfsd3d.tune.search_space import Dimension, Setting
 
 NAME = "tuning.json"
 

@@ -18,8 +18,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.search_space import Dimension
-from nfsd3d.jobs.tuning import Record
+from nfsd3d.tune.search_space import Dimension
+from nfsd3d.tune.tuning import Record
 
 NAME = "tune"
 JOURNAL = "study.journal"

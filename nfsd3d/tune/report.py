@@ -12,8 +12,8 @@ from pathlib import Path
 from nfsd3d.jobs import table
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.jobs.report import write_report
-from nfsd3d.jobs.tuning import Record, Tuning, trial_folder
 from nfsd3d.runs.files import write_json, write_text
+from nfsd3d.tune.tuning import Record, Tuning, trial_folder
 from nfsd3d.visualize.charts import dot_chart, scatter_chart
 
 CSV, JSON, PAGE = "tune.csv", "tune.json", "tune.html"

@@ -8,8 +8,8 @@ from pathlib import Path
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import Manifest
 from nfsd3d.jobs.state import SUMMARY, object_in
-from nfsd3d.jobs.tuning import METRICS, Tuning
-from nfsd3d.jobs.tuning import SUMMARY as OF_SUMMARY
+from nfsd3d.tune.tuning import METRICS, Tuning
+from nfsd3d.tune.tuning import SUMMARY as OF_SUMMARY
 
 SCORES, LOG = "scores.json", "evaluate.log"
 

@@ -21,18 +21,18 @@ from nfsd3d.jobs.controller import ENGINE, POLL, cancel, line_of, run
 from nfsd3d.jobs.engines.base import EngineSettings
 from nfsd3d.jobs.manifest import NAME as MANIFEST
 from nfsd3d.jobs.manifest import Job, Manifest, resume_command, write
-from nfsd3d.jobs.objective import objective_of
 from nfsd3d.jobs.perform import Command
 from nfsd3d.jobs.state import CANCELLED, JobState, Status, states
-from nfsd3d.jobs.tune_report import PAGE, best_line, best_of, counts_line, overview, write_results
-from nfsd3d.jobs.tuning import Tuning, trial_folder
 from nfsd3d.runs.files import write_json
 from nfsd3d.runs.lock import live_owner, owned
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
+from nfsd3d.tune.objective import objective_of
+from nfsd3d.tune.report import PAGE, best_line, best_of, counts_line, overview, write_results
+from nfsd3d.tune.tuning import Tuning, trial_folder
 
 if TYPE_CHECKING:
-    from nfsd3d.jobs.study import Study  # needs Optuna
+    from nfsd3d.tune.study import Study  # needs Optuna
 
 TURN = 90.0
 """Seconds after which a process that has waited for its turn gives up; a dead process's turn ends after 60."""

@@ -1,0 +1,1 @@
+"""Hyperparameter search by Optuna: trials whose runs are sets of jobs."""
