@@ -92,12 +92,14 @@ def _train(config: Config, source: ModelSource | None, worker: Worker, resumed: 
         predicted = prediction_type(files.folder)
         print(f"{files.file}: with the configurations in {files.folder}, which say {predicted}", file=sys.stderr)
     # All settings are checked by now: torch and diffusers take seconds to import.
-    from nfsd3d.train import run
-
     if not worker.first:
-        run.follow(config, worker)
+        from nfsd3d.train.run import follow
+
+        follow(config, worker)
         return None
-    return run.train_and_export(config, resume=resumed, worker=worker)
+    from nfsd3d.train.run import train_and_export
+
+    return train_and_export(config, resume=resumed, worker=worker)
 
 
 def announce(choices: Mapping[str, Choice]) -> None:

@@ -143,6 +143,7 @@ def small(tmp_path, monkeypatch):
 NO_MODEL = {"prior.model": "/no/such/model"}
 
 
+@pytest.mark.engines
 def test_a_suite_runs_on_two_workers_and_is_resumed_where_version_0_1_left_it(small, capsys, request):
     """Also without a manifest: runs that are done stay as they are, one with a checkpoint is resumed."""
     path, runs = small(NFSD={}, broken=NO_MODEL), Path("out/nfsd")

@@ -132,6 +132,7 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
     assert records.read(path) == ([record, other], 1)
 
 
+@pytest.mark.engines
 def test_a_comparison_on_two_workers_and_again(tier, tmp_path, capsys, request):
     """Two methods, one prompt, the shipped prior."""
     path, out = tier(), tmp_path / "out"

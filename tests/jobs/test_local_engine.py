@@ -136,6 +136,7 @@ def test_a_second_controller_is_refused(long_job):
         run(manifest, EngineSettings(), run_command)
 
 
+@pytest.mark.engines
 def test_a_killed_worker_is_started_again_and_ends_as_one_that_was_not(tmp_path):
     steps = ("train.steps=60", "train.log_every=1")
     manifest = jobs_of(tmp_path / "set", steps)

@@ -276,6 +276,7 @@ def worker(parent, rank):
     raise AssertionError(f"torchrun has no worker {rank}")
 
 
+@pytest.mark.engines
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 def test_torchrun_restarts_a_run_that_lost_a_process_and_it_resumes(tmp_path):
     """In the directory that the first process had chosen; it alone prints."""
