@@ -1,7 +1,8 @@
 # make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
 # make test    the whole test suite
 # make test-fast   the quick part of it, for every commit: at most 90 s on two cores
-# make test-engines   sweeps on joblib, submitit, SLURM, Ray, and Optuna; installs them (SLURM as root, from Debian's packages)
+# make test-engines   what runs several processes: joblib, submitit, SLURM, Ray, Optuna, torchrun; installs them (SLURM as root,
+#                     from Debian's packages)
 # make check   lint, formatting, docstrings, types
 # make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
 # make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result
@@ -80,10 +81,10 @@ test: $(DEV_STAMP)
 test-fast: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 
-# One after the other: they start clusters, and wait for processes.
+# One after the other: they start clusters, and wait for processes. Without -n, which `make test` has.
 test-engines: $(SWEEP_STAMP)
 	tests/engines/slurm.sh install
-	$(BIN)/python -m pytest tests/engines $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m engines $(PYTEST_ARGS)
 
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .
