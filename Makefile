@@ -81,7 +81,7 @@ test: $(DEV_STAMP)
 test-fast: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile $(FAST_TESTS) $(PYTEST_ARGS)
 
-# One after the other: they start clusters, and wait for processes. Without -n, which `make test` has.
+# One after the other: they start clusters, and wait for processes.
 test-engines: $(SWEEP_STAMP)
 	tests/engines/slurm.sh install
 	$(BIN)/python -m pytest -m engines $(PYTEST_ARGS)
