@@ -26,7 +26,7 @@ TEST_JOBS ?= 2
 
 # Without whole runs, kernels of every backend, meshes and full-size networks.
 FAST_TESTS := tests/compare tests/config tests/distill tests/runs tests/views tests/visualize \
-  tests/test_docs.py --ignore=tests/compare/test_jobs.py
+  tests/test_docs.py --ignore=tests/compare/test_jobs.py --ignore=tests/compare/test_suites_committed.py
 
 VENV := .venv
 BIN := $(VENV)/bin
