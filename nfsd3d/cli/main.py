@@ -35,15 +35,17 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (default: the process's), prints user errors on one line, and returns the exit code.
 
-    Of several processes that ``torchrun`` has started, the first one prints.
+    Of several processes that ``torchrun`` has started, the first one prints; an error that it has not found is printed
+    by the one that has.
     """
-    with Worker.of_environment().silent():
-        return _main(argv)
-
-
-def _main(argv: Sequence[str] | None) -> int:
+    worker = Worker.of_environment()
     try:
-        return run_command(list(sys.argv[1:] if argv is None else argv))
+        with worker.silent():
+            try:
+                return run_command(list(sys.argv[1:] if argv is None else argv))
+            except Exception:
+                worker.let_first_print()
+                raise
     except Exception as error:
         cause = storage_error(error)
         no_files = cause is not None and cause.errno in (errno.EMFILE, errno.ENFILE)  # whatever the message makes of it
@@ -55,7 +57,8 @@ def _main(argv: Sequence[str] | None) -> int:
         print_error(RunFailed(f"{describe(cause)}; {remedy(cause)}"))
         return 1
     except KeyboardInterrupt as interruption:
-        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
+        with worker.silent():
+            print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
         return int(getattr(interruption, "exit_code", 130))
 
 

@@ -25,6 +25,8 @@ TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others: longer than compiling, saving and previews take."""
 POLL = 0.1
 """Seconds between two looks for the first process."""
+PRECEDENCE = 30.0
+"""Seconds in which the first process finds and prints an error that another one has found."""
 _RUN_DIR = "nfsd3d run directory"
 
 
@@ -116,6 +118,14 @@ class Worker:
             contextlib.redirect_stderr(nowhere),
         ):
             yield
+
+    def let_first_print(self) -> None:
+        """Waits, in another process than the first, before an error is printed.
+
+        Most errors are found by all of them. When the first one has printed it, torchrun ends the others.
+        """
+        if not self.first:
+            time.sleep(PRECEDENCE)
 
     @cached_property
     def store(self) -> TCPStore:

@@ -27,7 +27,7 @@ from nfsd3d.train import run
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.ranks import Ranks
 from nfsd3d.train.run import train_and_export
-from nfsd3d.train.torchrun import ALONE, Worker
+from nfsd3d.train.torchrun import ALONE, PRECEDENCE, Worker
 
 ROOT = Path(__file__).parents[2]
 LOGGED = {"train.log_every": 1, "train.preview_every": 6, **OFF}
@@ -215,12 +215,17 @@ def test_what_cannot_be_divided_is_an_error_that_says_what_to_set(
 
 @pytest.mark.parametrize("arguments", [["-m", "seed=0,1", "prompt=a red cube"], ["compare", "--tier", "2d"]])
 def test_only_a_run_is_shared(arguments, monkeypatch, capsys):
-    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+    as_one_of_two(monkeypatch, 0)
+    assert main(arguments) == 2
+    assert f"error: {arguments[0]}: only one run is shared" in capsys.readouterr().err
+
+
+def as_one_of_two(monkeypatch, index):
+    """Sets the variables by which torchrun tells this process that it is one of two."""
+    for name, value in {"RANK": index, "WORLD_SIZE": 2, "LOCAL_RANK": index, "LOCAL_WORLD_SIZE": 2}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert main(arguments) == 2
-    assert f"error: {arguments[0]}: only one run is shared" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -253,11 +258,11 @@ def test_without_torchrun_there_is_one_process_and_no_group(configure, tiny_prio
     assert not torch.distributed.is_initialized()
 
 
-def torchrun(folder, *arguments, options=()):
+def torchrun(folder, *arguments, options=(), program=ROOT / "launch.py"):
     """The process of a torchrun command line with two workers, in ``folder``."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
     return subprocess.Popen(
-        [*command, str(ROOT / "launch.py"), "prompt=a red cube", *arguments],
+        [*command, str(program), "prompt=a red cube", *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -295,8 +300,23 @@ def test_torchrun_restarts_a_run_that_lost_a_process_and_it_resumes(tmp_path):
     assert read_summary(metrics.parent)["status"] == "done"
 
 
-def test_torchrun_prints_an_error_once_and_makes_no_directory(tmp_path):
-    process = torchrun(tmp_path, "machine=cpu", "train.batch_size=3", f"run_dir={tmp_path / 'run'}")
+def test_torchrun_prints_an_error_once_however_late_the_first_process_finds_it(tmp_path):
+    program = tmp_path / "late.py"
+    program.write_text(
+        "import os, time\ntime.sleep(5 * (os.environ['RANK'] == '0'))\n"
+        "from nfsd3d.__main__ import main\nraise SystemExit(main())\n"
+    )
+    process = torchrun(tmp_path, "machine=cpu", "train.batch_size=3", f"run_dir={tmp_path / 'run'}", program=program)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1  # torchrun's own
     assert output.count("train.batch_size=3") == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_error_is_its_own_prints_it_too(index, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr("nfsd3d.train.torchrun.time.sleep", waited.append)
+    as_one_of_two(monkeypatch, index)
+    assert main(["prompt=a red cube", "machine=cpu", "train.batch_size=3"]) == 2
+    assert capsys.readouterr().err.count("error: train.batch_size=3") == 1
+    assert waited == [PRECEDENCE] * index
