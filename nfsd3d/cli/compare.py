@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     if options.job:
         return _run_job(*options.job)
     check_engine(engine := chosen_engine(options, EngineSettings()))
+    if engine.processes > 1:
+        raise InputError(f"--gpus {engine.gpus:g}: a job of a comparison has one process; give at most one")
     suite = load_suite(tier_file(options.tier), "--tier").selected(options.row, options.prompts)
     if suite.edits:
         raise InputError(f"--tier {options.tier}: a suite of edits; nfsd3d evaluate --suite FILE measures it")

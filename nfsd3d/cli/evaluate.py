@@ -15,7 +15,7 @@ from nfsd3d.compare.suite import check_settings, has_checkpoint, load_suite, man
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller
-from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.engines.base import EngineSettings, check_run
 from nfsd3d.jobs.manifest import rewrite
 from nfsd3d.jobs.state import states
 from nfsd3d.runs.lock import owned
@@ -164,7 +164,7 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     folder = options.output or Path("outputs") / "suites" / options.suite.stem
     manifest = manifest_of(suite, folder)
     for job in {job.values[0]: job for job in manifest.jobs}.values():  # a wrong row fails before anything is written
-        compose(job.arguments[1], job.arguments[2:])
+        check_run(compose(job.arguments[1], job.arguments[2:], settings.machine), settings)
     from nfsd3d.evaluate.ground_truth import composition_of
 
     for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):

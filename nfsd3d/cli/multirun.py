@@ -30,7 +30,7 @@ from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import ENGINE, check_engine
-from nfsd3d.jobs.engines.base import EngineSettings, engine_settings
+from nfsd3d.jobs.engines.base import EngineSettings, check_run, engine_settings
 from nfsd3d.jobs.manifest import NAME, Manifest, job_count, job_folder, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
@@ -222,13 +222,8 @@ def _composed(experiment: Experiment, sweep: Sweep, job: tuple[str, ...]) -> Con
 
 
 def _check_config(config: Config, sweep: Sweep) -> None:
-    engine = sweep.engine
-    if config.machine.device.startswith("cuda") and not (engine.on_this_machines_gpus or engine.gpus):
-        raise InputError(
-            f"gpus={engine.gpus or 0:g}: {engine.engine} would give no GPU to jobs with machine=cuda; give each one "
-            "(hydra.launcher.gpus=1, or --gpus 1), or set machine=cpu"
-        )
-    preflight.check(config, elsewhere=engine.elsewhere)
+    check_run(config, sweep.engine)
+    preflight.check(config, elsewhere=sweep.engine.elsewhere)
 
 
 def _with_value(values: Mapping[str, object], key: str, value: object) -> dict[str, object]:

@@ -13,7 +13,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate.classifier.model import WEIGHTS
 from nfsd3d.evaluate.ground_truth import composition_of
-from nfsd3d.jobs.engines.base import EngineSettings
+from nfsd3d.jobs.engines.base import EngineSettings, check_run
 from nfsd3d.jobs.manifest import Manifest, new_manifest
 from nfsd3d.runs import preflight
 from nfsd3d.runs.directory import slug
@@ -95,6 +95,7 @@ def plan_jobs(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: bo
                 if job.kind == "oracle_fit" and seed != suite.seeds[0]:
                     continue
                 config = job.config.replace(prompt=prompt, seed=seed)
+                check_run(config, engine)
                 preflight.check(config, elsewhere=engine.elsewhere)
                 jobs.append(replace(job, prompt=prompt, seed=seed, config=config))
     return jobs

@@ -5,35 +5,45 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from nfsd3d.errors import InputError, print_error
 from nfsd3d.jobs.manifest import Job, Manifest, read
-from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, SUMMARY, begin_attempt, recorded_status
+from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, SUMMARY, begin_attempt, object_in, read_attempt, recorded_status
+from nfsd3d.jobs.torchrun import run_module
 from nfsd3d.runs import lock, remains
 from nfsd3d.runs.files import describe, write_json
-from nfsd3d.train.interrupts import Interrupted, stop_requests
+from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 
 Command: TypeAlias = Callable[[list[str]], object]
 """Runs a command line of this program and raises its errors: `nfsd3d.cli.main.run_command`, which knows all of them."""
 
+RESUME = "--resume"
 ORPHANED = 60.0
 """Seconds in which a worker whose controller was killed has ended."""
 
 
 def perform(
-    command: Command, folder: Path, number: int, *, engine: str, id: str = "", threads: int | None = None
+    command: Command,
+    folder: Path,
+    number: int,
+    *,
+    engine: str,
+    id: str = "",
+    threads: int | None = None,
+    processes: int = 1,
 ) -> str:
     """Runs a job of the manifest in ``folder`` by ``command`` unless it is done.
 
     A run that was interrupted is resumed from its checkpoint. A job that another process keeps for longer than
     :data:`ORPHANED` seconds is left to it. ``engine`` and ``id`` are recorded for people; ``threads`` is the number of
-    torch's and numba's threads (None: as it is).
+    torch's and numba's threads (None: as it is). Several ``processes`` share the run and the threads.
 
-    Returns why its outcome could not be written into its directory, such as a full disk; else "".
+    Returns why the job's process died, or its outcome could not be written into its directory, such as a full disk;
+    else "".
 
     Raises:
         Interrupted: a signal ended it, after a checkpoint.
@@ -47,20 +57,47 @@ def perform(
         run_dir.mkdir(parents=True, exist_ok=True)
         if not _free(run_dir):
             return ""
+        if processes > 1:
+            each = None if threads is None else max(1, threads // processes)
+            with stop_requests() as stop:
+                died = _perform_together(command, manifest, job, [engine, id], processes, each, stop)
+                stop.check()
+            return died
         with ExitStack() as stack:
             stack.enter_context(lock.owned(run_dir))
             if recorded_status(manifest, job) in FINAL:  # another process was faster, or was killed after it was done
                 return ""
             begin_attempt(run_dir, engine, id)
             stack.enter_context(_output_to(run_dir / LOG))
-            if threads is not None:
-                _limit_threads(threads)
-            _perform(command, manifest, job, run_dir)
+            _perform(command, manifest, job, run_dir, threads)
         return "" if recorded_status(manifest, job) else f"it ended without an outcome in {run_dir}"
     except OSError as error:
         return describe(error)
     except InputError as error:
         return str(error)
+
+
+def _perform_together(
+    command: Command,
+    manifest: Manifest,
+    job: Job,
+    names: Sequence[str],
+    processes: int,
+    each: int | None,
+    stop: StopRequest,
+) -> str:
+    """Has ``processes`` perform the job, with ``each`` threads; returns why one of them died, or ""."""
+    run_dir, location = manifest.run_dir(job), f"{command.__module__}:{command.__qualname__}"
+    before = read_attempt(run_dir)
+    arguments = [location, str(manifest.folder.absolute()), str(job.number), *names, str(each or 0)]
+    code = run_module("nfsd3d.jobs.rank", arguments, processes=processes, each=each, log=run_dir / LOG, stop=stop)
+    _free(run_dir)  # if torchrun was killed, they save a checkpoint now
+    status = recorded_status(manifest, job)
+    if code != 0 and (status is None or read_attempt(run_dir) == before):
+        return f"its {processes} processes ended with exit code {code}; see its log"
+    summary = object_in(run_dir / SUMMARY)
+    lost = status == "interrupted" and "signal" not in summary
+    return f"{summary.get('reason')}" if lost else ""
 
 
 def _free(run_dir: Path) -> bool:
@@ -71,11 +108,12 @@ def _free(run_dir: Path) -> bool:
     return not taken
 
 
-def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> None:
+def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path, threads: int | None) -> None:
     """Runs the job's command line; an error ends in its summary instead of this process."""
-    arguments = _command_line(manifest, job, run_dir)
+    arguments = enter(manifest, job, threads)
+    if manifest.kind != "compare" and arguments[0] != RESUME:
+        remains.remove(run_dir)  # what a run has left that was not begun
     print(f"$ nfsd3d {shlex.join(arguments)}", flush=True)
-    os.chdir(manifest.cwd)
     (run_dir / SUMMARY).unlink(missing_ok=True)
     try:
         with stop_requests() as stop, stop.at_once():
@@ -91,14 +129,22 @@ def _perform(command: Command, manifest: Manifest, job: Job, run_dir: Path) -> N
         conclude(manifest, job, {"status": "failed", "reason": reason})
 
 
-def _command_line(manifest: Manifest, job: Job, run_dir: Path) -> list[str]:
-    """The arguments that start the job or resume its run; removes what an unstarted run has left."""
+def enter(manifest: Manifest, job: Job, threads: int | None) -> list[str]:
+    """Prepares this process for the job; returns the arguments that start it, or resume its run.
+
+    Torch is limited to ``threads`` threads; numba's kernels take as many (`generators.nerf.launch_numba`).
+    """
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    os.chdir(manifest.cwd)
+    run_dir = manifest.run_dir(job)
     arguments = [*manifest.arguments, *job.arguments]
     if manifest.kind == "compare":
         return [*arguments, str(run_dir.absolute())]
     if any((run_dir / "checkpoints").glob("step-*.json")):
-        return ["--resume", str(run_dir)]
-    remains.remove(run_dir)
+        return [RESUME, str(run_dir)]
     return [*arguments, f"run_dir={run_dir.absolute()}"]
 
 
@@ -111,13 +157,6 @@ def conclude(manifest: Manifest, job: Job, outcome: dict[str, str]) -> None:
     run_dir = manifest.run_dir(job)
     if run_dir.is_dir() and recorded_status(manifest, job) is None:
         write_json(run_dir / SUMMARY, outcome)
-
-
-def _limit_threads(count: int) -> None:
-    """Limits torch to ``count`` threads; numba's kernels take as many as torch (`generators.nerf.launch_numba`)."""
-    import torch
-
-    torch.set_num_threads(count)
 
 
 @contextmanager

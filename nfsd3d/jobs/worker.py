@@ -1,4 +1,4 @@
-"""A worker process of the local engine: ``python -m nfsd3d.jobs.worker COMMAND CORES THREADS``.
+"""A worker process of the local engine: ``python -m nfsd3d.jobs.worker COMMAND CORES THREADS PROCESSES``.
 
 It reads jobs from stdin, a line ``[folder, number]`` each. When one has ended, it answers with a line: a JSON text, ""
 or what `perform` returns. When stdin closes, its controller is gone: a run saves its checkpoint, and the process
@@ -21,7 +21,7 @@ from nfsd3d.train.interrupts import Interrupted
 
 def main() -> int:
     """Runs jobs until stdin closes; returns the exit code."""
-    location, cores, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+    location, cores, threads, processes = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     module, name = location.split(":")
     command = getattr(importlib.import_module(module), name)
     keep_to(cores)
@@ -33,7 +33,10 @@ def main() -> int:
     while line := given.get():
         folder, number = json.loads(line)
         try:
-            trouble = perform(command, Path(folder), number, engine="local", id=str(os.getpid()), threads=threads)
+            id = str(os.getpid())
+            trouble = perform(
+                command, Path(folder), number, engine="local", id=id, threads=threads, processes=processes
+            )
         except Interrupted as interruption:
             return interruption.exit_code
         answers.write(json.dumps(trouble) + "\n")

@@ -189,7 +189,7 @@ class _Run:
                 self._record("failed", f"{type(error).__name__}: {error}")
             raise
         except RankLost as error:
-            self._record("failed", f"{error} after step {progress.steps}")
+            self._record("interrupted", f"{error} after step {progress.steps}")
             raise RunFailed(f"{run_dir}: {error} after step {progress.steps}; {_how_to_continue(run_dir)}") from error
         except OwnerLost as error:
             raise RunFailed(f"{error}; {_after_loss(self.run_dir)}") from error

@@ -30,6 +30,15 @@ PRECEDENCE = 30.0
 _RUN_DIR = "nfsd3d run directory"
 
 
+def check_views(views: int, processes: int) -> None:
+    """Raises `InputError` if the ``views`` of a step cannot be divided among ``processes``."""
+    if views % processes:
+        raise InputError(
+            f"train.batch_size={views}: {processes} processes, one for each GPU, share the views of a step equally; "
+            f"set train.batch_size={-(-views // processes) * processes}, or choose another number of processes"
+        )
+
+
 @dataclass(frozen=True)
 class Worker:
     """The process with ``index`` of ``count`` that compute a run together; by default one process.
@@ -63,12 +72,8 @@ class Worker:
 
     def check(self, config: Config) -> None:
         """Raises `InputError` if the views or the GPUs cannot be divided among the processes."""
-        views, device = config.train.batch_size, config.machine.device
-        if views % self.count:
-            raise InputError(
-                f"train.batch_size={views}: {self.count} processes share the views of a step equally; set "
-                f"train.batch_size={-(-views // self.count) * self.count}, or start another number of processes"
-            )
+        device = config.machine.device
+        check_views(config.train.batch_size, self.count)
         if self.count == 1 or device == "cpu":
             return
         if device != "cuda":
@@ -97,12 +102,17 @@ class Worker:
             self.store.set(_RUN_DIR, run_dir)
             self.store.set(self._key, run_dir)
 
+    @property
+    def shared(self) -> bool:
+        """Whether the first process has published a run directory since the last start by torchrun."""
+        return self.store.check([self._key])
+
     def published(self) -> str:
         """The run directory, once the first process has published it.
 
         It polls, because waiting within torch ignores signals: torchrun would need its 30 seconds to end this process.
         """
-        while not self.store.check([self._key]):
+        while not self.shared:
             time.sleep(POLL)
         return self.store.get(self._key).decode()
 

@@ -38,7 +38,9 @@ fi
 mkdir -p "$folder/state"
 for name in $names; do mkdir -p "$folder/spool.$name"; done
 # proctrack/linuxproc: without control groups the node would look idle, and no job would run. cred_expire: a job that is
-# queued again waits for it. MaxArraySize: small, so that a test reaches it.
+# queued again waits for it. MaxArraySize: small, so that a test reaches it. gpu: SLURM only counts the files.
+touch "$folder/gpu0" "$folder/gpu1"
+echo "Name=gpu File=$folder/gpu[0-1]" >"$folder/gres.conf"
 cat >"$SLURM_CONF" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -52,13 +54,14 @@ KillWait=5
 ReturnToService=2
 MailProg=/bin/true
 MaxArraySize=4
+GresTypes=gpu
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool.%n
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.%n.log
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/slurmd.%n.pid
-$node RealMemory=2000
+$node RealMemory=2000 Gres=gpu:2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 if ! munge -n >/dev/null 2>&1; then

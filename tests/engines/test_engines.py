@@ -276,6 +276,20 @@ def test_a_job_of_slurm_at_its_time_limit_without_requeues_left_is_interrupted(t
     assert "0-job: interrupted" in printed and "started again" not in printed
 
 
+def test_a_preempted_job_of_slurm_with_two_gpus_ends_its_processes_and_is_requeued(tmp_path, slurm, controller):
+    two = ("train.batch_size=2", *KILLED)
+    manifest, undisturbed = jobs_of(tmp_path / "set", two), jobs_of(tmp_path / "undisturbed", two)
+    process = controller(manifest, "submitit_slurm", gpus=2, threads=2)
+    wait_for(lambda: len(logged_steps(manifest)) > 5)
+    subprocess.run(["scancel", "--signal=USR2", attempt(manifest)["id"]], check=True)
+    _, printed = process.communicate(timeout=240)
+    assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2, printed
+    assert logged_steps(manifest) == list(range(1, 41))
+    process = controller(undisturbed, "submitit_slurm", gpus=2, threads=2)
+    process.communicate(timeout=240)
+    assert weights(manifest, 0, 40) == weights(undisturbed, 0, 40)
+
+
 def test_what_slurm_does_not_take_is_told_on_one_line(tmp_path, slurm, controller):
     manifest = jobs_of(tmp_path / "set", LONG)
     process = controller(manifest, "submitit_slurm", partition="nowhere")

@@ -19,7 +19,9 @@ from pydantic import (
 
 from nfsd3d.config.errors import describe_errors
 from nfsd3d.config.hardware import Choice
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.train.torchrun import check_views
 
 EngineName = Literal["local", "joblib", "submitit_local", "submitit_slurm", "ray"]
 
@@ -37,7 +39,8 @@ class EngineSettings:
     threads: PositiveInt | None = None
     """Threads of each job; null: an equal share of the cores (local, joblib), or the cores that it was given."""
     gpus: NonNegativeFloat | None = None
-    """GPUs of each job, for Ray a fraction too; null: local: an equal share of the visible ones, others: none."""
+    """GPUs of each job; of several, each has a process that shares the run; for Ray a fraction, too. null: none, or for
+    local and joblib an equal share of the visible ones, of which the job's one process takes the first."""
     retries: NonNegativeInt = 1
     """How often a job whose process died is started again, from its checkpoint."""
     timeout_min: PositiveInt = 1440
@@ -65,6 +68,11 @@ class EngineSettings:
         return self.engine in ("local", "joblib")
 
     @property
+    def processes(self) -> int:
+        """The processes that share a job's run."""
+        return max(1, int(self.gpus or 0))
+
+    @property
     def machine(self) -> Choice | None:
         """What ``machine=auto`` means for jobs that the engine gives GPUs, or none; None: what it means here."""
         given = Choice("cuda" if self.gpus else "cpu", f"{self.engine} with gpus={self.gpus or 0:g}")
@@ -87,6 +95,16 @@ def engine_settings(values: Mapping[str, object], group: str) -> EngineSettings:
     except ValidationError as error:
         known = [field.name for field in fields(EngineSettings)]
         raise InputError(f"{group}{describe_errors(error, known)}") from error
+
+
+def check_run(config: Config, settings: EngineSettings) -> None:
+    """Raises `InputError` if the engine's jobs cannot be runs with this configuration."""
+    if config.machine.device.startswith("cuda") and not (settings.on_this_machines_gpus or settings.gpus):
+        raise InputError(
+            f"gpus={settings.gpus or 0:g}: {settings.engine} would give no GPU to jobs with machine=cuda; "
+            "give each one (hydra.launcher.gpus=1, or --gpus 1), or set machine=cpu"
+        )
+    check_views(config.train.batch_size, settings.processes)
 
 
 @dataclass(frozen=True)

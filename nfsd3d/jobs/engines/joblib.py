@@ -49,7 +49,9 @@ class JoblibEngine(QueueingEngine["Future[str]"]):
             worker = min(set(range(len(self._workers))) - set(self._busy.values()))
             executor = self._executors.get(worker) or self._start(worker)
             threads_ = self._settings.threads or len(self._workers[worker][0])
-            future = executor.submit(_run, Task(self._command, folder, number, "joblib", threads_))
+            future = executor.submit(
+                _run, Task(self._command, folder, number, "joblib", threads_, self._settings.processes)
+            )
             self._busy[future] = worker
             futures.append(future)
         return futures

@@ -87,7 +87,7 @@ class _Worker(threading.Thread):
         super().__init__(daemon=True, name=f"worker on cores {cores}")
         self._engine, self._cores = engine, list(cores)
         self._command = f"{command.__module__}:{command.__qualname__}"
-        self._threads = settings.threads or len(cores)
+        self._threads, self._processes = settings.threads or len(cores), settings.processes
         self.gpus: list[str] | None = None
         self._process: subprocess.Popen[str] | None = None
 
@@ -131,7 +131,7 @@ class _Worker(threading.Thread):
         environment = {**os.environ, **threads(self._threads)}
         if self.gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-        arguments = [self._command, json.dumps(self._cores), str(self._threads)]
+        arguments = [self._command, json.dumps(self._cores), str(self._threads), str(self._processes)]
         # A session of its own: Ctrl-C reaches the controller alone, which then ends its workers in order.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nfsd3d.jobs.worker", *arguments],

@@ -77,8 +77,9 @@ class RayEngine(QueueingEngine["ObjectRef[str]"]):
 
     def give(self, jobs: Sequence[tuple[Path, int]]) -> list["ObjectRef[str]"]:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""
-        threads = self._settings.threads or 1
-        return [self._run.remote(Task(self._command, folder, number, "ray", threads)) for folder, number in jobs]
+        threads, processes = self._settings.threads or 1, self._settings.processes
+        tasks = [Task(self._command, folder, number, "ray", threads, processes) for folder, number in jobs]
+        return list(map(self._run.remote, tasks))
 
     def finished(self, handles: Sequence["ObjectRef[str]"], timeout: float) -> Mapping["ObjectRef[str]", str]:
         """See :class:`nfsd3d.jobs.engines.workers.QueueingEngine`."""

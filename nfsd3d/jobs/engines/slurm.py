@@ -77,7 +77,9 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
             **{name: value for name, value in chosen.items() if value is not None},
         )
         threads = settings.threads or 1
-        tasks = [Task(self._command, own, number, "submitit_slurm", threads) for own, number in jobs]
+        tasks = [
+            Task(self._command, own, number, "submitit_slurm", threads, settings.processes) for own, number in jobs
+        ]
         try:
             given: list[Job[str]] = executor.submit_array([Submission(task, None) for task in tasks])
         except FailedJobError as error:

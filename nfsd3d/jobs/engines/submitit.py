@@ -79,7 +79,7 @@ class SubmititLocalEngine(QueueingEngine["Job[str]"]):
         executor.update_parameters(timeout_min=settings.timeout_min, setup=["trap '' INT"])
         given = []
         for own, number in jobs:
-            task = Task(self._command, own, number, "submitit_local", settings.threads or 1)
+            task = Task(self._command, own, number, "submitit_local", settings.threads or 1, settings.processes)
             gpus = self._free.pop()
             job = executor.submit(Submission(task, Controller(), gpus))
             self._gpus[job] = gpus

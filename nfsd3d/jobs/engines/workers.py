@@ -51,19 +51,31 @@ class Controller:
 
 @dataclass(frozen=True)
 class Task:
-    """A job as a worker process runs it; its command is pickled by reference."""
+    """A job as a worker process runs it; its command is pickled by reference.
+
+    ``processes`` share its run.
+    """
 
     command: Command
     folder: Path
     number: int
     engine: EngineName
     threads: int | None
+    processes: int = 1
 
     def run(self, id: str) -> str:
         """Runs the job, which the engine calls ``id``; returns which signal ended it, or what `perform` returns."""
         try:
             with stop_requests():  # from here on, not only while training; the library's own handler is called after it
-                return perform(self.command, self.folder, self.number, engine=self.engine, id=id, threads=self.threads)
+                return perform(
+                    self.command,
+                    self.folder,
+                    self.number,
+                    engine=self.engine,
+                    id=id,
+                    threads=self.threads,
+                    processes=self.processes,
+                )
         except Interrupted as interruption:
             return str(interruption)
 
