@@ -5,6 +5,8 @@ latents. One file for each pair would multiply with every prior, so priors that 
 ``generator/*.yaml`` and ``prior/*.yaml`` name theirs, and ``recipe_of`` in a defaults list joins the two.
 """
 
+from pathlib import Path
+
 from hydra.core.config_store import ConfigStore
 from hydra.core.default_element import ConfigDefault
 from hydra.core.global_hydra import GlobalHydra
@@ -42,6 +44,14 @@ def offer(group: str, name: str) -> bool:
     package = "_global_" if group == "generator" else group
     ConfigStore.instance().store(name, _plugin_values(group, name), group, package)
     return True
+
+
+def prefer_files(folder: Path) -> None:
+    """Withdraws plug-ins that earlier compositions have registered where ``folder`` or the project has such a file."""
+    for group in _TABLES:
+        registered = ConfigStore.instance().repo.get(group, {})
+        for name in choices_of(group, folder):
+            registered.pop(f"{name}.yaml", None)
 
 
 def _plugin_values(group: str, name: str) -> dict[str, object]:

@@ -25,6 +25,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from nfsd3d.config.choices import prefer_files
 from nfsd3d.config.experiments import Experiment, config_root
 from nfsd3d.config.hydra_errors import describe
 from nfsd3d.config.overrides import parse_override, quoted
@@ -66,6 +67,7 @@ def _hydra(experiment: Experiment, sweep: bool) -> Iterator[Hydra]:
         running = GlobalHydra.instance()
         former, running.hydra = running.hydra, Hydra("nfsd3d", _Loader(str(experiment.path.parent), rules))
         version.setbase("1.3")
+        prefer_files(experiment.path.parent)
         try:
             yield running.hydra
         finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from nfsd3d.errors import InputError, print_error
+from nfsd3d.jobs import cores
 from nfsd3d.jobs.manifest import Job, Manifest, read
 from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, SUMMARY, begin_attempt, object_in, read_attempt, recorded_status
 from nfsd3d.jobs.torchrun import run_module
@@ -135,9 +136,10 @@ def enter(manifest: Manifest, job: Job, threads: int | None) -> list[str]:
     Torch is limited to ``threads`` threads; numba's kernels take as many (`generators.nerf.launch_numba`).
     """
     if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        else:  # it reads them when it is imported, which takes a second: here a job that does nothing is spared it
+            os.environ.update(cores.threads(threads))
     os.chdir(manifest.cwd)
     run_dir = manifest.run_dir(job)
     arguments = [*manifest.arguments, *job.arguments]

@@ -199,3 +199,16 @@ def test_two_packages_with_the_same_name_are_an_error(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"the package (apart and beside|beside and apart) offer it both"):
         find_method("outside")
+
+
+def test_a_file_has_the_name_of_a_plug_in_that_an_earlier_run_used(method, tmp_path):
+    """Also where a defaults list chooses it; a later run without the file has the plug-in again."""
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill" / "mine.yaml").write_text("method: mine\nguidance_scale: 5.5\nweighting: sigma2\n")
+    (tmp_path / "own.yaml").write_text("defaults: [nfsd, _self_]\n")
+    (tmp_path / "listed.yaml").write_text("defaults: [nfsd, {override distill: mine}, _self_]\n")
+    common = ["prompt=a red cube", "machine=cpu"]
+    for _ in range(2):
+        assert compose("nfsd", [*common, "distill=mine"]).distill.guidance_scale == 3.0
+        assert compose(tmp_path / "own.yaml", [*common, "distill=mine"]).distill.guidance_scale == 5.5
+        assert compose(tmp_path / "listed.yaml", common).distill.guidance_scale == 5.5
