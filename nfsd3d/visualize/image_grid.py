@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PIL
 from PIL import ImageDraw, ImageFont
 
-from nfsd3d.runs.files import replacing, write_bytes
+from nfsd3d.runs.files import write_bytes
 
 Image = NDArray[np.uint8]
 """[H,W,3]."""
@@ -77,8 +77,8 @@ def square(images: Sequence[Image]) -> Image:
 
 def write_png(path: Path, image: Image) -> None:
     """Writes a PNG atomically."""
-    with replacing(path) as temporary:
-        imageio.imwrite(temporary, image, extension=".png")
+    # Not to the file: where a disk is full, imageio (2.38) may print another traceback when its object is deleted.
+    write_bytes(path, imageio.imwrite("<bytes>", image, extension=".png"))
 
 
 def write_jpeg(path: Path, image: Image, max_bytes: int | None = None) -> None:

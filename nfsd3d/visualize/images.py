@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.generators.base import Rendering, RenderOptions
-from nfsd3d.runs.files import replacing
+from nfsd3d.runs.files import write_bytes
 from nfsd3d.visualize.image_grid import Image, grid, write_png
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def write_turntable(
 
 def write_video(path: Path, frames: Iterator[Image]) -> None:
     """Writes an H.264 video atomically, frame by frame; frames must have even sides."""
-    with replacing(path) as temporary, imageio.imopen(temporary, "w", plugin="pyav") as video:
+    content = io.BytesIO()  # see `image_grid.write_png`
+    with imageio.imopen(content, "w", plugin="pyav", extension=".mp4") as video:
         video.init_video_stream("libx264", fps=FRAMES_PER_SECOND, pixel_format="yuv420p")
         for frame in frames:
             video.write_frame(frame)
+    write_bytes(path, content.getvalue())

@@ -112,7 +112,7 @@ def start_twice(case: SweepCase) -> str:
 
 
 def fill_disk(case: SweepCase) -> str:
-    """The file system is full for some seconds; jobs may fail meanwhile."""
+    """The file system is full for a second, some seconds, or a minute; jobs may fail meanwhile."""
     process = case.start()
     moment = case.wait(process)
     filler = case.folder.parent / "filler"
@@ -121,10 +121,11 @@ def fill_disk(case: SweepCase) -> str:
             with suppress(OSError):
                 while True:
                     stream.write(bytes(size))
-    time.sleep(case.rng.uniform(1, 5))
+    seconds = case.rng.choice((1, 5, 60))
+    time.sleep(seconds)
     filler.unlink()
     case.expect(process, {0, 1}, "[Nn]o space left")
-    return moment
+    return f"{moment}, full for {seconds} s"
 
 
 def finish(case: SweepCase) -> tuple[int, int]:
