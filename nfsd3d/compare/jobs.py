@@ -95,7 +95,6 @@ def plan_jobs(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: bo
                 if job.kind == "oracle_fit" and seed != suite.seeds[0]:
                     continue
                 config = job.config.replace(prompt=prompt, seed=seed)
-                check_run(config, engine)
                 preflight.check(config, elsewhere=engine.elsewhere)
                 jobs.append(replace(job, prompt=prompt, seed=seed, config=config))
     return jobs
@@ -109,6 +108,7 @@ def _templates(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: b
     for row, settings in suite.rows.items():
         config = compose(suite.config, [f"prompt={suite.prompts[0]}", *overrides_of(settings)], engine.machine)
         config = _changed(config, _QUIET)
+        check_run(config, engine)
         run = PlannedJob(
             tier=tier,
             row=row,

@@ -82,11 +82,11 @@ def test_the_baseline_prunes_invisible_samples_and_decodes_every_encoding(config
     parts = build_parts(config, random_prior(narrow, image_size=64))
     rays, nerf = bench_prior_rays(config), parts.generator
     nerf.update(0, torch.Generator())
-    every = nerf.sample(rays, None)
+    every = nerf.sample(rays)
     baseline = as_baseline(parts, torch.float32)
     decoded, decode = [], parts.prior.__class__.decode
     monkeypatch.setattr(parts.prior.__class__, "decode", lambda self, z: decoded.append(1) or decode(self, z))
-    kept = baseline.generator.sample(rays, None)
+    kept = baseline.generator.sample(rays)
     assert 0 < len(kept.ray_indices) < len(every.ray_indices)
     density = nerf.field.density(kept.positions(rays))
     assert nerf.occupancy.density.mean() > nerf.occupancy.density_threshold, "not foggy, where more would be kept"

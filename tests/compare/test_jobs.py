@@ -132,6 +132,12 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_the_next(tmp_path):
     assert records.read(path) == ([record, other], 1)
 
 
+def test_jobs_on_gpus_that_their_engine_does_not_give_are_refused(tier):
+    rows = {"NFSD": {"machine": "cuda", "prior": "sd21", "train.steps": 4}}
+    with pytest.raises(InputError, match="gpus=0: ray would give no GPU to jobs with machine=cuda"):
+        planned(tier(rows=rows), engine="ray")
+
+
 @pytest.mark.engines
 def test_a_comparison_on_two_workers_and_again(tier, tmp_path, capsys, request):
     """Two methods, one prompt, the shipped prior."""

@@ -1,10 +1,11 @@
-"""Jobs of this machine get GPUs of their own, out of those that their controller may use."""
+"""Jobs of this machine get GPUs of their own, out of those of their controller, and the threads they ask for."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from job_commands import record_gpus
+from job_commands import record_gpus, record_threads
 
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import cores
@@ -54,9 +55,22 @@ def test_each_worker_has_a_gpu_of_its_own_that_its_controller_may_use(gpus, seen
 
 
 @pytest.mark.parametrize("engine", HERE)
-def test_a_worker_alone_may_have_all_of_them_or_none(gpus, seen, engine):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_torch_and_numba_have_the_threads_of_the_job(tmp_path, monkeypatch, engine, threads):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=":")
+    if (package := ENGINES[engine][1]) is not None and find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    write(new_manifest(tmp_path, "sweep", [], ["job"], [(f"{n}", [], {"job": f"{n}"}) for n in range(2)]))
+    assert run(read(tmp_path), EngineSettings(engine=engine, threads=threads), record_threads) == {"done": 2}
+    for number in range(2):  # the second one may find torch imported
+        found = json.loads((tmp_path / f"{number}" / "threads.json").read_text())
+        assert found == [threads, threads, "workqueue", [2.0 * index for index in range(8)]]
+
+
+@pytest.mark.parametrize("engine", HERE[:2])
+def test_a_worker_alone_may_have_all_of_them(gpus, seen, engine):
     gpus("GPU-a", "GPU-b")
-    assert set(seen(engine, gpus=2)) == {"GPU-a,GPU-b"}
+    assert set(seen(engine)) == {"GPU-a,GPU-b"}
 
 
 @pytest.mark.parametrize("engine", HERE)

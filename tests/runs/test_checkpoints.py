@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -412,6 +413,23 @@ def test_before_the_first_step_optimisers_have_no_moments(tmp_path):
     late = checkpoints.save(tmp_path, 1, *parts(), record=RECORD, keep=1)
     with pytest.raises(InputError, match="optimiser's state does not fit"):
         checkpoints.load(read(late), *parts())
+
+
+def test_weights_that_safetensors_cannot_read_are_told_with_its_reason(tmp_path):
+    path, _ = save(tmp_path)
+    header = json.loads(path.read_text())
+    path.with_suffix(".safetensors").write_bytes(content := b"no tensors")
+    header |= {"format": checkpoint_file.FORMAT_1, "sha256": hashlib.sha256(content).hexdigest()}
+    del header["checksum"]
+    path.write_text(json.dumps(header))
+    with pytest.raises(Damaged, match=r"step-000003\.safetensors is damaged \(.*header.*\)"):
+        read(path)
+
+
+def test_tensors_of_version_0_1_are_read_under_current_names(tmp_path):
+    old, value = tmp_path / "step-000001.json", torch.ones(2)
+    checkpoint_file.write(old, {"particle.down.particle.": value, "particle_optimizer.x": value, "generator.w": value})
+    assert set(read(old).tensors) == {"lora.down.particle.", "lora_optimizer.x", "generator.w"}
 
 
 def test_metrics_of_version_0_1_are_read_under_current_names(tmp_path):

@@ -127,7 +127,7 @@ class NeRF(nn.Module):
         """``render`` of many or large views without gradient and jitter; each chunk of rays is marched on its own."""
         bundle, count = self._bundle(cameras, options), options.rays_per_chunk or RAYS_PER_CHUNK
         chunks = [bundle.part(first, first + count) for first in range(0, len(bundle.rays), count)]
-        return _images(_concatenated([self._composite(c, self.sample(c.rays, None), options) for c in chunks]), cameras)
+        return _images(_concatenated([self._composite(c, self.sample(c.rays), options) for c in chunks]), cameras)
 
     @torch.no_grad()
     def density(self, positions: Tensor) -> Tensor:
@@ -178,12 +178,12 @@ class NeRF(nn.Module):
             return move(torch.tensor([PLAIN_BACKGROUND]), self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
-    def sample(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
-        """The samples of ``rays``, at most ``max_samples``; jittered with ``rng`` (on the CPU) if given.
+    def sample(self, rays: Rays) -> RaySamples:
+        """The samples of ``rays``, at most ``max_samples``, without jitter.
 
         With ``prune_alpha``, samples that do not contribute are dropped, which costs one evaluation of all densities.
         """
-        return self._pruned(self._march(rays, rng), rays)
+        return self._pruned(self._march(rays, None), rays)
 
     @torch.no_grad()
     def _march(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:

@@ -57,7 +57,7 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
     cameras = orbit(1, size, distance=ranges.distance[0], fovy_deg=ranges.fovy_deg[1]).to(nerf.device)
     known, rays = [*nerf.parameters(), *nerf.buffers()], cameras.rays()
     with count_bytes([*known, rays.origins, rays.directions]) as counter:
-        samples = nerf.sample(rays, None)
+        samples = nerf.sample(rays)
         packed = counter.live()
         del samples
     nerf.zero_grad()

@@ -198,8 +198,9 @@ def test_backends_render_the_same(rng: torch.Generator) -> None:
             torch.testing.assert_close(views[1][name], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_view_rendered_in_chunks_is_the_whole_view() -> None:
-    nerf = make_nerf(replace(SMALL, normals="analytic"))
+@pytest.mark.parametrize("prune_alpha", [0.0, 0.01])
+def test_a_view_rendered_in_chunks_is_the_whole_view(prune_alpha: float) -> None:
+    nerf = make_nerf(replace(SMALL, normals="analytic", prune_alpha=prune_alpha))
     cameras = orbit(3, 11)
     whole = nerf.render(cameras, options=RenderOptions(shading="lambertian"))
     parts = nerf.render_in_chunks(cameras, RenderOptions(shading="lambertian", rays_per_chunk=50))
