@@ -7,6 +7,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,6 +364,16 @@ def test_schedules_reach_optimiser_and_metrics(configure, console):
     halfway = load_file(run_dir / "checkpoints/step-000003.safetensors")["generator.field.network.0.weight"]
     end = final_tensors(run_dir)["generator.field.network.0.weight"]
     assert torch.equal(start, halfway) and not torch.equal(start, end)
+
+
+@pytest.mark.parametrize(("limit", "after"), [(None, 5.0), (10.0, 5.0), (0.5, 0.5)])
+def test_gradients_are_clipped_to_a_norm_and_their_norm_before_is_told(limit, after):
+    weights = [torch.zeros(1, requires_grad=True), torch.zeros(2, requires_grad=True)]
+    weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
+    plain = SimpleNamespace(optimizer=torch.optim.Adam([{"params": [value]} for value in weights]), lora=None)
+    norm, largest = loop._clip_gradients(plain, limit)
+    assert norm == largest == 5.0
+    assert torch.cat([value.grad for value in weights]).norm() == pytest.approx(after, rel=1e-5)
 
 
 def test_the_report_of_a_run_contains_its_images(configure, console):
