@@ -21,6 +21,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.locate import ALIASES, EMBEDDED
 from nfsd3d.settings.schedules import milestone_at
+from nfsd3d.train.progress_bar import print_line
 
 if TYPE_CHECKING:
     from nfsd3d.bench.kernels import Contender
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
             console.print(tables.step_table(timing))
             record["step"] = asdict(timing)
         else:
-            console.print(f"no embedded model at {EMBEDDED}: a training step is not measured", soft_wrap=True)
+            print_line(console, f"no embedded model at {EMBEDDED}: a training step is not measured")
     write_numbers(options.json, record)
     return 0
 
@@ -110,7 +111,7 @@ def _compare_with_baseline(options: argparse.Namespace) -> int:
     elif options.resolution is not None:
         raise InputError(f"--resolution {options.resolution}: a trained model has its own; add --weights random")
     parts = build_parts(config, prior)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = partial(print_line, console)
     chunks = configured_chunks(config.machine)
     if config.machine.device != "cpu":
         chunks = fit_into_memory(config, parts, chunks, say)

@@ -28,7 +28,7 @@ from nfsd3d.train.memory.retry import run_step
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import write_preview
 from nfsd3d.train.progress import Progress
-from nfsd3d.train.progress_bar import ProgressBar
+from nfsd3d.train.progress_bar import ProgressBar, print_line
 from nfsd3d.train.ranks import RankLost
 from nfsd3d.train.rollback import Checkpointer
 from nfsd3d.train.task import Task
@@ -55,7 +55,7 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
             _run_steps(checkpointer, stop, console)
             return
         except Diverged as error:
-            console.print(checkpointer.roll_back(error), markup=False, highlight=False, soft_wrap=True)
+            print_line(console, checkpointer.roll_back(error))
 
 
 def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None:

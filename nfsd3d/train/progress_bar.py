@@ -12,6 +12,11 @@ from nfsd3d.runs.metrics import Metrics
 SECONDS_BETWEEN_LINES = 15.0
 
 
+def print_line(console: Console, text: str) -> None:
+    """Prints a text on one line as it is: without markup, colours or the console's line breaks."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class ProgressBar:
     """Progress over ``total`` steps of which ``done`` are finished; final, a context manager."""
 
@@ -56,8 +61,8 @@ class ProgressBar:
         return (done - self._first) / elapsed if elapsed else 0.0
 
     def print(self, text: str) -> None:
-        """Prints one line above the bar, without markup or wrapping."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints one line above the bar."""
+        print_line(self._console, text)
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()

@@ -18,6 +18,7 @@ from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.previews import images_of, write_images
+from nfsd3d.train.progress_bar import print_line
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import to_uint8, write_turntable
 from nfsd3d.visualize.report import write_report
@@ -113,7 +114,7 @@ def _export_scene(
 
                 extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
             if extracted.untextured is not None:
-                console.print(f"no texture: {extracted.untextured}", markup=False, highlight=False, soft_wrap=True)
+                print_line(console, f"no texture: {extracted.untextured}")
             written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
             exported.mesh = extracted.facts

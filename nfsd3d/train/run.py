@@ -30,6 +30,7 @@ from nfsd3d.train.interrupts import Interrupted, stop_requests
 from nfsd3d.train.loop import train
 from nfsd3d.train.memory.budget import fit_into_memory
 from nfsd3d.train.progress import Progress
+from nfsd3d.train.progress_bar import print_line
 from nfsd3d.train.ranks import RankLost, Ranks
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
@@ -77,7 +78,7 @@ def follow(config: Config, worker: Worker) -> None:
 
 
 def _train_and_export(config: Config, run_dir: Path, resume: Path | None, console: Console, ranks: Ranks) -> Path:
-    log = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    log = partial(print_line, console)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
