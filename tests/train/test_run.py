@@ -233,10 +233,17 @@ def test_non_finite_gradients_are_dropped_between_logged_steps(configure, consol
     config = configure(**{"train.log_every": 5, "train.checkpoint_every": 100})
     trained = replace(task.ScoreDistillation.of(config, build_parts(config)), lora=SecondNetwork() if second else None)
     elsewhere = config.replace(machine={**vars(config.machine), "device": "cuda"})
+    roll_back, before = loop.Checkpointer.roll_back, []
+
+    def seen(checkpointer, error):
+        networks = [trained.generator.state_dict(), {} if trained.lora is None else trained.lora.state_dict()]
+        before.append(all(value.isfinite().all() for state in networks for value in state.values()))
+        return roll_back(checkpointer, error)
+
+    monkeypatch.setattr(loop.Checkpointer, "roll_back", seen)
     with pytest.raises(Diverged, match=r"gradient norm is (inf|nan) at step 5"):
         loop.train(elsewhere, tmp_path, trained, loop.Progress(), StopRequest(), console)
-    assert largest_parameter(trained.generator) < 10
-    assert trained.lora is None or all(value.isfinite().all() for value in trained.lora.state_dict().values())
+    assert before == [True] and largest_parameter(trained.generator) < 10
     assert checkpoints.newest(tmp_path).steps == 0  # the only sound checkpoint
 
 
@@ -344,7 +351,7 @@ def test_a_terminal_gets_a_bar(configure):
     assert "6/6" in printed and "steps/s" in printed and "opacity" in printed
 
 
-def test_schedules_reach_optimiser_and_metrics(configure, console):
+def test_schedules_reach_optimiser_and_metrics(configure, console, monkeypatch):
     config = configure(
         **OFF,
         **{
@@ -356,8 +363,11 @@ def test_schedules_reach_optimiser_and_metrics(configure, console):
             "train.gradient_clip": 0.5,
         },
     )
+    limits, clip = [], loop._clip_gradients
+    monkeypatch.setattr(loop, "_clip_gradients", lambda task, limit: limits.append(limit) or clip(task, limit))
     run_dir = train_and_export(config, console=console)
     lines = read_metrics(run_dir / "metrics.jsonl")
+    assert limits == [0.5] * 6
     assert [line["resolution"] for line in lines] == [8, 8, 8, 16, 16, 16]
     assert [line["learning_rate_factor"] for line in lines] == [0, 0, 0, 1, 1, 1]
     start = build_generator(config).state_dict()["field.network.0.weight"]
