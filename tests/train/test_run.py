@@ -82,6 +82,7 @@ def test_a_run_writes_all_its_files(configure, console):
     assert {path for path in files if path.startswith("checkpoints/")} == {
         f"checkpoints/step-00000{step}.{suffix}" for step in (4, 6) for suffix in ("json", "safetensors")
     }
+    assert sum(path.startswith("previews/") for path in files) == 2
     assert any(path.startswith("tensorboard/") for path in files)
     assert not any("/." in f"/{path}" for path in files)  # no temporary files
 
@@ -384,6 +385,18 @@ def test_gradients_are_clipped_to_a_norm_and_their_norm_before_is_told(limit, af
     norm, largest = loop._clip_gradients(plain, limit)
     assert norm == largest == 5.0
     assert torch.cat([value.grad for value in weights]).norm() == pytest.approx(after, rel=1e-5)
+
+
+def test_a_retry_slows_both_networks_and_a_schedule_the_generator_alone():
+    def optimizer(rate):
+        return torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=rate)
+
+    both = SimpleNamespace(optimizer=optimizer(0.1), lora=SimpleNamespace(optimizer=optimizer(0.01)))
+    both.optimizer.param_groups[0]["base_lr"] = 0.1
+    for _step in range(2):  # not once more in every step
+        loop._set_learning_rates(both, factor=0.5 * 0.25, slower=0.25)
+        assert both.optimizer.param_groups[0]["lr"] == pytest.approx(0.0125)
+        assert both.lora.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
 
 
 def test_the_report_of_a_run_contains_its_images(configure, console):
