@@ -96,6 +96,51 @@ def test_a_run_without_sound_checkpoint_says_so(tmp_path):
         checkpoints.newest(tmp_path, sound=True)
 
 
+def test_a_state_is_sound_unless_it_is_said_not_to_be(tmp_path):
+    assert read(save(tmp_path)[0]).header["sound"] is True
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_damaged_checkpoint_is_not_kept_as_the_newest_sound_one(tmp_path, kept):
+    first, _ = save(tmp_path, step=1, keep=9)
+    second, _ = save(tmp_path, step=2, keep=9)
+    second.write_text("{")
+    save(tmp_path, step=3, keep=kept, sound=False)
+    there = [step_of(path) for path in checkpoints.list_checkpoints(tmp_path)]
+    assert there == ([1, 3] if kept == 1 else [1, 2, 3]) and read(first).steps == 1
+
+
+@pytest.mark.parametrize(
+    "remove", [lambda folder: checkpoints.remove_later(folder, 0), lambda folder: save(folder, 9, 1)]
+)
+def test_files_that_another_process_removes_meanwhile_are_no_error(tmp_path, monkeypatch, remove):
+    for step in (1, 2, 3):
+        save(tmp_path, step=step, keep=9)
+    unlink = Path.unlink
+
+    def twice(path, missing_ok=False):
+        if path.suffix == ".safetensors" and path.stem.startswith("step-") and path.exists():
+            unlink(path)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", twice)
+    remove(tmp_path)
+    assert [step_of(path) for path in checkpoints.list_checkpoints(tmp_path)] in ([], [9])
+
+
+def test_the_id_of_a_run_without_its_file_is_that_of_the_newest_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    tensors = {"generator.w": torch.ones(2)}
+    checkpoint_file.write(folder / "step-000001.json", tensors, run="a")
+    assert checkpoints._run_of(folder) == "a"
+    checkpoint_file.write(folder / "step-000002.json", tensors, run="b")
+    checkpoint_file.write(folder / "step-000003.json", tensors, run="c")
+    assert checkpoints._run_of(folder) == "c"
+    checkpoint_file.write(folder / "step-000004.json", tensors)
+    assert checkpoints._run_of(folder) is None
+
+
 def test_a_run_that_goes_back_leaves_no_later_checkpoint(tmp_path):
     folder = tmp_path / "checkpoints"
     for step in (2, 4, 6, 3):
