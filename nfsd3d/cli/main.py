@@ -41,11 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     worker = Worker.of_environment()
     try:
         with worker.silent():
-            try:
-                return run_command(list(sys.argv[1:] if argv is None else argv))
-            except Exception:
-                worker.let_first_print()
-                raise
+            return run_command(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         cause = storage_error(error)
         no_files = cause is not None and cause.errno in (errno.EMFILE, errno.ENFILE)  # whatever the message makes of it

@@ -7,7 +7,6 @@ A sweep's directory holds a run directory for each job, ``<n>-<values>``, and th
 import itertools
 import math
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nfsd3d.cli.engine_options import settings_of
 from nfsd3d.cli.launch import announce
+from nfsd3d.cli.prompt_file import prompts_of_file
 from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of
@@ -34,7 +34,6 @@ from nfsd3d.jobs.engines.base import EngineSettings, check_run, engine_settings
 from nfsd3d.jobs.manifest import NAME, Manifest, job_count, job_folder, new_manifest, read, resume_command, write
 from nfsd3d.jobs.perform import Command
 from nfsd3d.runs import directory, preflight
-from nfsd3d.runs.files import read_bytes
 from nfsd3d.runs.lock import live_owner
 from nfsd3d.settings.paths import user_path
 
@@ -273,29 +272,3 @@ def _same(manifest: Manifest, there: Manifest) -> Manifest:
         folder = manifest.folder
         raise InputError(f"run_dir={folder}: holds a sweep of other jobs; choose another, or: {resume_command(folder)}")
     return there
-
-
-def prompts_of_file(argument: str) -> str:
-    """``prompt=@FILE`` with the lines of the file as values; other arguments as they are.
-
-    Raises:
-        InputError: the file cannot be read, or has no line.
-    """
-    key, _, name = argument.partition("=@")
-    if key not in TEXT_KEYS or not name:
-        return argument
-    remedy = "give a text file with a prompt on each line"
-    try:
-        text = read_bytes(user_path(name)).decode("utf-8-sig")  # some editors begin a file with a mark of byte order
-    except OSError as error:
-        raise InputError(f"{argument}: cannot be read ({error.strerror}); {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{argument}: not a text in UTF-8; {remedy}") from error
-    if "\0" in text:
-        raise InputError(f"{argument}: not a text, it has a byte 0; {remedy}")
-    lines = [line.strip() for line in re.split(r"\r\n|\n|\r", text)]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise InputError(f"{argument}: has no prompt; {remedy}")
-    escaped = (prompt.replace("\\", "\\\\").replace('"', '\\"') for prompt in prompts)
-    return f"{key}=" + ",".join(f'"{prompt}"' for prompt in escaped)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
 from nfsd3d.cli.launch import announce
-from nfsd3d.cli.multirun import Sweep, as_given, checked, prompts_of_file, shown
+from nfsd3d.cli.multirun import Sweep, as_given, checked, shown
 from nfsd3d.cli.options import Parser, whole_number
 from nfsd3d.cli.parse_search_space import Space, search_space
+from nfsd3d.cli.prompt_file import prompts_of_file
 from nfsd3d.config.compose import settle
 from nfsd3d.config.experiments import Experiment, find_experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides

@@ -29,8 +29,10 @@ def main() -> int:
     try:
         with stop_requests() as stop:
             if not worker.first:
-                with worker.silent(), stop.at_once():
-                    return _follow(command, worker, Path(folder), int(number), int(threads) or None)
+                with stop.at_once(), worker.silent():
+                    manifest = read(Path(folder))
+                    command(enter(manifest, manifest.jobs[int(number)], int(threads) or None))
+                return 0
             trouble = perform(command, Path(folder), int(number), engine=engine, id=id, threads=int(threads) or None)
     except Interrupted as interruption:
         return interruption.exit_code
@@ -43,16 +45,6 @@ def main() -> int:
     # Without a run, for another process has done the job, the others would wait for one.
     done = worker.shared and recorded_status(manifest, manifest.jobs[int(number)]) == "done"
     return 0 if done else 1
-
-
-def _follow(command: Command, worker: Worker, folder: Path, number: int, threads: int | None) -> int:
-    manifest = read(folder)
-    try:
-        command(enter(manifest, manifest.jobs[number], threads))
-    except Exception:
-        worker.let_first_print()
-        raise
-    return 0
 
 
 if __name__ == "__main__":

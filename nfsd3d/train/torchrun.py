@@ -118,7 +118,11 @@ class Worker:
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
-        """Within the block only the first process prints; with ``NFSD3D_DEBUG=1`` all do."""
+        """Within the block only the first process prints; with ``NFSD3D_DEBUG=1`` all do.
+
+        An error of another one is raised after :data:`PRECEDENCE` seconds: most are found by all of them, and when the
+        first one has printed it, torchrun ends the others.
+        """
         if self.first or os.environ.get("NFSD3D_DEBUG") == "1":
             yield
             return
@@ -127,15 +131,11 @@ class Worker:
             contextlib.redirect_stdout(nowhere),
             contextlib.redirect_stderr(nowhere),
         ):
-            yield
-
-    def let_first_print(self) -> None:
-        """Waits, in another process than the first, before an error is printed.
-
-        Most errors are found by all of them. When the first one has printed it, torchrun ends the others.
-        """
-        if not self.first:
-            time.sleep(PRECEDENCE)
+            try:
+                yield
+            except Exception:
+                time.sleep(PRECEDENCE)
+                raise
 
     @cached_property
     def store(self) -> TCPStore:
