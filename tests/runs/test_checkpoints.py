@@ -97,7 +97,14 @@ def test_a_run_without_sound_checkpoint_says_so(tmp_path):
 
 
 def test_a_state_is_sound_unless_it_is_said_not_to_be(tmp_path):
-    assert read(save(tmp_path)[0]).header["sound"] is True
+    path, _ = save(tmp_path)
+    assert read(path).header["sound"] is True
+    header = json.loads(path.read_text()) | {"format": checkpoint_file.FORMAT_1}
+    del header["sound"], header["checksum"]  # version 0.1 had neither
+    path.write_text(json.dumps(header))
+    assert read(path).header["sound"] is True
+    checkpoint_file.write(tmp_path / "step-000009.json", {"generator.w": torch.ones(1)})
+    assert read(tmp_path / "step-000009.json").header["sound"] is True
 
 
 @pytest.mark.parametrize("kept", [1, 2])
@@ -498,6 +505,33 @@ def test_the_checkpoint_of_a_step_is_that_one_and_a_missing_one_names_the_others
     (folder / "step-000005.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"step-000005.*; there are: 3, 7$"):
         checkpoints.at_step(tmp_path, 5)
+
+
+def test_a_source_is_a_state_before_the_first_step(tmp_path):
+    path = tmp_path / "source.json"
+    checkpoint_file.write(path, {"generator.w": torch.ones(1)})
+    assert read(path).steps == 0
+    header = json.loads(path.read_text()) | {"format": checkpoint_file.FORMAT_1, "record": {}}
+    del header["checksum"]
+    path.write_text(json.dumps(header))  # version 0.1 kept no progress with a source
+    assert read(path).record == checkpoint_file.NO_PROGRESS
+
+
+def test_a_json_file_that_lacks_a_value_is_named(tmp_path):
+    path, _ = save(tmp_path)
+    _edit(group_sizes=None, checksum=None, format=checkpoint_file.FORMAT_1)(path)
+    with pytest.raises(Damaged, match=rf"^{re.escape(str(path))} is incomplete$"):
+        read(path)
+    path.write_text('{"format": ')
+    with pytest.raises(Damaged, match=r"is damaged \(Expecting value"):
+        read(path)
+
+
+def test_the_order_of_values_in_the_json_file_means_nothing(tmp_path):
+    path, _ = save(tmp_path)
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(header.items()))))
+    assert read(path).steps == 3
 
 
 def test_a_runs_source_is_read_back_and_a_lost_one_says_what_to_do(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
-from nfsd3d.shapes.training import autoencoder, denoiser, pipeline
+from nfsd3d.shapes.training import autoencoder, denoiser, objectives, pipeline
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle
 from nfsd3d.shapes.training.dataset import load_dataset
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
@@ -73,7 +73,7 @@ def test_training_resumes_where_it_was(trained):
     after = torch.load(folder / "denoiser.pt", weights_only=True)
     assert after["step"] > before["step"] > 0
     assert after["seconds"] >= 6 > before["seconds"]
-    assert denoiser.build_scheduler().config.prediction_type == "epsilon"
+    assert objectives.build_scheduler().config.prediction_type == "epsilon"
 
 
 def test_training_starts_from_a_model_with_another_vocabulary(trained, tmp_path):
@@ -162,11 +162,11 @@ def test_the_encoder_rests_at_the_end_while_the_decoder_learns(trained, tmp_path
 def test_loss_weight_is_min_snr_with_a_floor_and_a_cap():
     alpha_bar = torch.tensor([0.999, 0.5, 0.05, 0.0005])
     snr = alpha_bar / (1 - alpha_bar)
-    plain = denoiser.loss_weight(alpha_bar, gamma=5.0, floor=0.0)
+    plain = objectives.loss_weight(alpha_bar, gamma=5.0, floor=0.0)
     torch.testing.assert_close(plain[:3], snr[:3].clamp(max=5) / snr[:3])
-    raised = denoiser.loss_weight(alpha_bar, gamma=5.0, floor=0.5)
+    raised = objectives.loss_weight(alpha_bar, gamma=5.0, floor=0.5)
     torch.testing.assert_close(raised[1:3], (snr[1:3] + 0.5) / snr[1:3])
-    assert raised[3] == denoiser.LARGEST_WEIGHT
+    assert raised[3] == objectives.LARGEST_WEIGHT
 
 
 def test_harder_images_are_drawn_more_often():

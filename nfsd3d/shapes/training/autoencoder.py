@@ -110,8 +110,10 @@ def train_autoencoder(dataset: ImageDataset, folder: Path, settings: TeacherSett
 
 
 @torch.no_grad()
-def encode_images(model: Any, dataset: ImageDataset, folder: Path, device: torch.device) -> tuple[Tensor, float]:
-    """The latents of all images [N,4,h,w], scaled to unit standard deviation, and the scaling factor.
+def encode_images(
+    model: Any, dataset: ImageDataset, folder: Path, device: torch.device, factor: float | None = None
+) -> tuple[Tensor, float]:
+    """The latents of all images [N,4,h,w], scaled by ``factor`` (None: to unit standard deviation), and the factor.
 
     They are cached in ``folder`` until its autoencoder is trained further.
     """
@@ -130,6 +132,6 @@ def encode_images(model: Any, dataset: ImageDataset, folder: Path, device: torch
             chunks.append(latent.float().cpu())
             progress.advance(task)
     latents = torch.cat(chunks)
-    factor = float(1 / latents.std())
+    factor = float(1 / latents.std()) if factor is None else factor
     save_state(path, {"latents": latents * factor, "factor": factor})
     return latents * factor, factor

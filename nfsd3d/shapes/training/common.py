@@ -24,7 +24,8 @@ class TeacherSettings:
 
     ``size`` in pixels, ``images`` their number, ``*_minutes`` are time budgets of the schedules;
     the encoder is frozen for the last ``vae_decoder_share`` of the autoencoder's; ``snr_gamma`` and
-    ``snr_floor`` weight the timesteps of the UNet's loss (see ``denoiser.loss_weight``).
+    ``snr_floor`` weight the timesteps of the UNet's loss (see ``objectives.loss_weight``). ``objective`` is what the
+    UNet predicts, "epsilon" or "flow", and ``flow_shift`` moves a flow's times of training towards noise.
     """
 
     size: int = 64
@@ -46,6 +47,8 @@ class TeacherSettings:
     ema_decay: float = 0.999
     snr_gamma: float = 5.0
     snr_floor: float = 0.5
+    objective: str = "epsilon"
+    flow_shift: float = 1.5
     sample_minutes: float = 10.0
     checkpoint_minutes: float = 3.0
 

@@ -17,6 +17,7 @@ from nfsd3d.prior.vocabulary import words_of
 from nfsd3d.shapes.training.checkpoints import resume_training, save_training
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle, progress_bar
 from nfsd3d.shapes.training.dataset import ImageDataset
+from nfsd3d.shapes.training.objectives import OBJECTIVES
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, PATTERNS
 from nfsd3d.shapes.world.objects import OBJECTS
@@ -24,7 +25,6 @@ from nfsd3d.shapes.world.objects import OBJECTS
 MAX_TOKENS = 40
 CAPTION_DROPOUT = 0.12
 VIEW_SHARE = 0.7
-LARGEST_WEIGHT = 20.0
 
 
 def vocabulary_words(captions: list[list[str]]) -> dict[str, Any]:
@@ -98,19 +98,10 @@ def build_denoiser(settings: TeacherSettings, tokenizer: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"unet": unet, "text": text})
 
 
-def denoiser_optimizer(model: nn.Module, settings: TeacherSettings) -> torch.optim.Optimizer:
-    """The optimizer of the training of UNet and text encoder."""
-    return torch.optim.AdamW(model.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-
-
-def loss_weight(alpha_bar: Tensor, gamma: float, floor: float) -> Tensor:
-    """[B] weights of the noise's squared error: min(SNR, ``gamma``) + ``floor`` on the error of x0, capped.
-
-    Min-SNR weighting (arXiv 2303.09556) is ``floor`` = 0. It gives the noisiest timesteps almost no weight. They
-    determine object and view, and most steps of distillation use them.
-    """
-    snr = alpha_bar / (1 - alpha_bar)
-    return ((snr.clamp(max=gamma) + floor) / snr).clamp(max=LARGEST_WEIGHT)
+def denoiser_optimizer(model: nn.ModuleDict, settings: TeacherSettings) -> torch.optim.Optimizer:
+    """The optimizer of the UNet's training, and unless the objective is a flow of the text encoder's."""
+    trained = model["unet"] if settings.objective == "flow" else model
+    return torch.optim.AdamW(trained.parameters(), lr=settings.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def caption_difficulty(captions: list[list[str]]) -> np.ndarray:
@@ -143,22 +134,6 @@ def _use_plain_attention(model: nn.ModuleDict) -> None:
     text.set_attn_implementation("eager")
 
 
-def build_scheduler() -> Any:
-    """Stable Diffusion's noise schedule, as a DDIM scheduler."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="epsilon",
-    )
-
-
 def train_denoiser(
     dataset: ImageDataset,
     latents: Tensor,
@@ -169,6 +144,7 @@ def train_denoiser(
 ) -> None:
     """Trains UNet and text encoder on the images' ``latents`` [N,4,h,w] within their budget, resumed from ``folder``.
 
+    A rectified flow's text encoder stays as it is, so that one text encoder serves both models.
     ``publish`` is called with the averaged model and the step every ``sample_minutes`` and at the end.
     """
     from transformers import CLIPTokenizer
@@ -178,9 +154,11 @@ def train_denoiser(
     model = build_denoiser(settings, tokenizer).to(device)
     if device.type == "cpu":
         _use_plain_attention(model)
+    if settings.objective == "flow":
+        model["text"].requires_grad_(False)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = denoiser_optimizer(model, settings)
-    alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
+    objective = OBJECTIVES[settings.objective](settings)
     clock, path = Clock(settings.unet_minutes), folder / "denoiser.pt"
     step = resume_training(path, clock, device, model=model, average=average, optimizer=optimizer)
     random = np.random.default_rng(settings.seed + step)
@@ -203,16 +181,12 @@ def train_denoiser(
                 captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
             ).input_ids.to(device)
             z = latents[chosen].to(device)
-            noise = torch.randn_like(z)
-            t = torch.randint(1000, (len(z),), device=device)
-            alpha_bar = alphas_cumprod[t][:, None, None, None]
-            z_t = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
+            drawn = objective(z, torch.randn_like(z))
             with torch.autocast(device.type, torch.bfloat16):
                 context = model["text"](tokens).last_hidden_state
-                predicted = model["unet"](z_t, t, context).sample
-            weight = loss_weight(alpha_bar.flatten(), settings.snr_gamma, settings.snr_floor)
-            errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-            loss = (weight * errors).mean()
+                predicted = model["unet"](drawn.z_t, drawn.timestep, context).sample
+            errors = F.mse_loss(predicted.float(), drawn.target, reduction="none").mean((1, 2, 3))
+            loss = (drawn.weight * errors).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

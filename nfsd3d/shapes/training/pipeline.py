@@ -2,7 +2,8 @@
 
 Four stages, each resumable: images of the world are rendered to shards; a tokenizer is fitted to their captions; an
 autoencoder is trained on the images; a UNet and its text encoder are trained on the latents. ``export_model``
-writes the result in the diffusers layout, in half precision.
+writes the result in the diffusers layout, in half precision. A rectified flow has only the last stage: its UNet is
+trained on from an exported model, whose other parts stay as they are.
 """
 
 import copy
@@ -16,25 +17,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nfsd3d.errors import InputError
 from nfsd3d.shapes.training.autoencoder import autoencoder_optimizer, encode_images, train_autoencoder
 from nfsd3d.shapes.training.checkpoints import save_training
 from nfsd3d.shapes.training.common import Clock, TeacherSettings
 from nfsd3d.shapes.training.dataset import load_dataset, render_dataset
 from nfsd3d.shapes.training.denoiser import (
     build_denoiser,
-    build_scheduler,
     denoiser_optimizer,
     fit_tokenizer,
     train_denoiser,
     vocabulary_words,
 )
+from nfsd3d.shapes.training.objectives import build_scheduler
 from nfsd3d.shapes.world.grammar import held_out
 from nfsd3d.visualize.image_grid import grid, in_rows, write_png
 from nfsd3d.visualize.images import to_uint8
 
 
 def export_model(
-    folder: Path, autoencoder: Any, factor: float, denoiser: nn.ModuleDict, tokenizer: Path, words: dict[str, Any]
+    folder: Path,
+    autoencoder: Any,
+    factor: float,
+    denoiser: nn.ModuleDict,
+    tokenizer: Path,
+    words: dict[str, Any],
+    objective: str = "epsilon",
 ) -> None:
     """Writes the model in the diffusers layout, in half precision, with ``vocabulary.json``."""
     from diffusers import StableDiffusionPipeline
@@ -47,7 +55,7 @@ def export_model(
         text_encoder=copy.deepcopy(denoiser["text"]).cpu().half(),
         tokenizer=CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
         unet=copy.deepcopy(denoiser["unet"]).cpu().half(),
-        scheduler=build_scheduler(),
+        scheduler=build_scheduler(objective),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -118,23 +126,46 @@ def begin_from(model: Path, folder: Path, settings: TeacherSettings) -> None:
 def train(folder: Path, settings: TeacherSettings, device: torch.device, start: Path | None = None) -> Path:
     """Trains the whole prior in ``folder``, or resumes there; returns the exported model's folder.
 
-    ``start`` is the folder of an exported model with the initial weights; default: random ones.
+    ``start`` is the folder of an exported model with the initial weights; default: random ones. A rectified flow needs
+    it, and keeps its tokenizer, text encoder and autoencoder.
+
+    Raises:
+        InputError: ``folder`` holds a training with another objective.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+    _write_settings(folder / "settings.json", settings)
+    flow = settings.objective == "flow"
     render_dataset(folder / "pictures", settings)
     dataset = load_dataset(folder / "pictures", settings)
     if not (folder / "tokenizer").exists():
-        fit_tokenizer(dataset.captions, folder / "tokenizer")
+        if flow and start is not None:
+            shutil.copytree(start / "tokenizer", folder / "tokenizer")
+        else:
+            fit_tokenizer(dataset.captions, folder / "tokenizer")
     if start is not None:
         begin_from(start, folder, settings)
     autoencoder = train_autoencoder(dataset, folder, settings, device)
-    latents, factor = encode_images(autoencoder, dataset, folder, device)
+    factor = None
+    if flow and start is not None:
+        factor = json.loads((start / "vae" / "config.json").read_text(encoding="utf-8"))["scaling_factor"]
+    latents, factor = encode_images(autoencoder, dataset, folder, device, factor)
     words = vocabulary_words(dataset.captions)
 
     def publish(denoiser: nn.ModuleDict, step: int) -> None:
-        export_model(folder / "model", autoencoder, factor, denoiser, folder / "tokenizer", words)
-        write_sample_grid(folder / "model", folder / f"samples-{step:06d}.png", device)
+        model = folder / "model"
+        export_model(model, autoencoder, factor, denoiser, folder / "tokenizer", words, settings.objective)
+        write_sample_grid(model, folder / f"samples-{step:06d}.png", device)
 
     train_denoiser(dataset, latents, folder, settings, device, publish)
     return folder / "model"
+
+
+def _write_settings(path: Path, settings: TeacherSettings) -> None:
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8")).get("objective", "epsilon")
+        if before != settings.objective:
+            raise InputError(
+                f"--objective {settings.objective}: {path.parent} holds a training with the objective {before}; name "
+                "another folder with --out"
+            )
+    path.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
