@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nfsd3d.context import Context
 from nfsd3d.prior.schedule import NoiseSchedule
 
 
@@ -64,13 +65,13 @@ class AnalyticPrior:
         """The device of the means."""
         return self._means.device
 
-    def embed(self, prompts: list[str]) -> Tensor:
-        """[N,1,K] the weights of each prompt's mixture.
+    def embed(self, prompts: list[str]) -> Context:
+        """[N] with embeddings [N,1,K], the weights of each prompt's mixture.
 
         Raises:
             KeyError: a prompt that was not given weights.
         """
-        return torch.stack([self._prompts[prompt] for prompt in prompts])[:, None, :]
+        return Context.of(torch.stack([self._prompts[prompt] for prompt in prompts])[:, None, :])
 
     def free_text_encoder(self) -> None:
         """Does nothing: there is no text encoder."""
@@ -89,7 +90,7 @@ class AnalyticPrior:
         return (z / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
         """[N,3,n,n] the expected noise E[eps | z_t], which is -sigma times the score of p_t; exact.
 
         Component k of p_t is a Gaussian around alpha mu_k of variance alpha² s_k² + sigma².
@@ -99,5 +100,7 @@ class AnalyticPrior:
         offset = z_t[:, None] - alpha[:, None] * self._means[None]  # [N,K,3,n,n]
         dimension = offset[0, 0].numel()
         log_density = -offset.square().sum((2, 3, 4)) / (2 * variance) - dimension / 2 * variance.log()
-        posterior = (log_density + context[:, 0].log()).softmax(dim=1)  # [N,K] of the component, given z_t
+        posterior = (log_density + context.tensors["embeddings"][:, 0].log()).softmax(
+            dim=1
+        )  # [N,K] of the component, given z_t
         return sigma * torch.einsum("nk,nkchw->nchw", posterior / variance, offset)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import nfsd3d
 from nfsd3d.config.compose import compose
+from nfsd3d.context import Context
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
@@ -193,7 +194,8 @@ def test_the_compiled_networks_agree_with_the_eager_ones():
     prior = random_prior("sd21", "cuda", torch.bfloat16)
     rng = torch.Generator("cuda").manual_seed(0)
     z = torch.randn(3, *prior.latent_shape, device="cuda", generator=rng)
-    t, context = torch.tensor([30, 300, 900]), torch.randn(3, *prior.context_shape, device="cuda", generator=rng)
+    t, shape = torch.tensor([30, 300, 900]), prior.blank_context(3).tensors["embeddings"].shape
+    context = Context.of(torch.randn(shape, device="cuda", generator=rng))
     pixels = torch.rand(1, 3, 512, 512, device="cuda", generator=rng)
 
     def results():

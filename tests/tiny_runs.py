@@ -17,7 +17,7 @@ from nfsd3d.jobs import controller
 from nfsd3d.jobs.engines.base import Ended
 from nfsd3d.jobs.perform import Command, perform
 from nfsd3d.prior.architectures import ARCHITECTURES, Architecture
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving
 from nfsd3d.runs import checkpoints
 from nfsd3d.settings.prompt_texts import FINE_VIEW_WORDS, VIEW_WORDS
 
@@ -58,7 +58,7 @@ class TinyPrior(AnalyticPrior):
         for view in (*VIEW_WORDS, *FINE_VIEW_WORDS):
             prompts |= dict.fromkeys((f"a red cube, {view}", f"a red cube, sharp, {view}"), bright)
             prompts |= dict.fromkeys((f"a blue cube, {view}", f"a red cube, blurry, {view}"), dark)
-        super().__init__(means, torch.tensor([0.2, 0.2]), prompts, NoiseSchedule(torch.linspace(0.999, 0.01, 100)))
+        super().__init__(means, torch.tensor([0.2, 0.2]), prompts, VariancePreserving(torch.linspace(0.999, 0.01, 100)))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from nfsd3d.evaluate.score_images import image_tensor
 from nfsd3d.evaluate.score_scene import VIEWS, score_run
 from nfsd3d.jobs.state import RECORD, SUMMARY
 from nfsd3d.prior.base import CountedPrior
-from nfsd3d.prior.schedule import ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.runs import checkpoints, directory
 from nfsd3d.runs.files import write_json
 from nfsd3d.runs.summary import read_summary

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nfsd3d.context import Context
 from nfsd3d.evaluate.statistics import size
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.lora import LoraNetwork
@@ -53,7 +54,7 @@ class Observation:
     @property
     def step(self) -> Tensor:
         """[T,1,1,1,1,1] σ/α, the length of a step against a direction."""
-        alpha_bar = self.schedule.alpha_bar(torch.tensor(self.timesteps)).cpu()
+        alpha_bar = self.schedule.alpha_bar(self.schedule.time(torch.tensor(self.timesteps))).cpu()
         return ((1 - alpha_bar) / alpha_bar).sqrt().to(self.z.dtype)[:, None, None, None, None, None]
 
 
@@ -86,8 +87,8 @@ class PairObservation:
         return (size(apart - self.distorted.step * direction) / size(apart)).mean(1)
 
 
-Predict = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
-"""(z_t, timesteps, text embeddings, which of the N latents) -> predicted noise."""
+Predict = Callable[[Tensor, Tensor, Context, slice], Tensor]
+"""(z_t, times, condition, which of the N latents) -> predicted noise."""
 
 
 @torch.no_grad()
@@ -96,26 +97,27 @@ def observe(
     z: Tensor,
     noise: Tensor,
     timesteps: Sequence[int],
-    contexts: Mapping[str, Tensor],
+    contexts: Mapping[str, Context],
     *,
     predict: Predict | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Observation:
     """The predictions for latents ``z`` [N,C,h,w] with noise [K,N,C,h,w] at each timestep, one call a batch.
 
-    ``contexts`` are text embeddings by name, [N,L,D] or [1,L,D]. ``predict`` replaces the prior's denoiser.
+    ``contexts`` are conditions by name, [N] or [1]. ``predict`` replaces the prior's denoiser.
     ``advance`` is called after each timestep. Results are on the CPU.
     """
     predict = predict or (lambda z_t, t, context, entries: prior.predict_eps(z_t, t, context))
     z, noise = z.to(prior.device), noise.to(prior.device)
     count = len(z)
-    given = {name: context.to(prior.device).expand(count, -1, -1) for name, context in contexts.items()}
+    given = {name: context.to(prior.device).expand(count) for name, context in contexts.items()}
     batch_size = max(1, LATENT_PIXELS_PER_CALL // z[0, 0].numel())
     eps = {name: torch.empty(len(timesteps), *noise.shape, dtype=z.dtype) for name in contexts}
     for i, t in enumerate(timesteps):
         for k, draw in enumerate(noise):
             for entries in _slices(count, batch_size):
-                steps = torch.full((entries.stop - entries.start,), t, device=prior.device)
+                step = torch.full((entries.stop - entries.start,), t, device=prior.device)
+                steps = prior.schedule.time(step)
                 z_t = prior.schedule.add_noise(z[entries], draw[entries], steps)
                 for name, context in given.items():
                     eps[name][i, k, entries] = predict(z_t, steps, context[entries], entries).cpu()
@@ -127,7 +129,7 @@ def lora_stages(
     prior: Prior,
     lora: LoraNetwork,
     seen: Observation,
-    context: Tensor,
+    context: Context,
     cameras: Cameras,
     stages: Sequence[int],
     rng: torch.Generator,
@@ -137,13 +139,13 @@ def lora_stages(
 ) -> dict[int, Tensor]:
     """The LoRA network's predictions for ``seen``'s noised latents after each number of training steps in ``stages``.
 
-    It is trained on the latents themselves, ``batch`` at a time, given ``context`` [N,L,D] and ``cameras`` [N].
+    It is trained on the latents themselves, ``batch`` at a time, given ``context`` [N] and ``cameras`` [N].
     ``advance`` is called after every training step and every timestep observed.
     """
     z, cameras = seen.z.to(prior.device), cameras.to(prior.device)
     stride = max(1, len(z) // batch)
 
-    def predict(z_t: Tensor, t: Tensor, context: Tensor, entries: slice) -> Tensor:
+    def predict(z_t: Tensor, t: Tensor, context: Context, entries: slice) -> Tensor:
         return lora.at(cameras[entries]).predict_eps(z_t, t, context)
 
     predictions, done = {}, 0

@@ -11,6 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from nfsd3d.context import Context
 from nfsd3d.decompose.figures import (
     Figure,
     classifier_gains,
@@ -220,7 +221,7 @@ class Study:
         mask = on_latents(pairs.masks, *self.prior.latent_shape[1:])
         return PairObservation(clean, distorted, mask, shared)
 
-    def _observe(self, name: str, images: Tensor, contexts: dict[str, Tensor], noises: int = 0) -> Observation:
+    def _observe(self, name: str, images: Tensor, contexts: dict[str, Context], noises: int = 0) -> Observation:
         count, steps = noises or self.noises, self.timesteps
         with torch.no_grad():
             z = torch.cat([self.prior.encode(part.to(self.prior.device)) for part in images.split(8)])
@@ -239,11 +240,11 @@ class Study:
         return torch.Generator().manual_seed(1000 * self.seed + stream)
 
     @cached_property
-    def _empty(self) -> Tensor:
+    def _empty(self) -> Context:
         return self.prior.embed([""])
 
     @cached_property
-    def _random_captions(self) -> Tensor:
+    def _random_captions(self) -> Context:
         if not self.subjects.compositions:
             return self.prior.embed([UNRELATED_CAPTION])
         rng = self._rng(5)

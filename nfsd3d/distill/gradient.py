@@ -13,6 +13,7 @@ from nfsd3d.device import move
 from nfsd3d.distill.types import PREDICTIONS, Denoiser, Predictions
 
 if TYPE_CHECKING:
+    from nfsd3d.context import Context
     from nfsd3d.distill.methods import Method
 
 
@@ -58,11 +59,11 @@ def predict_noise(
     denoiser: Denoiser,
     z_t: Tensor,
     t: Tensor,
-    contexts: Mapping[str, Tensor],
+    contexts: Mapping[str, Context],
     method: Method,
     *,
     noise: Tensor,
-    threshold: int,
+    threshold: float,
     source: Tensor | None = None,
     lora: Denoiser | None = None,
     view_weights: Tensor | None = None,
@@ -72,12 +73,12 @@ def predict_noise(
     Args:
         denoiser: the prior.
         z_t: [B,C,h,w] noised latents.
-        t: [B] int64 timesteps, best on the CPU: they decide which batch entries are needed, and reading them from
-            another device is a host-device synchronisation.
-        contexts: text embeddings [B,L,D] by the name of the prompt.
+        t: [B] times, best on the CPU: they decide which batch entries are needed, and reading them from another device
+            is a host-device synchronisation.
+        contexts: the prompts' conditions [B] by the name of the prompt.
         method: lists the predictions, and where each is active.
         noise: [B,C,h,w] the noise in ``z_t``.
-        threshold: NFSD's timestep, see :func:`threshold_step`.
+        threshold: NFSD's timestep, see :func:`threshold_step`, as a time.
         source: [B,C,h,w] the source's latents with the same noise at the same ``t``, for predictions ``source_...``.
         lora: VSD's LoRA network, for the prediction ``lora``.
         view_weights: [2,B] Perp-Neg's weights, on the CPU: each condition direction is replaced by :func:`perp_neg`
@@ -115,10 +116,10 @@ def predict_noise(
 
 @dataclass(frozen=True)
 class _Input:
-    """Input of one prediction: batch entries ``indices`` [n] of latents [B,C,h,w] given embeddings [B,L,D]."""
+    """Input of one prediction: batch entries ``indices`` [n] of latents [B,C,h,w] given the condition [B]."""
 
     latents: Tensor | None
-    context: Tensor
+    context: Context
     indices: Tensor
 
 
@@ -136,7 +137,7 @@ def _predict(network: Denoiser | None, inputs: Mapping[str, _Input], t: Tensor) 
     eps = network.predict_eps(
         torch.cat([latents[at] for _, latents, at, _ in parts]),
         torch.cat([t[at] for _, _, at, _ in parts]),
-        torch.cat([context for *_, context in parts]),
+        parts[0][-1].joined([context for *_, context in parts[1:]]),
     )
     split = eps.split([len(at) for _, _, at, _ in parts])
     return {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nfsd3d.context import Context
     from nfsd3d.distill.types import DiffusionModel
     from nfsd3d.settings.schedules import Schedule
 
@@ -65,17 +66,17 @@ def dds(p: Predictions, s: float) -> Tensor:
     return guided(p.uncond, p.cond, s) - guided(p.source_uncond, p.source_cond, s)
 
 
-Activity = Callable[["Tensor", int], "Tensor"]
-"""(timesteps [B], threshold) -> bool [B]: the batch entries that need a prediction."""
+Activity = Callable[["Tensor", float], "Tensor"]
+"""(times [B], threshold) -> bool [B]: the batch entries that need a prediction."""
 
 
-def always(t: Tensor, threshold: int) -> Tensor:
-    """Active at every timestep."""
+def always(t: Tensor, threshold: float) -> Tensor:
+    """Active at every time."""
     return t == t  # not torch.ones_like, which would import torch
 
 
-def from_threshold(t: Tensor, threshold: int) -> Tensor:
-    """Active at timesteps from the threshold on."""
+def from_threshold(t: Tensor, threshold: float) -> Tensor:
+    """Active at times from the threshold on."""
     return t >= threshold
 
 
@@ -90,7 +91,7 @@ class RandomNoise:
         return t.new_zeros(t.shape)
 
     def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """(z_t, ε)."""
         import torch
@@ -134,7 +135,7 @@ class Method:
         if unknown:
             raise ValueError(f"a method's prediction {unknown[0]!r}: there is none; choose {', '.join(PREDICTIONS)}")
 
-    def entries(self, prediction: str, t: Tensor, threshold: int) -> Tensor:
+    def entries(self, prediction: str, t: Tensor, threshold: float) -> Tensor:
         """Indices (int64) of the batch entries that need ``prediction``, on the device of ``t``."""
         return self.active.get(prediction, always)(t, threshold).nonzero().squeeze(1)
 

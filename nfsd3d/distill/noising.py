@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nfsd3d.context import Context
     from nfsd3d.distill.types import DiffusionModel, ForwardProcess
 
 
@@ -40,7 +41,7 @@ class IntervalNoise:
         return -(-s // _steps(self.stride, training_steps)) + 1
 
     def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """(z_t, ε_∅(z_s, s)); nothing is drawn from ``rng``."""
         import torch
@@ -48,14 +49,15 @@ class IntervalNoise:
         def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
             return model.predict_eps(z_t, t, contexts["uncond"][entries])
 
-        schedule, steps = model.schedule, t.cpu()
+        schedule = model.schedule
+        steps = schedule.timestep(t.cpu())
         s = (steps - _steps(self.interval, schedule.training_steps)).clamp(min=0)
         stride = _steps(self.stride, schedule.training_steps)
         times = [s.clamp(max=index * stride) for index in range(-(-int(s.max()) // stride) + 1)]
         with torch.no_grad():
             z_s = ddim_invert(schedule, z, times, predict)
-            eps = predict(z_s, s, torch.arange(len(z), device=z.device))
-            return schedule.ddim_step(z_s, eps, s, steps), eps
+            eps = predict(z_s, schedule.time(s), torch.arange(len(z), device=z.device))
+            return schedule.ddim_step(z_s, eps, schedule.time(s), schedule.time(steps)), eps
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class InversionNoise:
         return 2 * -(-t.clamp(min=1) // _steps(1 / self.grid, training_steps))
 
     def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """(z_t, κ)."""
         import torch
@@ -90,18 +92,19 @@ class InversionNoise:
         from nfsd3d.shared_batch import draw
 
         def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
-            both = torch.cat([contexts["uncond"][entries], contexts["cond"][entries]])
+            both = contexts["uncond"][entries].joined([contexts["cond"][entries]])
             uncond, cond = model.predict_eps(z_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             return guided(uncond, cond, self.guidance_scale)
 
-        schedule, steps = model.schedule, t.cpu()
+        schedule = model.schedule
+        steps = schedule.timestep(t.cpu())
         stride = _steps(1 / self.grid, schedule.training_steps)
         end = (steps + draw(partial(torch.randint, 0, stride), steps.shape, rng)).clamp(1, schedule.training_steps - 1)
         last = -(-int(steps.max().clamp(min=1)) // stride)
         times = [torch.where(steps.clamp(min=1) > index * stride, index * stride, end) for index in range(last + 1)]
         with torch.no_grad():
             inverted = ddim_invert(schedule, z, times, predict, eta=self.eta, rng=rng)
-            kappa = schedule.eps_from_x0(inverted, z, end)
+            kappa = schedule.eps_from_x0(inverted, z, schedule.time(end))
             return schedule.add_noise(z, kappa, t), kappa
 
 
@@ -118,9 +121,9 @@ def ddim_invert(
 
     Args:
         schedule: the model's forward process.
-        z: [N,C,h,w] the latents at the first of ``times``.
+        z: [N,C,h,w] the latents at the first of ``times``, at the scale of clean ones.
         times: timesteps [N] on the CPU, which never decrease. A latent whose timestep stays costs nothing.
-        predict: (some latents, their timesteps, their indices in ``z``) -> the noise predicted there.
+        predict: (some latents, their times, their indices in ``z``) -> the noise predicted there.
         eta: each step adds noise of this many times DDPM's standard deviation (2010.02502, eq. 16).
         rng: source of that noise, a generator on the CPU.
     """
@@ -129,17 +132,18 @@ def ddim_invert(
     from nfsd3d.device import move
     from nfsd3d.shared_batch import draw
 
-    for t, t_next in itertools.pairwise(times):
-        moving = (t < t_next).nonzero().squeeze(1)
+    z = schedule.rescaled(z, schedule.time(times[0]))
+    for before, after in itertools.pairwise(times):
+        moving = (before < after).nonzero().squeeze(1)
         if len(moving) == 0:
             continue
-        at, t, t_next = move(moving, z.device), t[moving], t_next[moving]
+        at, t, t_next = move(moving, z.device), schedule.time(before[moving]), schedule.time(after[moving])
         moved = schedule.ddim_step(z[at], predict(z[at], t, at), t, t_next)
         if eta:
-            (_, sigma), (_, sigma_next) = schedule.alpha_sigma(t, z), schedule.alpha_sigma(t_next, z)
+            (_, sigma), (_, sigma_next) = schedule.unit_alpha_sigma(t, z), schedule.unit_alpha_sigma(t_next, z)
             signal = schedule.alpha_bar(t_next) / schedule.alpha_bar(t)
             signal = move(signal, z.device).to(z.dtype)[:, None, None, None]
-            jump = move(draw(torch.randn, z.shape, rng)[moving], z.device).to(z.dtype)
+            jump = schedule.rescaled(move(draw(torch.randn, z.shape, rng)[moving], z.device).to(z.dtype), t_next)
             moved = moved + eta * sigma / sigma_next * (1 - signal).sqrt() * jump
         z = z.index_copy(0, at, moved)
     return z

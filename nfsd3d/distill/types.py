@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nfsd3d.context import Context
+
 
 class Denoiser(Protocol):
     """A network that predicts noise."""
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted noise at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """[N,C,h,w] predicted noise at times ``t`` [N] given ``context`` [N]; no gradient."""
         ...
 
 
@@ -30,12 +32,24 @@ class ForwardProcess(Protocol):
         """Number of timesteps."""
         ...
 
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """[N] ᾱ at ``t``."""
+    def time(self, timestep: Tensor) -> Tensor:
+        """[N] the times of timesteps [N] (int64)."""
         ...
 
-    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of signal and noise, each [N,1,1,1]."""
+    def timestep(self, t: Tensor) -> Tensor:
+        """[N] int64 the timesteps nearest to times [N]."""
+        ...
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """[N] SNR / (1 + SNR) at ``t``."""
+        ...
+
+    def unit_alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of signal and noise, each [N,1,1,1], divided by √(alpha² + sigma²)."""
+        ...
+
+    def rescaled(self, z: Tensor, t: Tensor) -> Tensor:
+        """``z`` [N,C,h,w] times √(alpha² + sigma²)."""
         ...
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -73,11 +87,11 @@ class Noising(Protocol):
         ...
 
     def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Tensor], rng: torch.Generator
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """(z_t, noise) of latents ``z``, both [B,C,h,w] without gradient.
 
-        ``t`` [B] are timesteps, ``contexts`` text embeddings [B,L,D] by the name of the prompt; ``rng`` is on the CPU.
+        ``t`` [B] are times, ``contexts`` the conditions [B] by the name of the prompt; ``rng`` is on the CPU.
         """
         ...
 
@@ -89,8 +103,8 @@ class Predictions:
     ``noise`` is the added noise, or the tensor that a method's noising returns for it. ``cond``, ``uncond`` and ``neg``
     are predicted given the prompt, the empty prompt and the negative prompt; ``source_cond`` and ``source_uncond`` from
     the noised source given its own prompt and the empty one; ``lora`` by VSD's LoRA network. A prediction is 0 in batch
-    entries where the method is not active, and NaN if the method does not list it. ``t`` [B] are the timesteps,
-    ``threshold`` the timestep from which NFSD uses the negative prompt.
+    entries where the method is not active, and NaN if the method does not list it. ``t`` [B] are the times,
+    ``threshold`` the time from which NFSD uses the negative prompt.
     """
 
     noise: Tensor
@@ -101,7 +115,7 @@ class Predictions:
     source_uncond: Tensor
     lora: Tensor
     t: Tensor
-    threshold: int
+    threshold: float
 
 
 PREDICTIONS = tuple(field.name for field in fields(Predictions) if field.name not in ("noise", "t", "threshold"))

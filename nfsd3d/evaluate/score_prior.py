@@ -9,7 +9,7 @@ from torch import Tensor
 from nfsd3d.evaluate.classifier.alignment import align
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.prior.base import Prior
-from nfsd3d.prior.schedule import ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.shapes.world.grammar import VIEWS, Composition, held_out
 from nfsd3d.shapes.world.objects import OBJECTS
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving, stable_diffusion_alphas
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, placed
 
 
@@ -122,9 +122,7 @@ def random_prior(
 ) -> StableDiffusionPrior:
     """An untrained prior of full size; see :func:`random_networks`."""
     networks = random_networks(name, device, dtype, image_size=image_size, seed=seed)
-    # Both generations were trained with DDPM's 1,000 steps on this "scaled linear" schedule.
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    schedule = NoiseSchedule((1 - betas).cumprod(0))
+    schedule = VariancePreserving(stable_diffusion_alphas())
     unet, vae, text_encoder = placed(*networks, device)
     prediction_type = ARCHITECTURES[name].prediction_type
     return StableDiffusionPrior(unet, vae, text_encoder, _tokenizer(), schedule, prediction_type)

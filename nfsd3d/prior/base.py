@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nfsd3d.context import Context
     from nfsd3d.prior.schedule import NoiseSchedule
 
 
@@ -43,8 +44,8 @@ class Prior(Protocol):
         """The device of the networks and of their results."""
         ...
 
-    def embed(self, prompts: list[str]) -> Tensor:
-        """[N,L,D] text embeddings of N prompts."""
+    def embed(self, prompts: list[str]) -> Context:
+        """What N prompts are for the denoiser, [N]."""
         ...
 
     def free_text_encoder(self) -> None:
@@ -62,8 +63,8 @@ class Prior(Protocol):
         """[B,3,image_size,image_size] images in [0, 1] of latents [B,C,h,w]; no gradient."""
         ...
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
-        """[N,C,h,w] predicted noise at timesteps ``t`` [N] (int64) given ``context`` [N,L,D]; no gradient.
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise at times ``t`` [N] of the schedule given ``context`` [N]; no gradient.
 
         A compiled denoiser that pads its batch uses at most ``at_most`` batch entries.
         """
@@ -72,14 +73,14 @@ class Prior(Protocol):
 
 @runtime_checkable
 class PredictsX0(Protocol):
-    """A prior that also predicts clean latents; needed only at timesteps without signal (alpha = 0)."""
+    """A prior that also predicts clean latents; needed only at times without signal (alpha = 0)."""
 
-    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted clean latents at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient."""
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """[N,C,h,w] predicted clean latents at times ``t`` [N] given ``context`` [N]; no gradient."""
         ...
 
 
-def predict_x0(prior: Prior, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+def predict_x0(prior: Prior, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
     """[N,C,h,w] clean latents that ``prior`` predicts; see :class:`PredictsX0`.
 
     Raises:
@@ -119,8 +120,8 @@ class WrappedPrior:
         """The device of the networks."""
         return self._prior.device
 
-    def embed(self, prompts: list[str]) -> Tensor:
-        """[N,L,D] text embeddings."""
+    def embed(self, prompts: list[str]) -> Context:
+        """[N] what prompts are for the denoiser."""
         return self._prior.embed(prompts)
 
     def free_text_encoder(self) -> None:
@@ -135,11 +136,11 @@ class WrappedPrior:
         """[B,3,image_size,image_size] images of latents [B,C,h,w]; no gradient."""
         return self._prior.decode(z)
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; no gradient."""
         return self._prior.predict_eps(z_t, t, context, at_most=at_most)
 
-    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """[N,C,h,w] predicted clean latents; no gradient."""
         return predict_x0(self._prior, z_t, t, context)
 
@@ -151,12 +152,12 @@ class CountedPrior(WrappedPrior):
         super().__init__(prior)
         self.evaluations = 0
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; adds N to ``evaluations``."""
         self.evaluations += len(z_t)
         return super().predict_eps(z_t, t, context, at_most=at_most)
 
-    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """[N,C,h,w] predicted clean latents; adds N to ``evaluations``."""
         self.evaluations += len(z_t)
         return super().predict_x0(z_t, t, context)

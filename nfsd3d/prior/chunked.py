@@ -11,6 +11,7 @@ from torch import Tensor
 from nfsd3d.prior.base import WrappedPrior, predict_x0
 
 if TYPE_CHECKING:
+    from nfsd3d.context import Context
     from nfsd3d.prior.base import Prior
 
 
@@ -34,13 +35,13 @@ class ChunkedPrior(WrappedPrior):
         """[B,3,image_size,image_size] images of latents [B,C,h,w]; no gradient."""
         return torch.cat([self._prior.decode(z[part]) for part in self._slices(len(z))])
 
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
         """[N,C,h,w] predicted noise; no gradient."""
         most = min((limit for limit in (at_most, self._unet_batch_size) if limit is not None), default=None)
         predict, chunks = self._prior.predict_eps, slices(len(z_t), most)
         return torch.cat([predict(z_t[part], t[part], context[part], at_most=most) for part in chunks])
 
-    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """[N,C,h,w] predicted clean latents; no gradient."""
         chunks = slices(len(z_t), self._unet_batch_size)
         return torch.cat([predict_x0(self._prior, z_t[part], t[part], context[part]) for part in chunks])

@@ -20,6 +20,7 @@ from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.shared_batch import draw
 
 if TYPE_CHECKING:
+    from nfsd3d.context import Context
     from nfsd3d.views.cameras import Cameras
 
 POSE = 16
@@ -38,7 +39,7 @@ class LoraForCameras:
     unet_batch_size: int | None = None
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
         """[B,C,h,w] predicted noise of the whole batch, as the prior's; no gradient."""
         chunks = slices(len(z_t), self.unet_batch_size)
         return torch.cat([self.lora.denoise(z_t[i], t[i], context[i], self.poses[i]) for i in chunks])
@@ -99,7 +100,7 @@ class LoraNetwork:
     def learn(
         self,
         z: Tensor,
-        context: Tensor,
+        context: Context,
         cameras: Cameras,
         rng: torch.Generator,
         *,
@@ -111,13 +112,13 @@ class LoraNetwork:
         Without ``step`` only the gradient is computed, and the caller runs ``optimizer.step()``. Gradients are
         accumulated over chunks of ``unet_batch_size`` batch entries.
 
-        The loss is the mean squared error of the noise at timesteps uniform over the whole range. ``context`` [B,L,D]
-        embeds the prompt without view words, because the camera pose gives the view. Timesteps, noise and camera
+        The loss is the mean squared error of the noise at timesteps uniform over the whole range. ``context`` [B]
+        is that of the prompt without view words, because the camera pose gives the view. Timesteps, noise and camera
         dropout are drawn from ``rng``, on the CPU.
         """
         z = z.detach()
         schedule = self._prior.schedule
-        t = schedule.sample_timesteps(rng, len(z), 0.0, 1.0)
+        t = schedule.sample_times(rng, len(z), 0.0, 1.0)
         noise = move(draw(torch.randn, z.shape, rng), z.device)
         shown = move(draw(torch.rand, (len(z),), rng) >= self._camera_dropout, z.device).to(z.dtype)
         with self._on():
@@ -134,7 +135,7 @@ class LoraNetwork:
             self.optimizer.step()
         return torch.stack(losses).sum()
 
-    def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, poses: Tensor) -> Tensor:
+    def denoise(self, z_t: Tensor, t: Tensor, context: Context, poses: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise given camera poses [B,16] too."""
         with self._on():
             return self._prior.denoise(z_t, t, context, poses)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
+from nfsd3d.context import Context
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
@@ -23,28 +24,14 @@ from nfsd3d.prior.files.check_model import check_fit
 from nfsd3d.prior.files.count_tokens import check_vocabulary, without_unknown_punctuation
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.load import load_model
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
+from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 Result = TypeVar("Result")
-
-# prediction type -> the noise that the denoiser's output implies
-_TO_EPS: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda schedule, z_t, output, t: output,
-    "v_prediction": lambda schedule, z_t, output, t: schedule.eps_from_v(z_t, output, t),
-    "sample": lambda schedule, z_t, output, t: schedule.eps_from_x0(z_t, output, t),
-}
-
-
-# prediction type -> the clean latents that the denoiser's output implies
-_TO_X0: dict[str, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
-    "epsilon": lambda schedule, z_t, output, t: schedule.x0_from_eps(z_t, output, t),
-    "v_prediction": lambda schedule, z_t, output, t: schedule.x0_from_v(z_t, output, t),
-    "sample": lambda schedule, z_t, output, t: output,
-}
 
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {
     "realize_reads_threshold": 32,
@@ -65,8 +52,9 @@ class StableDiffusionPrior:
         vae: AutoencoderKL | AutoencoderTiny,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        schedule: NoiseSchedule,
+        process: NoiseSchedule,
         prediction_type: str,
+        schedule: NoiseSchedule | None = None,
     ) -> None:
         """Combines the networks; :meth:`load` reads them from a folder.
 
@@ -75,8 +63,9 @@ class StableDiffusionPrior:
             vae: a diffusers AutoencoderKL or AutoencoderTiny.
             text_encoder: a transformers CLIPTextModel.
             tokenizer: its CLIPTokenizer.
-            schedule: noise schedule of the UNet's training.
-            prediction_type: output of the UNet: "epsilon", "v_prediction" or "sample".
+            process: forward process of the UNet's training.
+            prediction_type: output of the UNet, a key of `nfsd3d.prior.parametrizations.PARAMETRIZATIONS`.
+            schedule: the process that latents and times follow outside of the UNet, where it is another one.
 
         Raises:
             InputError: the networks do not fit together, or are not those of a text-to-image model.
@@ -87,29 +76,39 @@ class StableDiffusionPrior:
         self._text_encoder: CLIPTextModel | None = text_encoder.eval().requires_grad_(False)
         self._tokenizer = tokenizer
         self._context_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        self._schedule = schedule.to(unet.device)
+        self._process = process.to(unet.device)
+        self._schedule = self._process if schedule is None else schedule.to(unet.device)
         self._prediction_type = prediction_type
-        self._to_eps = _TO_EPS[prediction_type]
+        self._predicts = PARAMETRIZATIONS[prediction_type]
         self._compiled_unet: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self._compiled_encoder: Callable[[Tensor], Tensor] | None = None
         self._batch_unit = 1
 
     @classmethod
     def load(
-        cls, model: str | Path | ModelFiles, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        model: str | Path | ModelFiles,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        clock: str = "own",
     ) -> StableDiffusionPrior:
         """A model from a folder, or from files that `nfsd3d.prior.files.download.fetch` gave, in precision ``dtype``.
+
+        With the ``clock`` "flow" a diffusion model is served as a rectified flow: its latents and times are those of
+        equal SNR, its predictions of the noise the same.
 
         Raises:
             InputError: the files cannot be read as such a model; the message names the part.
         """
         parts = load_model(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
         networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
-        return cls(*networks, parts.tokenizer, parts.schedule, parts.prediction_type)
+        served = RectifiedFlow(parts.process.alphas_cumprod) if clock == "flow" else None
+        return cls(*networks, parts.tokenizer, parts.process, parts.prediction_type, served)
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise schedule of the model's own scheduler configuration, float64."""
+        """The forward process of latents and times: that of the model's training, unless another clock was asked for."""
         return self._schedule
 
     @property
@@ -137,10 +136,10 @@ class StableDiffusionPrior:
         """The device of the networks."""
         return self._unet.device
 
-    @property
-    def context_shape(self) -> tuple[int, int]:
-        """(L, D) of one prompt's embedding."""
-        return self._context_length, self._unet.config.cross_attention_dim
+    def blank_context(self, count: int) -> Context:
+        """The condition of ``count`` prompts with embeddings [count,L,D] of zeros, to run the UNet once."""
+        shape = (count, self._context_length, self._unet.config.cross_attention_dim)
+        return Context.of(torch.zeros(shape, device=self.device))
 
     def tensors(self) -> list[Tensor]:
         """The weights of all networks, except a freed text encoder's."""
@@ -157,12 +156,12 @@ class StableDiffusionPrior:
         )
         copied = self._uncompiled()
         copied._unet, copied._vae, copied._text_encoder = unet, vae, None
-        copied._schedule = self._schedule.to("meta")
+        copied._process, copied._schedule = self._process.to("meta"), self._schedule.to("meta")
         return copied
 
     @torch.no_grad()
-    def embed(self, prompts: list[str]) -> Tensor:
-        """[N,L,D] last hidden states of the text encoder, padded to its full length L, float32.
+    def embed(self, prompts: list[str]) -> Context:
+        """[N] last hidden states [N,L,D] of the text encoder, padded to its full length L, float32.
 
         Punctuation without a token in a small tokenizer is replaced by a space.
 
@@ -183,7 +182,7 @@ class StableDiffusionPrior:
                 )
         ids = self._tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
         # No attention mask: these models were trained with attention to the padding.
-        return self._text_encoder(ids.to(self.device)).last_hidden_state.float()
+        return Context.of(self._text_encoder(ids.to(self.device)).last_hidden_state.float())
 
     def free_text_encoder(self) -> None:
         """Frees the text encoder's memory, once every prompt has been embedded."""
@@ -277,42 +276,58 @@ class StableDiffusionPrior:
         return (image / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
-    def predict_eps(self, z_t: Tensor, t: Tensor, context: Tensor, *, at_most: int | None = None) -> Tensor:
-        """[N,C,h,w] predicted noise, float32, at timesteps ``t`` [N] given ``context`` [N,L,D]; no gradient.
+    def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
+        """[N,C,h,w] predicted noise at times ``t`` [N] given ``context`` [N]; no gradient.
 
         A compiled UNet's batch is padded to at most ``at_most`` entries.
         """
         if self._compiled_unet is None:
             return self.denoise(z_t, t, context)
+        z_t, t, embeddings = self._of_process(z_t, t, context)
         count, dtype = len(z_t), self._unet.dtype
-        t = move(t, z_t.device)
         size = padded_batch_size(count, self._batch_unit, at_most)
-        latents, *conditions = (padded(values, size) for values in (z_t.to(dtype), t, context.to(dtype)))
+        given = (z_t.to(dtype), self._shown(t), embeddings.to(dtype))
+        latents, *conditions = (padded(values, size) for values in given)
         output = self._compiled_unet(channels_last(latents), *conditions)[:count]
         # A copy in any precision: the next replay of a graph overwrites its output.
-        return self._to_eps(self._schedule, z_t, output.to(torch.float32, copy=True), t)
+        return self._predicts.to_eps(self._process, z_t, output.to(z_t.dtype, copy=True), t)
 
     @torch.no_grad()
-    def predict_x0(self, z_t: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """[N,C,h,w] predicted clean latents, float32; no gradient.
+    def predict_x0(self, z_t: Tensor, t: Tensor, context: Context) -> Tensor:
+        """[N,C,h,w] predicted clean latents; no gradient.
 
         Raises:
-            InputError: the model predicts noise, and alpha is 0 at one of the timesteps.
+            InputError: the model predicts noise, and alpha is 0 at one of the times.
         """
-        if self._prediction_type == "epsilon" and bool((self._schedule.alpha_bar(t) == 0).any()):
+        z_t, t, embeddings = self._of_process(z_t, t, context)
+        if self._prediction_type == "epsilon" and bool((self._process.alpha_bar(t) == 0).any()):
             raise InputError(
                 "prior.model: predicts noise (epsilon), and its noise schedule ends without signal (alpha = 0), where "
                 "no image follows from noise; correct prediction_type or rescale_betas_zero_snr in "
                 "scheduler_config.json"
             )
-        output = self._unet(z_t.to(self._unet.dtype), move(t, z_t.device), context.to(self._unet.dtype)).sample
-        return _TO_X0[self._prediction_type](self._schedule, z_t, output.float(), move(t, z_t.device))
+        output = self._unet(z_t.to(self._unet.dtype), self._shown(t), embeddings.to(self._unet.dtype)).sample
+        return self._predicts.to_x0(self._process, z_t, output.to(z_t.dtype), t)
 
-    def denoise(self, z_t: Tensor, t: Tensor, context: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def denoise(self, z_t: Tensor, t: Tensor, context: Context, class_labels: Tensor | None = None) -> Tensor:
         """As :meth:`predict_eps`, but differentiable; ``class_labels`` are for a UNet with a class embedding."""
-        t = move(t, z_t.device)
-        output = self._unet(z_t.to(self._unet.dtype), t, context.to(self._unet.dtype), class_labels).sample
-        return self._to_eps(self._schedule, z_t, output.float(), t)
+        z_t, t, embeddings = self._of_process(z_t, t, context)
+        dtype = self._unet.dtype
+        output = self._unet(z_t.to(dtype), self._shown(t), embeddings.to(dtype), class_labels).sample
+        return self._predicts.to_eps(self._process, z_t, output.to(z_t.dtype), t)
+
+    def _of_process(self, z_t: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents and times of the UNet's own process, of equal SNR and with the same noise; the embeddings."""
+        embeddings = context.tensors["embeddings"]
+        if self._schedule is self._process:
+            return z_t, move(t, z_t.device), embeddings
+        alpha, sigma = self._schedule.alpha_sigma(t, z_t)
+        step = self._schedule.timestep(t)
+        return z_t / (alpha.square() + sigma.square()).sqrt(), move(self._process.time(step), z_t.device), embeddings
+
+    def _shown(self, t: Tensor) -> Tensor:
+        """Times as the UNet reads them: timesteps, of a rectified flow 1000 t."""
+        return 1000 * t if self._prediction_type == "flow" else t
 
     def _is_unknown(self, character: str) -> bool:
         return self._tokenizer.unk_token_id in self._tokenizer(character).input_ids[1:-1]
@@ -361,8 +376,10 @@ def _check_parts(
     tokenizer: CLIPTokenizer,
     prediction_type: str,
 ) -> None:
-    if prediction_type not in _TO_EPS:
-        raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(_TO_EPS)}")
+    if prediction_type not in PARAMETRIZATIONS:
+        raise InputError(
+            f"prior.model: prediction type {prediction_type!r} is not one of {', '.join(PARAMETRIZATIONS)}"
+        )
     check_vocabulary(len(tokenizer), text_encoder.config.vocab_size)
     check_fit(unet.config, vae.config, text_encoder.config.to_dict())
 

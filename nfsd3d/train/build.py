@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,7 +99,7 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         distillation=Distillation(
             method,
             config.distill,
-            threshold_step(config.distill.threshold, prior.schedule.training_steps),
+            threshold_time(config.distill.threshold, prior.schedule),
             build_lora(config, prior) if method.needs_lora else None,
         ),
         ranges=config.cameras,
@@ -110,7 +111,7 @@ def check_weighting(config: Config, schedule: NoiseSchedule) -> None:
     """Raises InputError if w(t) is infinite at a timestep that training may draw: where alpha is 0."""
     total, name = schedule.training_steps, config.distill.weighting
     last = min(round(highest(config.train.t_max) * total), total - 1)
-    finite = WEIGHTINGS[name](schedule.alpha_bar(torch.arange(last + 1))).isfinite()
+    finite = WEIGHTINGS[name](schedule.alpha_bar(schedule.time(torch.arange(last + 1)))).isfinite()
     if not finite.all():
         allowed = max(int(finite.sum()) - 1, 0) / total  # alpha falls with t
         raise InputError(
@@ -118,6 +119,12 @@ def check_weighting(config: Config, schedule: NoiseSchedule) -> None:
             f"SNR), and train.t_max={json.dumps(config.train.t_max)} includes them; set train.t_max={allowed:g} or "
             "less, or distill.weighting=sigma2"
         )
+
+
+def threshold_time(fraction: float, schedule: NoiseSchedule) -> float:
+    """The time at a fraction of the timesteps; infinite at 1, which no timestep reaches."""
+    step = threshold_step(fraction, schedule.training_steps)
+    return math.inf if step >= schedule.training_steps else schedule.time(torch.tensor([step])).item()
 
 
 def build_generator(config: Config) -> NeRF:

@@ -140,7 +140,7 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
 
 def warm_up_unet(prior: StableDiffusionPrior, batch_sizes: Iterable[int], at_once: int | None) -> None:
     """Runs the UNet once at each batch size, in calls of at most ``at_once``."""
-    shapes = prior.latent_shape, prior.context_shape
     for size in sorted(batch_sizes, reverse=True):  # smaller batches reuse the memory of the largest
-        z_t, context = (torch.zeros(size, *shape, device=prior.device) for shape in shapes)
-        prior.predict_eps(z_t, torch.zeros(size, dtype=torch.int64), context, at_most=at_once)
+        z_t = torch.zeros(size, *prior.latent_shape, device=prior.device)
+        t = prior.schedule.time(torch.zeros(size, dtype=torch.int64))
+        prior.predict_eps(z_t, t, prior.blank_context(size), at_most=at_once)

@@ -23,11 +23,11 @@ from nfsd3d.views.prompts import PromptBank
 
 @dataclass(frozen=True)
 class Distillation:
-    """A method with its settings, NFSD's threshold as a timestep of the prior, and VSD's LoRA network."""
+    """A method with its settings, NFSD's threshold as a time of the prior, and VSD's LoRA network."""
 
     method: Method
     settings: DistillSettings
-    threshold: int
+    threshold: float
     lora: LoraNetwork | None = None
 
     def scale(self, progress: float) -> float:
@@ -109,7 +109,7 @@ def step_loss(
     z = _encoded(prior, view)
 
     contexts = bank.contexts(cameras)
-    t = ranks.own(prior.schedule.sample_timesteps(rng, plan.views, plan.t_min, plan.t_max))
+    t = ranks.own(prior.schedule.sample_times(rng, plan.views, plan.t_min, plan.t_max))
     own = ranks.own_generator(fork(rng))  # the noise, and what only some methods draw
     z_t, noise = method.noising(prior, z.detach(), t, contexts, own)
     source_z_t = None

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nfsd3d.context import Context
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.settings.prompt_texts import BACK, FINE_VIEW_WORDS, FRONT, HEIGHTS, OVERHEAD, SECTORS, SIDE, prompt_texts
@@ -23,8 +24,8 @@ PAPER_NEGATIVE_PROMPT = (
 class TextEmbedder(Protocol):
     """The part of a prior that a prompt bank needs."""
 
-    def embed(self, prompts: list[str]) -> Tensor:
-        """[N,L,D] text embeddings of N prompts."""
+    def embed(self, prompts: list[str]) -> Context:
+        """What N prompts are for the denoiser, [N]."""
         ...
 
 
@@ -87,14 +88,14 @@ def _turned(azimuth: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptBank:
-    """The text embeddings of one run.
+    """What the prompts of one run are for the denoiser.
 
-    ``embeddings`` maps a prompt's name to [V,L,D], one embedding per view of ``VIEW_WORDS`` or, if ``fine``, of
-    ``FINE_VIEW_WORDS``; or to [1,L,D]. With Perp-Neg, "cond" and "source_cond" have two negative prompts each, see
+    ``embeddings`` maps a prompt's name to its condition [V], one entry per view of ``VIEW_WORDS`` or, if ``fine``, of
+    ``FINE_VIEW_WORDS``; or to [1]. With Perp-Neg, "cond" and "source_cond" have two negative prompts each, see
     :meth:`contexts` and :meth:`view_weights`.
     """
 
-    embeddings: Mapping[str, Tensor]
+    embeddings: Mapping[str, Context]
     settings: PromptSettings
 
     @property
@@ -134,8 +135,8 @@ class PromptBank:
         groups = embedded.split([len(group) for group in texts.values()])
         return cls(dict(zip(texts, groups, strict=True)), settings)
 
-    def contexts(self, cameras: Cameras) -> dict[str, Tensor]:
-        """The embeddings [B,L,D] of each prompt, by name, for these cameras' views.
+    def contexts(self, cameras: Cameras) -> dict[str, Context]:
+        """The condition [B] of each prompt, by name, for these cameras' views.
 
         With Perp-Neg, "cond_against_0" and "cond_against_1" are the negative views: front and side for azimuths before
         the side view, side and front behind it. "cond" interpolates the embeddings of two neighbouring views
@@ -146,7 +147,7 @@ class PromptBank:
         index = fine_view_index if self.fine else view_index
         view = move(index(cameras, self.settings), self.embeddings["cond"].device)
         contexts = {
-            name: embedded[view] if len(embedded) > 1 else embedded.expand(len(cameras), -1, -1)
+            name: embedded[view] if len(embedded) > 1 else embedded.expand(len(cameras))
             for name, embedded in self.embeddings.items()
         }
         if not self.settings.perp_neg:
@@ -164,8 +165,7 @@ class PromptBank:
         for name in contexts.keys() & {"cond", "source_cond"}:
             embedded = self.embeddings[name]
             if not self.fine:
-                mixed = torch.einsum("bv,vld->bld", mixture.to(embedded), embedded)
-                contexts[name] = torch.where((view == OVERHEAD)[:, None, None], contexts[name], mixed)
+                contexts[name] = contexts[name].where(view == OVERHEAD, embedded.mixed(mixture))
             contexts[f"{name}_against_0"] = embedded[torch.where(behind, side, front)]
             contexts[f"{name}_against_1"] = embedded[torch.where(behind, front, side)]
         return contexts

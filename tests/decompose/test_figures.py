@@ -16,7 +16,7 @@ from nfsd3d.decompose import figures, image_pairs, plots, study
 from nfsd3d.decompose.observation import Observation, PairObservation, observe
 from nfsd3d.evaluate.statistics import Estimate, area_under_curve, claim, correlation, estimate, estimate_difference
 from nfsd3d.prior.files.locate import EMBEDDED
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving
 from nfsd3d.shapes.world.grammar import parse_prompt
 
 SIZE, TIMES = 4, (50, 300, 800)
@@ -99,7 +99,7 @@ def make_prior(stds=(0.3, 0.3, 0.3)):
         means,
         torch.tensor(stds, dtype=torch.float64),
         {prompt: torch.tensor(values, dtype=torch.float64) for prompt, values in weights.items()},
-        NoiseSchedule(torch.cumprod(1 - betas, dim=0)),
+        VariancePreserving(torch.cumprod(1 - betas, dim=0)),
     )
 
 

@@ -6,7 +6,7 @@ from analytic_prior import AnalyticPrior
 
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, threshold_step, weight
 from nfsd3d.distill.methods import METHODS, RandomNoise
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving
 
 SIZE = 2
 TARGET, OTHER = 0.8, -0.8
@@ -21,7 +21,7 @@ def make_prior(training_steps=1000):
         values[:, None, None, None].expand(3, 3, SIZE, SIZE),
         torch.tensor([0.1, 0.1, 1.5], dtype=torch.float64),
         {prompt: torch.tensor(weights, dtype=torch.float64) for prompt, weights in prompts.items()},
-        NoiseSchedule(torch.cumprod(1 - betas, dim=0)),
+        VariancePreserving(torch.cumprod(1 - betas, dim=0)),
     )
 
 
@@ -36,7 +36,7 @@ def contexts(prior, count, prompt="bright"):
         "worse": opposite,
         "source_cond": opposite,
     }
-    return {name: prior.embed([text]).expand(count, -1, -1) for name, text in prompts.items()}
+    return {name: prior.embed([text]).expand(count) for name, text in prompts.items()}
 
 
 class KnowsTheRenders:
@@ -91,7 +91,7 @@ def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER, steps=4
     for step in range(steps):
         now = METHODS[method].at(step / steps)
         batch = z.expand(views, -1, -1, -1)
-        t = prior.schedule.sample_timesteps(rng, views, 0.02, t_max)
+        t = prior.schedule.sample_times(rng, views, 0.02, t_max)
         z_t, noise = now.noising(prior, batch.detach(), t, given, rng)
         p = predict_noise(
             prior,
@@ -138,7 +138,7 @@ def test_vsd_has_zero_gradient_where_renders_match_the_prompt():
     options = {"noise": z_t, "threshold": 200, "lora": prior}
     at_rest = predict_noise(prior, z_t, t, given, METHODS["vsd"], **options)
     assert METHODS["vsd"].function(at_rest, 1.0).abs().max() < 1e-12
-    given["plain"] = prior.embed(["mostly"]).expand(3, -1, -1)
+    given["plain"] = prior.embed(["mostly"]).expand(3)
     moving = predict_noise(prior, z_t, t, given, METHODS["vsd"], **options)
     assert METHODS["vsd"].function(moving, 1.0).abs().max() > 1e-3
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nfsd3d.context import Context
 from nfsd3d.distill.gradient import perp_neg, predict_noise, threshold_step
 from nfsd3d.distill.methods import METHODS, Method, csd, dds, from_threshold, nfsd, sds, vsd
 from nfsd3d.distill.types import PREDICTIONS, Predictions
@@ -33,8 +34,9 @@ class Denoiser:
         self.calls = []
 
     def predict_eps(self, z_t, t, context):
-        self.calls.append((t.tolist(), context[:, 0, 0].tolist()))
-        return formula(z_t, t, context[:, :1, :1, None])
+        of_prompt = context.tensors["embeddings"]
+        self.calls.append((t.tolist(), of_prompt[:, 0, 0].tolist()))
+        return formula(z_t, t, of_prompt[:, :1, :1, None])
 
 
 def formula(z_t, t, context):
@@ -42,7 +44,8 @@ def formula(z_t, t, context):
 
 
 def contexts(count):
-    return {name: torch.full((count, 2, 3), value, dtype=torch.float64) for name, value in CONTEXTS.items()}
+    shape = (count, 2, 3)
+    return {name: Context.of(torch.full(shape, value, dtype=torch.float64)) for name, value in CONTEXTS.items()}
 
 
 def latents(count, seed=0):
@@ -134,7 +137,7 @@ def test_dds_is_the_difference_of_two_guided_predictions():
 @pytest.mark.parametrize("weights", [None, torch.tensor([[-1.5, -0.3], [-0.7, 0.0]])])
 def test_dds_of_identical_inputs_is_exactly_zero(dtype, weights):
     z_t, t = latents(2).to(dtype), torch.tensor([30, 700])
-    given = {name: context.to(dtype) for name, context in contexts(2).items()}
+    given = {name: Context.of(context.tensors["embeddings"].to(dtype)) for name, context in contexts(2).items()}
     same = {name: given[name.removeprefix("source_")] for name in given}
     p = predict_noise(
         Denoiser(), z_t, t, same, METHODS["dds"], noise=z_t, threshold=200, source=z_t, view_weights=weights

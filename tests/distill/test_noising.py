@@ -12,7 +12,7 @@ from nfsd3d.distill.methods import METHODS, RandomNoise
 from nfsd3d.distill.noising import IntervalNoise, InversionNoise, ddim_invert
 from nfsd3d.guidance import guided
 from nfsd3d.prior.base import CountedPrior
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving
 
 NOISINGS = {"random": RandomNoise(), "interval": IntervalNoise(), "inversion": InversionNoise()}
 SIZE = 2
@@ -27,7 +27,7 @@ def make_prior(training_steps=1000):
         means,
         torch.tensor([0.1, 0.3], dtype=torch.float64),
         {prompt: torch.tensor(weights, dtype=torch.float64) for prompt, weights in prompts.items()},
-        NoiseSchedule(torch.cumprod(1 - betas, dim=0)),
+        VariancePreserving(torch.cumprod(1 - betas, dim=0)),
     )
 
 
@@ -35,7 +35,7 @@ def setting(times, training_steps=1000):
     prior = make_prior(training_steps)
     z = 0.5 * torch.randn(len(times), 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     contexts = {"cond": prior.embed(["bright"]), "uncond": prior.embed([""])}
-    contexts = {name: context.expand(len(times), -1, -1) for name, context in contexts.items()}
+    contexts = {name: context.expand(len(times)) for name, context in contexts.items()}
     return CountedPrior(prior), z, torch.tensor(times), contexts
 
 

@@ -4,7 +4,8 @@ from analytic_prior import AnalyticPrior
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from nfsd3d.prior.base import CountedPrior
-from nfsd3d.prior.schedule import NoiseSchedule, ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
+from nfsd3d.prior.schedule import VariancePreserving
 
 WEIGHTS = {"": [0.3, 0.7], "mostly left": [0.95, 0.05], "left": [1.0, 0.0], "right": [0.0, 1.0]}
 
@@ -16,7 +17,7 @@ def make_prior(size=1):
         means,
         torch.tensor([0.2, 0.4], dtype=torch.float64),
         {prompt: torch.tensor(weights, dtype=torch.float64) for prompt, weights in WEIGHTS.items()},
-        NoiseSchedule(torch.cumprod(1 - betas, dim=0)),
+        VariancePreserving(torch.cumprod(1 - betas, dim=0)),
     )
 
 
@@ -99,7 +100,7 @@ def test_encode_decode_round_trip():
 
 
 def test_weights_must_be_a_distribution():
-    schedule = NoiseSchedule(torch.linspace(0.99, 0.01, 10))
+    schedule = VariancePreserving(torch.linspace(0.99, 0.01, 10))
     with pytest.raises(ValueError, match="no distribution"):
         AnalyticPrior(torch.zeros(2, 3, 1, 1), torch.ones(2), {"": torch.tensor([0.5, 0.6])}, schedule)
     with pytest.raises(ValueError, match="must be"):

@@ -45,7 +45,8 @@ def test_a_prior_without_weights_has_shapes():
     prior = random_prior("sd21-768", "meta", torch.bfloat16)
     assert (prior.image_size, prior.latent_shape) == (768, (4, 96, 96))
     context = prior.embed(["a red cube", ""])
-    assert context.shape == (2, 77, 1024) and context.dtype == torch.float32
+    shape = context.tensors["embeddings"].shape
+    assert shape == (2, 77, 1024) and context.tensors["embeddings"].dtype == torch.float32
     assert random_prior("sd15", "meta", image_size=128).latent_shape == (4, 16, 16)
 
 

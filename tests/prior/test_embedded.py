@@ -8,7 +8,7 @@ import torch
 import nfsd3d
 from nfsd3d.config.compose import compose
 from nfsd3d.generators.base import RenderOptions
-from nfsd3d.prior.schedule import ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
@@ -64,7 +64,7 @@ def test_samples_are_nearer_to_their_own_prompt_than_to_the_others(prior):
     chosen = [parse_prompt(text) for text in ("an orange car", "a white mug", "a purple snowman", "a black torus")]
     context, empty = prior.embed([c.prompt for c in chosen]), prior.embed([""])
     rng = torch.Generator().manual_seed(0)
-    z = ddim_sample(prior, context.repeat(4, 1, 1), empty, guidance_scale=5.0, steps=15, rng=rng)
+    z = ddim_sample(prior, context.joined([context] * 3), empty, guidance_scale=5.0, steps=15, rng=rng)
     samples = prior.decode(z)[:, :, 16:48, 16:48].flatten(2).mean(-1)
     truth = torch.stack([true_views(c)[:, :, 16:48, 16:48].flatten(2).mean(-1).mean(0) for c in chosen])
     nearest = torch.cdist(samples, truth).argmin(1)

@@ -31,7 +31,7 @@ def make(prior, **options):
 def batch(prior, seed=0):
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(3, *prior.latent_shape, generator=rng).to(prior.device)
-    return z, prior.embed(["a red cube"]).expand(3, -1, -1)
+    return z, prior.embed(["a red cube"]).expand(3)
 
 
 def train(lora, z, context, steps, seed=0):

@@ -9,10 +9,14 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.locate import locate
-from nfsd3d.prior.schedule import ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 LATENT, VAE_FACTOR, TOKENS = 8, 4, 14
+
+
+def embeddings(context):
+    return context.tensors["embeddings"]
 
 
 def random(*shape, seed=0):
@@ -117,7 +121,7 @@ def test_predictions_are_noise_whatever_the_model_predicts(model_folder, predict
     z_t, t = torch.randn(3, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 400, 990])
     context = prior.embed(["a red cube", "", "a blue cube"])
     with torch.no_grad():
-        output = unet(z_t, t, context.cpu()).sample
+        output = unet(z_t, t, embeddings(context).cpu()).sample
     alpha_bar = prior.schedule.alphas_cumprod.cpu()[t][:, None, None, None]
     alpha, sigma = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
     expected = {
@@ -156,6 +160,7 @@ def test_embeddings_are_the_text_encoders(loaded):
 
     prior, folder = loaded
     context = prior.embed(["a red cube, front view", ""])
+    context = embeddings(context)
     assert context.shape == (2, TOKENS, 16)
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     ids = prior._tokenizer(["a red cube, front view", ""], padding="max_length", return_tensors="pt").input_ids
@@ -168,14 +173,14 @@ def test_embeddings_are_the_text_encoders(loaded):
 
 def test_a_prompt_longer_than_the_encoder_is_refused(loaded):
     prior, _ = loaded
-    assert prior.embed([" ".join(["red"] * 12)]).shape[1] == TOKENS
+    assert embeddings(prior.embed([" ".join(["red"] * 12)])).shape[1] == TOKENS
     with pytest.raises(InputError, match=r"13 tokens long and the prior reads 12: shorten"):
         prior.embed([" ".join(["red"] * 13)])
 
 
 def test_punctuation_without_a_token_counts_as_space(loaded):
     prior, _ = loaded
-    plain, marked, commas = prior.embed(["a red cube", 'a (red) "cube"!', "a red, cube"])
+    plain, marked, commas = embeddings(prior.embed(["a red cube", 'a (red) "cube"!', "a red, cube"]))
     assert torch.equal(marked, plain)
     assert not torch.allclose(commas, plain)
 
@@ -210,7 +215,7 @@ def test_fp16_variant_files_are_found(model_folder, copied):
     expected = StableDiffusionPrior.load(model_folder())
     image = random(1, 3, 32, 32)
     assert torch.equal(prior.encode(image), expected.encode(image))
-    assert torch.equal(prior.embed(["a red cube"]), expected.embed(["a red cube"]))
+    assert torch.equal(embeddings(prior.embed(["a red cube"])), embeddings(expected.embed(["a red cube"])))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -281,7 +286,7 @@ def test_the_files_of_stable_diffusion_1_load_as_the_same_model(model_folder, co
     (copied / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
     prior, expected = StableDiffusionPrior.load(copied), StableDiffusionPrior.load(model_folder())
     prompts = ["a red cube, front view", "", "A BLUE cube"]
-    assert torch.equal(prior.embed(prompts), expected.embed(prompts))
+    assert torch.equal(embeddings(prior.embed(prompts)), embeddings(expected.embed(prompts)))
     assert torch.equal(prior.schedule.alphas_cumprod, expected.schedule.alphas_cumprod)
 
 
@@ -305,7 +310,9 @@ def test_a_single_file_loads_as_the_model_it_was_made_of(model_folder, single_fi
     image = torch.rand(2, 3, 32, 32).to(device)
     z, context = expected.encode(image), expected.embed(["a red cube", ""])
     t = torch.tensor([10, 900])
-    assert torch.equal(prior.encode(image), z) and torch.equal(prior.embed(["a red cube", ""]), context)
+    assert torch.equal(prior.encode(image), z) and torch.equal(
+        embeddings(prior.embed(["a red cube", ""])), embeddings(context)
+    )
     assert torch.equal(prior.predict_eps(z, t, context), expected.predict_eps(z, t, context))
     assert torch.equal(prior.decode(z), expected.decode(z))
 

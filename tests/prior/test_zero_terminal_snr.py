@@ -9,7 +9,7 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.chunked import ChunkedPrior
-from nfsd3d.prior.schedule import ddim_sample
+from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 
@@ -44,11 +44,11 @@ def test_ddim_is_that_of_diffusers(load, prediction_type, scale):
         set_alpha_to_one=True,
     )
     scheduler.set_timesteps(4)
-    cond, uncond = prior.embed(["a red cube", "a blue cube"]), prior.embed([""]).expand(2, -1, -1)
+    cond, uncond = prior.embed(["a red cube", "a blue cube"]), prior.embed([""]).expand(2)
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for t in scheduler.timesteps:
-            of_cond, of_uncond = (prior.unet(z, t, context).sample for context in (cond, uncond))
+            of_cond, of_uncond = (prior.unet(z, t, context.tensors["embeddings"]).sample for context in (cond, uncond))
             z = scheduler.step(of_uncond + scale * (of_cond - of_uncond), t, z).prev_sample
     found = sample(prior, scale)
     assert found.isfinite().all()

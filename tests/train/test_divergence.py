@@ -15,7 +15,7 @@ from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.schema import DivergedSettings
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.images import ImageBatch
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import VariancePreserving
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
@@ -361,7 +361,7 @@ def test_images_and_latents_out_of_range_end_the_run(configure_2d, kind, fail):
 
 def test_a_weighting_that_is_infinite_is_refused_before_training(configure):
     class ZeroTerminal(TinyPrior):
-        schedule = NoiseSchedule(torch.linspace(0.999, 0.0, 100))
+        schedule = VariancePreserving(torch.linspace(0.999, 0.0, 100))
 
     infinite = {"distill.weighting": "sigma_over_alpha", "train.t_min": 0.5, "train.t_max": 1.0}
     with pytest.raises(

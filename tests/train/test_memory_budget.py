@@ -86,7 +86,8 @@ def test_a_prior_without_weights_has_the_same_shapes():
     empty = prior.without_weights()
     assert all(tensor.is_meta for tensor in empty.tensors()) and not any(t.is_meta for t in prior.tensors())
     assert (empty.image_size, empty.latent_shape) == (prior.image_size, prior.latent_shape)
-    assert prior.embed(["a red cube"]).shape[1:] == prior.context_shape == empty.context_shape
+    contexts = prior.embed(["a red cube"]), prior.blank_context(1), empty.blank_context(1)
+    assert len({context.tensors["embeddings"].shape for context in contexts}) == 1
 
 
 def test_full_size_predictions_follow_chunks():
@@ -256,7 +257,7 @@ def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure)
 
 
 def learning(lora):
-    z, context = torch.zeros(2, *lora._prior.latent_shape), torch.zeros(2, *lora._prior.context_shape)
+    z, context = torch.zeros(2, *lora._prior.latent_shape), lora._prior.blank_context(2)
     lora.learn(z, context, orbit(2, 16), torch.Generator(), step=False)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_settings import PROMPTS
 
+from nfsd3d.context import Context
 from nfsd3d.errors import InputError
 from nfsd3d.shapes.world.grammar import view_phrases
 from nfsd3d.views.cameras import Cameras, orbit
@@ -28,7 +29,11 @@ class Recorder:
 
     def embed(self, prompts):
         self.prompts = prompts
-        return torch.arange(len(prompts), dtype=torch.float32)[:, None, None].expand(-1, 3, 2)
+        return Context.of(torch.arange(len(prompts), dtype=torch.float32)[:, None, None].expand(-1, 3, 2))
+
+
+def values_of(context):
+    return context.tensors["embeddings"][:, 0, 0].tolist()
 
 
 def bank_of(embedder, **settings):
@@ -105,8 +110,8 @@ def test_fine_views_choose_the_embedding():
     bank = bank_of(recorder, views="fine")
     assert recorder.prompts[:25] == [f"a red cube, {view}" for view in FINE_VIEW_WORDS]
     contexts = bank.contexts(cameras_at([0, 90, 10], [0, 20, 80]))
-    assert contexts["cond"][:, 0, 0].tolist() == [0, 8 + 2, 24]
-    assert contexts["uncond"][:, 0, 0].tolist() == [25, 25, 25]
+    assert values_of(contexts["cond"]) == [0, 8 + 2, 24]
+    assert values_of(contexts["uncond"]) == [25, 25, 25]
     bank_of(recorder, views="fine", view_dependent=False)
     assert recorder.prompts.count("a red cube") == 4
 
@@ -127,12 +132,12 @@ def test_only_the_prompt_has_view_words():
 def test_contexts_follow_the_cameras():
     bank = bank_of(Recorder())
     contexts = bank.contexts(orbit(4, 8))  # azimuths 0, 90, 180, 270
-    assert {name: tuple(context.shape) for name, context in contexts.items()} == dict.fromkeys(
+    assert {name: tuple(context.tensors["embeddings"].shape) for name, context in contexts.items()} == dict.fromkeys(
         ("cond", "uncond", "neg"), (4, 3, 2)
     )
-    assert contexts["cond"][:, 0, 0].tolist() == [FRONT, SIDE, BACK, SIDE]
-    assert contexts["uncond"][:, 0, 0].tolist() == [4.0] * 4
-    assert contexts["neg"][:, 0, 0].tolist() == [5.0] * 4
+    assert values_of(contexts["cond"]) == [FRONT, SIDE, BACK, SIDE]
+    assert values_of(contexts["uncond"]) == [4.0] * 4
+    assert values_of(contexts["neg"]) == [5.0] * 4
 
 
 def test_without_view_words_every_camera_gets_the_plain_prompt():
@@ -163,7 +168,7 @@ def test_further_prompts_are_embedded_only_if_needed():
         *(f"a blue cube, {view} view" for view in ("front", "side", "back", "overhead")),
         *(f"a red cube, bad, {view} view" for view in ("front", "side", "back", "overhead")),
     ]
-    contexts = {name: context[:, 0, 0].tolist() for name, context in bank.contexts(orbit(4, 8)).items()}
+    contexts = {name: values_of(context) for name, context in bank.contexts(orbit(4, 8)).items()}
     assert contexts["better"] == [6, 7, 8, 7]
     assert contexts["plain"] == [10] * 4
     assert contexts["source_cond"] == [11, 12, 13, 12]
@@ -223,7 +228,7 @@ def test_perp_neg_contexts_follow_the_cameras():
     )
     cameras = cameras_at([0, 45, 135, 20], [0, 0, 30, 70])
     contexts = bank.contexts(cameras)
-    values = {name: context[:, 0, 0].tolist() for name, context in contexts.items()}
+    values = {name: values_of(context) for name, context in contexts.items()}
     assert values["cond"] == pytest.approx([FRONT, 0.5, 1.5, OVERHEAD], abs=1e-6)
     assert values["source_cond"] == pytest.approx([6 + value for value in (FRONT, 0.5, 1.5, OVERHEAD)], abs=1e-5)
     assert values["cond_against_0"][:3] == [FRONT, FRONT, SIDE]
@@ -238,7 +243,7 @@ def test_perp_neg_of_fine_views_keeps_to_the_height_and_the_side():
     bank = bank_of(Recorder(), perp_neg=True, views="fine")
     cameras = cameras_at([0, 50, 300, 140, 20], [0, 20, 50, 0, 80])
     words = {
-        name: [FINE_VIEW_WORDS[int(value)] for value in context[:, 0, 0]]
+        name: [FINE_VIEW_WORDS[int(value)] for value in values_of(context)]
         for name, context in bank.contexts(cameras).items()
         if name.startswith("cond")
     }

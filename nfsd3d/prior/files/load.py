@@ -16,7 +16,7 @@ from nfsd3d.prior.files.configs_and_headers import json_object, named_errors
 from nfsd3d.prior.files.convert_single_file import load_text_encoder, load_unet, load_vae
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.scheduler_config import training_schedule
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow, VariancePreserving
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The networks of a prior on the CPU, its tokenizer, noise schedule and prediction type."""
+    """The networks of a prior on the CPU, its tokenizer, forward process and prediction type."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    schedule: NoiseSchedule
+    process: NoiseSchedule
     prediction_type: str
 
 
@@ -91,15 +91,17 @@ def _load_autoencoder(weights: Path, dtype: torch.dtype, setting: str) -> Autoen
 
 
 def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
-    """The noise schedule and the prediction type that any diffusers scheduler's configuration describes."""
+    """The forward process and the prediction type that any diffusers scheduler's configuration describes."""
     from diffusers import DDPMScheduler
 
     path = folder / "scheduler_config.json"
     with named_errors(f"prior.model: {folder}"):
         training = training_schedule(json_object(path), f"prior.model: {path}")
+    if training.is_flow:
+        return RectifiedFlow(), training.prediction_type
     # DDPM's class computes the same ᾱ as all others; the defaults of the configuration's own class are filled in.
     scheduler = DDPMScheduler(**training.config)
-    return NoiseSchedule(scheduler.alphas_cumprod.double()), training.prediction_type
+    return VariancePreserving(scheduler.alphas_cumprod.double()), training.prediction_type
 
 
 @contextmanager

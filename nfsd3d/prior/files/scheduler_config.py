@@ -15,7 +15,9 @@ from nfsd3d.prior.files.check_folder import SUPPORTED
 from nfsd3d.prior.files.configs_and_headers import read_object
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-"""What a denoiser may predict."""
+"""What the denoiser of a diffusion model may predict."""
+FLOW = "flow"
+"""The prediction type of a rectified flow: its velocity."""
 
 _DDPM = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 _OF_DDPM = (
@@ -34,9 +36,10 @@ _MOST_STEPS = 1_000_000
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Forms of the noise schedule, as diffusers names them."""
 
+_OF_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _FAMILIES = {
-    "FlowM": "a flow-matching model",
-    "LTXEuler": "a flow-matching model",
+    "FlowMatchLCM": "a consistency model",
+    "LTXEuler": "a video model",
     "EDM": "an EDM model",
     "LCM": "a consistency model",
     "TCD": "a consistency model",
@@ -53,8 +56,9 @@ _TERMINAL = 2.0**-149  # the smallest positive float32: ᾱ below it counts as 0
 class TrainingSchedule:
     """The noise schedule and the prediction type of a model.
 
-    ``config`` are the arguments of diffusers' DDPMScheduler; ``ends_in_noise`` says that ᾱ is 0 at the last timestep
-    (zero terminal SNR, 2305.08891), so that z_t holds nothing of the image there.
+    ``config`` are the arguments of diffusers' DDPMScheduler, for a rectified flow without a noise schedule;
+    ``ends_in_noise`` says that ᾱ is 0 at the last timestep (zero terminal SNR, 2305.08891), so that z_t holds nothing
+    of the image there.
     """
 
     config: dict[str, Any]
@@ -62,8 +66,13 @@ class TrainingSchedule:
 
     @property
     def prediction_type(self) -> str:
-        """One of :data:`PREDICTION_TYPES`."""
+        """One of :data:`PREDICTION_TYPES`, or :data:`FLOW`."""
         return str(self.config["prediction_type"])
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model is a rectified flow."""
+        return self.prediction_type == FLOW
 
     @property
     def steps(self) -> int:
@@ -82,12 +91,13 @@ def read_training(folder: Path) -> TrainingSchedule:
 
 
 def prediction_type(folder: Path) -> str:
-    """The prediction type of the model in ``folder``: "epsilon", "v_prediction" or "sample".
+    """The prediction type of the model in ``folder``: "epsilon", "v_prediction", "sample" or "flow".
 
     Raises:
         InputError: the scheduler's configuration cannot be read.
     """
-    return str(read_object(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon"))
+    config = read_object(folder / "scheduler" / "scheduler_config.json")
+    return FLOW if _is_flow(config) else str(config.get("prediction_type", "epsilon"))
 
 
 def training_schedule(config: dict[str, Any], setting: str) -> TrainingSchedule:
@@ -98,10 +108,12 @@ def training_schedule(config: dict[str, Any], setting: str) -> TrainingSchedule:
     """
     name = config.get("_class_name")
     family = next((family for beginning, family in _FAMILIES.items() if str(name).startswith(beginning)), None)
-    if config.get("use_flow_sigmas") or config.get("prediction_type") in ("flow_prediction", "trigflow"):
-        family = "a flow-matching model"
+    if config.get("prediction_type") == "trigflow":
+        family = "a consistency model"
     if family is not None:
         raise InputError(f"{setting} is that of {family} ({name}), {SUPPORTED}")
+    if _is_flow(config):
+        return TrainingSchedule({"prediction_type": FLOW, "num_train_timesteps": _STEPS}, False)
     if name not in DEFAULTS:
         raise InputError(
             f"{setting} names the scheduler {name}, whose noise schedule is not known; name one with betas, such as "
@@ -112,6 +124,11 @@ def training_schedule(config: dict[str, Any], setting: str) -> TrainingSchedule:
     values |= {key: config[key] for key in values if key in config}
     _check(values, setting)
     return TrainingSchedule(values, _last_alpha_bar(values) < _TERMINAL)
+
+
+def _is_flow(config: dict[str, Any]) -> bool:
+    named = config.get("_class_name") in _OF_FLOWS
+    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
 
 
 def _check(values: dict[str, Any], setting: str) -> None:

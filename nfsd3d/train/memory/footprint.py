@@ -90,9 +90,9 @@ def network_peak(
     split = in_chunks(prior, chunks.unet_batch_size, chunks.checkpoint_encoder)
     most, on_meta = max(entries, views), partial(torch.empty, device="meta")
     image = on_meta(views, 3, prior.image_size, prior.image_size, requires_grad=True)
-    z_t, context = (on_meta(most, *shape) for shape in (prior.latent_shape, prior.context_shape))
-    t = torch.zeros(most, dtype=torch.int64)
-    with count_bytes([*prior.tensors(), image, z_t, t, context]) as counter:
+    z_t, context = on_meta(most, *prior.latent_shape), prior.blank_context(most)
+    t = prior.schedule.time(torch.zeros(most, dtype=torch.int64))
+    with count_bytes([*prior.tensors(), image, z_t, t, *context.tensors.values()]) as counter:
         with torch.set_grad_enabled(gradient):
             z = split.encode(image) if encodes else z_t[:views]
         if entries:

@@ -1,11 +1,14 @@
 """A scheduler's configuration is read with the defaults of its own class, or refused."""
 
 import inspect
+import json
 
 import pytest
+import torch
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.scheduler_config import DEFAULTS, PREDICTION_TYPES, training_schedule
+from nfsd3d.prior.schedule import RectifiedFlow, stable_diffusion_alphas
 
 
 def read(**config):
@@ -44,9 +47,8 @@ def test_the_schedule_is_that_of_the_class_when_the_configuration_leaves_it_out(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "a flow-matching model"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "a flow-matching model"),
-        ({"prediction_type": "flow_prediction"}, "a flow-matching model"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "a consistency model"),
+        ({"prediction_type": "trigflow"}, "a consistency model"),
         ({"_class_name": "EDMEulerScheduler"}, "an EDM model"),
         ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "an EDM model"),
         ({"_class_name": "LCMScheduler"}, "a consistency model"),
@@ -103,3 +105,22 @@ def test_a_schedule_that_ends_without_signal_is_known_from_its_configuration(con
     training = read(**config)
     assert training.ends_in_noise is ends
     assert (DDPMScheduler(**training.config).alphas_cumprod[-1].item() == 0) is ends
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+        {"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"},
+    ],
+)
+def test_flow_schedulers_are_a_rectified_flow_whatever_noise_schedule_they_also_have(tmp_path, config):
+    from nfsd3d.prior.files.load import _load_schedule
+
+    training = training_schedule(config, "x")
+    assert training.is_flow and training.steps == 1000 and not training.ends_in_noise
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    schedule, predicted = _load_schedule(tmp_path)
+    assert isinstance(schedule, RectifiedFlow) and predicted == "flow"
+    torch.testing.assert_close(schedule.alphas_cumprod, stable_diffusion_alphas())
