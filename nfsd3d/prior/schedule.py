@@ -81,7 +81,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def rescaled(self, z: Tensor, t: Tensor) -> Tensor:
-        """``z`` [N,C,h,w], at a variance-preserving process's scale, at the scale of this one: times √(alpha² + sigma²)."""
+        """``z`` [N,C,h,w] of a variance-preserving process at the scale of this one: times √(alpha² + sigma²)."""
 
     @abstractmethod
     def sampling_times(self, steps: int) -> Tensor:

@@ -108,7 +108,7 @@ class StableDiffusionPrior:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The forward process of latents and times: that of the model's training, unless another clock was asked for."""
+        """The forward process of latents and times: the one of the training, unless another clock was asked for."""
         return self._schedule
 
     @property

@@ -1,5 +1,8 @@
 """One optimisation step: its gradient, and descent along it."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from small_settings import DISTILL
@@ -9,6 +12,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import METHODS, Method
 from nfsd3d.errors import InputError
 from nfsd3d.train.build import build_parts, viewing_cameras
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.step import Distillation, step_loss
 
@@ -108,6 +112,65 @@ def test_the_guidance_scale_may_change_over_training(configure):
     rising, falling = [[0.0, 1.0], [1.0, 5.0]], [[0.0, 1.0], [1.0, 0.0]]
     assert norm(0.5, rising) == norm(0.5, 3.0) == norm(0.5, 6.0, falling)
     assert norm(0.75, rising) > norm(0.75, 3.0) > norm(0.75, 6.0, falling)
+
+
+class Watched:
+    """A generator that records how it is rendered."""
+
+    def __init__(self, generator):
+        self.generator, self.calls = generator, []
+
+    def render(self, cameras, rng, options):
+        self.calls.append((rng.get_state(), options))
+        return self.generator.render(cameras, rng, options)
+
+
+def test_an_edit_of_its_own_source_has_no_gradient(configure):
+    """The source has the same cameras, sample positions, background, noise and prompt, and needs no normals."""
+    config = configure(**{"train.regularizers.orient": 1.0, "generator.normals": "finite_difference"})
+    parts, plan = build_parts(config), plan_at(config.train, 0.0)
+    bank = replace(parts.bank, embeddings={**parts.bank.embeddings, "source_cond": parts.bank.embeddings["cond"]})
+    edit = Distillation(METHODS["dds"], DISTILL, parts.distillation.threshold)
+    scene, source = Watched(parts.generator), Watched(copy.deepcopy(parts.generator))
+    arguments = parts.prior, bank, edit, parts.ranges, plan, parts.rng
+    result = step_loss(scene, *arguments, source=source)
+    assert result.metrics.grad_norm == 0 and result.metrics.grad_norm_delta_c > 0
+    (positions, options), (same, of_source) = *scene.calls, *source.calls
+    assert torch.equal(positions, same) and options.normals
+    assert of_source == replace(options, normals=False)
+
+
+def test_a_step_renders_as_its_plan_says(configure):
+    config = configure(**{"train.shading.ambient": 0.25, "train.regularizers.orient": 0.0})
+    parts = build_parts(config)
+    plan = replace(plan_at(config.train, 0.0), chunks=ChunkSizes(rays_per_chunk=70))
+    scene = Watched(parts.generator)
+    before = parts.rng.get_state()
+    step_loss(scene, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    ((state, options),) = scene.calls
+    assert (options.ambient, options.rays_per_chunk, options.normals) == (0.25, 70, False)
+    assert not torch.equal(state, before)  # after the cameras
+
+
+@pytest.mark.parametrize(("size", "checkpointed"), [(1, False), (None, True), (2, True)])
+def test_the_prior_is_called_on_the_plans_chunks(configure, monkeypatch, size, checkpointed):
+    config = configure(**{"distill.method": "sds"})
+    parts = build_parts(config)
+    calls, checkpoints = [], []
+    predict, encode = parts.prior.predict_eps, parts.prior.encode
+    monkeypatch.setattr(
+        parts.prior, "predict_eps", lambda z_t, *rest, **named: calls.append(len(z_t)) or predict(z_t, *rest, **named)
+    )
+    monkeypatch.setattr(
+        parts.prior,
+        "encode",
+        lambda image, *, checkpoint=False: checkpoints.append(checkpoint) or encode(image, checkpoint=checkpoint),
+    )
+    chunks = ChunkSizes(unet_batch_size=size, checkpoint_encoder=checkpointed)
+    plan = replace(plan_at(config.train, 0.0), chunks=chunks)
+    step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    assert max(calls) == (size or sum(calls)) and sum(calls) == 2 * config.train.batch_size
+    assert set(checkpoints) == {checkpointed}
 
 
 def test_editing_without_a_source_prompt_says_what_is_missing(configure):
