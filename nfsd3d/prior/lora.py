@@ -49,7 +49,8 @@ class LoraNetwork:
     """ε_LoRA of ProlificDreamer (2305.16213, algorithm 1): learns the images that the generator renders.
 
     Untrained, its predictions equal the prior's exactly. Outside its own calls the prior is unchanged, bit for bit: the
-    adapters are off and the UNet has no class embedding. Trained parameters are float32 in any precision of the UNet.
+    adapters are off and the UNet has no class embedding. Trained parameters are float32 also
+    where the UNet is in half precision.
     """
 
     def __init__(
@@ -70,19 +71,21 @@ class LoraNetwork:
         self._prior = prior
         self._camera_dropout = camera_dropout
         unet = prior.unet
+        # In half precision small steps would round to zero.
+        self._precision = precision = torch.promote_types(unet.dtype, torch.float32)
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
         width = unet.time_embedding.linear_2.out_features
         with torch.random.fork_rng(devices=[]):  # initialisation draws from the global generator
             torch.manual_seed(seed)
             unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
             last = nn.Linear(width, width)
-            self._camera = nn.Sequential(nn.Linear(POSE, width), nn.SiLU(), last).to(unet.device)
+            self._camera = nn.Sequential(nn.Linear(POSE, width), nn.SiLU(), last).to(unet.device, precision)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self._layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         self._parameters = {name: value for name, value in unet.named_parameters() if ".lora_" in name}
         for value in self._parameters.values():
-            value.data = value.data.float()  # half precision would round small steps to zero
+            value.data = value.data.to(precision)
         self._parameters |= {f"camera.{name}": value for name, value in self._camera.named_parameters()}
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self._parameters.values(),
@@ -120,9 +123,9 @@ class LoraNetwork:
         schedule = self._prior.schedule
         t = schedule.sample_times(rng, len(z), 0.0, 1.0)
         noise = move(draw(torch.randn, z.shape, rng), z.device)
-        shown = move(draw(torch.rand, (len(z),), rng) >= self._camera_dropout, z.device).to(z.dtype)
+        shown = move(draw(torch.rand, (len(z),), rng) >= self._camera_dropout, z.device).to(self._precision)
         with self._on():
-            poses = move(_poses(cameras), z.device).to(z.dtype) * shown[:, None]
+            poses = move(_poses(cameras), z.device).to(self._precision) * shown[:, None]
             z_t = schedule.add_noise(z, noise, t)
             self.optimizer.zero_grad(set_to_none=True)
             losses = []
@@ -138,7 +141,7 @@ class LoraNetwork:
     def denoise(self, z_t: Tensor, t: Tensor, context: Context, poses: Tensor) -> Tensor:
         """[B,C,h,w] predicted noise given camera poses [B,16] too."""
         with self._on():
-            return self._prior.denoise(z_t, t, context, poses)
+            return self._prior.denoise(z_t, t, context, poses.to(self._precision))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trained parameters by name."""

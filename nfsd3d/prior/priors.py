@@ -50,7 +50,7 @@ def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) ->
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
     from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
-    return StableDiffusionPrior.load(fetch(locate_diffusers(settings)), device, dtype)
+    return StableDiffusionPrior.load(fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock)
 
 
 PRIORS: dict[str, PriorRow] = {

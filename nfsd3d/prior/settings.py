@@ -1,6 +1,7 @@
 """Settings of the pretrained latent diffusion model."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nfsd3d.settings.types import Name
 
@@ -17,5 +18,7 @@ class PriorSettings:
     """Hub id or folder with configurations and tokenizer for a single-file ``model``; null: the preset's."""
     vae: Name | None = None
     """Autoencoder instead of the model's: a hub id, a folder (for example a tiny one's), or a .safetensors file."""
+    clock: Literal["own", "flow"] = "own"
+    """``flow`` serves a diffusion model as a rectified flow: times and latents of equal SNR, the same noise."""
     offline: bool
     """Use only the local Hugging Face cache; no network access."""
