@@ -15,7 +15,7 @@ _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
 
 _NEWER: dict[str, dict[str, float]] = {
-    "distill": {"guidance_factor": 1.0},
+    "distill": {"guidance_factor": 1.0, "eta": 0.0},
     "generator": {"prune_alpha": 0.0},
 }
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""

@@ -36,8 +36,9 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": torch.ones_like,
     "sigma_over_alpha": lambda alpha_bar: ((1 - alpha_bar) / alpha_bar).sqrt(),
     "sigma_alpha": lambda alpha_bar: ((1 - alpha_bar) * alpha_bar).sqrt(),
+    "velocity": lambda alpha_bar: 1 + ((1 - alpha_bar) / alpha_bar).sqrt(),
 }
-"""w(t) as functions of ᾱ_t [B] -> [B]."""
+"""w(t) as functions of ᾱ_t [B] -> [B]; "velocity" is 1/(1 - t) at a rectified flow's time t of equal SNR."""
 
 
 def weight(name: str, alpha_bar: Tensor, like: Tensor) -> Tensor:
@@ -67,6 +68,8 @@ def predict_noise(
     source: Tensor | None = None,
     lora: Denoiser | None = None,
     view_weights: Tensor | None = None,
+    later: tuple[Tensor, Tensor] | None = None,
+    offset: Tensor | float = 0.0,
 ) -> Predictions:
     """The predictions that ``method`` reads, from one call of each network on exactly the batch entries it needs.
 
@@ -84,23 +87,27 @@ def predict_noise(
         view_weights: [2,B] Perp-Neg's weights, on the CPU: each condition direction is replaced by :func:`perp_neg`
             against the prompts ``cond_against_0`` and ``cond_against_1`` (``source_cond_against_...``) in batch entries
             with a weight other than 0. Does not apply to a method that gives ``cond`` another prompt.
+        later: [B,C,h,w] the latents at noisier times [B], for the prediction ``later``.
+        offset: of `Predictions`.
 
     Raises:
         KeyError: ``contexts`` lacks a prompt of the method.
-        ValueError: the method needs a source or a LoRA network that was not given.
+        ValueError: the method needs a source, later latents or a LoRA network that was not given.
     """
     steps, t = t.cpu(), move(t, z_t.device)
     entries = {name: method.entries(name, steps, threshold) for name in method.predictions}
     if view_weights is not None:
         for cond, _ in method.condition_pairs:
             entries |= {f"{cond}_against_{i}": row.nonzero().squeeze(1) for i, row in enumerate(view_weights)}
-    inputs = {
-        name: _Input(source if name.startswith("source_") else z_t, contexts[method.prompt(name)], indices)
-        for name, indices in entries.items()
-    }
+    z_later, t_later = (None, t) if later is None else (later[0], move(later[1], z_t.device))
+    inputs = {}
+    for name, indices in entries.items():
+        latents, times = (z_later, t_later) if name == "later" else (z_t, t)
+        latents = source if name.startswith("source_") else latents
+        inputs[name] = _Input(latents, times, contexts[method.prompt(name)], indices)
     of_lora = {"lora": inputs.pop("lora")} if "lora" in inputs else {}
 
-    eps = _predict(denoiser, inputs, t) | _predict(lora, of_lora, t)
+    eps = _predict(denoiser, inputs) | _predict(lora, of_lora)
     if view_weights is not None:
         for cond, uncond in method.condition_pairs:
             against = [eps.pop(f"{cond}_against_{i}") - eps[uncond] for i in range(len(view_weights))]
@@ -111,19 +118,21 @@ def predict_noise(
         **{name: eps.get(name, unlisted) for name in PREDICTIONS},
         t=t,
         threshold=threshold,
+        offset=offset,
     )
 
 
 @dataclass(frozen=True)
 class _Input:
-    """Input of one prediction: batch entries ``indices`` [n] of latents [B,C,h,w] given the condition [B]."""
+    """Input of one prediction: batch entries ``indices`` [n] of latents [B,C,h,w] at times [B] given conditions [B]."""
 
     latents: Tensor | None
+    t: Tensor
     context: Context
     indices: Tensor
 
 
-def _predict(network: Denoiser | None, inputs: Mapping[str, _Input], t: Tensor) -> dict[str, Tensor]:
+def _predict(network: Denoiser | None, inputs: Mapping[str, _Input]) -> dict[str, Tensor]:
     """The predictions [B,C,h,w] by name from one call of the network, 0 in batch entries that are left out."""
     if not inputs:
         return {}
@@ -132,17 +141,17 @@ def _predict(network: Denoiser | None, inputs: Mapping[str, _Input], t: Tensor) 
         if network is None or given.latents is None:
             raise ValueError(f"the method's prediction {name!r} needs a {name.split('_')[0]}, which was not given")
         at = move(given.indices, given.latents.device)
-        parts.append((name, given.latents, at, given.context[at]))
+        parts.append((name, given.latents, at, given.t[at], given.context[at]))
     assert network is not None
     eps = network.predict_eps(
-        torch.cat([latents[at] for _, latents, at, _ in parts]),
-        torch.cat([t[at] for _, _, at, _ in parts]),
+        torch.cat([latents[at] for _, latents, at, *_ in parts]),
+        torch.cat([t for *_, t, _ in parts]),
         parts[0][-1].joined([context for *_, context in parts[1:]]),
     )
-    split = eps.split([len(at) for _, _, at, _ in parts])
+    split = eps.split([len(at) for _, _, at, *_ in parts])
     return {
         name: torch.zeros_like(latents).index_copy(0, at, part)
-        for (name, latents, at, _), part in zip(parts, split, strict=True)
+        for (name, latents, at, *_), part in zip(parts, split, strict=True)
     }
 
 

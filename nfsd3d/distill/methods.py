@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from nfsd3d.distill.noising import IntervalNoise, InversionNoise
+from nfsd3d.distill.noising import CoupledNoise, IntervalNoise, InversionNoise, LaterTimes, PredictedNoise, RandomNoise
 from nfsd3d.distill.types import PREDICTIONS, Noising, Predictions
 from nfsd3d.guidance import guided
 from nfsd3d.plugins.table import Table
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from nfsd3d.context import Context
-    from nfsd3d.distill.types import DiffusionModel
     from nfsd3d.settings.schedules import Schedule
 
 
@@ -66,6 +63,24 @@ def dds(p: Predictions, s: float) -> Tensor:
     return guided(p.uncond, p.cond, s) - guided(p.source_uncond, p.source_cond, s)
 
 
+def asd(p: Predictions, s: float) -> Tensor:
+    """Asynchronous score distillation, ε_∅ + s(ε_y - ε_∅) - ε_y(z_t+Δ) (ScaleDreamer, 2407.02040).
+
+    The prediction at a noisier time takes the place of VSD's second network: it, too, is nearer to the noise in renders
+    that are not images yet.
+    """
+    return guided(p.uncond, p.cond, s) - p.later
+
+
+def dvrf(p: Predictions, s: float) -> Tensor:
+    """Delta velocity rectified flow, DDS of a target that is moved away from its source (2509.05342, eqs. 6 and 8).
+
+    With w(t) = 1/(1 - t) it is v^cfg(z_t; y) - v^cfg(z̃_t; ỹ) + (1 - η)(z - z̃). ``offset`` is η(z - z̃); without it, it
+    is DDS.
+    """
+    return dds(p, s) - p.offset
+
+
 Activity = Callable[["Tensor", float], "Tensor"]
 """(times [B], threshold) -> bool [B]: the batch entries that need a prediction."""
 
@@ -81,29 +96,6 @@ def from_threshold(t: Tensor, threshold: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RandomNoise:
-    """z_t = alpha z + sigma ε with Gaussian ε, as diffusion models are trained."""
-
-    batch_entries: ClassVar[int] = 0
-
-    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
-        """[N] zeros: the denoiser is not called."""
-        return t.new_zeros(t.shape)
-
-    def __call__(
-        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """(z_t, ε)."""
-        import torch
-
-        from nfsd3d.device import move
-        from nfsd3d.shared_batch import draw
-
-        noise = move(draw(torch.randn, z.shape, rng), z.device)
-        return model.schedule.add_noise(z, noise, t), noise
-
-
-@dataclass(frozen=True)
 class Method:
     """A distillation method: its formula, the predictions it reads, its noising and its default settings.
 
@@ -113,6 +105,8 @@ class Method:
         active: restricts a prediction to some batch entries; a prediction that is not listed is made for all.
         prompts: the prompt of a prediction, where that is not the prediction's own name.
         noising: how latents are noised.
+        later: the times of the prediction ``later``, if the method reads it.
+        leaves_source: whether the noised latents are moved away from the source's by ``distill.eta``.
         then: the method of the second half of training, if it is another one.
         guidance_scale: s over training where no YAML file sets it.
         weighting: w(t) where no YAML file sets it, a key of `nfsd3d.distill.gradient.WEIGHTINGS`.
@@ -126,6 +120,8 @@ class Method:
     active: Mapping[str, Activity] = field(default_factory=dict)
     prompts: Mapping[str, str] = field(default_factory=dict)
     noising: Noising = field(default_factory=RandomNoise)
+    later: LaterTimes | None = None
+    leaves_source: bool = False
     then: Method | None = None
     guidance_scale: Schedule = 7.5
     weighting: str = "sigma2"
@@ -218,6 +214,19 @@ METHODS: dict[str, Method] = {
         ("cond", "uncond"),
         then=Method(csd, ("cond", "uncond"), prompts={"cond": "better", "uncond": "worse"}),
         guidance_scale=[(0.0, 100.0), (0.5, 100.0), (0.5, 35.0)],
+    ),
+    "asd": Method(asd, ("cond", "uncond", "later"), prompts={"later": "cond"}, later=LaterTimes()),
+    # Losses on a rectified flow's velocity: SDS, with random noise (2406.03293), with the noise that the teacher
+    # predicts (the same paper's RFDS-Rev), and with the noise at the end of the flow's path (2408.05008).
+    "rfds": Method(sds, ("cond", "uncond"), guidance_scale=100.0, weighting="velocity"),
+    "rfds_rev": Method(sds, ("cond", "uncond"), noising=PredictedNoise(), guidance_scale=100.0, weighting="velocity"),
+    "ucm": Method(sds, ("cond", "uncond"), noising=CoupledNoise(), guidance_scale=60.0, weighting="velocity"),
+    "dvrf": Method(
+        dvrf,
+        ("cond", "uncond", "source_cond", "source_uncond"),
+        prompts={"source_uncond": "uncond"},
+        leaves_source=True,
+        weighting="velocity",
     ),
 }
 """The built-in methods, by the value of ``distill``; `register` adds others."""

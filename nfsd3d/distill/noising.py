@@ -1,4 +1,4 @@
-"""DDIM inversion in place of random noise: the noising of interval score matching, and of SDI.
+"""How methods noise latents: with random noise, or with the teacher's own, predicted or by DDIM inversion.
 
 Importing this file does not import torch: its functions do, so that the table of methods stays cheap to read.
 """
@@ -19,6 +19,29 @@ if TYPE_CHECKING:
 
     from nfsd3d.context import Context
     from nfsd3d.distill.types import DiffusionModel, ForwardProcess
+
+
+@dataclass(frozen=True)
+class RandomNoise:
+    """z_t = alpha z + sigma ε with Gaussian ε, as diffusion models are trained."""
+
+    batch_entries: ClassVar[int] = 0
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] zeros: the denoiser is not called."""
+        return t.new_zeros(t.shape)
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε)."""
+        import torch
+
+        from nfsd3d.device import move
+        from nfsd3d.shared_batch import draw
+
+        noise = move(draw(torch.randn, z.shape, rng), z.device)
+        return model.schedule.add_noise(z, noise, t), noise
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,89 @@ class InversionNoise:
             inverted = ddim_invert(schedule, z, times, predict, eta=self.eta, rng=rng)
             kappa = schedule.eps_from_x0(inverted, z, schedule.time(end))
             return schedule.add_noise(z, kappa, t), kappa
+
+
+@dataclass(frozen=True)
+class PredictedNoise:
+    """The teacher's own noise (RFDS-Rev, 2406.03293): z_t with random noise, then again with ε̂(z_t; y) in its place.
+
+    In a rectified flow's terms one Euler step of length 1 - t takes the noise ε to ε + (1 - t)(v + z - ε), which is ε̂.
+    The authors' code also multiplies the loss by a random number between 0 and 1 that does not depend on t.
+    """
+
+    batch_entries: ClassVar[int] = 1
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] ones."""
+        return t.new_ones(t.shape)
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε̂)."""
+        z_t, _ = RandomNoise()(model, z, t, contexts, rng)
+        predicted = model.predict_eps(z_t, t, contexts["cond"])
+        return model.schedule.add_noise(z, predicted, t), predicted
+
+
+@dataclass(frozen=True)
+class CoupledNoise:
+    """The noise at the end of the teacher's own path from z (unique couple matching, FlowDreamer, 2408.05008).
+
+    Euler's method takes z along a rectified flow from t = 0 to 1 in equal ``steps``, given the prompt without guidance.
+    The end is the last step's prediction of the noise. On a diffusion model the steps are those of equal
+    signal-to-noise ratio. z counts as the latent at timestep 0. The authors' code distils with random noise in its
+    first 1,800 steps.
+    """
+
+    steps: int = 3
+
+    batch_entries: ClassVar[int] = 1
+
+    def nfe(self, t: Tensor, training_steps: int) -> Tensor:
+        """[N] the number of steps."""
+        return t.new_full(t.shape, self.steps)
+
+    def __call__(
+        self, model: DiffusionModel, z: Tensor, t: Tensor, contexts: Mapping[str, Context], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """(z_t, ε̂ at the last step's beginning); nothing is drawn from ``rng``."""
+        import torch
+
+        def predict(z_t: Tensor, t: Tensor, entries: Tensor) -> Tensor:
+            return model.predict_eps(z_t, t, contexts["cond"][entries])
+
+        schedule = model.schedule
+        alpha_bar = schedule.alpha_bar(schedule.time(torch.arange(schedule.training_steps)))
+        flow_times = (1 - alpha_bar).sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
+        begins = [int((flow_times - step / self.steps).abs().argmin()) for step in range(self.steps)]
+        times = [torch.full(t.shape, begin) for begin in begins]
+        with torch.no_grad():
+            z_s = ddim_invert(schedule, z, times, predict)
+            noise = predict(z_s, schedule.time(times[-1]), torch.arange(len(z), device=z.device))
+        return schedule.add_noise(z, noise, t), noise
+
+
+@dataclass(frozen=True)
+class LaterTimes:
+    """Noisier times t + Δ, Δ uniform between 0 and ``share`` of t - ``start`` (ScaleDreamer, 2407.02040).
+
+    ``start`` is a fraction of the timesteps: the authors' least noisy timestep, at the end of their annealing.
+    """
+
+    share: float = 0.1
+    start: float = 0.02
+
+    def __call__(self, schedule: ForwardProcess, t: Tensor, rng: torch.Generator) -> Tensor:
+        """[N] times, on the CPU, for times ``t`` [N]."""
+        import torch
+
+        from nfsd3d.shared_batch import draw
+
+        step, last = schedule.timestep(t.cpu()), schedule.training_steps - 1
+        beyond = (step - round(self.start * schedule.training_steps)).clamp(min=0)
+        shift = (self.share * beyond * draw(torch.rand, step.shape, rng)).long()
+        return schedule.time((step + shift).clamp(max=last))
 
 
 def ddim_invert(

@@ -102,9 +102,11 @@ class Predictions:
 
     ``noise`` is the added noise, or the tensor that a method's noising returns for it. ``cond``, ``uncond`` and ``neg``
     are predicted given the prompt, the empty prompt and the negative prompt; ``source_cond`` and ``source_uncond`` from
-    the noised source given its own prompt and the empty one; ``lora`` by VSD's LoRA network. A prediction is 0 in batch
-    entries where the method is not active, and NaN if the method does not list it. ``t`` [B] are the times,
+    the noised source given its own prompt and the empty one; ``lora`` by VSD's LoRA network; ``later`` given the prompt
+    from the same latents with the same noise at a noisier time. A prediction is 0 in batch entries where the method is
+    not active, and NaN if the method does not list it. ``t`` [B] are the times,
     ``threshold`` the time from which NFSD uses the negative prompt.
+    ``offset`` is what DVRF adds to the difference of the latents from the source's, in the units of a clean latent.
     """
 
     noise: Tensor
@@ -114,9 +116,12 @@ class Predictions:
     source_cond: Tensor
     source_uncond: Tensor
     lora: Tensor
+    later: Tensor
     t: Tensor
     threshold: float
+    offset: Tensor | float = 0.0
 
 
-PREDICTIONS = tuple(field.name for field in fields(Predictions) if field.name not in ("noise", "t", "threshold"))
+_GIVEN = ("noise", "t", "threshold", "offset")
+PREDICTIONS = tuple(field.name for field in fields(Predictions) if field.name not in _GIVEN)
 """The fields of `Predictions` that a network fills."""

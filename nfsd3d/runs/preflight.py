@@ -102,9 +102,10 @@ def _check_weighting(config: Config, training: TrainingSchedule) -> None:
     """Raises `InputError` if w(t) is infinite at a timestep that the run draws."""
     last = training.steps - 1
     reached = min(round(highest(config.train.t_max) * training.steps), last) == last
-    if config.distill.weighting == "sigma_over_alpha" and training.ends_in_noise and reached:
+    weighting = config.distill.weighting
+    if weighting in ("sigma_over_alpha", "velocity") and training.ends_in_noise and reached:
         raise InputError(
-            f"distill.weighting=sigma_over_alpha: is infinite at timestep {last}, where the model's noise schedule "
+            f"distill.weighting={weighting}: is infinite at timestep {last}, where the model's noise schedule "
             f"ends without signal (alpha = 0); set train.t_max below {1 - 1 / training.steps:g}, or another weighting"
         )
 

@@ -113,11 +113,19 @@ def step_loss(
     own = ranks.own_generator(fork(rng))  # the noise, and what only some methods draw
     z_t, noise = method.noising(prior, z.detach(), t, contexts, own)
     source_z_t = None
+    offset: Tensor | float = 0.0
     if source is not None:
         with torch.no_grad():
             same_rng, without_normals = ranks.own_generator(same_positions), replace(options, normals=False)
             source_z = _encoded(prior, _rendered(source, cameras, same_rng, without_normals, ranks))
         source_z_t = prior.schedule.add_noise(source_z, noise, t)
+        if method.leaves_source:
+            offset = value_at(distillation.settings.eta, plan.progress) * (z.detach() - source_z)
+            z_t = z_t + prior.schedule.alpha_sigma(t, z)[1] * offset
+    later = None
+    if method.later is not None:
+        t_later = method.later(prior.schedule, t, own)
+        later = prior.schedule.add_noise(z.detach(), noise, t_later), t_later
     predictions = predict_noise(
         prior,
         z_t,
@@ -129,6 +137,8 @@ def step_loss(
         source=source_z_t,
         lora=None if lora is None else lora.at(cameras, chunks.unet_batch_size),
         view_weights=bank.view_weights(cameras),
+        later=later,
+        offset=offset,
     )
 
     w = weight(distillation.settings.weighting, prior.schedule.alpha_bar(t), z)

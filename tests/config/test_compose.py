@@ -160,7 +160,8 @@ def test_methods_have_their_papers_scales(config):
     scales = {name: distillation(name).guidance_scale for name in METHODS}
     bridge = scales.pop("bridge")
     # SDI's 7.5 counts from the conditional prediction.
-    assert scales == {"nfsd": 7.5, "sds": 100, "csd": 7.5, "vsd": 7.5, "dds": 7.5, "ism": 7.5, "sdi": 8.5}
+    diffusion = {"nfsd": 7.5, "sds": 100, "csd": 7.5, "vsd": 7.5, "dds": 7.5, "ism": 7.5, "sdi": 8.5, "asd": 7.5}
+    assert scales == diffusion | {"rfds": 100, "rfds_rev": 100, "ucm": 60, "dvrf": 7.5}
     assert [value_at(bridge, progress) for progress in (0, 0.49, 0.5, 1)] == [100, 100, 35, 35]
 
 
@@ -173,7 +174,8 @@ def test_a_methods_row_and_its_yaml_file_have_the_same_defaults(name):
 def test_weightings_are_the_papers():
     weightings = {name: distillation(name).weighting for name in METHODS}
     assert weightings == {
-        **dict.fromkeys(("nfsd", "sds", "csd", "vsd", "bridge"), "sigma2"),
+        **dict.fromkeys(("nfsd", "sds", "csd", "vsd", "bridge", "asd"), "sigma2"),
+        **dict.fromkeys(("rfds", "rfds_rev", "ucm", "dvrf"), "velocity"),
         **dict.fromkeys(("ism", "sdi"), "sigma_over_alpha"),
         "dds": "uniform",
     }

@@ -9,7 +9,9 @@ import yaml
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, compose_experiment
 from nfsd3d.config.experiments import config_root, find_experiment
+from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
+from nfsd3d.prior.priors import TABLE as PRIORS
 
 SETTLED = ["prompt=x", "machine=cpu", "backend=numba"]
 
@@ -46,10 +48,22 @@ def test_the_steps_of_every_recipe_are_at_most_two_files_away(generator, prior):
 
 
 def test_there_are_few_files_and_no_stubs():
+    """A method has a row's file and, if it generates, an experiment; a prior has one; a kind of prior two recipes."""
     files = list(config_root().rglob("*.yaml"))
-    assert len(files) <= 60
-    assert not [path for path in files if path.stem == "auto"]
     assert all(yaml.safe_load(path.read_text()) for path in files)
+    named = {
+        group: {path.stem for path in (config_root() / group).glob("*.yaml")} for group in ("", "distill", "prior")
+    }
+    generating = {name for name, method in METHODS.items() if not method.needs_source}
+    assert named["distill"] == set(METHODS)
+    assert named[""] == generating | {"dds", "dds_2d", "nfsd_2d", "fast", "lowmem"}
+    assert named["prior"] == set(PRIORS.builtin)
+    kinds = {yaml.safe_load((config_root() / f"prior/{name}.yaml").read_text()).get("kind") for name in named["prior"]}
+    recipes = {f"{made}-{kind}" for made in ("images", "nerf") for kind in kinds - {None}}
+    for group in ("recipe", "fast"):
+        assert {path.stem for path in (config_root() / group).glob("*.yaml")} == recipes
+    others = [path for path in files if path.parent.name not in ("configs", "distill", "prior", "recipe", "fast")]
+    assert len(others) <= 25
 
 
 def test_priors_of_one_kind_share_a_recipe():

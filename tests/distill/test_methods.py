@@ -60,7 +60,8 @@ def predictions(t, threshold=200, seed=0):
 
 def predicted(method, z_t, times, denoiser=None, noise=None, **options):
     """The predictions of a method with all possible inputs."""
-    options = {"source": z_t.flip(0), "lora": Denoiser(), **options}
+    later = 2 * z_t, torch.tensor(times) + 10
+    options = {"source": z_t.flip(0), "lora": Denoiser(), "later": later, **options}
     return predict_noise(
         denoiser or Denoiser(),
         z_t,
@@ -170,7 +171,10 @@ EXPECTED = {
     "dds": lambda eps, s, noise, late: (
         (eps("cond") - eps("source_cond", True)) * s - (eps("uncond") - eps("uncond", True)) * (s - 1)
     ),
+    "asd": lambda eps, s, noise, late: eps("cond") * s - eps("uncond") * (s - 1) - eps("cond", later=True),
 }
+EXPECTED |= dict.fromkeys(("rfds", "rfds_rev", "ucm"), EXPECTED["sds"])
+EXPECTED["dvrf"] = lambda eps, s, noise, late: EXPECTED["dds"](eps, s, noise, late) - 3 * noise
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -179,9 +183,11 @@ EXPECTED = {
 def test_every_methods_direction_by_hand(name, training_steps, times, s):
     threshold = threshold_step(0.2, training_steps)
     z_t, source, noise, t = latents(len(times)), latents(len(times), 1), latents(len(times), 2), torch.tensor(times)
-    p = predicted(METHODS[name], z_t, times, noise=noise, source=source, threshold=threshold)
+    p = predicted(METHODS[name], z_t, times, noise=noise, source=source, threshold=threshold, offset=3 * noise)
 
-    def eps(prompt, of_source=False):
+    def eps(prompt, of_source=False, later=False):
+        if later:
+            return formula(2 * z_t, t + 10, CONTEXTS[prompt])
         return formula(source if of_source else z_t, t, CONTEXTS[prompt])
 
     late = (t >= training_steps / 5).double()[:, None, None, None]
@@ -207,6 +213,7 @@ def test_methods_are_equivariant_under_permutation_of_the_batch(name, weights):
 
 # Batch entries for four samples, two of them below NFSD's threshold.
 COSTS = {"sds": 8, "csd": 8, "nfsd": 10, "vsd": 12, "dds": 16, "ism": 8, "sdi": 8, "bridge": 8}
+COSTS |= {"asd": 12, "rfds": 8, "rfds_rev": 8, "ucm": 8, "dvrf": 16}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -277,7 +284,7 @@ def test_a_missing_source_or_lora_network_is_an_error(name, missing):
 
 
 def test_methods_declare_their_requirements():
-    assert {name for name, method in METHODS.items() if method.needs_source} == {"dds"}
+    assert {name for name, method in METHODS.items() if method.needs_source} == {"dds", "dvrf"}
     assert {name for name, method in METHODS.items() if method.needs_lora} == {"vsd"}
     assert METHODS["dds"].all_prompts == {"cond", "uncond", "source_cond"}
     assert METHODS["bridge"].all_prompts == {"cond", "uncond", "better", "worse"}
@@ -327,7 +334,7 @@ def test_perp_neg_replaces_the_condition_direction_in_every_method_and_costs_two
     for prediction in set(PREDICTIONS) - expected.keys():
         torch.testing.assert_close(getattr(p, prediction), getattr(plain, prediction), equal_nan=True)
     entries = 2 * len(method.of_prior) - (name == "nfsd")  # one of the two samples is below NFSD's threshold
-    assert len(teacher.calls[0][0]) == entries + (8 if name == "dds" else 4)  # DDS has two condition directions
+    assert len(teacher.calls[0][0]) == entries + (8 if method.needs_source else 4)  # it has two condition directions
 
 
 def test_perp_neg_costs_nothing_where_its_weights_are_zero():
@@ -355,6 +362,9 @@ def test_perp_neg_does_not_change_bridges_contrast():
         ("dds", 1, True, {4, 5, 6, 7, 8}),
         ("ism", 3, False, {1, 2, 3, 6}),  # and the inversion of any number of latents, one entry each
         ("sdi", 2, False, {2, 4}),  # two entries each
+        ("rfds_rev", 2, False, {1, 2, 4}),
+        ("ucm", 2, False, {1, 2, 4}),
+        ("asd", 2, False, {6}),
         ("bridge", 2, False, {4}),
         ("bridge", 1, True, {2, 3, 4}),  # the second half's prompts have no directions of views
     ],
@@ -381,6 +391,11 @@ def test_a_method_whose_predictions_are_all_restricted_has_no_empty_batch():
         ("vsd", [10, 900, 950], 4.0),  # three predictions, and the LoRA network's training step
         ("ism", [50, 251], 2.0 + 2.0),  # one evaluation at 0; at 201 two strides and one
         ("sdi", [100, 101], 2.0 + 3.0),  # one step of the grid, or two; two evaluations each
+        ("asd", [100, 900], 3.0),
+        ("rfds", [100, 900], 2.0),
+        ("rfds_rev", [100, 900], 1.0 + 2.0),
+        ("ucm", [100, 900], 3.0 + 2.0),
+        ("dvrf", [100, 900], 4.0),
     ],
 )
 def test_the_expected_nfe_are_averaged_over_the_timesteps(name, times, nfe):

@@ -72,7 +72,19 @@ def step_of(config, progress=0.0, **options):
 
 
 @pytest.mark.parametrize(
-    ("method", "evaluations"), [("sds", 2), ("csd", 2), ("nfsd", 3), ("ism", 4 + 3), ("sdi", 16 + 2), ("bridge", 2)]
+    ("method", "evaluations"),
+    [
+        ("sds", 2),
+        ("csd", 2),
+        ("nfsd", 3),
+        ("ism", 4 + 3),
+        ("sdi", 16 + 2),
+        ("bridge", 2),
+        ("asd", 3),
+        ("rfds", 2),
+        ("rfds_rev", 1 + 2),
+        ("ucm", 3 + 2),
+    ],
 )
 @pytest.mark.parametrize("perp_neg", [False, True])
 def test_a_step_costs_what_the_table_says(configure, method, evaluations, perp_neg):
