@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.interrupts import Interrupted
+from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.run import train_and_export
 from nfsd3d.train.step import step_loss
@@ -69,6 +71,19 @@ def test_a_step_costs_three_evaluations_and_one_trained(configure):
     lora.optimizer.step()
     assert any(not torch.equal(value, before[name]) for name, value in lora.state_dict().items())
     assert not any(value.requires_grad for value in result.metrics.tensors().values())
+
+
+@pytest.mark.parametrize("size", [None, 1])
+def test_its_network_is_called_on_the_plans_chunks(configure, monkeypatch, size):
+    config = configure(**VSD)
+    parts, sizes = build_parts(config), []
+    denoise = parts.prior.denoise
+    monkeypatch.setattr(parts.prior, "denoise", lambda z_t, *rest: sizes.append(len(z_t)) or denoise(z_t, *rest))
+    plan = replace(plan_at(config.train, 0.0), chunks=ChunkSizes(unet_batch_size=size))
+    step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
+    views = config.train.batch_size
+    # The prior's two predictions for each view; the LoRA network's prediction, and its training.
+    assert sizes == ([2 * views, views, views] if size is None else [1] * (4 * views))
 
 
 def test_all_images_of_a_batch_train_one_lora_network(configure_2d):
