@@ -1,7 +1,9 @@
 """A diffusion model and a rectified flow are the same teacher at equal signal-to-noise ratio."""
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +96,18 @@ def test_timesteps_have_the_signal_to_noise_ratio_of_stable_diffusion(flow):
     shown = [round(float(flow.time(torch.tensor([step]))), 3) for step in (20, 200, 500, 980)]
     assert shown == [0.121, 0.364, 0.618, 0.929]
     assert flow.timestep(torch.tensor([0.0, 0.3641, 1.0])).tolist() == [0, 200, 999]
+
+
+def test_the_documented_table_of_times_is_right():
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+)\b[^|]*\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    flow = RectifiedFlow()
+    for step, *shown in rows:
+        t = flow.time(torch.tensor([int(step)]))
+        alpha_bar = float(flow.alpha_bar(t))
+        for value, text in zip((alpha_bar, float(t), alpha_bar / (1 - alpha_bar)), shown, strict=True):
+            assert value == pytest.approx(float(text), abs=0.51 * 10.0 ** -len(text.partition(".")[2]))
 
 
 def test_a_flows_latent_is_the_diffusion_latent_of_equal_ratio_rescaled():
