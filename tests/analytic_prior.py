@@ -5,7 +5,7 @@ A perfectly trained denoiser would give the same predictions, so the theory of s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class AnalyticPrior:
         """The device of the means."""
         return self._means.device
 
-    def embed(self, prompts: list[str]) -> Context:
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None = None) -> Context:
         """[N] with embeddings [N,1,K], the weights of each prompt's mixture.
 
         Raises:

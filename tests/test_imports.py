@@ -97,7 +97,7 @@ ADAPTERS = {
         "nfsd3d.prior.compiled.encoder",
         "nfsd3d.prior.files.load",
         "nfsd3d.prior.files.convert_single_file",
-        "nfsd3d.prior.stable_diffusion",
+        "nfsd3d.prior.diffusers_prior",
         "nfsd3d.shapes.training.autoencoder",
         "nfsd3d.shapes.training.denoiser",
         "nfsd3d.shapes.training.pipeline",

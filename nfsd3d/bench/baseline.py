@@ -8,7 +8,7 @@ from torch import Tensor
 from nfsd3d.distill.methods import Method
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.base import WrappedPrior
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.train.build import Parts
 
 ALPHA = 0.01
@@ -21,7 +21,7 @@ def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     No compilation and no chunks. All predictions for every view in one call. Each encoding is followed by an unused
     decoding. Samples are pruned by their opacity, which evaluates all densities once more.
     """
-    assert isinstance(parts.prior, StableDiffusionPrior)
+    assert isinstance(parts.prior, DiffusersPrior)
     assert isinstance(parts.generator, NeRF)
     prior = _BaselinePrior(parts.prior.in_precision(precision))
     nerf = parts.generator

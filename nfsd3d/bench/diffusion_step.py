@@ -15,7 +15,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.runs.summary import device_name
 from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
@@ -178,7 +178,7 @@ def compare(
         InputError: the generator is no scene, or the prior's networks are not those of ``name``.
     """
     prior = parts.prior
-    if not isinstance(parts.generator, NeRF) or not isinstance(prior, StableDiffusionPrior):
+    if not isinstance(parts.generator, NeRF) or not isinstance(prior, DiffusersPrior):
         raise InputError("--prior: measured are steps of a scene with Stable Diffusion")
     _check_networks(prior, name)
     counted = arithmetic(name, prior.image_size)
@@ -210,7 +210,7 @@ def compare(
     )
 
 
-def _check_networks(prior: StableDiffusionPrior, name: str) -> None:
+def _check_networks(prior: DiffusersPrior, name: str) -> None:
     expected = random_networks(name, "meta")[:2]
     for network, own in zip(prior.networks, expected, strict=True):
         count, wanted = (sum(value.numel() for value in one.parameters()) for one in (network, own))

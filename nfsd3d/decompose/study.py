@@ -44,8 +44,8 @@ from nfsd3d.decompose.plots import (
 )
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.oracle_fit import METHOD
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings.prompt_texts import VIEW_WORDS
 from nfsd3d.shapes.world.grammar import COLORS, sample_caption, sample_composition
 from nfsd3d.views.prompts import PAPER_NEGATIVE_PROMPT
@@ -75,7 +75,7 @@ class Study:
     prompt. ``progress`` has one task.
     """
 
-    prior: StableDiffusionPrior
+    prior: DiffusersPrior
     subjects: Subjects
     runs: list[Run]
     noises: int

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from nfsd3d.prior.diffusers_prior import DiffusersPrior, placed
 from nfsd3d.prior.schedule import VariancePreserving, stable_diffusion_alphas
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior, placed
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ def random_prior(
     *,
     image_size: int | None = None,
     seed: int = 0,
-) -> StableDiffusionPrior:
+) -> DiffusersPrior:
     """An untrained prior of full size; see :func:`random_networks`."""
     networks = random_networks(name, device, dtype, image_size=image_size, seed=seed)
     schedule = VariancePreserving(stable_diffusion_alphas())
     unet, vae, text_encoder = placed(*networks, device)
     prediction_type = ARCHITECTURES[name].prediction_type
-    return StableDiffusionPrior(unet, vae, text_encoder, _tokenizer(), schedule, prediction_type)
+    return DiffusersPrior.of_stable_diffusion(unet, vae, text_encoder, _tokenizer(), schedule, prediction_type)
 
 
 @torch.no_grad()

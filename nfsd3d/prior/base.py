@@ -6,6 +6,7 @@ modules that need them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from nfsd3d.errors import InputError
@@ -44,8 +45,12 @@ class Prior(Protocol):
         """The device of the networks and of their results."""
         ...
 
-    def embed(self, prompts: list[str]) -> Context:
-        """What N prompts are for the denoiser, [N]."""
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None = None) -> Context:
+        """What N prompts are for the denoiser, [N].
+
+        ``negative`` marks those that guidance moves away from, which some families encode in another way; None: the
+        empty ones.
+        """
         ...
 
     def free_text_encoder(self) -> None:
@@ -120,9 +125,9 @@ class WrappedPrior:
         """The device of the networks."""
         return self._prior.device
 
-    def embed(self, prompts: list[str]) -> Context:
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None = None) -> Context:
         """[N] what prompts are for the denoiser."""
-        return self._prior.embed(prompts)
+        return self._prior.embed(prompts, negative)
 
     def free_text_encoder(self) -> None:
         """Frees the text encoder's memory."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nfsd3d.device import move
 from nfsd3d.prior.chunked import slices
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.shared_batch import draw
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class LoraNetwork:
     """
 
     def __init__(
-        self, prior: StableDiffusionPrior, *, rank: int, learning_rate: float, camera_dropout: float, seed: int
+        self, prior: DiffusersPrior, *, rank: int, learning_rate: float, camera_dropout: float, seed: int
     ) -> None:
         """Adapts the prior's UNet.
 
@@ -70,7 +70,7 @@ class LoraNetwork:
 
         self._prior = prior
         self._camera_dropout = camera_dropout
-        unet = prior.unet
+        unet = prior.denoiser
         # In half precision small steps would round to zero.
         self._precision = precision = torch.promote_types(unet.dtype, torch.float32)
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -166,7 +166,7 @@ class LoraNetwork:
         for layer in self._layers:
             layer.enable_adapters(on)
         # None rather than a pose of zeros: the embedding's biases are trained, and would change the prior.
-        self._prior.unet.class_embedding = self._camera if on else None
+        self._prior.denoiser.class_embedding = self._camera if on else None
 
 
 def _poses(cameras: Cameras) -> Tensor:

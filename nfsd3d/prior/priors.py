@@ -48,9 +48,9 @@ def locate_diffusers(settings: PriorSettings) -> ModelSource:
 
 def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) -> Prior:
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
-    from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+    from nfsd3d.prior.diffusers_prior import DiffusersPrior
 
-    return StableDiffusionPrior.load(fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock)
+    return DiffusersPrior.load(fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock)
 
 
 PRIORS: dict[str, PriorRow] = {

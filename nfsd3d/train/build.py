@@ -23,12 +23,12 @@ from nfsd3d.generators.plugins import TABLE as GENERATORS
 from nfsd3d.generators.plugins import RunFacts
 from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
 from nfsd3d.prior.base import Prior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.schedule import NoiseSchedule
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
@@ -151,7 +151,7 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     Raises:
         InputError: a prior without a diffusers UNet.
     """
-    if not isinstance(prior, StableDiffusionPrior):
+    if not isinstance(prior, DiffusersPrior):
         raise InputError(
             f"distill={config.distill.method}: adapts the UNet of a diffusers model, and prior={config.prior.name} has "
             f"none; choose another method, or prior={' or '.join(PRIORS.builtin)}"

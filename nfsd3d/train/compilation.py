@@ -23,7 +23,7 @@ from nfsd3d.generators.settings import LatentSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.compiled.shapes import padded_batch_size
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -73,7 +73,7 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
     views, at_once = config.train.batch_size, chunks.unet_batch_size
     unet, encoder = compiles_unet(config, method), compiles_encoder(config, chunks)
     networks = " and the ".join(["UNet"] * unet + ["encoder"] * encoder)
-    if not networks or not isinstance(prior, StableDiffusionPrior):
+    if not networks or not isinstance(prior, DiffusersPrior):
         return
     log(f"compiling the {networks}; minutes the first time, seconds from the cache after")
     started = time.monotonic()
@@ -117,7 +117,7 @@ def compiles_encoder(config: Config, chunks: ChunkSizes) -> bool:
 
 def release_compiled(prior: Prior) -> None:
     """Frees compiled code and the memory of captured CUDA graphs; the prior then runs uncompiled."""
-    if isinstance(prior, StableDiffusionPrior) and prior.is_compiled:
+    if isinstance(prior, DiffusersPrior) and prior.is_compiled:
         prior.compile_nothing()
         torch.compiler.reset()
 
@@ -128,7 +128,7 @@ def compiled_batch_sizes(counts: Iterable[int], views: int, at_once: int | None)
     return sorted({padded_batch_size(size, views, at_once) for size in sizes})
 
 
-def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient: bool) -> None:
+def warm_up_encoder(prior: DiffusersPrior, count: int, *, without_gradient: bool) -> None:
     """Runs the encoder once on ``count`` images, forward and backward; ``without_gradient`` also without."""
     size = prior.image_size
     image = torch.full((count, 3, size, size), 0.5, device=prior.device, requires_grad=True)
@@ -138,7 +138,7 @@ def warm_up_encoder(prior: StableDiffusionPrior, count: int, *, without_gradient
             prior.encode(image.detach())
 
 
-def warm_up_unet(prior: StableDiffusionPrior, batch_sizes: Iterable[int], at_once: int | None) -> None:
+def warm_up_unet(prior: DiffusersPrior, batch_sizes: Iterable[int], at_once: int | None) -> None:
     """Runs the UNet once at each batch size, in calls of at most ``at_once``."""
     for size in sorted(batch_sizes, reverse=True):  # smaller batches reuse the memory of the largest
         z_t = torch.zeros(size, *prior.latent_shape, device=prior.device)

@@ -1,7 +1,7 @@
 """View-dependent prompts: the text embeddings for a batch of cameras, and Perp-Neg's mixtures and weights."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,12 +20,15 @@ PAPER_NEGATIVE_PROMPT = (
 )
 """p_neg of NFSD (2310.17590)."""
 
+NEGATIVE = ("uncond", "neg")
+"""Names of the prompts that guidance moves away from."""
+
 
 class TextEmbedder(Protocol):
     """The part of a prior that a prompt bank needs."""
 
-    def embed(self, prompts: list[str]) -> Context:
-        """What N prompts are for the denoiser, [N]."""
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None = None) -> Context:
+        """What N prompts are for the denoiser, [N]; ``negative`` marks those that guidance moves away from."""
         ...
 
 
@@ -131,7 +134,9 @@ class PromptBank:
         texts = prompt_texts(
             prompt, negative_prompt, settings, needed=needed, source_prompt=source_prompt, suffixes=suffixes
         )
-        embedded = prior.embed([text for group in texts.values() for text in group])
+        prompts = [text for group in texts.values() for text in group]
+        negative = [name in NEGATIVE for name, group in texts.items() for _ in group]
+        embedded = prior.embed(prompts, negative)
         groups = embedded.split([len(group) for group in texts.values()])
         return cls(dict(zip(texts, groups, strict=True)), settings)
 

@@ -12,8 +12,8 @@ from nfsd3d.bench.tables import comparison_tables, comparison_text
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.runs.summary import device_name
 from nfsd3d.train.build import build_parts
 
@@ -57,7 +57,7 @@ def test_a_method_against_the_same_with_a_baseline_choices(configure, narrow):
         assert sum(timing.timing.milliseconds.values()) == pytest.approx(1e3 / timing.timing.steps_per_second)
         assert timing.tflops == pytest.approx(timing.tflop * timing.timing.steps_per_second)
         assert timing.tflop == comparison.counted.step(timing.timing.evaluations, 1)
-    assert {parameter.dtype for parameter in prior.unet.parameters()} == {torch.float32}  # the baseline's, on a CPU
+    assert {parameter.dtype for parameter in prior.denoiser.parameters()} == {torch.float32}  # the baseline's, on a CPU
     assert comparison.device == device_name("cpu")
     for timing in comparison.ours:
         # Nothing is faster than the arithmetic, or the one or the other was measured wrongly.
@@ -105,7 +105,7 @@ def test_a_devices_speed_is_that_of_matrix_products():
 
 
 def test_a_model_of_other_networks_is_an_input_error(configure, narrow):
-    parts = build_parts(configure(), StableDiffusionPrior.load(EMBEDDED))
+    parts = build_parts(configure(), DiffusersPrior.load(EMBEDDED))
     with pytest.raises(InputError, match=r"--prior sd21: its UNet2DConditionModel has [\d,]+ parameters"):
         bench_prior.compare(parts, configure(), narrow, steps=1, baseline_steps=1, warmup=0)
 

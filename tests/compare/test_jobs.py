@@ -335,7 +335,7 @@ def test_the_cost_is_what_a_step_really_spends(method, monkeypatch):
         output.sample = z.clone().requires_grad_()
         return output
 
-    monkeypatch.setattr(type(parts.prior.unet), "forward", forward)
+    monkeypatch.setattr(type(parts.prior.denoiser), "forward", forward)
     for t in (0.03, 0.17, 0.2, 0.555):
         at_t = config.replace(train=config.to_dict()["train"] | {"t_min": t, "t_max": t})
         plan = plan_at(at_t.train, 0.0)

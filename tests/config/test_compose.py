@@ -200,7 +200,7 @@ def test_cameras_are_the_settings_that_sampling_takes(config):
 
 
 @pytest.mark.parametrize("prior", ["sd15", "sd21", "sd21-768"])
-def test_stable_diffusion_recipes_follow_prolificdreamers_coarse_stage(prior):
+def test_diffusers_prior_recipes_follow_prolificdreamers_coarse_stage(prior):
     train = compose("nfsd", ["prompt=x", f"prior={prior}"]).train
     assert (train.steps, train.learning_rate.encoding, train.learning_rate.network) == (25000, 0.01, 0.001)
     before, after = 4999 / train.steps, 5000 / train.steps

@@ -7,8 +7,8 @@ from small_settings import PROMPTS
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.compiled.shapes import padded_batch_size
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.views.cameras import orbit
 from nfsd3d.views.prompts import PromptBank
 
@@ -35,7 +35,7 @@ def test_batches_are_padded_to_few_sizes():
 
 
 def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
-    prior = StableDiffusionPrior.load(model_folder("kl", "v_prediction"))
+    prior = DiffusersPrior.load(model_folder("kl", "v_prediction"))
     rng = torch.Generator().manual_seed(0)
     z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng)
     t, size = torch.tensor([30, 199, 200, 950]), prior.image_size
@@ -51,8 +51,8 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
 
     expected = results()
     prior.compile(batch_unit=4, backend="aot_eager")
-    shapes, compiled = [], prior._compiled_unet
-    monkeypatch.setattr(prior, "_compiled_unet", lambda z, *rest: (
+    shapes, compiled = [], prior._compiled_denoiser
+    monkeypatch.setattr(prior, "_compiled_denoiser", lambda z, *rest: (
         shapes.append(len(z)) or compiled(z, *rest)
     ))  # fmt: skip
     for result, value in zip(results(), expected, strict=True):
@@ -60,14 +60,15 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
     assert shapes == [12]  # ten batch entries needed, two of padding
     # Peers, precisions and predictions of memory begin from networks as they are.
     assert (
-        prior.without_weights()._compiled_unet is None and prior.in_precision(torch.float64)._compiled_encoder is None
+        prior.without_weights()._compiled_denoiser is None
+        and prior.in_precision(torch.float64)._autoencoder._compiled is None
     )
     prior.in_precision(torch.float32).compile_nothing()
 
 
 @pytest.mark.parametrize("name", ["ism", "sdi"])
-def test_inversions_work_with_a_compiled_unet(model_folder, name):
-    prior = StableDiffusionPrior.load(model_folder("tiny"))
+def test_inversions_work_with_a_compiled_denoiser(model_folder, name):
+    prior = DiffusersPrior.load(model_folder("tiny"))
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
     t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(2, 8))
     noised = []
@@ -81,7 +82,7 @@ def test_inversions_work_with_a_compiled_unet(model_folder, name):
 
 
 def test_vsds_lora_network_works_beside_a_compiled_encoder(model_folder):
-    prior = StableDiffusionPrior.load(model_folder("tiny"))
+    prior = DiffusersPrior.load(model_folder("tiny"))
     lora = LoraNetwork(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
     z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])
     context, cameras = prior.embed(["a red cube"] * 2), orbit(2, 8)

@@ -8,8 +8,8 @@ import torch
 import nfsd3d
 from nfsd3d.config.compose import compose
 from nfsd3d.generators.base import RenderOptions
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.sampling import ddim_sample
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import Composition, held_out, parse_prompt
@@ -26,7 +26,7 @@ VIEWS = 8
 
 @pytest.fixture(scope="module")
 def prior():
-    return StableDiffusionPrior.load(MODEL)
+    return DiffusersPrior.load(MODEL)
 
 
 def true_views(composition: Composition, background: float = 0.5) -> torch.Tensor:

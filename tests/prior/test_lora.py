@@ -9,8 +9,8 @@ from small_settings import PROMPTS
 
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.views.cameras import orbit
 from nfsd3d.views.prompts import PromptBank
 
@@ -20,7 +20,7 @@ CAMERAS = orbit(3, 8)
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
 def prior(request, model_folder, device):
-    return StableDiffusionPrior.load(model_folder("tiny", request.param), device)
+    return DiffusersPrior.load(model_folder("tiny", request.param), device)
 
 
 def make(prior, **options):
@@ -42,21 +42,21 @@ def train(lora, z, context, steps, seed=0):
 def evaluations_of(prior):
     """The batch sizes of all calls of the prior's UNet, as a growing list."""
     sizes = []
-    prior.unet.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
+    prior.denoiser.register_forward_pre_hook(lambda network, arguments: sizes.append(len(arguments[0])))
     return sizes
 
 
 def test_the_prior_is_unchanged_bit_for_bit(prior):
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
-    weights = {name: value.clone() for name, value in prior.unet.state_dict().items()}
+    weights = {name: value.clone() for name, value in prior.denoiser.state_dict().items()}
     lora = make(prior)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
     train(lora, z, context, 10)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
     assert not torch.equal(lora.at(CAMERAS).predict_eps(z, TIMES, context), before)
     assert torch.equal(prior.predict_eps(z, TIMES, context), before)
-    now = {name.replace(".base_layer", ""): value for name, value in prior.unet.state_dict().items()}
+    now = {name.replace(".base_layer", ""): value for name, value in prior.denoiser.state_dict().items()}
     assert all(torch.equal(now[name], value) for name, value in weights.items())
 
 
@@ -118,9 +118,9 @@ def test_camera_dropout_trains_only_the_biases(prior):
 
 
 def test_only_the_adaptation_adds_parameters(prior):
-    base = {name: value.data_ptr() for name, value in prior.unet.named_parameters()}
+    base = {name: value.data_ptr() for name, value in prior.denoiser.named_parameters()}
     lora = make(prior, rank=2)
-    now = {name.replace(".base_layer", ""): value for name, value in prior.unet.named_parameters()}
+    now = {name.replace(".base_layer", ""): value for name, value in prior.denoiser.named_parameters()}
     assert all(now[name].data_ptr() == pointer for name, pointer in base.items())
     assert {name for name in now if name not in base} == {
         name for name in lora.state_dict() if not name.startswith("camera.")
@@ -135,7 +135,7 @@ def test_only_the_adaptation_trains(prior):
     train(lora, z, context, 2)
     trained = {id(parameter) for group in lora.optimizer.param_groups for parameter in group["params"]}
     assert len(trained) == len(lora.state_dict())
-    for name, parameter in prior.unet.named_parameters():
+    for name, parameter in prior.denoiser.named_parameters():
         assert (id(parameter) in trained) == ("lora" in name)
         assert parameter.grad is None or id(parameter) in trained
 
@@ -149,7 +149,7 @@ def test_a_training_step_is_one_evaluation_of_each_latent(prior):
 
 def test_a_restored_network_trains_on_bit_identically(model_folder):
     def load():
-        prior = StableDiffusionPrior.load(model_folder("tiny"))
+        prior = DiffusersPrior.load(model_folder("tiny"))
         return make(prior), *batch(prior)
 
     original, z, context = load()
@@ -163,7 +163,7 @@ def test_a_restored_network_trains_on_bit_identically(model_folder):
 
 def test_the_seed_decides_and_the_global_generator_is_unchanged(model_folder):
     def initial(seed):
-        prior = StableDiffusionPrior.load(model_folder("tiny"))
+        prior = DiffusersPrior.load(model_folder("tiny"))
         before = torch.get_rng_state()
         state = make(prior, seed=seed).state_dict()
         assert torch.equal(torch.get_rng_state(), before)
@@ -175,7 +175,7 @@ def test_the_seed_decides_and_the_global_generator_is_unchanged(model_folder):
 
 
 def test_in_half_precision_the_adaptation_still_trains_in_full(model_folder):
-    prior = StableDiffusionPrior.load(model_folder("tiny"), dtype=torch.bfloat16)
+    prior = DiffusersPrior.load(model_folder("tiny"), dtype=torch.bfloat16)
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
     lora = make(prior, learning_rate=1e-5)

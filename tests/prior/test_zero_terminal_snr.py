@@ -9,8 +9,8 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.chunked import ChunkedPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.sampling import ddim_sample
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def load(model_folder, tmp_path):
         folder = shutil.copytree(model_folder("tiny", prediction_type), tmp_path / "model")
         path = folder / "scheduler/scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True} | scheduler))
-        return StableDiffusionPrior.load(folder)
+        return DiffusersPrior.load(folder)
 
     return loaded
 
@@ -48,7 +48,9 @@ def test_ddim_is_that_of_diffusers(load, prediction_type, scale):
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for t in scheduler.timesteps:
-            of_cond, of_uncond = (prior.unet(z, t, context.tensors["embeddings"]).sample for context in (cond, uncond))
+            of_cond, of_uncond = (
+                prior.denoiser(z, t, context.tensors["embeddings"]).sample for context in (cond, uncond)
+            )
             z = scheduler.step(of_uncond + scale * (of_cond - of_uncond), t, z).prev_sample
     found = sample(prior, scale)
     assert found.isfinite().all()

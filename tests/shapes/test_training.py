@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.schedule import NoiseSchedule
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.training import autoencoder, denoiser, objectives, pipeline
 from nfsd3d.shapes.training.common import Clock, TeacherSettings, one_cycle
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 def test_training_exports_a_model_that_the_prior_loads(trained):
     folder, model = trained
-    prior = StableDiffusionPrior.load(str(model), device=torch.device("cpu"), dtype=torch.float32)
+    prior = DiffusersPrior.load(str(model), device=torch.device("cpu"), dtype=torch.float32)
     assert prior.image_size == 32
     assert prior.latent_shape == (4, 8, 8)
     assert isinstance(prior.schedule, NoiseSchedule)

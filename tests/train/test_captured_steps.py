@@ -68,7 +68,7 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     # Its sums come in another order, and inverting (ISM, SDI) amplifies how they are rounded.
-    monkeypatch.setattr("nfsd3d.prior.stable_diffusion.frozen_encoder", lambda vae: vae)
+    monkeypatch.setattr("nfsd3d.prior.diffusers_prior.frozen_encoder", lambda vae: vae)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles), raising=False)
     return calls
@@ -114,8 +114,10 @@ def test_captured_networks_give_the_same_steps(configure, narrow, recordings, na
     expected, _ = gradients_of_steps(configure, narrow, name, compiled=False, **common)
     assert recordings == []
     found, prior = gradients_of_steps(configure, narrow, name, compiled=True, **common)
-    assert isinstance(prior._compiled_encoder, CapturedGraph)
-    assert isinstance(prior._compiled_unet, CapturedGraph) == (name != "vsd")  # whose network is switched in between
+    assert isinstance(prior._autoencoder._compiled, CapturedGraph)
+    assert isinstance(prior._compiled_denoiser, CapturedGraph) == (
+        name != "vsd"
+    )  # whose network is switched in between
     assert sum(differentiated for _, differentiated in recordings) == 3  # one to record, and one a step
     # The encoder's, and that of a source; one for each number of the UNet's rows.
     assert len({number for number, _ in recordings}) >= 1 + METHODS[name].needs_source + (name != "vsd")
@@ -126,7 +128,7 @@ def test_an_encoder_that_gets_single_images_is_not_captured(configure, narrow, r
     common = dict(perp_neg=False, chunks=ChunkSizes(unet_batch_size=1))
     expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
     found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
-    assert prior._compiled_encoder is None and isinstance(prior._compiled_unet, CapturedGraph)
+    assert prior._autoencoder._compiled is None and isinstance(prior._compiled_denoiser, CapturedGraph)
     assert_near(found, expected)
 
 

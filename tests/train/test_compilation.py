@@ -16,8 +16,8 @@ from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.generators.images import ImageBatch
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
@@ -67,7 +67,7 @@ def test_the_listed_batch_sizes_are_those_of_the_steps():
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
 def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
-    prior = StableDiffusionPrior.load(EMBEDDED)
+    prior = DiffusersPrior.load(EMBEDDED)
     config = configure(**{"train.batch_size": 2})
     bank = PromptBank.build(
         prior, "a red cube", "dull", PROMPTS, needed=METHODS[name].all_prompts, source_prompt="a blue cube"
@@ -90,11 +90,11 @@ def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
 @pytest.mark.parametrize(("name", "views"), [("nfsd", 1), ("nfsd", 4), ("sdi", 2)])
 def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, views):
     """Memory layouts count too: another layout triggers a recompilation."""
-    compiling = StableDiffusionPrior.compile
+    compiling = DiffusersPrior.compile
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(StableDiffusionPrior, "compile", partialmethod(compiling, backend="eager"))
+    monkeypatch.setattr(DiffusersPrior, "compile", partialmethod(compiling, backend="eager"))
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
-    parts = build_parts(config, StableDiffusionPrior.load(EMBEDDED))
+    parts = build_parts(config, DiffusersPrior.load(EMBEDDED))
     compile_prior(config, parts, ChunkSizes(), lambda text: None)
     task = ScoreDistillation.of(config, parts)
     try:
@@ -128,18 +128,18 @@ def compiled_with(configure, monkeypatch, tmp_path):
     """(choice, behaviour of compiled networks) -> the prior, the requested compilations, and the log."""
     asked = []
     warmed = []
-    original = StableDiffusionPrior.compile
+    original = DiffusersPrior.compile
 
     def compiling(self, *, batch_unit, unet=True, encoder=True, backend="inductor"):
         asked.append((batch_unit, unet, encoder))
         original(self, batch_unit=batch_unit, unet=unet, encoder=encoder, backend="eager")
 
-    monkeypatch.setattr(StableDiffusionPrior, "compile", compiling)
+    monkeypatch.setattr(DiffusersPrior, "compile", compiling)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def result(choice, failing=None, chunks=None, config=None, **changes):
         config = config or configure(**{"machine.compile": choice, **changes})
-        parts, said = build_parts(config, StableDiffusionPrior.load(EMBEDDED)), []
+        parts, said = build_parts(config, DiffusersPrior.load(EMBEDDED)), []
 
         def run(*arguments, **options):
             warmed.append((arguments[1], options.get("without_gradient")))
@@ -157,7 +157,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
 
 def test_a_checkpointed_encoder_is_not_compiled(compiled_with):
     prior, asked, said = compiled_with(True, chunks=ChunkSizes(checkpoint_encoder=True))
-    assert asked == [(2, True, False)] and prior._compiled_encoder is None and "the UNet;" in said[0]
+    assert asked == [(2, True, False)] and prior._autoencoder._compiled is None and "the UNet;" in said[0]
     assert compiled_with.warmed == [([4, 6], None)]
     everything = {"distill.method": "vsd", "chunks": ChunkSizes(checkpoint_encoder=True)}
     assert compiled_with(True, **everything)[2] == []
@@ -176,7 +176,7 @@ def test_latents_need_no_encoder(compiled_with, configure_2d, kind):
 
 
 def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
-    prior, seen = StableDiffusionPrior.load(EMBEDDED), []
+    prior, seen = DiffusersPrior.load(EMBEDDED), []
     encode = prior.encode
     monkeypatch.setattr(prior, "encode", lambda image: (
         seen.append((len(image), torch.is_grad_enabled())) or encode(image)
@@ -188,15 +188,15 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
 
 def test_a_run_logs_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
-    assert asked == [(2, True, True)] and prior._compiled_unet is not None
+    assert asked == [(2, True, True)] and prior._compiled_denoiser is not None
     assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
 
 
 def test_ignored_warnings_are_suppressed(compiled_with, monkeypatch):
     text = "Dynamo detected a call to a `functools.lru_cache`-wrapped function at 'upsampling.py:156'."
-    compiling = StableDiffusionPrior.compile
+    compiling = DiffusersPrior.compile
     for words, told in ((text, False), ("something else", True)):
-        monkeypatch.setattr(StableDiffusionPrior, "compile", lambda *arguments, words=words, **options: (
+        monkeypatch.setattr(DiffusersPrior, "compile", lambda *arguments, words=words, **options: (
             warnings.warn(words, stacklevel=1) or compiling(*arguments, **options)
         ))  # fmt: skip
         if told:
@@ -222,7 +222,7 @@ def test_nothing_is_compiled_unless_wanted(compiled_with):
 
 def test_vsds_unet_is_not_compiled(compiled_with):
     prior, asked, _ = compiled_with(True, **{"distill.method": "vsd"})
-    assert asked == [(2, False, True)] and prior._compiled_unet is None and prior._compiled_encoder is not None
+    assert asked == [(2, False, True)] and prior._compiled_denoiser is None and prior._autoencoder._compiled is not None
 
 
 def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, monkeypatch):
@@ -230,9 +230,9 @@ def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, m
         compiled_with(True, failing=RuntimeError("no C compiler\nand more"))
     monkeypatch.setattr("nfsd3d.train.compilation.wants_compilation", lambda config: True)
     with monkeypatch.context() as patch:  # nor is a network whose layers cannot be taken apart an end
-        patch.setattr(StableDiffusionPrior, "compile", lambda *arguments, **options: 1 / 0)
+        patch.setattr(DiffusersPrior, "compile", lambda *arguments, **options: 1 / 0)
         assert "not compiled (division by zero)" in compiled_with("auto")[2][-1]
     # Triton's own errors are no RuntimeErrors, and some say nothing.
     for failing, told in ((RuntimeError("no C compiler\nand more"), "no C compiler"), (LookupError(), "LookupError")):
         prior, _, said = compiled_with("auto", failing=failing)
-        assert prior._compiled_unet is None and f"not compiled ({told})" in said[-1]
+        assert prior._compiled_denoiser is None and f"not compiled ({told})" in said[-1]

@@ -27,7 +27,7 @@ from nfsd3d.views.prompts import (
 class Recorder:
     """Embeds the i-th prompt as the constant i, and records its prompts."""
 
-    def embed(self, prompts):
+    def embed(self, prompts, negative):
         self.prompts = prompts
         return Context.of(torch.arange(len(prompts), dtype=torch.float32)[:, None, None].expand(-1, 3, 2))
 

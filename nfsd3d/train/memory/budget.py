@@ -13,7 +13,7 @@ from nfsd3d.distill.methods import Method
 from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet
@@ -78,7 +78,7 @@ class Estimator:
     ``weights``, ``scene``, ``resolution`` and ``sample_count`` as in :class:`Budget`.
     """
 
-    def __init__(self, prior: StableDiffusionPrior, generator: Generator, method: Method, config: Config) -> None:
+    def __init__(self, prior: DiffusersPrior, generator: Generator, method: Method, config: Config) -> None:
         self._prior, self._method, self._config = prior.without_weights(), method, config
         self._lora = build_lora(config, self._prior) if method.needs_lora else None
         self._peak = cache(network_peak)
@@ -135,7 +135,7 @@ def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, log: Calla
     ``log`` gets the prediction, and the setting to lower where the smallest chunks do not fit. There is no prediction
     for a prior that is not in Stable Diffusion's layout.
     """
-    if not isinstance(parts.prior, StableDiffusionPrior):
+    if not isinstance(parts.prior, DiffusersPrior):
         return chunks
     available, allowed = available_bytes(parts.generator.device), config.machine.memory_gb
     limit = min(available, (allowed or inf) * GIB)

@@ -8,8 +8,8 @@ import torch
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.chunked import in_chunks
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.lora import LoraNetwork
-from nfsd3d.prior.stable_diffusion import StableDiffusionPrior
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.tensor_memory import count_bytes
@@ -72,7 +72,7 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
 
 
 def network_peak(
-    prior: StableDiffusionPrior,
+    prior: DiffusersPrior,
     chunks: ChunkSizes,
     views: int,
     entries: int,

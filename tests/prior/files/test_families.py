@@ -86,7 +86,7 @@ def test_a_folder_of_another_family_is_named(tmp_path, files, family):
         locate("sd21", str(write(tmp_path, files)))
 
 
-def test_stable_diffusion_is_not_taken_for_another_family(tmp_path):
+def test_diffusers_prior_is_not_taken_for_another_family(tmp_path):
     assert family_of(write(tmp_path, SD)) is None
     assert family_of(write(tmp_path, of_pipeline("StableDiffusionImg2ImgPipeline"))) is None
     assert family_of(EMBEDDED) is None and (EMBEDDED / "model_index.json").is_file()

@@ -1,0 +1,1 @@
+"""Families of text-to-image models: one row and one small file each, for what differs between them."""

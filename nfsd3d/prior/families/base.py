@@ -1,0 +1,69 @@
+"""What a family of models is: a row of `nfsd3d.prior.families.table.FAMILIES`. Importing it does not import torch.
+
+Numbers such as scales, shifts and sizes are never in a row: they come from the model's own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = Mapping[str, "Tensor"]
+
+Embed = Callable[[Any, list[str], bool], Tensors]
+"""(diffusers pipeline with text encoders alone, prompts [N], whether they are negative ones) -> tensors [N,...].
+
+A negative prompt, the empty one among them, is what guidance moves away from; some families encode it in another way.
+"""
+
+Predict = Callable[[Any, "Tensor", "Tensor", Tensors], "Tensor"]
+"""(denoiser, latents [N,C,h,w], its timesteps [N], the tensors of `Embed`) -> its output [N,C,h,w] or more channels."""
+
+
+def timesteps(t: Tensor) -> Tensor:
+    """The time itself: a diffusion model's timestep."""
+    return t
+
+
+def thousand(t: Tensor) -> Tensor:
+    """1000 t of a rectified flow."""
+    return 1000 * t
+
+
+def unit(t: Tensor) -> Tensor:
+    """t of a rectified flow."""
+    return t
+
+
+def reversed_unit(t: Tensor) -> Tensor:
+    """1 - t of a rectified flow: 0 is noise, 1 the image."""
+    return 1 - t
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of latent diffusion models or rectified flows, and how its denoiser is called.
+
+    Args:
+        title: for messages and documentation.
+        pipelines: classes in ``model_index.json`` that belong to it; diffusers has the first.
+        denoiser: the folder of its denoiser, ``unet`` or ``transformer``.
+        embed: prompts -> the denoiser's conditions.
+        predict: calls the denoiser.
+        clock: a time of the schedule -> the timestep that the denoiser is given.
+        sign: +1 if the denoiser predicts what its scheduler's prediction type says, -1 if its negative.
+        shifted: whether latents are shifted where the autoencoder's configuration has a shift.
+    """
+
+    title: str
+    pipelines: tuple[str, ...]
+    embed: Embed
+    predict: Predict
+    denoiser: str = "transformer"
+    clock: Callable[[Tensor], Tensor] = thousand
+    sign: float = 1.0
+    shifted: bool = True

@@ -1,0 +1,135 @@
+"""Prompts to what a denoiser is conditioned on: Stable Diffusion's text encoder, and those of a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nfsd3d.context import Context
+from nfsd3d.errors import InputError
+from nfsd3d.prior.files.count_tokens import without_unknown_punctuation
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from nfsd3d.prior.families.base import Family
+
+
+class TextEncoders(Protocol):
+    """The text encoders of a prior, which are freed once all prompts have been embedded."""
+
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None) -> Context:
+        """What N prompts are for the denoiser, [N], float32; see `nfsd3d.prior.base.Prior.embed`."""
+        ...
+
+    def networks(self) -> list[nn.Module]:
+        """The networks in memory."""
+        ...
+
+    def blank(self, count: int, device: torch.device) -> Context:
+        """A condition of ``count`` prompts of the right shape, to run the denoiser once; also after :meth:`free`."""
+        ...
+
+    def free(self) -> None:
+        """Frees the networks."""
+        ...
+
+
+class ClipTextEncoder:
+    """The CLIP text encoder of Stable Diffusion 1 and 2."""
+
+    def __init__(self, network: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        self._network: CLIPTextModel | None = network.eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        self._length = min(tokenizer.model_max_length, network.config.max_position_embeddings)
+        self._width = network.config.hidden_size
+
+    def networks(self) -> list[nn.Module]:
+        """The one encoder, until it is freed."""
+        return [] if self._network is None else [self._network]
+
+    def free(self) -> None:
+        """Frees the encoder."""
+        self._network = None
+
+    def blank(self, count: int, device: torch.device) -> Context:
+        """Embeddings [count,L,D] of zeros."""
+        return Context.of(torch.zeros(count, self._length, self._width, device=device))
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None) -> Context:
+        """[N] last hidden states [N,L,D], padded to the full length L, float32.
+
+        Punctuation without a token in a small tokenizer is replaced by a space.
+
+        Raises:
+            InputError: a prompt has more tokens than the encoder's context length.
+        """
+        assert self._network is not None
+        length = self._length
+        prompts = [without_unknown_punctuation(prompt, self._is_unknown) for prompt in prompts]
+        for prompt in prompts:
+            tokens = len(self._tokenizer(prompt, verbose=False).input_ids)
+            if tokens > length:
+                raise InputError(
+                    f"prompt={_shortened(prompt)!r} is {tokens - 2} tokens long and the prior reads {length - 2}: "
+                    "shorten it"
+                )
+        ids = self._tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
+        # No attention mask: these models were trained with attention to the padding.
+        return Context.of(self._network(ids.to(self._network.device)).last_hidden_state.float())
+
+    def _is_unknown(self, character: str) -> bool:
+        return self._tokenizer.unk_token_id in self._tokenizer(character).input_ids[1:-1]
+
+
+class PipelineTextEncoders:
+    """The text encoders of a diffusers pipeline that was loaded without denoiser and autoencoder."""
+
+    def __init__(self, pipeline: Any, family: Family) -> None:
+        self._pipeline: Any = pipeline
+        self._family = family
+        self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
+
+    def networks(self) -> list[nn.Module]:
+        """Its encoders, until they are freed."""
+        parts = {} if self._pipeline is None else self._pipeline.components
+        return [part for part in parts.values() if isinstance(part, nn.Module)]
+
+    def free(self) -> None:
+        """Frees the pipeline."""
+        self._pipeline = None
+
+    def blank(self, count: int, device: torch.device) -> Context:
+        """Zeros and a mask of the shapes of the last prompts that were embedded."""
+        if self._shapes is None:
+            raise RuntimeError("no prompt was embedded yet")
+        return Context(
+            {
+                name: torch.ones(count, *shape, dtype=dtype, device=device)
+                for name, (shape, dtype) in self._shapes.items()
+            }
+        )
+
+    @torch.no_grad()
+    def embed(self, prompts: list[str], negative: Sequence[bool] | None) -> Context:
+        """[N] the tensors of `nfsd3d.prior.families.base.Embed`, float32 where they are numbers."""
+        # Alone, so that no prompt changes another one's rounding or padding.
+        parts = []
+        for prompt, negated in zip(prompts, negative or [not prompt for prompt in prompts], strict=True):
+            given = self._family.embed(self._pipeline, [prompt], negated)
+            parts.append(Context({name: _widened(value) for name, value in given.items()}))
+        context = parts[0].joined(parts[1:])
+        self._shapes = {name: (value.shape[1:], value.dtype) for name, value in context.tensors.items()}
+        return context
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _shortened(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
