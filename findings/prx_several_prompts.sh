@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig, T5GemmaModuleConfig
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
 words = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "cube": 3}, unk_token="<unk>"))
@@ -29,12 +29,16 @@ words.pre_tokenizer = pre_tokenizers.Whitespace()
 tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", padding_side="right", model_max_length=8
 )
-encoder = T5GemmaEncoder(
-    T5GemmaModuleConfig(
-        vocab_size=4, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, layer_types=["full_attention"],
-    )
-).eval()
+sizes = dict(
+    vocab_size=4, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, layer_types=["full_attention"],
+)
+config = T5GemmaConfig(
+    encoder=T5GemmaModuleConfig(**sizes),
+    decoder=T5GemmaModuleConfig(**sizes, cross_attention_hidden_size=32),
+    is_encoder_decoder=False,
+)
+encoder = T5GemmaEncoder(config.encoder).eval()
 pipeline = PRXPipeline(
     transformer=PRXTransformer2DModel(
         patch_size=2, in_channels=16, context_in_dim=32, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=1,
@@ -53,7 +57,8 @@ pipeline = PRXPipeline(
 
 def outcome(prompts):
     try:
-        images = pipeline(prompt=prompts, height=64, width=64, num_inference_steps=2, output_type="latent").images
+        options = {"height": 64, "width": 64, "num_inference_steps": 2, "use_resolution_binning": False}
+        images = pipeline(prompt=prompts, output_type="latent", **options).images
         return f"latents {tuple(images.shape)}"
     except (RuntimeError, NameError) as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"

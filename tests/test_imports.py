@@ -100,6 +100,7 @@ ADAPTERS = {
         "nfsd3d.prior.diffusers_prior",
         "nfsd3d.shapes.training.autoencoder",
         "nfsd3d.shapes.training.denoiser",
+        "nfsd3d.shapes.training.objectives",
         "nfsd3d.shapes.training.pipeline",
     },
     "peft": {"nfsd3d.prior.lora"},
@@ -245,10 +246,10 @@ def test_circles_are_found_in_functions_and_between_packages_and_not_for_types(s
     assert figures["modules at the root"] == 4
 
 
-def test_the_root_and_the_configurations_stay_few(structure):
+def test_the_root_stays_small(structure):
     figures = structure.count(ROOT)
     assert figures["modules at the root"] <= 7
-    assert 0 < figures["YAML files"] <= 60
+    assert figures["YAML files"] > 0  # how many there may be: tests/config/test_recipes.py
 
 
 def test_settings_are_constrained_types_and_errors_alone():

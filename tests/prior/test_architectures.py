@@ -60,4 +60,4 @@ def test_random_weights_neither_vanish_nor_grow(monkeypatch):
     assert eps.isfinite().all() and 1e-2 < eps.std() < 1e2
     assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
     again = random_prior("tiny", image_size=64, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(prior.denoiser.parameters(), again.unet.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(prior.denoiser.parameters(), again.denoiser.parameters(), strict=True))
