@@ -2,6 +2,12 @@
 
 import torch
 
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.families.table import FAMILIES
+from nfsd3d.prior.files.scheduler_config import training_schedule
+from nfsd3d.prior.schedule import RectifiedFlow, VariancePreserving
+from nfsd3d.prior.text_encoders import PipelineTextEncoders
+
 SIZE = 16
 """Latents along each axis."""
 
@@ -392,3 +398,33 @@ def pipeline_of(name):
                     value.normal_(std=0.1)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def save(name, folder):
+    """Writes the small model of a family as it is shipped."""
+    pipeline = pipeline_of(name)
+    pipeline.save_pretrained(folder)
+    if name == "prx":
+        # diffusers 0.42.1 writes the encoder's configuration alone and reads one of encoder and decoder.
+        from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig
+
+        own = pipeline.text_encoder.config
+        T5GemmaConfig(encoder=own, decoder=own, is_encoder_decoder=False).save_pretrained(folder / "text_encoder")
+
+
+def prior_of(pipeline, name):
+    """The prior that the networks of a pipeline make."""
+    family = FAMILIES[name]
+    config = dict(pipeline.scheduler.config)
+    training = training_schedule({**config, "_class_name": type(pipeline.scheduler).__name__}, "scheduler")
+    process = RectifiedFlow() if training.is_flow else VariancePreserving(pipeline.scheduler.alphas_cumprod.double())
+    factor = 2 ** (len(dict(pipeline.vae.config).get("encoder_block_out_channels", (0,) * 4)) - 1)
+    return DiffusersPrior(
+        getattr(pipeline, family.denoiser),
+        pipeline.vae,
+        PipelineTextEncoders(lambda: pipeline, family),
+        process,
+        training.prediction_type,
+        family=family,
+        image_size=factor * SIZE,
+    )

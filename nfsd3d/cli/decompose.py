@@ -12,6 +12,7 @@ from nfsd3d.cli.options import Parser, counting_bar, plain, whole_number, write_
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.check_model import check_files
+from nfsd3d.prior.files.count_tokens import TokenCounter
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.locate import ALIASES, EMBEDDED, locate
 from nfsd3d.prior.vocabulary import check_prompt
@@ -190,6 +191,7 @@ def _check_model(options: argparse.Namespace, files: ModelFiles) -> None:
     for option, text in (("--prompt", options.prompt), ("--edit", options.edit)):
         if text is not None:
             check_prompt(files.folder, text, option)
+            assert isinstance(tokens, TokenCounter)  # --prior names no family
             tokens.check_length(text, option)
 
 

@@ -19,13 +19,15 @@ from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
+from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_model import check_fit
 from nfsd3d.prior.files.count_tokens import check_vocabulary
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.load import load_model
+from nfsd3d.prior.files.load_family import load_networks, text_pipeline
 from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
 from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow
-from nfsd3d.prior.text_encoders import ClipTextEncoder, TextEncoders
+from nfsd3d.prior.text_encoders import ClipTextEncoder, PipelineTextEncoders, TextEncoders
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
@@ -95,6 +97,7 @@ class DiffusersPrior:
         process: NoiseSchedule,
         prediction_type: str,
         schedule: NoiseSchedule | None = None,
+        image_size: int | None = None,
     ) -> DiffusersPrior:
         """A model in the layout of Stable Diffusion 1 and 2.
 
@@ -104,7 +107,7 @@ class DiffusersPrior:
         check_vocabulary(len(tokenizer), text_encoder.config.vocab_size)
         check_fit(unet.config, vae.config, text_encoder.config.to_dict())
         encoder = ClipTextEncoder(text_encoder, tokenizer)
-        return cls(unet, vae, encoder, process, prediction_type, schedule=schedule)
+        return cls(unet, vae, encoder, process, prediction_type, schedule=schedule, image_size=image_size)
 
     @classmethod
     def load(
@@ -114,6 +117,7 @@ class DiffusersPrior:
         dtype: torch.dtype = torch.float32,
         *,
         clock: str = "own",
+        image_size: int | None = None,
     ) -> DiffusersPrior:
         """A model from a folder, or from files that `nfsd3d.prior.files.download.fetch` gave, in precision ``dtype``.
 
@@ -126,7 +130,40 @@ class DiffusersPrior:
         parts = load_model(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
         networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
         served = RectifiedFlow(parts.process.alphas_cumprod) if clock == "flow" else None
-        return cls.of_stable_diffusion(*networks, parts.tokenizer, parts.process, parts.prediction_type, served)
+        return cls.of_stable_diffusion(
+            *networks, parts.tokenizer, parts.process, parts.prediction_type, served, image_size
+        )
+
+    @classmethod
+    def load_family(
+        cls, files: ModelFiles, device: torch.device | str, dtype: torch.dtype, *, image_size: int | None = None
+    ) -> DiffusersPrior:
+        """A model of one of `nfsd3d.prior.families.table.FAMILIES` in precision ``dtype``.
+
+        Its text encoders are loaded when the first prompt comes, and freed with the last.
+
+        Raises:
+            InputError: the files cannot be read as such a model; the message names the part.
+        """
+        assert files.family is not None
+        family = FAMILIES[files.family]
+        parts = load_networks(files.folder, family, dtype)
+        encoders = PipelineTextEncoders(text_pipeline(files.folder, family, dtype, device), family)
+        vae = parts.vae.to(memory_format=torch.channels_last).to(device)
+        size = image_size
+        if size is None and not hasattr(parts.denoiser.config, "sample_size"):
+            raise InputError(
+                f"prior.image_size=null: a {family.title} model does not say its own size; set for example 512"
+            )
+        return cls(
+            parts.denoiser.to(device),
+            vae,
+            encoders,
+            parts.process,
+            parts.prediction_type,
+            family=family,
+            image_size=size,
+        )
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -137,6 +174,11 @@ class DiffusersPrior:
     def image_size(self) -> int:
         """Side of the images in pixels: 512 for Stable Diffusion 2.1-base."""
         return self._autoencoder.image_size
+
+    @property
+    def family(self) -> Family:
+        """How its denoiser is called."""
+        return self._family
 
     @property
     def denoiser(self) -> Any:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nfsd3d.plugins.table import Table
+from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.locate import ModelSource, locate
+from nfsd3d.prior.files.locate_family import locate_family
 
 if TYPE_CHECKING:
     import torch
@@ -50,12 +52,21 @@ def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) ->
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
     from nfsd3d.prior.diffusers_prior import DiffusersPrior
 
-    return DiffusersPrior.load(fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock)
+    return DiffusersPrior.load(
+        fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock, image_size=settings.image_size
+    )
+
+
+def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Prior:
+    """A model of one of the families, downloaded if need be."""
+    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+
+    return DiffusersPrior.load_family(fetch(locate_family(settings)), device, dtype, image_size=settings.image_size)
 
 
 PRIORS: dict[str, PriorRow] = {
     name: PriorRow(build_diffusers, locate_diffusers, recipe=name) for name in ("shapes", "sd15", "sd21", "sd21-768")
-}
+} | {name: PriorRow(build_family, locate_family, recipe=name) for name in PRESETS}
 """The presets; `register` adds other priors."""
 
 TABLE: Table[PriorRow] = Table(

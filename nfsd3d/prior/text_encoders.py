@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -87,11 +87,12 @@ class ClipTextEncoder:
 
 
 class PipelineTextEncoders:
-    """The text encoders of a diffusers pipeline that was loaded without denoiser and autoencoder."""
+    """The text encoders of a diffusers pipeline, which is loaded without its other networks when a prompt comes."""
 
-    def __init__(self, pipeline: Any, family: Family) -> None:
-        self._pipeline: Any = pipeline
-        self._family = family
+    def __init__(self, load: Callable[[], Any], family: Family) -> None:
+        """``load`` gives the pipeline; once more, should a prompt come after :meth:`free`."""
+        self._load, self._family = load, family
+        self._pipeline: Any = None
         self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
 
     def networks(self) -> list[nn.Module]:
@@ -116,15 +117,36 @@ class PipelineTextEncoders:
 
     @torch.no_grad()
     def embed(self, prompts: list[str], negative: Sequence[bool] | None) -> Context:
-        """[N] the tensors of `nfsd3d.prior.families.base.Embed`, float32 where they are numbers."""
+        """[N] the tensors of `nfsd3d.prior.families.base.Embed`, float32 where they are numbers.
+
+        Raises:
+            InputError: a prompt has more tokens than one of the encoders reads; a pipeline would cut it off.
+        """
         # Alone, so that no prompt changes another one's rounding or padding.
+        if self._pipeline is None:
+            self._pipeline = self._load()
         parts = []
         for prompt, negated in zip(prompts, negative or [not prompt for prompt in prompts], strict=True):
+            self._check_length(prompt, negated)
             given = self._family.embed(self._pipeline, [prompt], negated)
             parts.append(Context({name: _widened(value) for name, value in given.items()}))
         context = parts[0].joined(parts[1:])
         self._shapes = {name: (value.shape[1:], value.dtype) for name, value in context.tensors.items()}
         return context
+
+    def _check_length(self, prompt: str, negative: bool) -> None:
+        text = self._family.written(self._pipeline, prompt, negative)
+        for name, longest in self._family.lengths.items():
+            tokenizer = getattr(self._pipeline, name, None)
+            if tokenizer is None:
+                continue
+            length = min(longest, tokenizer.model_max_length)
+            excess = len(tokenizer(text, truncation=False, verbose=False).input_ids) - length
+            if excess > 0:
+                raise InputError(
+                    f"prompt={_shortened(prompt)!r} is {excess} tokens too long for the prior's {name}, which reads "
+                    f"{length}: shorten it"
+                )
 
 
 def _widened(value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.prior.files.check_model import check_files
 from nfsd3d.prior.files.count_tokens import TokenCounter
 from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.family_folder import PromptCounter
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.locate import ModelSource
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule
@@ -78,15 +79,20 @@ def check_model(config: Config, files: ModelFiles) -> None:
     """
     if config.prior.name not in PRIORS.builtin:
         return
-    training, tokens = _checked(files, tuple(_signatures(files)))
+    training, tokens = _checked(files, tuple(_signatures(files)), config.prior.image_size)
     _check_weighting(config, training)
-    _check_lengths(config, tokens)
+    if isinstance(tokens, TokenCounter):
+        _check_lengths(config, tokens)
+    else:
+        _check_lengths_of_family(config, tokens)
 
 
 @lru_cache(maxsize=4)  # a sweep checks the same model with each of its values
-def _checked(files: ModelFiles, signatures: tuple[object, ...]) -> tuple[TrainingSchedule, TokenCounter]:
+def _checked(
+    files: ModelFiles, signatures: tuple[object, ...], image_size: int | None
+) -> tuple[TrainingSchedule, TokenCounter | tuple[PromptCounter, ...]]:
     del signatures
-    return check_files(files)
+    return check_files(files, image_size)
 
 
 def _signatures(files: ModelFiles) -> Iterator[tuple[str, int, int]]:
@@ -110,8 +116,8 @@ def _check_weighting(config: Config, training: TrainingSchedule) -> None:
         )
 
 
-def _check_lengths(config: Config, tokens: TokenCounter) -> None:
-    """Raises `InputError` if the text encoder cannot read a prompt as a whole; the message names the setting."""
+def _prompts_of(config: Config) -> tuple[dict[str, list[str]], dict[str, tuple[str, str, str]]]:
+    """The texts to embed by the prompt's name, and its (setting, value, text before the value)."""
     distill = config.distill
     suffixes = (distill.better_suffix, distill.worse_suffix)
     texts = prompt_texts(
@@ -129,6 +135,26 @@ def _check_lengths(config: Config, tokens: TokenCounter) -> None:
         "better": ("distill.better_suffix", suffixes[0], config.prompt),
         "worse": ("distill.worse_suffix", suffixes[1], config.prompt),
     }
+    return texts, given
+
+
+def _check_lengths_of_family(config: Config, counters: tuple[PromptCounter, ...]) -> None:
+    """Raises `InputError` if one of several text encoders cannot read a prompt as a whole."""
+    texts, given = _prompts_of(config)
+    for name, (setting, text, _) in given.items():
+        for counter in counters:
+            excess = max((counter.excess(view) for view in texts.get(name, [])), default=0)
+            if excess > 0:
+                shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+                raise InputError(
+                    f"{setting}={shown!r} is {excess} tokens too long for the prior's {counter.name}, which reads "
+                    f"{counter.length}: shorten it"
+                )
+
+
+def _check_lengths(config: Config, tokens: TokenCounter) -> None:
+    """Raises `InputError` if the text encoder cannot read a prompt as a whole; the message names the setting."""
+    texts, given = _prompts_of(config)
     for name, (setting, text, before) in given.items():
         longest = max((tokens.count(view) for view in texts.get(name, [])), default=0)
         if longest > tokens.length:

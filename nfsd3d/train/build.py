@@ -24,6 +24,7 @@ from nfsd3d.generators.plugins import RunFacts
 from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.lora import LoraNetwork
@@ -151,10 +152,11 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     Raises:
         InputError: a prior without a diffusers UNet.
     """
-    if not isinstance(prior, DiffusersPrior):
+    if not isinstance(prior, DiffusersPrior) or prior.family is not STABLE_DIFFUSION:
         raise InputError(
-            f"distill={config.distill.method}: adapts the UNet of a diffusers model, and prior={config.prior.name} has "
-            f"none; choose another method, or prior={' or '.join(PRIORS.builtin)}"
+            f"distill={config.distill.method}: adapts the UNet of Stable Diffusion 1 or 2, which "
+            f"prior={config.prior.name} has not; choose another method (distill=asd needs no second network), or "
+            "prior=shapes, sd15 or sd21"
         )
     return LoraNetwork(
         prior,

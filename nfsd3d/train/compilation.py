@@ -24,6 +24,7 @@ from nfsd3d.prior.base import Prior
 from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -48,15 +49,15 @@ os.environ.setdefault(CACHE_VARIABLE, str(cache_folder()))
 
 
 def wants_compilation(config: Config) -> bool:
-    """Whether ``machine.compile`` turns compilation on; ``auto``: for Stable Diffusion on CUDA.
+    """Whether ``machine.compile`` turns compilation on; ``auto``: for Stable Diffusion 1 and 2 on CUDA.
 
-    On a CPU, and for the embedded model, compiling takes longer than it saves.
+    On a CPU, and for the embedded model, compiling takes longer than it saves. For other families it was not tried.
     """
     choice = config.machine.compile
     if choice != "auto":
         return choice
     embedded = config.prior.name == "shapes" and config.prior.model is None
-    return config.machine.device != "cpu" and not embedded
+    return config.machine.device != "cpu" and not embedded and config.prior.name not in PRESETS
 
 
 def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callable[[str], None]) -> None:

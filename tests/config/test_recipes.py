@@ -91,7 +91,7 @@ def test_a_users_own_prior_names_its_kind_or_inherits_it(tmp_path, base):
 def test_a_prior_without_a_kind_is_an_error_that_says_what_to_add(tmp_path):
     mine = own(tmp_path, "defaults: [nfsd, _self_]", prior__big="name: sd21\nmodel: null\noffline: false\n")
     with pytest.raises(
-        InputError, match=r"prior/big\.yaml: names no kind.*add a line such as kind: \w+; there are .*nerf-sd-512"
+        InputError, match=r"prior/big\.yaml: names no kind.*add a line such as kind: [\w-]+; there are .*nerf-sd-512"
     ):
         compose(mine, [*SETTLED, "prior=big"])
 
@@ -101,13 +101,13 @@ def test_a_missing_recipe_is_an_error_that_names_it(tmp_path, experiment):
     mine = own(
         tmp_path,
         f"defaults: [{experiment}, _self_]",
-        prior__big="defaults: [sd21, _self_]\nkind: sd-1024\n",
+        prior__big="defaults: [sd21, _self_]\nkind: sd-2048\n",
     )
-    with pytest.raises(InputError, match=r"nerf-sd-1024\.yaml: missing.*nerf-sd-512") as caught:
+    with pytest.raises(InputError, match=r"nerf-sd-2048\.yaml: missing.*nerf-sd-512") as caught:
         compose(mine, [*SETTLED, "prior=big"])
     assert "\n" not in str(caught.value)
     own(tmp_path, f"defaults: [{experiment}, _self_]", recipe__x="")
-    (tmp_path / "recipe" / "nerf-sd-1024.yaml").write_text(
+    (tmp_path / "recipe" / "nerf-sd-2048.yaml").write_text(
         "# @package _global_\ndefaults: [nerf-sd-512, _self_]\ntrain: {steps: 12345}\n"
     )
     if experiment == "nfsd":

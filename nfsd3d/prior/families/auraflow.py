@@ -22,4 +22,4 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output
 
 
-AURAFLOW = Family("AuraFlow", ("AuraFlowPipeline",), embed, predict, clock=unit)
+AURAFLOW = Family("AuraFlow", ("AuraFlowPipeline",), embed, predict, clock=unit, lengths={"tokenizer": 256})

@@ -6,7 +6,7 @@ Numbers such as scales, shifts and sizes are never in a row: they come from the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ def reversed_unit(t: Tensor) -> Tensor:
     return 1 - t
 
 
+def as_it_is(pipeline: Any, prompt: str, negative: bool) -> str:
+    """The prompt alone."""
+    return prompt
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of latent diffusion models or rectified flows, and how its denoiser is called.
@@ -57,6 +62,9 @@ class Family:
         clock: a time of the schedule -> the timestep that the denoiser is given.
         sign: +1 if the denoiser predicts what its scheduler's prediction type says, -1 if its negative.
         shifted: whether latents are shifted where the autoencoder's configuration has a shift.
+        written: (pipeline, prompt, whether it is negative) -> the text whose tokens are counted.
+        lengths: the most tokens that each tokenizer's text encoder reads, by its folder, with those of begin and end.
+        multiple: images have a multiple of this many pixels for each latent along each axis (2: patches of 2x2).
     """
 
     title: str
@@ -67,3 +75,6 @@ class Family:
     clock: Callable[[Tensor], Tensor] = thousand
     sign: float = 1.0
     shifted: bool = True
+    written: Callable[[Any, str, bool], str] = as_it_is
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    multiple: int = 2

@@ -39,4 +39,4 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return unpacked.reshape(latents.shape)
 
 
-CHROMA = Family("Chroma", ("ChromaPipeline",), embed, predict, clock=unit)
+CHROMA = Family("Chroma", ("ChromaPipeline",), embed, predict, clock=unit, lengths={"tokenizer": 512})

@@ -22,6 +22,11 @@ def embed(pipeline: Any, prompts: list[str], negative: bool) -> Tensors:
     return {"embeddings": embeddings, "mask": mask}
 
 
+def written(pipeline: Any, prompt: str, negative: bool) -> str:
+    """The prompt behind the system prompt, unless it is negative."""
+    return prompt if negative else f"{pipeline.system_prompt} <Prompt Start> {prompt}"
+
+
 def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor:
     """The velocity from noise to image."""
     output: Tensor = denoiser(
@@ -34,5 +39,12 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
 
 
 LUMINA2 = Family(
-    "Lumina-Image 2", ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"), embed, predict, clock=reversed_unit, sign=-1.0
+    "Lumina-Image 2",
+    ("Lumina2Pipeline", "Lumina2Text2ImgPipeline"),
+    embed,
+    predict,
+    clock=reversed_unit,
+    sign=-1.0,
+    written=written,
+    lengths={"tokenizer": 256},
 )

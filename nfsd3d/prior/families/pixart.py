@@ -28,4 +28,4 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output[:, : latents.shape[1]]
 
 
-PIXART = Family("PixArt-Σ", ("PixArtSigmaPipeline",), embed, predict, clock=timesteps)
+PIXART = Family("PixArt-Σ", ("PixArtSigmaPipeline",), embed, predict, clock=timesteps, lengths={"tokenizer": 300})

@@ -24,4 +24,4 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output
 
 
-PRX = Family("PRX", ("PRXPipeline",), embed, predict, clock=unit)
+PRX = Family("PRX", ("PRXPipeline",), embed, predict, clock=unit, lengths={"tokenizer": 256})

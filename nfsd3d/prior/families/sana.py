@@ -34,4 +34,4 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output[:, : latents.shape[1]]
 
 
-SANA = Family("SANA", ("SanaPipeline",), embed, predict)
+SANA = Family("SANA", ("SanaPipeline",), embed, predict, lengths={"tokenizer": 300}, multiple=1)

@@ -22,4 +22,10 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output
 
 
-SD3 = Family("Stable Diffusion 3", ("StableDiffusion3Pipeline",), embed, predict)
+SD3 = Family(
+    "Stable Diffusion 3",
+    ("StableDiffusion3Pipeline",),
+    embed,
+    predict,
+    lengths={"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 256},
+)

@@ -36,4 +36,12 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output
 
 
-SDXL = Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), embed, predict, denoiser="unet", clock=timesteps)
+SDXL = Family(
+    "Stable Diffusion XL",
+    ("StableDiffusionXLPipeline",),
+    embed,
+    predict,
+    denoiser="unet",
+    clock=timesteps,
+    lengths={"tokenizer": 77, "tokenizer_2": 77},
+)

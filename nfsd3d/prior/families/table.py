@@ -1,5 +1,7 @@
 """The families by the name of their preset, ``prior=NAME``."""
 
+from dataclasses import dataclass
+
 from nfsd3d.prior.families.auraflow import AURAFLOW
 from nfsd3d.prior.families.base import Family
 from nfsd3d.prior.families.chroma import CHROMA
@@ -23,3 +25,26 @@ FAMILIES: dict[str, Family] = {
     "chroma": CHROMA,
 }
 """Families whose denoiser is conditioned on more than token states, or is no UNet."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model for ``prior=NAME``: its ``family``, and hub ids that are tried in order."""
+
+    family: str
+    hub_ids: tuple[str, ...]
+
+
+PRESETS: dict[str, Preset] = {
+    "sdxl": Preset("sdxl", ("stabilityai/stable-diffusion-xl-base-1.0",)),
+    "sd3": Preset("sd3", ("stabilityai/stable-diffusion-3-medium-diffusers",)),
+    "sd35": Preset("sd3", ("stabilityai/stable-diffusion-3.5-medium", "ckpt/stable-diffusion-3.5-medium")),
+    "sana": Preset("sana", ("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",)),
+    "pixart": Preset("pixart", ("PixArt-alpha/PixArt-Sigma-XL-2-512-MS", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")),
+    "prx": Preset("prx", ("Photoroom/prx-512-t2i-sft",)),
+    "auraflow": Preset("auraflow", ("fal/AuraFlow",)),
+    "lumina2": Preset("lumina2", ("Alpha-VLLM/Lumina-Image-2.0",)),
+    "zimage": Preset("zimage", ("Tongyi-MAI/Z-Image",)),
+    "chroma": Preset("chroma", ("lodestones/Chroma1-HD",)),
+}
+"""Presets of the families; the ids are those of diffusers' own examples, and were not downloaded from here."""

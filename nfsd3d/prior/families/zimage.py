@@ -28,6 +28,15 @@ def embed(pipeline: Any, prompts: list[str], negative: bool) -> Tensors:
     return {"embeddings": embeddings, "mask": mask}
 
 
+def written(pipeline: Any, prompt: str, negative: bool) -> str:
+    """The prompt as a message of a chat."""
+    chat = [{"role": "user", "content": prompt}]
+    text: str = pipeline.tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=True, enable_thinking=True
+    )
+    return text
+
+
 def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor:
     """The velocity from noise to image; the denoiser takes lists, of images of one frame and of prompts."""
     import torch
@@ -37,4 +46,13 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return torch.stack(outputs).squeeze(2)
 
 
-ZIMAGE = Family("Z-Image", ("ZImagePipeline",), embed, predict, clock=reversed_unit, sign=-1.0)
+ZIMAGE = Family(
+    "Z-Image",
+    ("ZImagePipeline",),
+    embed,
+    predict,
+    clock=reversed_unit,
+    sign=-1.0,
+    written=written,
+    lengths={"tokenizer": LENGTH},
+)

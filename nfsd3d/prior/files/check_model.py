@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import check_unet
 from nfsd3d.prior.files.configs_and_headers import optional_object, read_object, tensor_shapes
 from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
+from nfsd3d.prior.files.family_folder import PromptCounter, check_family_folder, prompt_counters
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
 
@@ -30,12 +32,18 @@ _RANGES = {
 _LARGEST_SAMPLE = 4096  # latents, of images of 32,768 pixels
 
 
-def check_files(files: ModelFiles) -> tuple[TrainingSchedule, TokenCounter]:
-    """The noise schedule and the tokenizer of a model on this machine, if its parts can be read and fit together.
+def check_files(
+    files: ModelFiles, image_size: int | None = None
+) -> tuple[TrainingSchedule, TokenCounter | tuple[PromptCounter, ...]]:
+    """The noise schedule and the tokenizer (of a family: tokenizers) of a model on this machine, if its parts fit.
 
     Raises:
         InputError: they do not, or a file is damaged or in another format; the message names it.
     """
+    if files.family is not None:
+        family = FAMILIES[files.family]
+        training = check_family_folder(files.folder, family, "prior.model", image_size)
+        return training, tuple(prompt_counters(files.folder, family, "prior.model"))
     check_autoencoder(files)
     check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
     for path in files.weights():

@@ -69,7 +69,7 @@ def read_tokens(folder: Path) -> TokenCounter:
     with named_errors(f"prior.model: {place}"):
         vocabulary, merges, added = _vocabulary(place)
         config = optional_object(place / "tokenizer_config.json")
-        special = {key: _text(config.get(key), default) for key, default in _SPECIAL.items()}
+        special = _special_tokens(config)
         tokenizer = _clip(vocabulary, merges, special)
         text_encoder = _CLIP | optional_object(folder / "text_encoder" / "config.json")
         limits = [config.get("model_max_length"), text_encoder["max_position_embeddings"]]
@@ -79,6 +79,20 @@ def read_tokens(folder: Path) -> TokenCounter:
         known = max(tokenizer.get_vocab_size(), *(index + 1 for index in (*vocabulary.values(), *added)), 0)
         check_vocabulary(known, text_encoder["vocab_size"])
     return TokenCounter(tokenizer, tokenizer.token_to_id(special["unk_token"]), length - 2)
+
+
+def clip_tokenizer(folder: Path) -> Tokenizer:
+    """The CLIP tokenizer in ``folder``, which adds no tokens of begin and end.
+
+    Raises:
+        OSError, ValueError: its files cannot be read.
+    """
+    vocabulary, merges, _ = _vocabulary(folder)
+    return _clip(vocabulary, merges, _special_tokens(optional_object(folder / "tokenizer_config.json")))
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    return {key: _text(config.get(key), default) for key, default in _SPECIAL.items()}
 
 
 def check_vocabulary(tokens: int, rows: int) -> None:

@@ -15,7 +15,8 @@ class Contents:
 
     ``networks`` are subfolders with a configuration ("" is the folder itself), and with ``weights`` if that is true;
     ``others`` are further files; ``tokenizer`` says whether there must be one. For messages: ``description``, and
-    ``by_hand``, how a user gives a copy from elsewhere.
+    ``by_hand``, how a user gives a copy from elsewhere. ``family`` is that of `nfsd3d.prior.families.table.FAMILIES`,
+    whose index lists the files itself.
     """
 
     networks: tuple[str, ...]
@@ -24,6 +25,7 @@ class Contents:
     weights: bool = True
     others: tuple[str, ...] = ()
     tokenizer: bool = False
+    family: str | None = None
 
 
 MODEL = Contents(
@@ -57,12 +59,14 @@ AUTOENCODER = Contents(
 class ModelFiles:
     """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder.
 
-    The autoencoder is a folder, or a single file, which has the configuration of the model's own.
+    ``family`` is that of `nfsd3d.prior.families.table.FAMILIES`, if it is one of those. The autoencoder is a folder, or
+    a single file, which has the configuration of the model's own.
     """
 
     folder: Path
     file: Path | None = None
     vae: Path | None = None
+    family: str | None = None
 
     def config(self, network: str) -> Path:
         """The configuration of one of :data:`NETWORKS`."""

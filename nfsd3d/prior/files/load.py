@@ -47,7 +47,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
 
     folder = files.folder
     check_autoencoder(files)
-    with _quiet_loading():
+    with quiet_loading():
         if files.file is None:
             unet = _load_network(UNet2DConditionModel, files.weights_of("unet"), torch_dtype=dtype)
             text_encoder = _load_network(CLIPTextModel, files.weights_of("text_encoder"), dtype=dtype)
@@ -60,7 +60,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
             vae = _load_autoencoder(weights, dtype, setting)
         with named_errors(f"prior.model: {folder / 'tokenizer'}"):
             tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-        return LoadedModel(unet, vae, text_encoder, tokenizer, *_load_schedule(folder / "scheduler"))
+        return LoadedModel(unet, vae, text_encoder, tokenizer, *load_schedule(folder / "scheduler"))
 
 
 def _load_network(network: Any, weights: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
@@ -90,7 +90,7 @@ def _load_autoencoder(weights: Path, dtype: torch.dtype, setting: str) -> Autoen
     return _load_network(network, weights, setting, torch_dtype=dtype)
 
 
-def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
+def load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
     """The forward process and the prediction type that any diffusers scheduler's configuration describes."""
     from diffusers import DDPMScheduler
 
@@ -105,7 +105,7 @@ def _load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Silences progress bars and warnings of the libraries within the block.
 
     The warnings are about attributes that the libraries themselves wrote. Mismatched weights are an error here.

@@ -87,12 +87,12 @@ def locate(
         InputError: an unknown name, a folder or file that is missing, incomplete or of another kind, or a model that is
             not on this machine while offline.
     """
-    offline = offline or _offline_environment()
+    offline = is_offline(offline)
     if name != "shapes" and name not in ALIASES:
         known = ", ".join(["shapes", *ALIASES])
         raise InputError(f"prior={name}: unknown; choose one of {known}, or give prior.model=FOLDER or owner/name")
     autoencoder = None if vae is None else _autoencoder(f"prior.vae={vae}", vae, offline)
-    file = None if model is None else _as_file(f"prior.model={model}", model)
+    file = None if model is None else as_file(f"prior.model={model}", model)
     if file is not None:
         return ModelSource(_layout_of(file, name, layout, offline, vae is None), file, autoencoder)
     if model is not None:
@@ -114,7 +114,7 @@ def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Locat
 
 def _location(setting: str, place: str, contents: Contents, offline: bool) -> Location:
     """The local folder or hub repository that a setting names."""
-    folder = _as_folder(setting, place)
+    folder = as_folder(setting, place)
     if folder is not None:
         return Location(setting, check_folder(folder, setting, contents), (), contents)
     return _from_hub(setting, (place,), contents, offline)
@@ -122,7 +122,7 @@ def _location(setting: str, place: str, contents: Contents, offline: bool) -> Lo
 
 def _autoencoder(setting: str, place: str, offline: bool) -> Location:
     """The local folder, file or hub repository of an autoencoder."""
-    file = _as_file(setting, place)
+    file = as_file(setting, place)
     if file is None:
         return _location(setting, place, AUTOENCODER, offline)
     check_autoencoder(file, setting)
@@ -157,7 +157,7 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool, needs_v
     return location
 
 
-def _as_file(setting: str, place: str) -> Path | None:
+def as_file(setting: str, place: str) -> Path | None:
     """``place`` as a single file; None if it is no file."""
     path = _local_path(setting, place)
     if not path.is_file():
@@ -181,7 +181,7 @@ def _local_path(setting: str, place: str) -> Path:
     return path
 
 
-def _as_folder(setting: str, place: str) -> Path | None:
+def as_folder(setting: str, place: str) -> Path | None:
     """``place`` as a local folder; None if it can only be a hub id."""
     path = _local_path(setting, place)
     if place and path.is_dir():  # an empty string would be the current folder
@@ -209,6 +209,7 @@ def _cached(setting: str, hub_id: str, contents: Contents) -> Path | None:
     return folder if first_missing(files_in(folder, setting), contents) is None else None
 
 
-def _offline_environment() -> bool:
+def is_offline(setting: bool) -> bool:
+    """Whether the network must not be used: by ``prior.offline``, or by HF_HUB_OFFLINE."""
     # Read here, because the hub's client reads the variable only when it is imported.
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return setting or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

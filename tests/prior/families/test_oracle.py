@@ -4,14 +4,10 @@ import inspect
 
 import pytest
 import torch
-from tiny_families import PIPELINES, SIZE, pipeline_of
+from tiny_families import PIPELINES, pipeline_of, prior_of
 
 from nfsd3d.guidance import guided
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
-from nfsd3d.prior.families.table import FAMILIES
-from nfsd3d.prior.files.scheduler_config import training_schedule
-from nfsd3d.prior.schedule import RectifiedFlow, VariancePreserving
-from nfsd3d.prior.text_encoders import PipelineTextEncoders
+from nfsd3d.prior.schedule import RectifiedFlow
 
 # diffusers' own modules use what diffusers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
@@ -19,23 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be remo
 SCALE = 3.5
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 PROMPTS, NEGATIVES = ["a red cube", "a blue cube, front view"], ["dull", "blue, dull"]
-
-
-def prior_of(pipeline, name):
-    family = FAMILIES[name]
-    config = dict(pipeline.scheduler.config)
-    training = training_schedule({**config, "_class_name": type(pipeline.scheduler).__name__}, "scheduler")
-    process = RectifiedFlow() if training.is_flow else VariancePreserving(pipeline.scheduler.alphas_cumprod.double())
-    factor = 2 ** (len(dict(pipeline.vae.config).get("encoder_block_out_channels", (0,) * 4)) - 1)
-    return DiffusersPrior(
-        getattr(pipeline, family.denoiser),
-        pipeline.vae,
-        PipelineTextEncoders(pipeline, family),
-        process,
-        training.prediction_type,
-        family=family,
-        image_size=factor * SIZE,
-    )
 
 
 @pytest.fixture(scope="module", params=sorted(PIPELINES))

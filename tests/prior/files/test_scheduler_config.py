@@ -35,11 +35,11 @@ def test_the_schedule_is_that_of_the_class_when_the_configuration_leaves_it_out(
     import diffusers
     import torch
 
-    from nfsd3d.prior.files.load import _load_schedule
+    from nfsd3d.prior.files.load import load_schedule
 
     scheduler = getattr(diffusers, name)()
     (tmp_path / "scheduler_config.json").write_text(f'{{"_class_name": "{name}"}}')
-    schedule, prediction_type = _load_schedule(tmp_path)
+    schedule, prediction_type = load_schedule(tmp_path)
     assert prediction_type == "epsilon"
     assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod.double())
 
@@ -116,11 +116,11 @@ def test_a_schedule_that_ends_without_signal_is_known_from_its_configuration(con
     ],
 )
 def test_flow_schedulers_are_a_rectified_flow_whatever_noise_schedule_they_also_have(tmp_path, config):
-    from nfsd3d.prior.files.load import _load_schedule
+    from nfsd3d.prior.files.load import load_schedule
 
     training = training_schedule(config, "x")
     assert training.is_flow and training.steps == 1000 and not training.ends_in_noise
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
-    schedule, predicted = _load_schedule(tmp_path)
+    schedule, predicted = load_schedule(tmp_path)
     assert isinstance(schedule, RectifiedFlow) and predicted == "flow"
     torch.testing.assert_close(schedule.alphas_cumprod, stable_diffusion_alphas())

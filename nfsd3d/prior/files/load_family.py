@@ -1,0 +1,127 @@
+"""Loads the networks of a model of one of the families, and its text encoders apart from them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from nfsd3d.prior.families.base import Family
+from nfsd3d.prior.files.compare_tensors import check_shapes
+from nfsd3d.prior.files.configs_and_headers import header_shapes, named_errors, read_object
+from nfsd3d.prior.files.family_folder import parts_of
+from nfsd3d.prior.files.load import load_schedule, quiet_loading
+from nfsd3d.prior.files.weight_files import weight_files
+from nfsd3d.prior.schedule import NoiseSchedule
+
+SETTING = "prior.model"
+_LIBRARIES = ("diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class LoadedFamily:
+    """Denoiser and autoencoder on the CPU, the forward process and the prediction type of a model."""
+
+    denoiser: Any
+    vae: Any
+    process: NoiseSchedule
+    prediction_type: str
+
+
+def load_networks(folder: Path, family: Family, dtype: torch.dtype) -> LoadedFamily:
+    """Denoiser and autoencoder, converted to ``dtype``.
+
+    An autoencoder that overflows in half precision, as its configuration says, stays in float32.
+
+    Raises:
+        InputError: the files cannot be read as such a model; the message names the part.
+    """
+    with quiet_loading():
+        denoiser = _load(folder, family.denoiser, dtype)
+        vae = _load(folder, "vae", dtype)
+        if dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+            vae = _load(folder, "vae", torch.float32)
+        return LoadedFamily(denoiser, vae, *load_schedule(folder / "scheduler"))
+
+
+def text_pipeline(folder: Path, family: Family, dtype: torch.dtype, device: torch.device | str) -> Callable[[], Any]:
+    """A function that loads the family's pipeline with tokenizers and text encoders alone.
+
+    The encoders go to ``device`` if their weights fit into its free memory, else they stay on the CPU.
+    """
+
+    def load() -> Any:
+        import diffusers
+
+        parts = parts_of(folder, SETTING)
+        given: dict[str, Any] = {}
+        with quiet_loading():
+            for name in parts:
+                if name.startswith("tokenizer"):
+                    with named_errors(f"{SETTING}: {folder / name}"):
+                        given[name] = _class(parts[name]).from_pretrained(str(folder / name), local_files_only=True)
+                elif name.startswith("text_encoder"):
+                    given[name] = _load(folder, name, dtype).eval().requires_grad_(False)
+            kind = getattr(diffusers, family.pipelines[0])
+            for name in (*family.lengths, *(name.replace("tokenizer", "text_encoder") for name in family.lengths)):
+                given.setdefault(name, None)
+            scheduler = _class(parts["scheduler"]).from_pretrained(str(folder / "scheduler"), local_files_only=True)
+            with named_errors(f"{SETTING}: {folder}"):
+                pipeline = kind(vae=None, scheduler=scheduler, **{family.denoiser: None}, **given)
+            pipeline.register_to_config(**_index_settings(folder))
+            # Stable Diffusion 3 asks it for the width of the states that stand for T5's, where there is no T5.
+            config = read_object(folder / family.denoiser / "config.json", SETTING)
+            object.__setattr__(pipeline, family.denoiser, SimpleNamespace(config=SimpleNamespace(**config)))
+        place = device if _fits(given, torch.device(device)) else "cpu"
+        for part in given.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(place)
+        return pipeline
+
+    return load
+
+
+def _index_settings(folder: Path) -> dict[str, Any]:
+    """Settings of a pipeline in its index, such as Stable Diffusion XL's for the empty prompt."""
+    index = read_object(folder / "model_index.json", SETTING)
+    return {name: value for name, value in index.items() if isinstance(value, bool)}
+
+
+def _class(part: tuple[str, str]) -> Any:
+    library, name = part
+    if library not in _LIBRARIES:
+        raise ValueError(f"a part of the library {library}")
+    if name == "T5GemmaEncoder":  # diffusers adds it to transformers
+        importlib.import_module("diffusers.pipelines.prx")
+    return getattr(importlib.import_module(library), name)
+
+
+def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """The network of a part, whose weights are all there and of the shapes that its configuration says."""
+    place = folder / name
+    variant, files = weight_files(place, SETTING)
+    with named_errors(f"{SETTING}: {place}"):
+        kind = _class(parts_of(folder, SETTING)[name])
+        options = {"variant": variant, "local_files_only": True, "use_safetensors": True}
+        if not hasattr(kind, "load_config"):  # transformers renames and ties tensors when it loads
+            return kind.from_pretrained(str(place), dtype=dtype, **options)
+        with torch.device("meta"):
+            empty = kind.from_config(kind.load_config(str(place), local_files_only=True))
+        shapes = {key: shape for file in files for key, shape in header_shapes(file).items()}
+        check_shapes(empty, shapes, f"{SETTING}: {place}")
+        return kind.from_pretrained(str(place), torch_dtype=dtype, **options)
+
+
+def _fits(parts: dict[str, Any], device: torch.device) -> bool:
+    """Whether the networks among ``parts`` fit into the free memory of a CUDA device."""
+    if device.type != "cuda":
+        return True
+    networks = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+    needed = sum(value.nbytes for network in networks for value in network.state_dict().values())
+    free, _ = torch.cuda.mem_get_info(device)
+    return 1.2 * needed < free

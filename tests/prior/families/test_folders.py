@@ -1,0 +1,274 @@
+"""Models of the families from folders: a whole run, and what is refused before anything is loaded."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from tiny_families import PIPELINES, SIZE, pipeline_of, prior_of, save
+
+from nfsd3d.cli.main import main
+from nfsd3d.config.compose import compose
+from nfsd3d.errors import InputError
+from nfsd3d.prior.families.table import FAMILIES, PRESETS
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.family_folder import check_not_distilled, family_in
+from nfsd3d.prior.files.locate_family import locate_family
+from nfsd3d.prior.files.weight_files import weight_files
+from nfsd3d.prior.priors import PRIORS
+from nfsd3d.runs.preflight import check
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
+
+PROMPT, NEGATIVE = "a red cube", "dull"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """name -> a folder of a small model of this family, made once."""
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "model"
+            save(name, made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def copied(folders, tmp_path):
+    """name -> a copy to be damaged."""
+
+    def folder(name):
+        shutil.copytree(folders(name), tmp_path / "model")
+        return tmp_path / "model"
+
+    return folder
+
+
+def image_size(name):
+    return SIZE * (2 if name == "sana" else 8)
+
+
+def config_of(name, folder, **changes):
+    settings = {
+        "prior": name,
+        "prior.model": folder,
+        "prior.image_size": image_size(name),
+        "negative_prompt": NEGATIVE,
+        "generator": "latent",
+        "train.batch_size": 2,
+        "machine": "cpu",
+        **changes,
+    }
+    return compose("nfsd_2d", [f"prompt={settings.pop('prompt', PROMPT)}", *(f"{k}={v}" for k, v in settings.items())])
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_a_folder_gives_the_predictions_of_the_pipeline_it_was_saved_from(folders, name):
+    config = config_of(name, folders(name))
+    assert family_in(folders(name)) is FAMILIES[name]
+    source = check(config)
+    assert source.folder == folders(name)
+    prior = PRIORS[name].build(config.prior, "cpu", torch.float32)
+    expected = prior_of(pipeline_of(name), name)
+    assert prior.latent_shape == expected.latent_shape and prior.image_size == image_size(name)
+    z, t = torch.randn(2, *prior.latent_shape), prior.schedule.time(torch.tensor([300, 700]))
+    both = [each.predict_eps(z, t, each.embed([PROMPT, NEGATIVE], [False, True])) for each in (prior, expected)]
+    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
+    image = torch.rand(1, 3, 40, 40)
+    torch.testing.assert_close(prior.encode(image), expected.encode(image), rtol=1e-5, atol=1e-5)
+    before = len(prior.tensors())
+    prior.free_text_encoder()
+    assert len(prior.tensors()) < before
+    assert prior.blank_context(2).tensors.keys() == expected.embed([PROMPT]).tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "sana"])
+def test_a_run_with_a_family(folders, tmp_path, capsys, name):
+    arguments = [
+        *("--config", "nfsd_2d", f"prompt={PROMPT}", f"negative_prompt={NEGATIVE}", "machine=cpu", f"prior={name}"),
+        *(f"prior.model={folders(name)}", f"prior.image_size={image_size(name)}", f"run_dir={tmp_path / 'run'}"),
+        *("train.steps=2", "train.batch_size=1", "train.checkpoint_every=2", "train.preview_every=2"),
+    ]
+    assert main(arguments) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["prior"]) == ("done", str(folders(name)))
+    capsys.readouterr()
+    assert main([*arguments, f"run_dir={tmp_path / 'other'}", "dry_run=true"]) == 0
+    assert f"# prior's model: {folders(name)}" in capsys.readouterr().out
+
+
+def test_presets_have_a_file_a_family_and_mirrors():
+    for name, preset in PRESETS.items():
+        config = compose("nfsd", ["prompt=x", "machine=cpu", f"prior={name}"])
+        assert config.prior.name == name and preset.family in FAMILIES
+        assert all(len(hub_id.split("/")) == 2 for hub_id in preset.hub_ids)
+        with pytest.raises(
+            InputError, match=rf"^prior={name} is not available\. Tried {preset.hub_ids[0]}: not in the"
+        ):
+            locate_family(config.prior.__class__(**{**vars(config.prior), "offline": True}))
+
+
+def _edit(path, **values):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **values}))
+
+
+def _shard(folder):
+    """The weights in two files with an index, as large models are shipped."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    names = sorted(tensors)
+    halves = {"first": names[: len(names) // 2], "second": names[len(names) // 2 :]}
+    places = {}
+    for half, keys in halves.items():
+        file = f"diffusion_pytorch_model-{half}.safetensors"
+        save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(keys, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    path.unlink()
+
+
+def test_weights_in_several_files_and_in_a_variant_are_read(copied):
+    folder = copied("sd3")
+    _shard(folder / "transformer")
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert weight_files(folder / "vae", "x")[0] == "fp16" and len(weight_files(folder / "transformer", "x")[1]) == 2
+    config = config_of("sd3", folder)
+    check(config)
+    prior = PRIORS["sd3"].build(config.prior, "cpu", torch.float32)
+    assert (
+        prior.predict_eps(torch.randn(1, *prior.latent_shape), torch.tensor([0.5]), prior.embed([PROMPT]))
+        .isfinite()
+        .all()
+    )
+
+
+def test_an_encoder_that_the_index_leaves_out_is_not_needed(copied):
+    folder = copied("sd3")
+    _edit(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    shutil.rmtree(folder / "text_encoder_3")
+    config = config_of("sd3", folder)
+    check(config)
+    embedded = PRIORS["sd3"].build(config.prior, "cpu", torch.float32).embed([PROMPT]).tensors["embeddings"]
+    assert not embedded[:, 14:].any()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: _edit(f / "model_index.json", _class_name="StableDiffusionXLPipeline"), "use prior=sdxl"),
+        (lambda f: _edit(f / "model_index.json", _class_name="FluxPipeline"), "of the class FluxPipeline"),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), r"vae lacks \*\.safetensors"),
+        (lambda f: (f / "transformer/config.json").unlink(), "transformer/config.json cannot be read"),
+        (lambda f: _edit(f / "model_index.json", vae=[None, None]), "has no vae in its model_index"),
+        (lambda f: _shard(f / "transformer") or next((f / "transformer").glob("*second*")).unlink(), "lacks .*second"),
+        (
+            lambda f: (f / "text_encoder/model.safetensors").write_bytes(b"PK\x03\x04" + b"0" * 99),
+            "a pickle of PyTorch",
+        ),
+        (lambda f: _edit(f / "transformer/config.json", guidance_embeds=True), "guidance is built into it"),
+        (lambda f: _edit(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"), "a consistency model"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_before_torch_reads_it(copied, monkeypatch, damage, words):
+    folder = copied("sd3")
+    damage(folder)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
+    with pytest.raises(InputError, match=words) as caught:
+        check(config_of("sd3", folder))
+    assert "\n" not in str(caught.value) and "prior.model" in str(caught.value)
+
+
+def test_weights_of_another_shape_are_named_when_they_are_loaded(copied):
+    folder = copied("pixart")
+    _edit(folder / "transformer/config.json", num_layers=3)
+    config = config_of("pixart", folder)
+    check(config)
+    with pytest.raises(InputError, match=r"transformer lacks weights of PixArtTransformer2DModel \(first: "):
+        PRIORS["pixart"].build(config.prior, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "reads", "words"),
+    [("sdxl", "tokenizer", 14, 13), ("sd3", "tokenizer", 14, 13), ("pixart", "tokenizer", 300, 300)],
+)
+def test_a_prompt_too_long_for_one_of_the_encoders_says_which_and_by_how_much(folders, name, tokenizer, reads, words):
+    config = config_of(name, folders(name), prompt=" ".join(["red" if words < 100 else "a"] * words))
+    excess = words + (2 if reads == 14 else 1) - reads
+    told = rf"is {excess} tokens too long for the prior's {tokenizer}, which reads {reads}: shorten it$"
+    with pytest.raises(InputError, match=rf"^prompt='(red|a) .*{told}"):
+        check(config)
+    prior = PRIORS[name].build(config.prior, "cpu", torch.float32)
+    with pytest.raises(InputError, match=told):
+        prior.embed([config.prompt])
+
+
+@pytest.mark.parametrize(("name", "size", "nearest"), [("sd3", 100, 96), ("sana", 33, 32), ("sdxl", 20, 16)])
+def test_an_image_size_between_latents_is_refused(folders, name, size, nearest):
+    with pytest.raises(InputError, match=rf"^prior\.image_size={size}: must be a multiple .*; set {nearest}$"):
+        check(config_of(name, folders(name), **{"prior.image_size": size}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stabilityai/sdxl-turbo",
+        "ByteDance/SDXL-Lightning",
+        "models--Tongyi-MAI--Z-Image-Turbo",
+        "FLUX.1-schnell",
+        "x/LCM",
+    ],
+)
+def test_distilled_models_are_refused_by_name(name):
+    with pytest.raises(InputError, match=r"^prior\.model=x: is a distilled model .* guidance is built into it"):
+        check_not_distilled(name, "prior.model=x")
+
+
+def test_other_names_are_not_distilled():
+    for name in ("Tongyi-MAI/Z-Image", "alcmodel", "stabilityai/stable-diffusion-xl-base-1.0"):
+        check_not_distilled(name, "x")
+
+
+def test_what_a_family_does_not_have_is_one_line(folders, tmp_path):
+    for changes, words in (
+        ({"prior.vae": "x/y"}, r"^prior\.vae=x/y: not for Stable Diffusion XL models"),
+        ({"prior.model": tmp_path / "one.safetensors"}, "single files of this family are not read"),
+        ({"prior.model": "someone/sdxl-turbo"}, "is a distilled model"),
+        ({"prior.model": folders("sd3")}, r"is a Stable Diffusion 3 model .*; use prior=sd3"),
+    ):
+        (tmp_path / "one.safetensors").write_bytes(b"x")
+        with pytest.raises(InputError, match=words):
+            check(config_of("sdxl", folders("sdxl"), **changes))
+
+
+def test_vsd_needs_a_unet_of_stable_diffusion(folders):
+    from nfsd3d.train.build import build_parts
+
+    with pytest.raises(InputError, match=r"^distill=vsd: adapts the UNet of .*choose another method"):
+        build_parts(config_of("sd3", folders("sd3"), distill="vsd"))
+
+
+def test_a_family_is_checked_without_torch(folders):
+    import subprocess
+
+    settings = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=sd3"]
+    settings += [f"prior.model={folders('sd3')}", f"prior.image_size={image_size('sd3')}"]
+    code = (
+        "import sys; from nfsd3d.config.compose import compose; from nfsd3d.runs.preflight import check;"
+        f"check(compose('nfsd_2d', {settings})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_files_of_a_folder_are_fetched_as_its_family(folders):
+    files = fetch(locate_family(config_of("sd3", folders("sd3")).prior))
+    assert files.folder == folders("sd3") and files.family == "sd3"
