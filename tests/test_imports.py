@@ -96,6 +96,7 @@ ADAPTERS = {
         "nfsd3d.prior.architectures",
         "nfsd3d.prior.compiled.encoder",
         "nfsd3d.prior.files.load",
+        "nfsd3d.prior.files.load_family",
         "nfsd3d.prior.files.convert_single_file",
         "nfsd3d.prior.diffusers_prior",
         "nfsd3d.shapes.training.autoencoder",

@@ -8,7 +8,8 @@ import argparse
 import errno
 import importlib
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -110,9 +111,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _wrapped(names: Iterable[str], indent: int) -> str:
+    """The names on lines of at most 98 characters, all but the first indented."""
+    return f"\n{indent * ' '}".join(textwrap.wrap(", ".join(names), 98 - indent))
+
+
 def help_text() -> str:
     """What ``--help`` prints, with the choices that the YAML files offer."""
-    choices = {group: "|".join(all_choices(group)) for group in ("prior", "backend", "distill", "generator")}
+    choices = {group: "|".join(all_choices(group)) for group in ("backend", "distill", "generator")}
+    choices["prior"] = _wrapped(all_choices("prior"), 27)
     choices["weighting"] = "|".join(get_args(DistillSettings.__annotations__["weighting"]))
     template = Path(__file__).with_name("help.txt").read_text(encoding="utf-8")
-    return template.format(root=config_root(), experiments=", ".join(choices_of("")), **choices).rstrip()
+    return template.format(root=config_root(), experiments=_wrapped(choices_of(""), 21), **choices).rstrip()

@@ -18,6 +18,7 @@ from nfsd3d.distill.gradient import WEIGHTINGS
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError
+from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.schedules import milestone_at, value_at
 
@@ -553,6 +554,7 @@ def test_every_choice_is_composed_somewhere():
         ("cpu", "torch", "sd15"),
         ("cuda", "nvidia", "sd21"),
         ("cuda", "triton", "sd21-768"),
+        *(("cuda", "triton", name) for name in PRESETS),
     ]
     for position, group in enumerate(("machine", "backend", "prior")):
         choices = {path.stem for path in (config_root() / group).glob("*.yaml")} - {"auto"}

@@ -48,15 +48,14 @@ def test_the_steps_of_every_recipe_are_at_most_two_files_away(generator, prior):
 
 
 def test_there_are_few_files_and_no_stubs():
-    """A method has a row's file and, if it generates, an experiment; a prior has one; a kind of prior two recipes."""
+    """A method has a row's file and an experiment, a prior one file, a kind of prior two recipes and two fast ones."""
     files = list(config_root().rglob("*.yaml"))
     assert all(yaml.safe_load(path.read_text()) for path in files)
     named = {
         group: {path.stem for path in (config_root() / group).glob("*.yaml")} for group in ("", "distill", "prior")
     }
-    generating = {name for name, method in METHODS.items() if not method.needs_source}
     assert named["distill"] == set(METHODS)
-    assert named[""] == generating | {"dds", "dds_2d", "nfsd_2d", "fast", "lowmem"}
+    assert named[""] == set(METHODS) | {"dds_2d", "nfsd_2d", "fast", "lowmem"}
     assert named["prior"] == set(PRIORS.builtin)
     kinds = {yaml.safe_load((config_root() / f"prior/{name}.yaml").read_text()).get("kind") for name in named["prior"]}
     recipes = {f"{made}-{kind}" for made in ("images", "nerf") for kind in kinds - {None}}

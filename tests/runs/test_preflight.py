@@ -72,8 +72,8 @@ def test_an_infinite_weighting_is_refused(model, range_):
     [
         (
             "scheduler/scheduler_config.json",
-            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "a flow-matching model",
+            {"_class_name": "EDMEulerScheduler"},
+            "an EDM model",
         ),
         ("unet/config.json", {"sample_size": [8, 16]}, "square latents are needed"),
         ("unet/config.json", {"cross_attention_dim": 24}, "attends to width 24 and the text encoder has 16"),
