@@ -48,3 +48,17 @@ PRESETS: dict[str, Preset] = {
     "chroma": Preset("chroma", ("lodestones/Chroma1-HD",)),
 }
 """Presets of the families; the ids are those of diffusers' own examples, and were not downloaded from here."""
+
+SUPPORTED = (
+    "which this preset does not load; use a Stable Diffusion 1 or 2 model, for example prior=sd15, or the preset of its "
+    f"family, if there is one: {', '.join(PRESETS)}"
+)
+"""The end of every message about a family without a row."""
+
+
+def preset_of(pipeline: object) -> tuple[str, Family] | None:
+    """(preset, family) of models with the pipeline of this class name; None if no family has it."""
+    for name, preset in PRESETS.items():
+        if pipeline in FAMILIES[preset.family].pipelines:
+            return name, FAMILIES[preset.family]
+    return None

@@ -1,7 +1,6 @@
 """Checks that a folder is a Stable Diffusion model: its files, and its family by the configurations; nothing is loaded.
 
-nfsd3d distils Stable Diffusion 1 and 2. A family that becomes supported loses its rows here and in
-`nfsd3d.prior.files.check_single_file`.
+Other families that nfsd3d distils have presets, and checks of their own in `nfsd3d.prior.files.family_folder`.
 """
 
 import re
@@ -10,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.families.table import SUPPORTED, preset_of
 from nfsd3d.prior.files.configs_and_headers import optional_object
 from nfsd3d.prior.files.folder import AUTOENCODER, MODEL, Contents, files_in, first_missing
-
-SUPPORTED = (
-    "which nfsd3d does not support yet; use a Stable Diffusion 1 or 2 model, for example prior=sd15 or prior=sd21"
-)
-"""The end of every message about a family."""
 
 UPSCALER = "an upscaler"
 REFINER = "a Stable Diffusion XL refiner"
@@ -112,6 +107,12 @@ def check_family(folder: Path, setting: str, contents: Contents = MODEL) -> None
         InputError: they are those of another family; the message names it, and what shows it.
     """
     if contents is not AUTOENCODER:
+        pipeline = optional_object(folder / "model_index.json").get("_class_name")
+        known = preset_of(pipeline)
+        if known is not None:
+            preset, family = known
+            title = f"{setting}: is a {family.title} model (model_index.json: {pipeline})"
+            raise InputError(f"{title}, which this preset does not load; use prior={preset}")
         _refuse(family_of(folder), setting)
         return
     name = optional_object(folder / "config.json", setting).get("_class_name", "AutoencoderKL")

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.check_folder import CHANNELS, REFINER, SUPPORTED, UPSCALER, XL
+from nfsd3d.prior.families.table import SUPPORTED
+from nfsd3d.prior.files.check_folder import CHANNELS, REFINER, UPSCALER, XL
 from nfsd3d.prior.files.configs_and_headers import read_object, tensor_shapes
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.base import Family
-from nfsd3d.prior.families.table import FAMILIES
-from nfsd3d.prior.files.check_folder import SUPPORTED, check_family, family_of
+from nfsd3d.prior.families.table import FAMILIES, SUPPORTED
+from nfsd3d.prior.files.check_folder import check_family, family_of
 from nfsd3d.prior.files.check_single_file import check_single_file
 from nfsd3d.prior.files.configs_and_headers import reason
 from nfsd3d.prior.files.family_folder import check_family_folder, family_in, parts_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.check_folder import SUPPORTED
+from nfsd3d.prior.families.table import SUPPORTED
 from nfsd3d.prior.files.configs_and_headers import read_object
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
