@@ -94,3 +94,15 @@ def test_timesteps_at_the_end_of_the_range_exist_and_repeat_with_the_seed():
 def test_impossible_timestep_ranges(t_min, t_max):
     with pytest.raises(ValueError, match="t_min"):
         scaled_linear().sample_times(torch.Generator(), 1, t_min, t_max)
+
+
+def test_coefficients_on_the_cpu_need_no_other_device():
+    moved = scaled_linear().to("meta")  # as a GPU: its numbers cannot be read from here
+    assert moved.alphas_cumprod.device.type == "meta"
+    t = torch.tensor([3, 900])
+    assert torch.equal(moved.alpha_bar(t), scaled_linear().alpha_bar(t))
+    assert moved.alpha_bar(t.to("meta")).device.type == "meta"
+
+
+def test_a_range_that_rounding_turned_around_is_its_beginning():
+    assert scaled_linear().sample_times(torch.Generator(), 2, 0.5, 0.5 - 1e-10).tolist() == [500, 500]

@@ -11,10 +11,21 @@ from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import METHODS, Method
 from nfsd3d.errors import InputError
+from nfsd3d.generators.base import Images, Latents
+from nfsd3d.generators.images import ImageBatch
 from nfsd3d.train.build import build_parts, viewing_cameras
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.plan import plan_at
-from nfsd3d.train.step import Distillation, step_loss
+from nfsd3d.train.ranks import Ranks
+from nfsd3d.train.step import (
+    Distillation,
+    _norm,
+    _rendered,
+    draw_background,
+    draw_shading,
+    fork,
+    step_loss,
+)
 
 pytestmark = pytest.mark.usefixtures("tiny_prior")
 
@@ -183,6 +194,62 @@ def test_the_prior_is_called_on_the_plans_chunks(configure, monkeypatch, size, c
     step_loss(parts.generator, parts.prior, parts.bank, parts.distillation, parts.ranges, plan, parts.rng)
     assert max(calls) == (size or sum(calls)) and sum(calls) == 2 * config.train.batch_size
     assert set(checkpoints) == {checkpointed}
+
+
+def test_a_fork_of_the_generator_has_a_seed_of_63_bits():
+    seeds = [fork(torch.Generator().manual_seed(seed)).initial_seed() for seed in range(40)]
+    assert len(set(seeds)) == 40 and min(seeds) > 2**50 and max(seeds) > 2**62
+    rng = torch.Generator().manual_seed(0)
+    expected = int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(0)))
+    assert fork(rng).initial_seed() == expected
+
+
+def test_shading_is_drawn_with_its_probabilities():
+    rng = torch.Generator().manual_seed(0)
+
+    def shares(lambertian, textureless):
+        drawn = [draw_shading(rng, lambertian, textureless) for _ in range(600)]
+        return {name: drawn.count(name) / len(drawn) for name in set(drawn)}
+
+    assert shares(0.0, 0.5) == {"albedo": 1.0} and shares(1.0, 1.0) == {"textureless": 1.0}
+    assert shares(1.0, 0.0) == {"lambertian": 1.0}
+    expected = {"albedo": 0.4, "lambertian": 0.45, "textureless": 0.15}
+    assert shares(0.6, 0.25) == pytest.approx(expected, abs=0.06)
+
+
+def test_random_backgrounds_are_spread_evenly_over_the_views():
+    rng = torch.Generator().manual_seed(0)
+    assert not draw_background(rng, 4, 0.0)[1].any() and draw_background(rng, 4, 1.0)[1].all()
+    replaced = torch.stack([draw_background(rng, 4, 0.5)[1] for _ in range(200)])
+    assert (replaced.sum(1) == 2).all()  # exactly half of every batch
+    assert all(0.35 < share < 0.65 for share in replaced.double().mean(0).tolist())
+    single = torch.stack([draw_background(rng, 1, 0.25)[1] for _ in range(400)])
+    assert 0.18 < single.double().mean() < 0.32
+    colours, _ = draw_background(rng, 3, 0.5)
+    assert colours.shape == (3, 3) and 0 <= colours.min() < colours.max() <= 1
+
+
+class SecondOfTwo(Ranks):
+    """The second of two ranks, which has the second half of a batch."""
+
+    alone = False
+
+    def own(self, batch):
+        return batch[len(batch) // 2 :]
+
+
+@pytest.mark.parametrize("kind", ["latent", "image"])
+def test_a_rank_renders_its_share_of_a_batch_of_images(kind):
+    values = torch.arange(4.0)[:, None, None, None].expand(4, 3, 2, 2)
+    shown = _rendered(ImageBatch(kind, values), None, torch.Generator(), None, SecondOfTwo())
+    tensor = shown.latent if kind == "latent" else shown.image
+    assert isinstance(shown, Latents if kind == "latent" else Images) and torch.equal(tensor, values[2:])
+
+
+def test_gradient_norms_are_means_over_the_views():
+    grad = torch.zeros(2, 3, 2, 2)
+    grad[0, 0, 0, 0], grad[1] = 2.0, 1.0
+    assert float(_norm(grad)) == pytest.approx((2 + 12**0.5) / 2)
 
 
 def test_editing_without_a_source_prompt_says_what_is_missing(configure):

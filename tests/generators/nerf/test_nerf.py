@@ -153,6 +153,22 @@ def test_blob_faces_the_camera() -> None:
     assert rendering.orientation.max() < 0.01
 
 
+def test_a_light_brightens_the_side_that_faces_it() -> None:
+    nerf = make_nerf(replace(SMALL, density_blob_scale=200.0))
+    cameras = orbit(1, 24)
+    shading = RenderOptions(shading="lambertian", ambient=0.0)
+
+    def brightness(light: torch.Tensor) -> float:
+        rendering = nerf.render(replace(cameras, light=light), options=shading)
+        return float((rendering.image * rendering.opacity).detach().sum())
+
+    front = cameras.positions
+    assert brightness(3 * front) > 2 * brightness(-3 * front)
+    # Only the light's direction counts: a quarter of the way around is between.
+    side = torch.stack([-front[:, 1], front[:, 0], front[:, 2]], dim=-1)
+    assert brightness(-3 * front) < brightness(3 * side) < brightness(3 * front)
+
+
 @pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
 def test_training_with_shading_and_normals_gives_finite_gradients(normals: str, rng: torch.Generator) -> None:
     nerf = make_nerf(replace(SMALL, normals=normals))

@@ -82,7 +82,9 @@ FOLDERS = [
 
 @pytest.mark.parametrize(("files", "family"), FOLDERS)
 def test_a_folder_of_another_family_is_named(tmp_path, files, family):
-    with pytest.raises(InputError, match=rf"^prior\.model=.*: is .*{family}.*does not load; use (a Stable Diff|prior=)"):
+    with pytest.raises(
+        InputError, match=rf"^prior\.model=.*: is .*{family}.*does not load; use (a Stable Diff|prior=)"
+    ):
         locate("sd21", str(write(tmp_path, files)))
 
 
