@@ -28,7 +28,7 @@ from nfsd3d.train.torchrun import Worker
 
 COMMANDS = (
     *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep", "tune"),
-    *("check-mesh", "train-prior", "train-classifier"),
+    *("check-mesh", "download", "train-prior", "train-classifier"),
 )
 """Subcommands; ``main(arguments) -> exit code`` of each is in the module of that name, with _ for -."""
 

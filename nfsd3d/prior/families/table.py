@@ -50,8 +50,8 @@ PRESETS: dict[str, Preset] = {
 """Presets of the families; the ids are those of diffusers' own examples, and were not downloaded from here."""
 
 SUPPORTED = (
-    "which this preset does not load; use a Stable Diffusion 1 or 2 model, for example prior=sd15, or the preset of its "
-    f"family, if there is one: {', '.join(PRESETS)}"
+    "which this preset does not load; use a Stable Diffusion 1 or 2 model, for example prior=sd15, or the preset of "
+    f"its family, if there is one: {', '.join(PRESETS)}"
 )
 """The end of every message about a family without a row."""
 
