@@ -310,7 +310,9 @@ class DiffusersPrior:
         count, dtype = len(z_t), self._denoiser.dtype
         size = padded_batch_size(count, self._batch_unit, at_most)
         given = [_in(value, dtype) for _, value in sorted(context.tensors.items())]
-        latents, *conditions = (padded(values, size) for values in (z_t.to(dtype), self._clock(t), *given))
+        latents, *conditions = (
+            padded(values, size) for values in (z_t.to(dtype), _in(self._clock(t), z_t.dtype), *given)
+        )
         output = self._family.sign * self._compiled_denoiser(channels_last(latents), *conditions)[:count]
         # A copy in any precision: the next replay of a graph overwrites its output.
         return self._predicts.to_eps(self._process, z_t, output.to(z_t.dtype, copy=True), t)
@@ -342,7 +344,9 @@ class DiffusersPrior:
         dtype = self._denoiser.dtype
         # The camera of a LoRA network stays in the precision of its own layers.
         given = {name: value if name == "class_labels" else _in(value, dtype) for name, value in given.items()}
-        output = self._family.predict(self._denoiser, z_t.to(dtype), self._clock(t), given).to(z_t.dtype)
+        output = self._family.predict(self._denoiser, z_t.to(dtype), _in(self._clock(t), z_t.dtype), given).to(
+            z_t.dtype
+        )
         return output if self._family.sign == 1 else self._family.sign * output
 
     def _of_process(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ class Family:
         shifted: whether latents are shifted where the autoencoder's configuration has a shift.
         written: (pipeline, prompt, whether it is negative) -> the text whose tokens are counted.
         lengths: the most tokens that each tokenizer's text encoder reads, by its folder, with those of begin and end.
+        traceable: whether it runs without values, on PyTorch's meta device, so that its memory can be predicted.
         multiple: images have a multiple of this many pixels for each latent along each axis (2: patches of 2x2).
     """
 
@@ -78,3 +79,4 @@ class Family:
     written: Callable[[Any, str, bool], str] = as_it_is
     lengths: Mapping[str, int] = field(default_factory=dict)
     multiple: int = 2
+    traceable: bool = True

@@ -46,5 +46,6 @@ LUMINA2 = Family(
     clock=reversed_unit,
     sign=-1.0,
     written=written,
+    traceable=False,
     lengths={"tokenizer": 256},
 )

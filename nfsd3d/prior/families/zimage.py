@@ -54,5 +54,6 @@ ZIMAGE = Family(
     clock=reversed_unit,
     sign=-1.0,
     written=written,
+    traceable=False,
     lengths={"tokenizer": LENGTH},
 )

@@ -133,9 +133,13 @@ def fit_into_memory(config: Config, parts: Parts, chunks: ChunkSizes, log: Calla
     """``chunks``, or smaller ones whose predicted memory fits into the free GPU memory and ``machine.memory_gb``.
 
     ``log`` gets the prediction, and the setting to lower where the smallest chunks do not fit. There is no prediction
-    for a prior that is not in Stable Diffusion's layout.
+    for a prior that is not in a layout of diffusers, or whose denoiser reads values of its input.
     """
     if not isinstance(parts.prior, DiffusersPrior):
+        return chunks
+    family = parts.prior.family
+    if not family.traceable:
+        log(f"memory: not predicted for a {family.title} model; a step that does not fit is repeated in smaller chunks")
         return chunks
     available, allowed = available_bytes(parts.generator.device), config.machine.memory_gb
     limit = min(available, (allowed or inf) * GIB)

@@ -1,13 +1,18 @@
 """Every family against the loop of its own diffusers pipeline, with small random models."""
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_families import PIPELINES, pipeline_of, prior_of
 
 from nfsd3d.guidance import guided
+from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.schedule import RectifiedFlow
+from nfsd3d.train.memory.budget import fit_into_memory
+from nfsd3d.train.memory.chunking import ChunkSizes
+from nfsd3d.train.memory.footprint import network_peak
 
 # diffusers' own modules use what diffusers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
@@ -157,6 +162,20 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(prior):
     together = prior.predict_eps(z_t, t, context)
     alone = [prior.predict_eps(z_t[i : i + 1], t[i : i + 1], context[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_predicted_where_the_denoiser_reads_no_values(prior, name):
+    prior.embed(PROMPTS[:1])
+    if FAMILIES[name].traceable:
+        whole = network_peak(prior.without_weights(), ChunkSizes(), 2, 4)
+        assert whole > network_peak(
+            prior.without_weights(), ChunkSizes(unet_batch_size=1, checkpoint_encoder=True), 2, 4
+        )
+    else:
+        said = []
+        parts = SimpleNamespace(prior=prior)
+        assert fit_into_memory(None, parts, ChunkSizes(rays_per_chunk=7), said.append) == ChunkSizes(rays_per_chunk=7)
+        assert said[0].startswith(f"memory: not predicted for a {FAMILIES[name].title} model; ")
 
 
 def test_the_empty_prompt_of_stable_diffusion_xl_is_zeros_unless_its_index_says_otherwise():
