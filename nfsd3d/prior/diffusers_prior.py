@@ -17,6 +17,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.autoencoder import Autoencoder, pixels_per_latent
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
+from nfsd3d.prior.embedding_cache import EmbeddingCache
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
 from nfsd3d.prior.families.table import FAMILIES
@@ -136,11 +137,17 @@ class DiffusersPrior:
 
     @classmethod
     def load_family(
-        cls, files: ModelFiles, device: torch.device | str, dtype: torch.dtype, *, image_size: int | None = None
+        cls,
+        files: ModelFiles,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        *,
+        image_size: int | None = None,
+        cache: bool = True,
     ) -> DiffusersPrior:
         """A model of one of `nfsd3d.prior.families.table.FAMILIES` in precision ``dtype``.
 
-        Its text encoders are loaded when the first prompt comes, and freed with the last.
+        Its text encoders are loaded when a prompt comes that is not in the ``cache`` on disk, and freed with the last.
 
         Raises:
             InputError: the files cannot be read as such a model; the message names the part.
@@ -148,7 +155,8 @@ class DiffusersPrior:
         assert files.family is not None
         family = FAMILIES[files.family]
         parts = load_networks(files.folder, family, dtype)
-        encoders = PipelineTextEncoders(text_pipeline(files.folder, family, dtype, device), family)
+        known = EmbeddingCache(files.folder, dtype) if cache else None
+        encoders = PipelineTextEncoders(text_pipeline(files.folder, family, dtype, device), family, known, device)
         vae = parts.vae.to(memory_format=torch.channels_last).to(device)
         size = image_size
         if size is None and not hasattr(parts.denoiser.config, "sample_size"):

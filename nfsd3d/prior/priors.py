@@ -61,7 +61,8 @@ def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Pr
     """A model of one of the families, downloaded if need be."""
     from nfsd3d.prior.diffusers_prior import DiffusersPrior
 
-    return DiffusersPrior.load_family(fetch(locate_family(settings)), device, dtype, image_size=settings.image_size)
+    files = fetch(locate_family(settings))
+    return DiffusersPrior.load_family(files, device, dtype, image_size=settings.image_size, cache=settings.cache)
 
 
 PRIORS: dict[str, PriorRow] = {

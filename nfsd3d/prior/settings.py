@@ -24,5 +24,7 @@ class PriorSettings:
     """Side in pixels of the images that the teacher sees; null: its own. Smaller ones are cheaper."""
     clock: Literal["own", "flow"] = "own"
     """``flow`` serves a diffusion model as a rectified flow: times and latents of equal SNR, the same noise."""
+    cache: bool = True
+    """Keep prompts' embeddings of the families on disk, so that a known prompt needs no text encoder."""
     offline: bool
     """Use only the local Hugging Face cache; no network access."""

@@ -15,6 +15,7 @@ from nfsd3d.prior.files.count_tokens import without_unknown_punctuation
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    from nfsd3d.prior.embedding_cache import EmbeddingCache
     from nfsd3d.prior.families.base import Family
 
 
@@ -89,9 +90,18 @@ class ClipTextEncoder:
 class PipelineTextEncoders:
     """The text encoders of a diffusers pipeline, which is loaded without its other networks when a prompt comes."""
 
-    def __init__(self, load: Callable[[], Any], family: Family) -> None:
-        """``load`` gives the pipeline; once more, should a prompt come after :meth:`free`."""
-        self._load, self._family = load, family
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        family: Family,
+        cache: EmbeddingCache | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``load`` gives the pipeline; once more, should a prompt come after :meth:`free`.
+
+        Prompts in the ``cache`` need no pipeline. Results are on ``device``.
+        """
+        self._load, self._family, self._cache, self._device = load, family, cache, device
         self._pipeline: Any = None
         self._shapes: dict[str, tuple[torch.Size, torch.dtype]] | None = None
 
@@ -123,16 +133,24 @@ class PipelineTextEncoders:
             InputError: a prompt has more tokens than one of the encoders reads; a pipeline would cut it off.
         """
         # Alone, so that no prompt changes another one's rounding or padding.
-        if self._pipeline is None:
-            self._pipeline = self._load()
-        parts = []
-        for prompt, negated in zip(prompts, negative or [not prompt for prompt in prompts], strict=True):
-            self._check_length(prompt, negated)
-            given = self._family.embed(self._pipeline, [prompt], negated)
-            parts.append(Context({name: _widened(value) for name, value in given.items()}))
+        pairs = zip(prompts, negative or [not prompt for prompt in prompts], strict=True)
+        parts = [Context(self._embedded(prompt, negated)).to(self._device) for prompt, negated in pairs]
         context = parts[0].joined(parts[1:])
         self._shapes = {name: (value.shape[1:], value.dtype) for name, value in context.tensors.items()}
         return context
+
+    def _embedded(self, prompt: str, negative: bool) -> dict[str, Tensor]:
+        known = None if self._cache is None else self._cache.load(prompt, negative)
+        if known is not None:
+            return known
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        self._check_length(prompt, negative)
+        given = self._family.embed(self._pipeline, [prompt], negative)
+        widened = {name: _widened(value) for name, value in given.items()}
+        if self._cache is not None:
+            self._cache.save(prompt, negative, widened)
+        return widened
 
     def _check_length(self, prompt: str, negative: bool) -> None:
         text = self._family.written(self._pipeline, prompt, negative)

@@ -1,6 +1,8 @@
 """Models of the families from folders: a whole run, and what is refused before anything is loaded."""
 
+import dataclasses
 import json
+import os
 import shutil
 import sys
 
@@ -22,6 +24,11 @@ from nfsd3d.runs.preflight import check
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
 
 PROMPT, NEGATIVE = "a red cube", "dull"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +274,37 @@ def test_a_family_is_checked_without_torch(folders):
         f"check(compose('nfsd_2d', {settings})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_known_prompts_need_no_text_encoder(copied, tmp_path):
+    folder, entries = copied("sd3"), tmp_path / "cache" / "nfsd3d" / "embeddings"
+    config = config_of("sd3", folder)
+
+    def embedded(prompts, negative, **changes):
+        prior = PRIORS["sd3"].build(dataclasses.replace(config.prior, **changes), "cpu", torch.float32)
+        context = prior.embed(prompts, negative)
+        return context.tensors, len(prior._text_encoders.networks())
+
+    first, loaded = embedded([PROMPT, ""], [False, True])
+    assert loaded == 3 and len(list(entries.glob("*.safetensors"))) == 2
+    again, loaded = embedded([PROMPT, ""], [False, True])
+    assert loaded == 0 and all(torch.equal(again[name], first[name]) for name in first)
+    assert embedded([PROMPT], [True])[1] == 3  # the same text as a negative prompt is another entry
+    assert embedded([PROMPT], [False], cache=False)[1] == 3
+    for entry in entries.iterdir():
+        entry.write_bytes(entry.read_bytes()[:-9])  # a damaged one is made anew
+    repaired, loaded = embedded([PROMPT, ""], [False, True])
+    assert loaded == 3 and all(torch.equal(repaired[name], first[name]) for name in first)
+    os.utime(folder / "text_encoder" / "config.json", (1, 1))  # other files are another model
+    assert embedded([PROMPT], [False])[1] == 3
+    assert not list(entries.glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(folders, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    prior = PRIORS["pixart"].build(config_of("pixart", folders("pixart")).prior, "cpu", torch.float32)
+    assert len(prior.embed([PROMPT])) == 1
 
 
 def test_files_of_a_folder_are_fetched_as_its_family(folders):
