@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.base import Family
 from nfsd3d.prior.families.table import FAMILIES
+from nfsd3d.prior.files.check_folder import family_of
 from nfsd3d.prior.files.configs_and_headers import named_errors, optional_object, read_object, tensor_shapes
 from nfsd3d.prior.files.count_tokens import clip_tokenizer
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
@@ -60,7 +61,9 @@ def check_family_folder(folder: Path, family: Family, setting: str, image_size: 
     found = family_in(folder)
     if found is not family:
         name = optional_object(folder / "model_index.json").get("_class_name")
-        kind = f"a model of the class {name}" if found is None else f"a {found.title} model"
+        other = family_of(folder)
+        kind = f"a model of the class {name}" if other is None else other[0]
+        kind = kind if found is None else f"a {found.title} model"
         preset = next((key for key, row in FAMILIES.items() if row is found), None)
         remedy = "choose the preset of its family" if preset is None else f"use prior={preset}"
         raise InputError(f"{setting}: is {kind} (model_index.json), not {family.title}; {remedy}")

@@ -173,7 +173,7 @@ def test_an_encoder_that_the_index_leaves_out_is_not_needed(copied):
     ("damage", "words"),
     [
         (lambda f: _edit(f / "model_index.json", _class_name="StableDiffusionXLPipeline"), "use prior=sdxl"),
-        (lambda f: _edit(f / "model_index.json", _class_name="FluxPipeline"), "of the class FluxPipeline"),
+        (lambda f: _edit(f / "model_index.json", _class_name="FluxPipeline"), "whose guidance is distilled"),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), r"vae lacks \*\.safetensors"),
         (lambda f: (f / "transformer/config.json").unlink(), "transformer/config.json cannot be read"),
         (lambda f: _edit(f / "model_index.json", vae=[None, None]), "has no vae in its model_index"),
