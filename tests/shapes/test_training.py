@@ -48,7 +48,8 @@ def test_training_exports_a_model_that_the_prior_loads(trained):
     assert prior.latent_shape == (4, 8, 8)
     assert isinstance(prior.schedule, NoiseSchedule)
     context = prior.embed(["a red and white dotted mushroom", ", ".join(NEGATIVE_WORDS)])
-    assert not context[0].allclose(context[1])
+    embedded = context.tensors["embeddings"]
+    assert not embedded[0].allclose(embedded[1])
     sheet = iio.imread(next(folder.glob("samples-*.png")))
     assert sheet.shape == (len(held_out()) // 8 * 64, 8 * 64, 3)
     latents = prior.encode(torch.rand(8, 3, 32, 32))

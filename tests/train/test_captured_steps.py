@@ -68,7 +68,7 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     # Its sums come in another order, and inverting (ISM, SDI) amplifies how they are rounded.
-    monkeypatch.setattr("nfsd3d.prior.diffusers_prior.frozen_encoder", lambda vae: vae)
+    monkeypatch.setattr("nfsd3d.prior.autoencoder.frozen_encoder", lambda vae: vae)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles), raising=False)
     return calls
