@@ -93,12 +93,17 @@ def optimise(method, prompt, s, t_max, training_steps=1000, start=OTHER, steps=4
         batch = z.expand(views, -1, -1, -1)
         t = prior.schedule.sample_times(rng, views, 0.02, t_max)
         z_t, noise = now.noising(prior, batch.detach(), t, given, rng)
+        later = None
+        if now.later is not None:
+            t_later = now.later(prior.schedule, t, rng)
+            later = prior.schedule.add_noise(batch.detach(), noise, t_later), t_later
         p = predict_noise(
             prior,
             z_t,
             t,
             given,
             now,
+            later=later,
             noise=noise,
             threshold=threshold,
             source=prior.schedule.add_noise(origin.expand(views, -1, -1, -1), noise, t),

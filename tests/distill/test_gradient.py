@@ -14,7 +14,7 @@ def test_guidance_has_one_meaning():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sigma2", 0.36), ("uniform", 1.0), ("sigma_over_alpha", 0.75), ("sigma_alpha", 0.48)],
+    [("sigma2", 0.36), ("uniform", 1.0), ("sigma_over_alpha", 0.75), ("sigma_alpha", 0.48), ("velocity", 1.75)],
 )
 def test_weightings_at_alpha_0_8_sigma_0_6(name, expected):
     z = torch.zeros(2, 4, 3, 3)
@@ -24,7 +24,7 @@ def test_weightings_at_alpha_0_8_sigma_0_6(name, expected):
 
 
 def test_every_weighting_is_tested_above():
-    assert set(WEIGHTINGS) == {"sigma2", "uniform", "sigma_over_alpha", "sigma_alpha"}
+    assert set(WEIGHTINGS) == {"sigma2", "uniform", "sigma_over_alpha", "sigma_alpha", "velocity"}
 
 
 @pytest.mark.parametrize(("training_steps", "expected"), [(1000, 200), (50, 10), (4000, 800), (7, 1), (999, 200)])
