@@ -34,7 +34,7 @@ def refusal(arguments: list[str], capsys) -> str:
 
 
 SLIPS = [
-    ("~prior", "~prior: a run needs it; choose prior=auto, sd15, sd21, sd21-768, shapes"),
+    ("~prior", "~prior: a run needs it; choose prior=auto, auraflow, chroma"),
     ("~distill", "~distill: a run needs it; choose distill="),
     ("~machine=true", "~machine=true: a run needs it; choose machine="),
     ("~machine.pixels_at_once", "~machine.rays_per_chunk: not set, so that it cannot be deleted; leave it out"),
