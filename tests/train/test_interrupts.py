@@ -98,7 +98,8 @@ class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == "nfsd3d.cli.main":
             print("importing", flush=True)
-            time.sleep(30)
+            for _ in range(300):  # Python code between the waits, as imports have: one long wait can begin
+                time.sleep(0.1)  # after the signal has come and before its handler runs
 sys.meta_path.insert(0, Slow())
 from nfsd3d.__main__ import main
 sys.exit(main(["--version"]))
@@ -107,10 +108,11 @@ sys.exit(main(["--version"]))
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_a_signal_during_the_imports_is_told_on_one_line(signum):
-    process = subprocess.Popen([sys.executable, "-c", IMPORTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"importing\n"
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=20)
+    command = [sys.executable, "-c", IMPORTING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"importing\n"
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=20)
     assert process.returncode == 128 + signum
     assert error.decode().strip() == f"interrupted by {signal.Signals(signum).name}"
 
