@@ -24,8 +24,8 @@ from nfsd3d.evaluate.score_scene import views_of
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.runs import checkpoints
 from nfsd3d.train.build import PRECISIONS, build_generator, build_parts
 from nfsd3d.train.compilation import compile_prior
@@ -132,7 +132,7 @@ def on_pixels(name: str, folder: Path, *overrides: str):
         imageio.imwrite(folder / "source.png", np.full((64, 64, 3), 100, np.uint8))
         choices += [f"source_image={folder / 'source.png'}", "source_prompt=a blue cube"]
     config = compose("nfsd", choices)
-    parts = build_parts(config, DiffusersPrior.load(EMBEDDED, "cuda", torch.bfloat16))
+    parts = build_parts(config, load_prior(EMBEDDED, "cuda", torch.bfloat16))
     assert isinstance(parts.generator, ImageBatch)
     return config, parts
 

@@ -97,6 +97,8 @@ ADAPTERS = {
         "nfsd3d.prior.compiled.encoder",
         "nfsd3d.prior.files.load",
         "nfsd3d.prior.files.load_family",
+        "nfsd3d.prior.load_prior",
+        "nfsd3d.prior.merge_lora",
         "nfsd3d.prior.files.convert_single_file",
         "nfsd3d.prior.diffusers_prior",
         "nfsd3d.shapes.training.autoencoder",

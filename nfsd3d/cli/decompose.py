@@ -116,9 +116,9 @@ def _prepare(options: argparse.Namespace, folder: Path, needs_runs: bool, progre
     from nfsd3d.config.hardware import auto_machine
     from nfsd3d.decompose.image_pairs import file_subjects, world_subjects
     from nfsd3d.decompose.study import Study
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+    from nfsd3d.prior.load_prior import load_prior
 
-    prior = DiffusersPrior.load(folder, auto_machine().value, torch.float32)
+    prior = load_prior(folder, auto_machine().value, torch.float32)
     directories: list[Path] = []
     if options.image:
         target = options.edit or options.prompt

@@ -205,10 +205,10 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     from nfsd3d.evaluate.classifier.model import Classifier
     from nfsd3d.evaluate.classifier.training import SEED, plain_backgrounds, render_truth
     from nfsd3d.evaluate.score_prior import GUIDANCE_SCALES, held_out_requests, reconstruction_psnr, sample_quality
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+    from nfsd3d.prior.load_prior import load_prior
     from nfsd3d.shapes.world.grammar import held_out
 
-    prior = DiffusersPrior.load(files, torch.device("cpu"), torch.float32)
+    prior = load_prior(files, torch.device("cpu"), torch.float32)
     classifier = Classifier.load()
     with counted("true renders", 1024) as advance:
         truth = render_truth(1024, SEED + 3, on_images=advance)

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.classifier import calibration, training
     from nfsd3d.evaluate.classifier.model import WEIGHTS
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
     from nfsd3d.prior.files.locate import EMBEDDED
+    from nfsd3d.prior.load_prior import load_prior
 
     weights = (arguments.out or WEIGHTS.parent) / WEIGHTS.name
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
             truth, arguments.steps, on_step=lambda loss: progress.update(task, advance=1, note=f"loss {loss:.3f}")
         )
     training.save_classifier(classifier, weights)
-    rows = calibration.calibrate_all(classifier, unseen, DiffusersPrior.load(EMBEDDED))
+    rows = calibration.calibrate_all(classifier, unseen, load_prior(EMBEDDED))
     calibration.save_calibration(rows, weights.with_name(calibration.STORED.name))
     print(tables.calibration_table(rows))
     return 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from nfsd3d.compare.cost import equal_steps
-from nfsd3d.compare.records import Job, fingerprint, recipe_of
+from nfsd3d.compare.records import Job, fingerprint, recipe_of, short_hash
 from nfsd3d.compare.suite import Suite, overrides_of
 from nfsd3d.config.compose import compose
 from nfsd3d.config.schema import Config
@@ -152,9 +152,14 @@ def _oracle_fit_of(run: PlannedJob) -> PlannedJob:
 
 
 def _prior_fingerprint(config: Config, known: dict[str, str]) -> str:
-    name = repr(config.prior)
+    """A short hash of the prior's weights, and of the settings by which the same weights teach something else."""
+    prior = config.prior
+    name = repr(prior)
     if name not in known:
-        known[name] = fingerprint(model_files(config).weights())
+        files = model_files(config)
+        found = fingerprint([*files.weights(), *(lora.path for lora in files.loras)])
+        served = [prior.clock, prior.image_size, [lora.weight for lora in files.loras]]
+        known[name] = found if served == ["own", None, []] else short_hash([found, served])
     return known[name]
 
 

@@ -182,7 +182,12 @@ def recipe_of(config: Config, kind: str, **more: float) -> str:
         values = {"generator": config.generator.type, "prompts": values["prompts"], "cameras": values["cameras"]}
         values["pictures"] = config.train.batch_size if config.makes_images else None
     kind = _KIND_IN_HASH.get(kind, kind)
-    return hashlib.sha256(json.dumps([kind, values, more], sort_keys=True).encode()).hexdigest()[:8]
+    return short_hash([kind, values, more], 8)
+
+
+def short_hash(content: object, length: int = 12) -> str:
+    """The first hexadecimal digits of a hash of JSON-like ``content``."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfsd3d.prior.diffusers_prior import DiffusersPrior, placed
+from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import placed, stable_diffusion_prior
 from nfsd3d.prior.schedule import VariancePreserving, stable_diffusion_alphas
 
 
@@ -125,7 +126,7 @@ def random_prior(
     schedule = VariancePreserving(stable_diffusion_alphas())
     unet, vae, text_encoder = placed(*networks, device)
     prediction_type = ARCHITECTURES[name].prediction_type
-    return DiffusersPrior.of_stable_diffusion(unet, vae, text_encoder, _tokenizer(), schedule, prediction_type)
+    return stable_diffusion_prior(unet, vae, text_encoder, _tokenizer(), schedule, prediction_type)
 
 
 @torch.no_grad()

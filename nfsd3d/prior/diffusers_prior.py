@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,22 +16,21 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.autoencoder import Autoencoder, pixels_per_latent
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
-from nfsd3d.prior.embedding_cache import EmbeddingCache
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
-from nfsd3d.prior.families.table import FAMILIES
-from nfsd3d.prior.files.check_model import check_fit
-from nfsd3d.prior.files.count_tokens import check_vocabulary
-from nfsd3d.prior.files.folder import ModelFiles
-from nfsd3d.prior.files.load import load_model
-from nfsd3d.prior.files.load_family import load_networks, text_pipeline
 from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
-from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow
-from nfsd3d.prior.text_encoders import ClipTextEncoder, PipelineTextEncoders, TextEncoders
+from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.text_encoders import TextEncoders
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import ModelMixin
+
+
+class Weights(NamedTuple):
+    """Denoiser and autoencoder on ``device``, which ``load`` reads from their files."""
+
+    load: Callable[[], tuple[Any, Any]]
+    device: torch.device
 
 
 class DiffusersPrior:
@@ -52,8 +50,9 @@ class DiffusersPrior:
         family: Family = STABLE_DIFFUSION,
         image_size: int | None = None,
         schedule: NoiseSchedule | None = None,
+        weights: Weights | None = None,
     ) -> None:
-        """Combines the networks; :meth:`load` reads them from a folder.
+        """Combines the networks; `nfsd3d.prior.load_prior` reads them from a folder.
 
         Args:
             denoiser: the denoiser of the family, a diffusers model.
@@ -64,6 +63,8 @@ class DiffusersPrior:
             family: how the denoiser is called.
             image_size: side of the images in pixels; None: the denoiser's sample size times the autoencoder's factor.
             schedule: the process that latents and times follow outside of the denoiser, where it is another one.
+            weights: gives both networks when the first of them is needed, which is after the text encoders were freed;
+                until then ``denoiser`` and ``vae`` are on PyTorch's meta device.
 
         Raises:
             InputError: a prediction type that is not known.
@@ -72,14 +73,15 @@ class DiffusersPrior:
             known = ", ".join(PARAMETRIZATIONS)
             raise InputError(f"prior.model: prediction type {prediction_type!r} is not one of {known}")
         self._denoiser = denoiser.eval().requires_grad_(False)
+        self._weights = weights
         factor = pixels_per_latent(vae.config)
         self._latent_size = denoiser.config.sample_size if image_size is None else image_size // factor
         self._autoencoder = Autoencoder(vae, factor * self._latent_size, shifted=family.shifted)
         self._text_encoders = text_encoders
         self._has_text_encoders = True
         self._family = family
-        self._process = process.to(denoiser.device)
-        self._schedule = self._process if schedule is None else schedule.to(denoiser.device)
+        self._process = process.to(self.device)
+        self._schedule = self._process if schedule is None else schedule.to(self.device)
         self._prediction_type = prediction_type
         self._predicts = PARAMETRIZATIONS[prediction_type]
         # A UNet of Stable Diffusion that was trained as a rectified flow is given 1000 t.
@@ -87,91 +89,6 @@ class DiffusersPrior:
         self._clock = thousand if of_flow else family.clock
         self._compiled_denoiser: Callable[..., Tensor] | None = None
         self._batch_unit = 1
-
-    @classmethod
-    def of_stable_diffusion(
-        cls,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL | AutoencoderTiny,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        process: NoiseSchedule,
-        prediction_type: str,
-        schedule: NoiseSchedule | None = None,
-        image_size: int | None = None,
-    ) -> DiffusersPrior:
-        """A model in the layout of Stable Diffusion 1 and 2.
-
-        Raises:
-            InputError: the networks do not fit together, or are not those of a text-to-image model.
-        """
-        check_vocabulary(len(tokenizer), text_encoder.config.vocab_size)
-        check_fit(unet.config, vae.config, text_encoder.config.to_dict())
-        encoder = ClipTextEncoder(text_encoder, tokenizer)
-        return cls(unet, vae, encoder, process, prediction_type, schedule=schedule, image_size=image_size)
-
-    @classmethod
-    def load(
-        cls,
-        model: str | Path | ModelFiles,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        *,
-        clock: str = "own",
-        image_size: int | None = None,
-    ) -> DiffusersPrior:
-        """A model from a folder, or from files that `nfsd3d.prior.files.download.fetch` gave, in precision ``dtype``.
-
-        With the ``clock`` "flow" a diffusion model is served as a rectified flow: its latents and times are those of
-        equal SNR, its predictions of the noise the same.
-
-        Raises:
-            InputError: the files cannot be read as such a model; the message names the part.
-        """
-        parts = load_model(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
-        networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
-        served = RectifiedFlow(parts.process.alphas_cumprod) if clock == "flow" else None
-        return cls.of_stable_diffusion(
-            *networks, parts.tokenizer, parts.process, parts.prediction_type, served, image_size
-        )
-
-    @classmethod
-    def load_family(
-        cls,
-        files: ModelFiles,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        *,
-        image_size: int | None = None,
-        cache: bool = True,
-    ) -> DiffusersPrior:
-        """A model of one of `nfsd3d.prior.families.table.FAMILIES` in precision ``dtype``.
-
-        Its text encoders are loaded when a prompt comes that is not in the ``cache`` on disk, and freed with the last.
-
-        Raises:
-            InputError: the files cannot be read as such a model; the message names the part.
-        """
-        assert files.family is not None
-        family = FAMILIES[files.family]
-        parts = load_networks(files.folder, family, dtype)
-        known = EmbeddingCache(files.folder, dtype) if cache else None
-        encoders = PipelineTextEncoders(text_pipeline(files.folder, family, dtype, device), family, known, device)
-        vae = parts.vae.to(memory_format=torch.channels_last).to(device)
-        size = image_size
-        if size is None and not hasattr(parts.denoiser.config, "sample_size"):
-            raise InputError(
-                f"prior.image_size=null: a {family.title} model does not say its own size; set for example 512"
-            )
-        return cls(
-            parts.denoiser.to(device),
-            vae,
-            encoders,
-            parts.process,
-            parts.prediction_type,
-            family=family,
-            image_size=size,
-        )
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -191,12 +108,22 @@ class DiffusersPrior:
     @property
     def denoiser(self) -> Any:
         """The denoiser, a diffusers model, frozen."""
-        return self._denoiser
+        return self.networks[0]
 
     @property
     def networks(self) -> tuple[Any, Any]:
         """The denoiser and the autoencoder."""
+        if self._weights is not None:
+            networks = self._weights.load()
+            self._denoiser, vae = (network.eval().requires_grad_(False) for network in networks)
+            self._autoencoder, self._weights = self._autoencoder.with_network(vae), None
         return self._denoiser, self._autoencoder.network
+
+    @property
+    def _ready_autoencoder(self) -> Autoencoder:
+        """The autoencoder with its weights."""
+        _ = self.networks
+        return self._autoencoder
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -207,7 +134,7 @@ class DiffusersPrior:
     @property
     def device(self) -> torch.device:
         """The device of the networks."""
-        device: torch.device = self._denoiser.device
+        device: torch.device = self._denoiser.device if self._weights is None else self._weights.device
         return device
 
     def blank_context(self, count: int) -> Context:
@@ -222,13 +149,14 @@ class DiffusersPrior:
     def without_weights(self) -> DiffusersPrior:
         """The same denoiser and autoencoder on PyTorch's meta device, without text encoders."""
         with torch.device("meta"):
-            networks = [_new_like(network) for network in self.networks]
+            of = (self._denoiser, self._autoencoder.network)  # their configurations, with or without weights
+            networks = [_new_like(network) for network in of]
         denoiser, vae = (
             torch.nn.Module.to(network, own.dtype).eval().requires_grad_(False)
-            for network, own in zip(networks, self.networks, strict=True)
+            for network, own in zip(networks, of, strict=True)
         )
         copied = self._uncompiled()
-        copied._denoiser, copied._autoencoder = denoiser, self._autoencoder.with_network(vae)
+        copied._denoiser, copied._autoencoder, copied._weights = denoiser, self._autoencoder.with_network(vae), None
         copied._has_text_encoders = False
         copied._process, copied._schedule = self._process.to("meta"), self._schedule.to("meta")
         return copied
@@ -277,7 +205,7 @@ class DiffusersPrior:
         """
         graphs = backend == "inductor" and self.device.type == "cuda"
         if unet:
-            network = torch.compile(self._denoiser, backend=backend, dynamic=False)
+            network = torch.compile(self.denoiser, backend=backend, dynamic=False)
             names = sorted(self.blank_context(1).tensors)
 
             def denoise(latents: Tensor, t: Tensor, *given: Tensor) -> Tensor:
@@ -285,7 +213,7 @@ class DiffusersPrior:
 
             self._compiled_denoiser = CapturedGraph(denoise, one_memory=True) if graphs else denoise
         if encoder:
-            self._autoencoder.compile(backend, graphs=graphs)
+            self._ready_autoencoder.compile(backend, graphs=graphs)
         self._batch_unit = batch_unit
 
     def compile_nothing(self) -> None:
@@ -300,11 +228,11 @@ class DiffusersPrior:
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] latents of images [B,3,H,W] in [0, 1]; see `nfsd3d.prior.autoencoder.Autoencoder.encode`."""
-        return self._autoencoder.encode(image, checkpoint=checkpoint)
+        return self._ready_autoencoder.encode(image, checkpoint=checkpoint)
 
     def decode(self, z: Tensor) -> Tensor:
         """[B,3,image_size,image_size] images in [0, 1], float32, of latents [B,C,h,w]; no gradient."""
-        return self._autoencoder.decode(z)
+        return self._ready_autoencoder.decode(z)
 
     @torch.no_grad()
     def predict_eps(self, z_t: Tensor, t: Tensor, context: Context, *, at_most: int | None = None) -> Tensor:
@@ -315,7 +243,7 @@ class DiffusersPrior:
         if self._compiled_denoiser is None:
             return self.denoise(z_t, t, context)
         z_t, t = self._of_process(z_t, t)
-        count, dtype = len(z_t), self._denoiser.dtype
+        count, dtype = len(z_t), self.denoiser.dtype
         size = padded_batch_size(count, self._batch_unit, at_most)
         given = [_in(value, dtype) for _, value in sorted(context.tensors.items())]
         latents, *conditions = (
@@ -349,12 +277,11 @@ class DiffusersPrior:
 
     def _output(self, z_t: Tensor, t: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """What the denoiser predicts, in the sign of its scheduler's prediction type and in the dtype of ``z_t``."""
-        dtype = self._denoiser.dtype
+        denoiser = self.denoiser
+        dtype = denoiser.dtype
         # The camera of a LoRA network stays in the precision of its own layers.
         given = {name: value if name == "class_labels" else _in(value, dtype) for name, value in given.items()}
-        output = self._family.predict(self._denoiser, z_t.to(dtype), _in(self._clock(t), z_t.dtype), given).to(
-            z_t.dtype
-        )
+        output = self._family.predict(denoiser, z_t.to(dtype), _in(self._clock(t), z_t.dtype), given).to(z_t.dtype)
         return output if self._family.sign == 1 else self._family.sign * output
 
     def _of_process(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -376,16 +303,3 @@ def _new_like(network: ModelMixin) -> ModelMixin:
     # AutoencoderTiny's configuration has entries that its constructor does not take, and diffusers warns of them.
     accepted = inspect.signature(type(network).__init__).parameters
     return type(network).from_config({name: value for name, value in network.config.items() if name in accepted})
-
-
-def placed(
-    unet: UNet2DConditionModel,
-    vae: AutoencoderKL | AutoencoderTiny,
-    text_encoder: CLIPTextModel,
-    device: torch.device | str,
-) -> tuple[UNet2DConditionModel, AutoencoderKL | AutoencoderTiny, CLIPTextModel]:
-    """The networks on ``device``, with weights in the memory layout that is fastest there."""
-    vae = vae.to(memory_format=torch.channels_last)
-    if torch.device(device).type == "cuda":  # on a CPU only the autoencoder is faster
-        unet = unet.to(memory_format=torch.channels_last)
-    return unet.to(device), vae.to(device), text_encoder.to(device)  # type: ignore[arg-type]

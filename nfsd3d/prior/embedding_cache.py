@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from nfsd3d.prior.files.folder import LoraFile
 
 
 def cache_folder() -> Path:
@@ -33,14 +35,17 @@ class EmbeddingCache:
     An entry that cannot be read or written is as if it were not there: the prompt is embedded again.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        """``folder`` is that of the model; its parts ``text_encoder*`` and ``tokenizer*`` count."""
+    def __init__(self, folder: Path, dtype: torch.dtype, loras: Sequence[LoraFile] = ()) -> None:
+        """``folder`` is that of the model; its parts ``text_encoder*`` and ``tokenizer*`` count, and its ``loras``."""
         parts = [path for part in ("text_encoder*", "tokenizer*") for path in sorted(folder.glob(f"{part}/*"))]
         files = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
         index = folder / "model_index.json"
         settings = index.read_text(encoding="utf-8") if index.is_file() else ""
         versions = [version(package) for package in ("nfsd3d", "diffusers", "transformers", "torch")]
-        self._model = [files, settings, versions, str(dtype)]
+        self._model: list[object] = [files, settings, versions, str(dtype)]
+        for lora in loras:
+            status = lora.path.stat()
+            self._model.append([str(lora.path.resolve()), status.st_size, status.st_mtime_ns, lora.weight])
 
     def path(self, prompt: str, negative: bool) -> Path:
         """The file of the entry for a prompt."""

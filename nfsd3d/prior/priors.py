@@ -45,24 +45,31 @@ class PriorRow:
 
 def locate_diffusers(settings: PriorSettings) -> ModelSource:
     """The files of a preset, or of the model that replaces it; see `nfsd3d.prior.files.locate.locate`."""
-    return locate(settings.name, settings.model, settings.offline, vae=settings.vae, layout=settings.layout)
+    return locate(
+        settings.name,
+        settings.model,
+        settings.offline,
+        vae=settings.vae,
+        layout=settings.layout,
+        lora=settings.lora,
+    )
 
 
 def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) -> Prior:
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+    from nfsd3d.prior.load_prior import load_prior
 
-    return DiffusersPrior.load(
+    return load_prior(
         fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock, image_size=settings.image_size
     )
 
 
 def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Prior:
     """A model of one of the families, downloaded if need be."""
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+    from nfsd3d.prior.load_prior import load_family_prior
 
     files = fetch(locate_family(settings))
-    return DiffusersPrior.load_family(files, device, dtype, image_size=settings.image_size, cache=settings.cache)
+    return load_family_prior(files, device, dtype, image_size=settings.image_size, cache=settings.cache)
 
 
 PRIORS: dict[str, PriorRow] = {

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from nfsd3d.settings.types import Name
+from nfsd3d.settings.types import Name, Names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class PriorSettings:
     """Hub id or folder with configurations and tokenizer for a single-file ``model``; null: the preset's."""
     vae: Name | None = None
     """Autoencoder instead of the model's: a hub id, a folder (for example a tiny one's), or a .safetensors file."""
+    lora: Names | None = None
+    """LoRA files added to the weights: FILE.safetensors, FILE.safetensors:0.8 for a weight, or a list of them."""
     image_size: PositiveInt | None = None
     """Side in pixels of the images that the teacher sees; null: its own. Smaller ones are cheaper."""
     clock: Literal["own", "flow"] = "own"

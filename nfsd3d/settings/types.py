@@ -94,7 +94,17 @@ def _check_even(value: int) -> int:
     return value
 
 
+def _check_names(value: object) -> object:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(name, str) and name for name in values):
+        raise PydanticCustomError("names", "must be text or a list of texts")
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[
+    str | tuple[str, ...], PlainValidator(_check_names), UNCHANGED, described_type("text, or a list of texts")
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 FractionSchedule = Annotated[Schedule, *_schedule(0.0, 1.0, "in [0, 1]")]
 WeightSchedule = Annotated[Schedule, *_schedule(0.0, math.inf, ">= 0")]

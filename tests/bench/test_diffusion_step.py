@@ -12,8 +12,8 @@ from nfsd3d.bench.tables import comparison_tables, comparison_text
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.runs.summary import device_name
 from nfsd3d.train.build import build_parts
 
@@ -105,7 +105,7 @@ def test_a_devices_speed_is_that_of_matrix_products():
 
 
 def test_a_model_of_other_networks_is_an_input_error(configure, narrow):
-    parts = build_parts(configure(), DiffusersPrior.load(EMBEDDED))
+    parts = build_parts(configure(), load_prior(EMBEDDED))
     with pytest.raises(InputError, match=r"--prior sd21: its UNet2DConditionModel has [\d,]+ parameters"):
         bench_prior.compare(parts, configure(), narrow, steps=1, baseline_steps=1, warmup=0)
 

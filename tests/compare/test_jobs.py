@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -106,6 +107,18 @@ def test_only_what_decides_a_result_counts_in_its_recipe():
     sds = compose("sds", ["prompt=a blue sphere"])
     assert records.recipe_of(config, "run") != records.recipe_of(sds, "run")
     assert records.recipe_of(config, "oracle_fit") == records.recipe_of(sds, "oracle_fit")
+
+
+def test_the_same_weights_that_teach_something_else_are_another_prior(tier, tmp_path):
+    from safetensors.torch import save_file
+
+    lora = tmp_path / "lora.safetensors"
+    save_file({"unet.x.lora_A.weight": torch.zeros(1, 1)}, lora)
+    variants = [{}, {"prior.clock": "flow"}, {"prior.image_size": 32}, {"prior.lora": str(lora)}]
+    variants += [{"prior.lora": f"{lora}:0.5"}, {"prior.cache": False}]
+    rows = {f"row {i}": {"prior": "shapes", **variant} for i, variant in enumerate(variants)}
+    found = {job.row: job.prior for job in planned(tier(rows=rows, baseline="row 0")) if job.kind == "run"}
+    assert len(set(found.values())) == 5 and found["row 0"] == found["row 5"]  # the cache changes nothing
 
 
 def test_a_newer_setting_that_changes_nothing_leaves_a_recipe_as_it_was(monkeypatch):

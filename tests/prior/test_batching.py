@@ -7,7 +7,7 @@ from small_settings import PROMPTS
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.base import CountedPrior
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.views.cameras import orbit
 from nfsd3d.views.prompts import PromptBank
 
@@ -16,7 +16,7 @@ TIMES = [30, 199, 200, 950]
 
 @pytest.fixture
 def prior(model_folder, device):
-    return DiffusersPrior.load(model_folder("tiny", "v_prediction"), device)
+    return load_prior(model_folder("tiny", "v_prediction"), device)
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("sds", 8), ("csd", 8), ("nfsd", 10)])

@@ -5,14 +5,14 @@ import torch
 from saved_bytes import saved_bytes
 
 from nfsd3d.prior.chunked import ChunkedPrior, in_chunks, slices
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.views.cameras import orbit
 
 
 @pytest.fixture(params=["kl", "tiny"])
 def prior(model_folder, device, request):
-    return DiffusersPrior.load(model_folder(request.param), device)
+    return load_prior(model_folder(request.param), device)
 
 
 def test_networks_get_chunks_of_a_batch_with_equal_results(prior, monkeypatch):

@@ -7,7 +7,7 @@ from small_settings import PROMPTS
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.compiled.shapes import padded_batch_size
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.views.cameras import orbit
 from nfsd3d.views.prompts import PromptBank
@@ -35,7 +35,7 @@ def test_batches_are_padded_to_few_sizes():
 
 
 def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
-    prior = DiffusersPrior.load(model_folder("kl", "v_prediction"))
+    prior = load_prior(model_folder("kl", "v_prediction"))
     rng = torch.Generator().manual_seed(0)
     z_t, noise = torch.randn(2, 4, *prior.latent_shape, generator=rng)
     t, size = torch.tensor([30, 199, 200, 950]), prior.image_size
@@ -68,7 +68,7 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ism", "sdi"])
 def test_inversions_work_with_a_compiled_denoiser(model_folder, name):
-    prior = DiffusersPrior.load(model_folder("tiny"))
+    prior = load_prior(model_folder("tiny"))
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
     t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(2, 8))
     noised = []
@@ -82,7 +82,7 @@ def test_inversions_work_with_a_compiled_denoiser(model_folder, name):
 
 
 def test_vsds_lora_network_works_beside_a_compiled_encoder(model_folder):
-    prior = DiffusersPrior.load(model_folder("tiny"))
+    prior = load_prior(model_folder("tiny"))
     lora = LoraNetwork(prior, rank=2, learning_rate=1e-2, camera_dropout=0.0, seed=0)
     z, t = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([50, 500])
     context, cameras = prior.embed(["a red cube"] * 2), orbit(2, 8)

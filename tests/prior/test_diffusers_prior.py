@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.locate import locate
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.sampling import ddim_sample
 
 LATENT, VAE_FACTOR, TOKENS = 8, 4, 14
@@ -26,7 +26,7 @@ def random(*shape, seed=0):
 @pytest.fixture(params=["tiny", "kl"])
 def loaded(request, model_folder, device):
     folder = model_folder(request.param)
-    return DiffusersPrior.load(folder, device), folder
+    return load_prior(folder, device), folder
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_schedule_is_the_models(loaded):
 
 def test_half_precision_files_become_the_precision_asked_for(model_folder):
     for dtype in (torch.float32, torch.bfloat16):
-        prior = DiffusersPrior.load(model_folder("kl"), dtype=dtype)
+        prior = load_prior(model_folder("kl"), dtype=dtype)
         context = prior.embed(["a red cube"])
         z = prior.encode(random(1, 3, 32, 32))
         eps = prior.predict_eps(z, torch.tensor([500]), context)
@@ -116,7 +116,7 @@ def test_predictions_are_noise_whatever_the_model_predicts(model_folder, predict
     from diffusers import UNet2DConditionModel
 
     folder = model_folder("tiny", prediction_type)
-    prior = DiffusersPrior.load(folder, device)
+    prior = load_prior(folder, device)
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
     z_t, t = torch.randn(3, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 400, 990])
     context = prior.embed(["a red cube", "", "a blue cube"])
@@ -150,7 +150,7 @@ def test_nothing_of_the_model_is_trained(loaded):
 
 
 def test_loading_prints_nothing(model_folder, capfd, caplog):
-    DiffusersPrior.load(model_folder("tiny"))
+    load_prior(model_folder("tiny"))
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
@@ -213,8 +213,8 @@ def test_samples_repeat_with_the_seed(loaded):
 def test_fp16_variant_files_are_found(model_folder, copied):
     for path in list(copied.glob("*/*.safetensors")):
         path.rename(path.with_suffix(".fp16.safetensors"))
-    prior = DiffusersPrior.load(copied)
-    expected = DiffusersPrior.load(model_folder())
+    prior = load_prior(copied)
+    expected = load_prior(model_folder())
     image = random(1, 3, 32, 32)
     assert torch.equal(prior.encode(image), expected.encode(image))
     assert torch.equal(embeddings(prior.embed(["a red cube"])), embeddings(expected.embed(["a red cube"])))
@@ -225,7 +225,7 @@ def test_corrupt_files_are_an_error_that_names_the_part(copied, part):
     for path in (copied / part).iterdir():
         path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match=f"{part}.* cannot be loaded"):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -238,14 +238,14 @@ def test_missing_weights_are_not_replaced_by_random_ones(copied, part):
     del tensors[removed]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(InputError, match=part):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 def test_an_unknown_prediction_type_is_refused(copied):
     path = copied / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "flow"}))
     with pytest.raises(InputError, match="'flow' is not one of epsilon, v_prediction, sample"):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 def test_an_autoencoder_of_other_latents_is_refused(copied):
@@ -255,7 +255,7 @@ def test_an_autoencoder_of_other_latents_is_refused(copied):
     counts = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
     AutoencoderTiny(**blocks, **counts, latent_channels=3).save_pretrained(copied / "vae")
     with pytest.raises(InputError, match="takes 4 channels and the autoencoder has 3"):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 def test_a_text_encoder_of_another_width_is_refused(copied):
@@ -266,7 +266,7 @@ def test_a_text_encoder_of_another_width_is_refused(copied):
     shutil.rmtree(path)
     CLIPTextModel(config).save_pretrained(path)
     with pytest.raises(InputError, match="attends to width 16 and the text encoder has 32"):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 def test_the_files_of_stable_diffusion_1_load_as_the_same_model(model_folder, copied):
@@ -286,7 +286,7 @@ def test_the_files_of_stable_diffusion_1_load_as_the_same_model(model_folder, co
     scheduler = {key: value for key, value in scheduler.items() if key.startswith("beta")}
     scheduler |= {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1}
     (copied / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
-    prior, expected = DiffusersPrior.load(copied), DiffusersPrior.load(model_folder())
+    prior, expected = load_prior(copied), load_prior(model_folder())
     prompts = ["a red cube, front view", "", "A BLUE cube"]
     assert torch.equal(embeddings(prior.embed(prompts)), embeddings(expected.embed(prompts)))
     assert torch.equal(prior.schedule.alphas_cumprod, expected.schedule.alphas_cumprod)
@@ -298,7 +298,7 @@ def test_a_tokenizer_that_lost_its_vocabulary_is_refused(copied):
     shutil.rmtree(copied / "tokenizer")
     CLIPTokenizer().save_pretrained(copied / "tokenizer")
     with pytest.raises(InputError, match="vocabulary was not read"):
-        DiffusersPrior.load(copied)
+        load_prior(copied)
 
 
 def test_a_single_file_loads_as_the_model_it_was_made_of(model_folder, single_file, tmp_path, device):
@@ -308,7 +308,7 @@ def test_a_single_file_loads_as_the_model_it_was_made_of(model_folder, single_fi
     layout = tmp_path / "layout"
     shutil.copytree(folder, layout, ignore=shutil.ignore_patterns("*.safetensors"))
     files = fetch(locate("shapes", str(single_file), layout=str(layout)))
-    prior, expected = DiffusersPrior.load(files, device), DiffusersPrior.load(folder, device)
+    prior, expected = load_prior(files, device), load_prior(folder, device)
     image = torch.rand(2, 3, 32, 32).to(device)
     z, context = expected.encode(image), expected.embed(["a red cube", ""])
     t = torch.tensor([10, 900])
@@ -322,16 +322,16 @@ def test_a_single_file_loads_as_the_model_it_was_made_of(model_folder, single_fi
     first = next(name for name in tensors if name.endswith("attn2.to_v.weight"))
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, tmp_path / "less.safetensors")
     with pytest.raises(InputError, match=r"prior\.model: .*less\.safetensors"):
-        DiffusersPrior.load(ModelFiles(layout, tmp_path / "less.safetensors"), device)
+        load_prior(ModelFiles(layout, tmp_path / "less.safetensors"), device)
 
 
 @pytest.mark.parametrize("single", [False, True])
 def test_another_autoencoder_takes_the_place_of_the_models_own(model_folder, single_file, single):
     folder, tiny = model_folder("kl"), model_folder("tiny")
-    prior = DiffusersPrior.load(ModelFiles(folder, single_file if single else None, tiny / "vae"))
+    prior = load_prior(ModelFiles(folder, single_file if single else None, tiny / "vae"))
     image = torch.rand(1, 3, 32, 32)
-    assert torch.equal(prior.encode(image), DiffusersPrior.load(tiny).encode(image))
-    assert prior.latent_shape == DiffusersPrior.load(folder).latent_shape
+    assert torch.equal(prior.encode(image), load_prior(tiny).encode(image))
+    assert prior.latent_shape == load_prior(folder).latent_shape
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_another_autoencoder_with_other_latents_is_refused(model_folder, tmp_pat
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
     AutoencoderKL(block_out_channels=(8,) * blocks, norm_num_groups=4, **kinds, **changes).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=rf"prior\.vae: .*{message}"):
-        DiffusersPrior.load(ModelFiles(model_folder("kl"), None, tmp_path))
+        load_prior(ModelFiles(model_folder("kl"), None, tmp_path))
 
 
 def test_errors_of_another_autoencoder_name_its_setting(model_folder, tmp_path):
@@ -358,4 +358,4 @@ def test_errors_of_another_autoencoder_name_its_setting(model_folder, tmp_path):
     (path,) = (tmp_path / "vae").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(InputError, match=r"prior\.vae: .* cannot be loaded"):
-        DiffusersPrior.load(ModelFiles(model_folder("kl"), None, tmp_path / "vae"))
+        load_prior(ModelFiles(model_folder("kl"), None, tmp_path / "vae"))

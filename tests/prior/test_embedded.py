@@ -8,7 +8,7 @@ import torch
 import nfsd3d
 from nfsd3d.config.compose import compose
 from nfsd3d.generators.base import RenderOptions
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.sampling import ddim_sample
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
@@ -26,7 +26,7 @@ VIEWS = 8
 
 @pytest.fixture(scope="module")
 def prior():
-    return DiffusersPrior.load(MODEL)
+    return load_prior(MODEL)
 
 
 def true_views(composition: Composition, background: float = 0.5) -> torch.Tensor:

@@ -9,7 +9,7 @@ from small_settings import PROMPTS
 
 from nfsd3d.distill.gradient import predict_noise
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.views.cameras import orbit
 from nfsd3d.views.prompts import PromptBank
@@ -20,7 +20,7 @@ CAMERAS = orbit(3, 8)
 
 @pytest.fixture(params=["epsilon", "v_prediction"])
 def prior(request, model_folder, device):
-    return DiffusersPrior.load(model_folder("tiny", request.param), device)
+    return load_prior(model_folder("tiny", request.param), device)
 
 
 def make(prior, **options):
@@ -149,7 +149,7 @@ def test_a_training_step_is_one_evaluation_of_each_latent(prior):
 
 def test_a_restored_network_trains_on_bit_identically(model_folder):
     def load():
-        prior = DiffusersPrior.load(model_folder("tiny"))
+        prior = load_prior(model_folder("tiny"))
         return make(prior), *batch(prior)
 
     original, z, context = load()
@@ -163,7 +163,7 @@ def test_a_restored_network_trains_on_bit_identically(model_folder):
 
 def test_the_seed_decides_and_the_global_generator_is_unchanged(model_folder):
     def initial(seed):
-        prior = DiffusersPrior.load(model_folder("tiny"))
+        prior = load_prior(model_folder("tiny"))
         before = torch.get_rng_state()
         state = make(prior, seed=seed).state_dict()
         assert torch.equal(torch.get_rng_state(), before)
@@ -175,7 +175,7 @@ def test_the_seed_decides_and_the_global_generator_is_unchanged(model_folder):
 
 
 def test_in_half_precision_the_adaptation_still_trains_in_full(model_folder):
-    prior = DiffusersPrior.load(model_folder("tiny"), dtype=torch.bfloat16)
+    prior = load_prior(model_folder("tiny"), dtype=torch.bfloat16)
     z, context = batch(prior)
     before = prior.predict_eps(z, TIMES, context)
     lora = make(prior, learning_rate=1e-5)

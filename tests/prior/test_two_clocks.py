@@ -11,8 +11,8 @@ from analytic_prior import AnalyticPrior
 
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.schedule import RectifiedFlow, VariancePreserving, stable_diffusion_alphas
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
@@ -24,7 +24,7 @@ CLOCKS = ("own", "flow")
 @pytest.fixture(scope="module")
 def embedded():
     """The embedded model in double precision, as it is and served as a rectified flow."""
-    return {clock: DiffusersPrior.load(EMBEDDED, dtype=torch.float64, clock=clock) for clock in CLOCKS}
+    return {clock: load_prior(EMBEDDED, dtype=torch.float64, clock=clock) for clock in CLOCKS}
 
 
 def config_of(method, **changes):
@@ -69,7 +69,7 @@ def test_every_methods_gradient_is_the_same_on_both_clocks(embedded, method):
 def test_vsds_gradient_is_the_same_on_both_clocks():
     config, gradients = config_of("vsd"), []
     for clock in CLOCKS:
-        prior = DiffusersPrior.load(EMBEDDED, dtype=torch.float64, clock=clock)
+        prior = load_prior(EMBEDDED, dtype=torch.float64, clock=clock)
         gradients.append(run(config, prior, 3)[0])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)

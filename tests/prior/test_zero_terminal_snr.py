@@ -9,7 +9,7 @@ import torch
 from nfsd3d.errors import InputError
 from nfsd3d.prior.base import CountedPrior
 from nfsd3d.prior.chunked import ChunkedPrior
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.sampling import ddim_sample
 
 
@@ -19,7 +19,7 @@ def load(model_folder, tmp_path):
         folder = shutil.copytree(model_folder("tiny", prediction_type), tmp_path / "model")
         path = folder / "scheduler/scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True} | scheduler))
-        return DiffusersPrior.load(folder)
+        return load_prior(folder)
 
     return loaded
 

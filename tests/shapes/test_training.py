@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.training import autoencoder, denoiser, objectives, pipeline
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 def test_training_exports_a_model_that_the_prior_loads(trained):
     folder, model = trained
-    prior = DiffusersPrior.load(str(model), device=torch.device("cpu"), dtype=torch.float32)
+    prior = load_prior(str(model), device=torch.device("cpu"), dtype=torch.float32)
     assert prior.image_size == 32
     assert prior.latent_shape == (4, 8, 8)
     assert isinstance(prior.schedule, NoiseSchedule)

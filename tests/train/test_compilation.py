@@ -18,6 +18,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
@@ -67,7 +68,7 @@ def test_the_listed_batch_sizes_are_those_of_the_steps():
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"vsd"}))
 def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
-    prior = DiffusersPrior.load(EMBEDDED)
+    prior = load_prior(EMBEDDED)
     config = configure(**{"train.batch_size": 2})
     bank = PromptBank.build(
         prior, "a red cube", "dull", PROMPTS, needed=METHODS[name].all_prompts, source_prompt="a blue cube"
@@ -94,7 +95,7 @@ def test_steps_compile_nothing_more(configure, monkeypatch, tmp_path, name, view
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(DiffusersPrior, "compile", partialmethod(compiling, backend="eager"))
     config = configure(**{"machine.compile": True, "train.batch_size": views, "distill.method": name})
-    parts = build_parts(config, DiffusersPrior.load(EMBEDDED))
+    parts = build_parts(config, load_prior(EMBEDDED))
     compile_prior(config, parts, ChunkSizes(), lambda text: None)
     task = ScoreDistillation.of(config, parts)
     try:
@@ -139,7 +140,7 @@ def compiled_with(configure, monkeypatch, tmp_path):
 
     def result(choice, failing=None, chunks=None, config=None, **changes):
         config = config or configure(**{"machine.compile": choice, **changes})
-        parts, said = build_parts(config, DiffusersPrior.load(EMBEDDED)), []
+        parts, said = build_parts(config, load_prior(EMBEDDED)), []
 
         def run(*arguments, **options):
             warmed.append((arguments[1], options.get("without_gradient")))
@@ -176,7 +177,7 @@ def test_latents_need_no_encoder(compiled_with, configure_2d, kind):
 
 
 def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
-    prior, seen = DiffusersPrior.load(EMBEDDED), []
+    prior, seen = load_prior(EMBEDDED), []
     encode = prior.encode
     monkeypatch.setattr(prior, "encode", lambda image: (
         seen.append((len(image), torch.is_grad_enabled())) or encode(image)

@@ -11,8 +11,8 @@ from small_settings import CAMERAS, DISTILL, PROMPTS
 from nfsd3d.distill.gradient import inject_gradient, predict_noise
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.prior.architectures import random_prior
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.train.build import build_generator, build_optimizer, build_parts
 from nfsd3d.train.divergence import drop_unless_finite
@@ -116,7 +116,7 @@ def test_the_occupancy_grid_synchronises_only_on_the_side_stream(configure):
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_half_precision_networks_leave_float32_where_it_matters(configure, precision):
     """Latents, predictions, direction and gradient are float32; only the networks compute in half precision."""
-    prior = DiffusersPrior.load(EMBEDDED, dtype=precision)
+    prior = load_prior(EMBEDDED, dtype=precision)
     assert {tensor.dtype for tensor in prior.tensors() if tensor.is_floating_point()} == {precision}
     parts = build_parts(configure(), prior)
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()

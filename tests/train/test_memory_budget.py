@@ -20,8 +20,8 @@ from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_prior
 from nfsd3d.prior.chunked import in_chunks
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.runs import preflight
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run, task
@@ -82,7 +82,7 @@ def test_the_encoders_predicted_memory_is_what_it_uses(narrow, checkpoint, dtype
 
 
 def test_a_prior_without_weights_has_the_same_shapes():
-    prior = DiffusersPrior.load(EMBEDDED)
+    prior = load_prior(EMBEDDED)
     empty = prior.without_weights()
     assert all(tensor.is_meta for tensor in empty.tensors()) and not any(t.is_meta for t in prior.tensors())
     assert (empty.image_size, empty.latent_shape) == (prior.image_size, prior.latent_shape)
@@ -207,7 +207,7 @@ def test_captured_graphs_keep_their_memory_while_a_scene_is_rendered():
 
 
 def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
-    prior = DiffusersPrior.load(EMBEDDED)
+    prior = load_prior(EMBEDDED)
     generator = build_generator(configure())
     eager, captured, vsd = (
         Estimator(prior, generator, METHODS[name], configure(**{"machine.compile": choice}))
@@ -225,7 +225,7 @@ def test_captured_graphs_need_at_least_the_memory_of_both_networks(configure):
 
 
 def test_a_source_has_its_own_graph_of_the_encoder(configure):
-    prior, config = DiffusersPrior.load(EMBEDDED), configure(**{"machine.compile": True})
+    prior, config = load_prior(EMBEDDED), configure(**{"machine.compile": True})
     shapes, views = prior.without_weights(), config.train.batch_size
     both, alone = (network_peak(shapes, ChunkSizes(), views, 0, gradient=gradient) for gradient in (True, False))
     assert both > alone > 0
@@ -243,7 +243,7 @@ def test_the_budget_lists_its_parts():
 
 
 def test_the_prediction_includes_the_activations_of_vsds_lora_network(configure):
-    prior = DiffusersPrior.load(EMBEDDED, "cpu", torch.bfloat16)
+    prior = load_prior(EMBEDDED, "cpu", torch.bfloat16)
     config = configure(**{"distill.method": "vsd"})
     generator = build_generator(config)
     with_it, without = (Estimator(prior, generator, METHODS[name], config) for name in ("vsd", "csd"))
@@ -272,7 +272,7 @@ def test_the_largest_batch_holds_all_predictions():
 def embedded(configure, monkeypatch):
     """Parts of a tiny run with the embedded prior, on a fake GPU with some memory free."""
     config = configure(**{"train.steps": 2})
-    parts = build_parts(config, DiffusersPrior.load(EMBEDDED))
+    parts = build_parts(config, load_prior(EMBEDDED))
 
     def pretend(free, **machine):
         monkeypatch.setattr(budget, "available_bytes", lambda device: free)
@@ -295,7 +295,7 @@ def test_chunks_are_fitted_to_the_free_memory_before_the_start(embedded):
 
 def test_the_estimate_counts_the_scene_and_its_optimiser(configure):
     config = configure()
-    parts = build_parts(config, DiffusersPrior.load(EMBEDDED))
+    parts = build_parts(config, load_prior(EMBEDDED))
     size = sum(p.numel() * 4 for p in parts.generator.parameters())
     found = Estimator(parts.prior, parts.generator, METHODS["nfsd"], config)
     assert found.scene == 4 * size and found.views == 2 and found.resolution == 16

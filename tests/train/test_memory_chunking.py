@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from nfsd3d.errors import RunFailed
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
@@ -149,7 +149,7 @@ def test_a_run_that_fits_in_no_chunks_can_be_resumed(configure, tmp_path, monkey
 @pytest.mark.parametrize("method", ["nfsd", "vsd"])
 def test_a_run_whose_first_step_does_not_fit_can_be_resumed(configure, tmp_path, monkeypatch, method):
     if method == "vsd":
-        monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: DiffusersPrior.load(EMBEDDED))
+        monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: load_prior(EMBEDDED))
     config = configure(**OFF, **{"distill.method": method, "train.steps": 1}, run_dir=tmp_path / "scarce")
     with monkeypatch.context() as patch:
         scarce_memory(patch, lambda chunks: False, at_step=1)
@@ -268,7 +268,7 @@ def test_configured_chunks_are_used_from_the_start(configure, monkeypatch):
 
 
 def test_vsds_lora_network_learns_a_retried_step_once(configure, monkeypatch, tmp_path):
-    monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: DiffusersPrior.load(EMBEDDED))
+    monkeypatch.setattr("nfsd3d.train.build.build_prior", lambda config: load_prior(EMBEDDED))
     changes = {**OFF, "distill.method": "vsd", "distill.lora_learning_rate": 1e-2}
     changes |= {"train.steps": 3, "train.log_every": 1}
     names, ends = ("enough", "scarce"), []

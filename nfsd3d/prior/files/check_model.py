@@ -6,11 +6,13 @@ from typing import Any
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import check_unet
-from nfsd3d.prior.files.configs_and_headers import optional_object, read_object, tensor_shapes
+from nfsd3d.prior.files.configs_and_headers import header_shapes, optional_object, read_object, tensor_shapes
 from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
 from nfsd3d.prior.files.family_folder import PromptCounter, check_family_folder, prompt_counters
 from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.lora_files import check_widths
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
+from nfsd3d.prior.files.weight_files import weight_files
 
 # What the classes of the networks take where a configuration does not say.
 _UNET = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "sample_size": None}
@@ -43,12 +45,16 @@ def check_files(
     if files.family is not None:
         family = FAMILIES[files.family]
         training = check_family_folder(files.folder, family, "prior.model", image_size)
+        weights = weight_files(files.folder / family.denoiser, "prior.model")[1] if files.loras else []
+        check_widths(files.loras, {name: shape for path in weights for name, shape in header_shapes(path).items()})
         return training, tuple(prompt_counters(files.folder, family, "prior.model"))
     check_autoencoder(files)
     check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
     for path in files.weights():
         own = path if path in (files.file, files.vae) else path.parent
         tensor_shapes(path, f"prior.vae={path}" if own == files.vae else f"prior.model: {path}")
+    if files.loras and files.file is None:
+        check_widths(files.loras, header_shapes(files.weights_of("unet")))
     return read_training(files.folder), read_tokens(files.folder)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfsd3d.errors import InputError
+from nfsd3d.prior.files.weight_files import weight_files
 
 NETWORKS = ("unet", "vae", "text_encoder")
 
@@ -56,17 +57,31 @@ AUTOENCODER = Contents(
 
 
 @dataclass(frozen=True)
+class LoraFile:
+    """A LoRA at ``path`` (safetensors), whose change of the weights is multiplied by ``weight``."""
+
+    path: Path
+    weight: float = 1.0
+
+    @property
+    def setting(self) -> str:
+        """For messages."""
+        return f"prior.lora={self.path}"
+
+
+@dataclass(frozen=True)
 class ModelFiles:
     """A model on this machine: its ``folder``; a single ``file`` with the weights; ``vae``, another autoencoder.
 
     ``family`` is that of `nfsd3d.prior.families.table.FAMILIES`, if it is one of those. The autoencoder is a folder, or
-    a single file, which has the configuration of the model's own.
+    a single file, which has the configuration of the model's own. ``loras`` adapt denoiser and text encoders.
     """
 
     folder: Path
     file: Path | None = None
     vae: Path | None = None
     family: str | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     def config(self, network: str) -> Path:
         """The configuration of one of :data:`NETWORKS`."""
@@ -75,7 +90,10 @@ class ModelFiles:
         return self.folder / network / "config.json"
 
     def weights(self) -> list[Path]:
-        """The weight files that are loaded, without repetition, in the order of :data:`NETWORKS`."""
+        """The weight files of the model's parts, without repetition."""
+        if self.family is not None:
+            parts = sorted(path for path in self.folder.iterdir() if path.is_dir() and any(path.glob("*.safetensors")))
+            return [path for part in parts for path in weight_files(part, "prior.model")[1]]
         return list(dict.fromkeys(map(self.weights_of, NETWORKS)))
 
     def weights_of(self, network: str) -> Path:

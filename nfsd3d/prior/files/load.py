@@ -16,6 +16,7 @@ from nfsd3d.prior.files.configs_and_headers import json_object, named_errors
 from nfsd3d.prior.files.convert_single_file import load_text_encoder, load_unet, load_vae
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.scheduler_config import training_schedule
+from nfsd3d.prior.merge_lora import merge_loras
 from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow, VariancePreserving
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
             vae = _load_autoencoder(weights, dtype, setting)
         with named_errors(f"prior.model: {folder / 'tokenizer'}"):
             tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        networks = {"unet": unet, "text_encoder": text_encoder}
+        merge_loras(files.loras, "StableDiffusionPipeline", networks, unet_config=unet.config)
         return LoadedModel(unet, vae, text_encoder, tokenizer, *load_schedule(folder / "scheduler"))
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,42 +14,56 @@ from nfsd3d.prior.families.base import Family
 from nfsd3d.prior.files.compare_tensors import check_shapes
 from nfsd3d.prior.files.configs_and_headers import header_shapes, named_errors, read_object
 from nfsd3d.prior.files.family_folder import parts_of
-from nfsd3d.prior.files.load import load_schedule, quiet_loading
+from nfsd3d.prior.files.folder import LoraFile
+from nfsd3d.prior.files.load import quiet_loading
 from nfsd3d.prior.files.weight_files import weight_files
-from nfsd3d.prior.schedule import NoiseSchedule
+from nfsd3d.prior.merge_lora import merge_loras
 
 SETTING = "prior.model"
 _LIBRARIES = ("diffusers", "transformers")
 
 
-@dataclass(frozen=True)
-class LoadedFamily:
-    """Denoiser and autoencoder on the CPU, the forward process and the prediction type of a model."""
+def empty_networks(folder: Path, family: Family, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Denoiser and autoencoder on PyTorch's meta device, in the precision that :func:`load_networks` gives them.
 
-    denoiser: Any
-    vae: Any
-    process: NoiseSchedule
-    prediction_type: str
+    Raises:
+        InputError: their configurations cannot be read, or their weight files have other tensors.
+    """
+    with quiet_loading():
+        return tuple(
+            torch.nn.Module.to(network, _precision(network, dtype))
+            for network in (_empty(folder, part) for part in (family.denoiser, "vae"))
+        )
 
 
-def load_networks(folder: Path, family: Family, dtype: torch.dtype) -> LoadedFamily:
-    """Denoiser and autoencoder, converted to ``dtype``.
+def load_networks(folder: Path, family: Family, dtype: torch.dtype, loras: Sequence[LoraFile] = ()) -> tuple[Any, Any]:
+    """Denoiser, adapted by ``loras``, and autoencoder on the CPU, converted to ``dtype``.
 
-    An autoencoder that overflows in half precision, as its configuration says, stays in float32.
+    An autoencoder that overflows in half precision, as its configuration says, is in float32.
 
     Raises:
         InputError: the files cannot be read as such a model; the message names the part.
     """
     with quiet_loading():
-        denoiser = _load(folder, family.denoiser, dtype)
-        vae = _load(folder, "vae", dtype)
-        if dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
-            vae = _load(folder, "vae", torch.float32)
-        return LoadedFamily(denoiser, vae, *load_schedule(folder / "scheduler"))
+        denoiser, vae = (_load(folder, part, dtype) for part in (family.denoiser, "vae"))
+        encoders = [name for name in parts_of(folder, SETTING) if name.startswith("text_encoder")]
+        merge_loras(loras, family.pipelines[0], {family.denoiser: denoiser}, encoders, denoiser.config)
+        return denoiser, vae
 
 
-def text_pipeline(folder: Path, family: Family, dtype: torch.dtype, device: torch.device | str) -> Callable[[], Any]:
-    """A function that loads the family's pipeline with tokenizers and text encoders alone.
+def _precision(network: Any, dtype: torch.dtype) -> torch.dtype:
+    overflows = dtype == torch.float16 and getattr(network.config, "force_upcast", False)
+    return torch.float32 if overflows else dtype
+
+
+def text_pipeline(
+    folder: Path,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    loras: Sequence[LoraFile] = (),
+) -> Callable[[], Any]:
+    """A function that loads the family's pipeline with tokenizers and text encoders alone, adapted by ``loras``.
 
     The encoders go to ``device`` if their weights fit into its free memory, else they stay on the CPU.
     """
@@ -75,8 +88,10 @@ def text_pipeline(folder: Path, family: Family, dtype: torch.dtype, device: torc
                 pipeline = kind(vae=None, scheduler=scheduler, **{family.denoiser: None}, **given)
             pipeline.register_to_config(**_index_settings(folder))
             # Stable Diffusion 3 asks it for the width of the states that stand for T5's, where there is no T5.
-            config = read_object(folder / family.denoiser / "config.json", SETTING)
-            object.__setattr__(pipeline, family.denoiser, SimpleNamespace(config=SimpleNamespace(**config)))
+            config = SimpleNamespace(**read_object(folder / family.denoiser / "config.json", SETTING))
+            object.__setattr__(pipeline, family.denoiser, SimpleNamespace(config=config))
+            encoders = {name: part for name, part in given.items() if isinstance(part, torch.nn.Module)}
+            merge_loras(loras, family.pipelines[0], encoders, (family.denoiser,), config)
         place = device if _fits(given, torch.device(device)) else "cpu"
         for part in given.values():
             if isinstance(part, torch.nn.Module):
@@ -104,17 +119,28 @@ def _class(part: tuple[str, str]) -> Any:
 def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
     """The network of a part, whose weights are all there and of the shapes that its configuration says."""
     place = folder / name
-    variant, files = weight_files(place, SETTING)
+    variant, _ = weight_files(place, SETTING)
     with named_errors(f"{SETTING}: {place}"):
         kind = _class(parts_of(folder, SETTING)[name])
         options = {"variant": variant, "local_files_only": True, "use_safetensors": True}
-        if not hasattr(kind, "load_config"):  # transformers renames and ties tensors when it loads
+        if not hasattr(kind, "load_config"):
             return kind.from_pretrained(str(place), dtype=dtype, **options)
+        precision = _precision(_empty(folder, name), dtype)
+        return kind.from_pretrained(str(place), torch_dtype=precision, **options)
+
+
+def _empty(folder: Path, name: str) -> Any:
+    """A network of diffusers with the shapes of its configuration, which its weight files have too, and no memory."""
+    # Not for text encoders: transformers renames and ties tensors when it loads.
+    place = folder / name
+    _, files = weight_files(place, SETTING)
+    with named_errors(f"{SETTING}: {place}"):
+        kind = _class(parts_of(folder, SETTING)[name])
         with torch.device("meta"):
             empty = kind.from_config(kind.load_config(str(place), local_files_only=True))
         shapes = {key: shape for file in files for key, shape in header_shapes(file).items()}
         check_shapes(empty, shapes, f"{SETTING}: {place}")
-        return kind.from_pretrained(str(place), torch_dtype=dtype, **options)
+        return empty
 
 
 def _fits(parts: dict[str, Any], device: torch.device) -> bool:

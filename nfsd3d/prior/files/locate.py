@@ -7,13 +7,15 @@ original code, beside a folder with its configurations and tokenizer. Nothing is
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.check_folder import check_family, check_folder
 from nfsd3d.prior.files.check_single_file import check_autoencoder, check_single_file
-from nfsd3d.prior.files.folder import AUTOENCODER, LAYOUT, MODEL, Contents, files_in, first_missing
+from nfsd3d.prior.files.folder import AUTOENCODER, LAYOUT, MODEL, Contents, LoraFile, files_in, first_missing
+from nfsd3d.prior.files.lora_files import locate_loras
 from nfsd3d.settings.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
@@ -54,11 +56,12 @@ class Location:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Origin of a prior's model: a ``model`` folder, a single ``file`` with the weights, another ``vae``."""
+    """Origin of a prior's model: a ``model`` folder, a single ``file`` with the weights, another ``vae``, ``loras``."""
 
     model: Location
     file: Path | None = None
     vae: Location | None = None
+    loras: tuple[LoraFile, ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -72,7 +75,13 @@ class ModelSource:
 
 
 def locate(
-    name: str, model: str | None = None, offline: bool = False, *, vae: str | None = None, layout: str | None = None
+    name: str,
+    model: str | None = None,
+    offline: bool = False,
+    *,
+    vae: str | None = None,
+    layout: str | None = None,
+    lora: str | Sequence[str] | None = None,
 ) -> ModelSource:
     """The model that ``prior=name`` and ``prior.model=model`` mean, without touching the network.
 
@@ -82,6 +91,7 @@ def locate(
         offline: no network access (the environment variable HF_HUB_OFFLINE has the same effect).
         vae: a hub id, a folder in the diffusers layout or a file, instead of the model's autoencoder.
         layout: hub id or folder with the configurations and the tokenizer of a single file; None: those of ``name``.
+        lora: files that adapt the model; see `nfsd3d.prior.files.lora_files.locate_loras`.
 
     Raises:
         InputError: an unknown name, a folder or file that is missing, incomplete or of another kind, or a model that is
@@ -92,9 +102,10 @@ def locate(
         known = ", ".join(["shapes", *ALIASES])
         raise InputError(f"prior={name}: unknown; choose one of {known}, or give prior.model=FOLDER or owner/name")
     autoencoder = None if vae is None else _autoencoder(f"prior.vae={vae}", vae, offline)
+    loras = locate_loras(lora)
     file = None if model is None else as_file(f"prior.model={model}", model)
     if file is not None:
-        return ModelSource(_layout_of(file, name, layout, offline, vae is None), file, autoencoder)
+        return ModelSource(_layout_of(file, name, layout, offline, vae is None), file, autoencoder, loras)
     if model is not None:
         location = _location(f"prior.model={model}", model, MODEL, offline)
     else:
@@ -103,7 +114,7 @@ def locate(
         raise InputError(
             f"prior.layout={layout}: only for a single file; give prior.model=FILE.safetensors, or leave out"
         )
-    return ModelSource(location, None, autoencoder)
+    return ModelSource(location, None, autoencoder, loras)
 
 
 def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Location:

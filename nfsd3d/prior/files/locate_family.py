@@ -7,8 +7,9 @@ from pathlib import Path
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES, PRESETS, Preset
 from nfsd3d.prior.files.family_folder import check_family_folder, check_not_distilled
-from nfsd3d.prior.files.folder import Contents
+from nfsd3d.prior.files.folder import Contents, LoraFile
 from nfsd3d.prior.files.locate import Location, ModelSource, as_file, as_folder, is_offline
+from nfsd3d.prior.files.lora_files import locate_loras
 from nfsd3d.prior.settings import PriorSettings
 
 
@@ -26,8 +27,9 @@ def locate_family(settings: PriorSettings) -> ModelSource:
             raise InputError(
                 f"prior.{name}={getattr(settings, name)}: not for {title} models, which are whole folders; leave it out"
             )
+    loras = locate_loras(settings.lora)
     if settings.model is None:
-        return _from_hub(f"prior={settings.name}", preset, preset.hub_ids, settings)
+        return _from_hub(f"prior={settings.name}", preset, preset.hub_ids, settings, loras)
     setting = f"prior.model={settings.model}"
     if as_file(setting, settings.model) is not None:
         raise InputError(
@@ -37,9 +39,9 @@ def locate_family(settings: PriorSettings) -> ModelSource:
     folder = as_folder(setting, settings.model)
     if folder is None:
         check_not_distilled(settings.model, setting)
-        return _from_hub(setting, preset, (settings.model,), settings)
+        return _from_hub(setting, preset, (settings.model,), settings, loras)
     check_family_folder(folder, FAMILIES[preset.family], setting, settings.image_size)
-    return ModelSource(Location(setting, folder, (), _contents(preset)))
+    return ModelSource(Location(setting, folder, (), _contents(preset)), loras=loras)
 
 
 def _contents(preset: Preset) -> Contents:
@@ -52,7 +54,9 @@ def _contents(preset: Preset) -> Contents:
     )
 
 
-def _from_hub(setting: str, preset: Preset, hub_ids: tuple[str, ...], settings: PriorSettings) -> ModelSource:
+def _from_hub(
+    setting: str, preset: Preset, hub_ids: tuple[str, ...], settings: PriorSettings, loras: tuple[LoraFile, ...]
+) -> ModelSource:
     from huggingface_hub import try_to_load_from_cache
 
     family = FAMILIES[preset.family]
@@ -63,8 +67,8 @@ def _from_hub(setting: str, preset: Preset, hub_ids: tuple[str, ...], settings: 
                 check_family_folder(Path(index).parent, family, setting, settings.image_size)
             except InputError:
                 continue  # incomplete: downloaded again
-            return ModelSource(Location(setting, Path(index).parent, (), _contents(preset)))
+            return ModelSource(Location(setting, Path(index).parent, (), _contents(preset)), loras=loras)
     found = Location(setting, None, hub_ids, _contents(preset))
     if is_offline(settings.offline):
         raise InputError(found.not_available(["not in the local cache, and offline"] * len(hub_ids)))
-    return ModelSource(found)
+    return ModelSource(found, loras=loras)

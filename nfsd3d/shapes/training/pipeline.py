@@ -70,11 +70,11 @@ def export_model(
 
 def write_sample_grid(model: Path, path: Path, device: torch.device, guidance_scale: float = 5.0) -> None:
     """Writes a PNG of 30-step DDIM samples of every held-out prompt; four of each object."""
-    from nfsd3d.prior.diffusers_prior import DiffusersPrior
+    from nfsd3d.prior.load_prior import load_prior
     from nfsd3d.prior.sampling import ddim_sample
 
     prompts = [composition.prompt for composition in held_out()]
-    prior = DiffusersPrior.load(str(model), device=device, dtype=torch.float32)
+    prior = load_prior(str(model), device=device, dtype=torch.float32)
     rng = torch.Generator().manual_seed(0)
     context, empty = prior.embed(prompts), prior.embed([""])
     z = ddim_sample(prior, context, empty, guidance_scale=guidance_scale, steps=30, rng=rng)

@@ -12,8 +12,8 @@ from nfsd3d.evaluate.classifier.training import (
     render_truth,
     train_classifier,
 )
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.shapes.world.grammar import COLORS
 from nfsd3d.shapes.world.objects import OBJECTS
 
@@ -46,7 +46,7 @@ def truth() -> Truth:
 
 
 def test_calibration_is_reproduced_on_other_renders(truth):
-    again = calibrate_all(Classifier.load(), truth, DiffusersPrior.load(EMBEDDED))
+    again = calibrate_all(Classifier.load(), truth, load_prior(EMBEDDED))
     stored = load_calibration()
     for name in (UNSEEN, RECONSTRUCTED):
         for attribute in ("object", "color", "pattern"):

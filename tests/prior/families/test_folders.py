@@ -1,6 +1,7 @@
 """Models of the families from folders: a whole run, and what is refused before anything is loaded."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from tiny_families import PIPELINES, SIZE, pipeline_of, prior_of, save
 from nfsd3d.cli.main import main
 from nfsd3d.config.compose import compose
 from nfsd3d.errors import InputError
+from nfsd3d.prior import load_prior as loading
 from nfsd3d.prior.families.table import FAMILIES, PRESETS
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.family_folder import check_not_distilled, family_in
@@ -266,6 +268,7 @@ def test_vsd_needs_a_unet_of_stable_diffusion(folders):
 
 def test_a_family_is_checked_without_torch(folders):
     import subprocess
+import weakref
 
     settings = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=sd3"]
     settings += [f"prior.model={folders('sd3')}", f"prior.image_size={image_size('sd3')}"]
@@ -298,6 +301,28 @@ def test_known_prompts_need_no_text_encoder(copied, tmp_path):
     os.utime(folder / "text_encoder" / "config.json", (1, 1))  # other files are another model
     assert embedded([PROMPT], [False])[1] == 3
     assert not list(entries.glob("*.tmp"))
+
+
+def test_the_denoiser_is_loaded_after_the_text_encoders_were_freed(folders, monkeypatch):
+    order, load = [], loading.load_networks
+
+    def loaded(*arguments):
+        order.append([encoder() is not None for encoder in encoders])
+        return load(*arguments)
+
+    monkeypatch.setattr(loading, "load_networks", loaded)
+    config = config_of("sd3", folders("sd3"))
+    prior = PRIORS["sd3"].build(dataclasses.replace(config.prior, cache=False), "cpu", torch.float32)
+    context = prior.embed([PROMPT])
+    encoders = [weakref.ref(encoder) for encoder in prior._text_encoders.networks()]
+    assert len(encoders) == 3 and prior.device == torch.device("cpu") and prior.latent_shape[0] == 16
+    memory = prior.without_weights()  # for the prediction of memory, neither
+    assert order == [] and memory.device.type == "meta"
+    prior.free_text_encoder()
+    gc.collect()
+    prior.predict_eps(torch.zeros(1, *prior.latent_shape), torch.tensor([0.5]), context)
+    prior.decode(torch.zeros(1, *prior.latent_shape))
+    assert order == [[False] * 3]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(folders, tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.convert_single_file import load_vae
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.locate import locate
+from nfsd3d.prior.load_prior import load_prior
 
 IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -72,9 +72,9 @@ def test_an_autoencoder_in_one_file_is_the_one_in_a_folder(model_folder, tmp_pat
 
 def test_a_prior_encodes_with_the_autoencoder_in_a_file(model_folder, tmp_path):
     changed = other_vae(shutil.copytree(model_folder("kl"), tmp_path / "model"))
-    prior = DiffusersPrior.load(ModelFiles(model_folder("kl"), None, changed))
-    assert torch.equal(prior.encode(IMAGE), DiffusersPrior.load(changed.parents[1]).encode(IMAGE))
-    assert not torch.equal(prior.encode(IMAGE), DiffusersPrior.load(model_folder("kl")).encode(IMAGE))
+    prior = load_prior(ModelFiles(model_folder("kl"), None, changed))
+    assert torch.equal(prior.encode(IMAGE), load_prior(changed.parents[1]).encode(IMAGE))
+    assert not torch.equal(prior.encode(IMAGE), load_prior(model_folder("kl")).encode(IMAGE))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -83,8 +83,8 @@ def test_a_checkpoint_without_autoencoder_takes_another(model_folder, single_fil
     with pytest.raises(InputError, match=r"holds no vae .*; give an autoencoder as prior\.vae=FILE or FOLDER"):
         locate("shapes", str(lean), layout=str(layout))
     vae = model_folder("kl") / VAE if kind == "file" else model_folder("kl") / "vae"
-    prior = DiffusersPrior.load(fetch(locate("shapes", str(lean), layout=str(layout), vae=str(vae))))
-    assert torch.equal(prior.encode(IMAGE), DiffusersPrior.load(model_folder("kl")).encode(IMAGE))
+    prior = load_prior(fetch(locate("shapes", str(lean), layout=str(layout), vae=str(vae))))
+    assert torch.equal(prior.encode(IMAGE), load_prior(model_folder("kl")).encode(IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_a_file_of_another_part_is_no_autoencoder(model_folder, name, message):
 def test_an_autoencoder_file_needs_a_configuration_of_its_kind(model_folder):
     files = ModelFiles(model_folder("tiny"), None, model_folder("kl") / VAE)
     with pytest.raises(InputError, match=r"^prior\.vae: .*is of an AutoencoderTiny; give a folder with config\.json"):
-        DiffusersPrior.load(files)
+        load_prior(files)
 
 
 def test_text_encoders_without_the_level_text_model_are_read(model_folder, single_file, layout, tmp_path):
     flat = rewrite(single_file, tmp_path / "flat.safetensors", lambda name: name.replace(".text_model.", "."))
-    prior = DiffusersPrior.load(fetch(locate("shapes", str(flat), layout=str(layout))))
-    expected = DiffusersPrior.load(model_folder("kl"))
+    prior = load_prior(fetch(locate("shapes", str(flat), layout=str(layout))))
+    expected = load_prior(model_folder("kl"))
     assert torch.equal(*(each.embed(["a red cube"]).tensors["embeddings"] for each in (prior, expected)))
 
 
@@ -128,7 +128,7 @@ def test_a_tensor_missing_in_a_single_file_is_named(single_file, layout, tmp_pat
     less = rewrite(single_file, tmp_path / "less.safetensors", without(missing))
     message = rf"^prior\.model: .*less\.safetensors lacks weights of {network} \(first: {present}\); replace"
     with pytest.raises(InputError, match=message):
-        DiffusersPrior.load(ModelFiles(layout, less))
+        load_prior(ModelFiles(layout, less))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -152,14 +152,14 @@ def test_weights_of_a_folder_that_do_not_fit_are_named_before_they_are_read(mode
         monkeypatch.setattr(owner, "from_pretrained", classmethod(selective))
     save_file({name: tensor for name, tensor in tensors.items() if name != first}, path, {"format": "pt"})
     with pytest.raises(InputError, match=rf"^prior\.model: .*/{part} lacks weights of \w+ \(first: "):
-        DiffusersPrior.load(model)
+        load_prior(model)
     save_file(tensors | {first: torch.zeros(3, 5)}, path, {"format": "pt"})
     with pytest.raises(InputError, match=rf"/{part} has weights of another \w+ than .* of shape \[3, 5\] instead"):
-        DiffusersPrior.load(model)
+        load_prior(model)
     if part != "text_encoder":
         save_file(tensors | {"class_embedding.weight": torch.zeros(3, 5)}, path, {"format": "pt"})
         with pytest.raises(InputError, match=rf"/{part} holds weights that its config\.json does not describe"):
-            DiffusersPrior.load(model)
+            load_prior(model)
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_a_unet_with_a_condition_that_is_not_given_is_refused(model_folder, tmp_
 
     UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model / "unet")).save_pretrained(model / "unet")
     with pytest.raises(InputError, match=rf"^prior\.model: is .*{next(iter(config))}"):
-        DiffusersPrior.load(model)
+        load_prior(model)
