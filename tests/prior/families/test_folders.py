@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import weakref
 
 import pytest
 import torch
@@ -268,7 +269,6 @@ def test_vsd_needs_a_unet_of_stable_diffusion(folders):
 
 def test_a_family_is_checked_without_torch(folders):
     import subprocess
-import weakref
 
     settings = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "prior=sd3"]
     settings += [f"prior.model={folders('sd3')}", f"prior.image_size={image_size('sd3')}"]
