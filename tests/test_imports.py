@@ -95,6 +95,7 @@ ADAPTERS = {
     "diffusers": {
         "nfsd3d.prior.architectures",
         "nfsd3d.prior.compiled.encoder",
+        "nfsd3d.prior.families.full_size",
         "nfsd3d.prior.files.load",
         "nfsd3d.prior.files.load_family",
         "nfsd3d.prior.load_prior",

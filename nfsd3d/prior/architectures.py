@@ -22,11 +22,11 @@ class Architecture:
     unet: dict[str, Any]
     text_encoder: dict[str, Any]
     prediction_type: str = "epsilon"
-    vae: dict[str, Any] = field(default_factory=lambda: dict(_VAE))
+    vae: dict[str, Any] = field(default_factory=lambda: dict(AUTOENCODER))
 
 
 # The first-stage model of latent diffusion (2112.10752), one for all versions: f = 8, 83.65 million parameters.
-_VAE: dict[str, Any] = {
+AUTOENCODER: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -77,7 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 """Architectures by the name of the prior's preset."""
 
-FACTOR = 2 ** (len(_VAE["block_out_channels"]) - 1)
+FACTOR = 2 ** (len(AUTOENCODER["block_out_channels"]) - 1)
 """Downsampling factor of the autoencoder along each axis."""
 
 

@@ -14,6 +14,8 @@ from nfsd3d.generators.base import Generator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import ARCHITECTURES, random_prior
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
+from nfsd3d.prior.families.full_size import FULL_SIZES, full_size_prior
+from nfsd3d.prior.families.table import FAMILIES, PRESETS
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet
@@ -162,11 +164,16 @@ def available_bytes(device: torch.device) -> int:
 
 def predicted(config: Config) -> str | None:
     """The predicted memory of a run with a preset prior, without loading it; None where there is no prediction."""
-    named = config.prior.model is None and config.prior.vae is None and config.prior.name in ARCHITECTURES
-    if not named or config.makes_images:
+    name, dtype = config.prior.name, PRECISIONS[config.machine.precision]
+    if config.prior.model is not None or config.prior.vae is not None or config.makes_images:
         return None
-    prior = random_prior(config.prior.name, "meta", PRECISIONS[config.machine.precision])
-    prior.free_text_encoder()
+    if name in ARCHITECTURES:
+        prior = random_prior(name, "meta", dtype)
+        prior.free_text_encoder()
+    elif name in FULL_SIZES and FAMILIES[PRESETS[name].family].traceable:
+        prior = full_size_prior(name, config.prior.image_size, dtype)
+    else:
+        return None
     estimator = Estimator(prior, build_generator(config), find_method(config.distill.method), config)
     return str(estimator.fitted(configured_chunks(config.machine), (config.machine.memory_gb or inf) * GIB)[1])
 
