@@ -193,6 +193,29 @@ def single_file(model_folder, tmp_path) -> Path:
     return write_single_file(model_folder("kl"), tmp_path / "model.safetensors")
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A small random CLIP model in the layout of transformers; do not change it."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    folder: Path = tmp_path_factory.mktemp("clip")
+    words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefgh"), *"abcdefgh"]
+    vocab = {word: index for index, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[])
+    assert len(tokenizer) == len(words)
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config={**text, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        vision_config={**text, "image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def no_hub_cache(tmp_path, monkeypatch) -> Path:
     """An empty local cache of the hub; returns its folder."""

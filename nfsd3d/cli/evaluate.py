@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
 from nfsd3d.cli.main import run_command
-from nfsd3d.cli.options import Parser, counted, current_options, plain, write_numbers, writing_to
+from nfsd3d.cli.options import Parser, counted, current_options, plain, whole_number, write_numbers, writing_to
 from nfsd3d.compare.suite import check_settings, has_checkpoint, load_suite, manifest_of
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller
 from nfsd3d.jobs.engines.base import EngineSettings, check_run
 from nfsd3d.jobs.manifest import rewrite
-from nfsd3d.jobs.state import states
+from nfsd3d.jobs.state import object_in, states
 from nfsd3d.runs.lock import owned
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(current_options(argv))
     if not (options.run_dirs or options.suite or options.prior):
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
-    if options.clip and options.suite:
-        raise InputError("--clip: is for RUN_DIR..., and a suite is scored against ground truth; leave one out")
+    for name, value in (("--row", options.row), ("--prompts", options.prompts), ("--set", options.set)):
+        if value and not options.suite:
+            raise InputError(f"{name}: is for a suite; give --suite FILE, or leave it out")
     settings = chosen_engine(options, EngineSettings())
     if options.suite:
         controller.check_engine(settings)
@@ -49,16 +50,16 @@ def main(argv: Sequence[str]) -> int:
         load_run_config(directory)
     results: dict[str, object] = {}
     failed = 0
-    if options.prior:
+    if options.prior and not options.suite:
         results["prior"] = _evaluate_prior(options)
     if options.clip and options.run_dirs:
-        results["clip"] = _evaluate_clip(options)
+        results["clip"] = _print_clip(_evaluate_clip(options.run_dirs, options.clip))
     elif options.run_dirs:
         groups = _by_method(options.run_dirs)
         results |= _evaluate_runs(groups, options, oracle_fit=options.run_dirs if options.oracle_fit else [])
     if options.suite:
-        failed, tables = _evaluate_suite(options, settings)
-        results |= tables
+        failed, scores = _evaluate_suite(options, settings)
+        results |= scores
     write_numbers(options.json, plain(results))
     return int(failed > 0)
 
@@ -160,15 +161,24 @@ def _write_sheet(path: Path, rows: list[NDArray[np.uint8]]) -> None:
 
 def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tuple[int, dict[str, object]]:
     """Runs what is missing of a suite and scores it; the number of runs that are not done, and the scores."""
-    suite = load_suite(options.suite)
-    folder = options.output or Path("outputs") / "suites" / options.suite.stem
+    suite = load_suite(options.suite).selected(options.row, options.prompts)
+    given = dict(_setting(text) for text in options.set or ())
+    suite = suite.with_settings({**({"prior": options.prior} if options.prior else {}), **given})
+    label = "-".join([options.suite.stem, *([options.prior] if options.prior else [])])
+    folder = options.output or Path("outputs") / "suites" / label
+    clip = options.clip or suite.clip
+    if clip:
+        from nfsd3d.evaluate.clip import check_available
+
+        check_available(clip)
     manifest = manifest_of(suite, folder)
     for job in {job.values[0]: job for job in manifest.jobs}.values():  # a wrong row fails before anything is written
         check_run(compose(job.arguments[1], job.arguments[2:], settings.machine), settings)
-    from nfsd3d.evaluate.ground_truth import composition_of
+    if not clip:
+        from nfsd3d.evaluate.ground_truth import composition_of
 
-    for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
-        composition_of(prompt)
+        for prompt in (*suite.prompts, *itertools.chain.from_iterable(suite.edits.values())):
+            composition_of(prompt)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
@@ -181,6 +191,10 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     if counts["cancelled"]:
         return len(left), {}
     groups: dict[str, list[Path]] = {}
+    if clip:
+        for job in manifest.jobs[manifest.leading :]:
+            groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
+        return len(left), _evaluate_clip_rows(groups, clip)
     for job in manifest.jobs[manifest.leading :]:
         if has_checkpoint(manifest.run_dir(job)):
             groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
@@ -230,23 +244,54 @@ def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     return {"psnr_db": psnr, "samples": rows}
 
 
-def _evaluate_clip(options: argparse.Namespace) -> dict[str, ClipScore]:
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text}: must be KEY=VALUE, such as prior.model=FOLDER")
+    return key, value
+
+
+def _evaluate_clip(run_dirs: Sequence[Path], clip: str) -> dict[str, ClipScore]:
+    """The CLIP scores of runs by their directory."""
     import torch
 
     from nfsd3d.api import load_run
-    from nfsd3d.evaluate import tables
     from nfsd3d.evaluate.clip import ClipScorer
 
-    scorer = ClipScorer.load(options.clip)
-    runs = [load_run(directory) for directory in options.run_dirs]
+    scorer = ClipScorer.load(clip)
+    runs = [load_run(directory) for directory in run_dirs]
     with counted("views", len(runs)) as advance:
         views = [
             _advanced(advance, torch.from_numpy(_images_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
         ]
     scores = scorer.score(views, [run.config.prompt for run in runs])
-    named = {str(run.directory): score for run, score in zip(runs, scores, strict=True)}
-    print(tables.clip_table(named))
-    return named
+    return {str(directory): score for directory, score in zip(run_dirs, scores, strict=True)}
+
+
+def _print_clip(scores: dict[str, ClipScore]) -> dict[str, ClipScore]:
+    from nfsd3d.evaluate import tables
+
+    print(tables.clip_table(scores))
+    return scores
+
+
+def _evaluate_clip_rows(groups: Mapping[str, list[Path]], clip: str) -> dict[str, object]:
+    """Scores the runs of each row that came to a checkpoint; the others count as what their summary says."""
+    from nfsd3d.evaluate import tables
+    from nfsd3d.evaluate.clip import summarize_clip
+
+    scored = [directory for members in groups.values() for directory in members if has_checkpoint(directory)]
+    named = _evaluate_clip(scored, clip) if scored else {}
+    rows = {
+        name: summarize_clip(
+            [named[str(directory)] for directory in members if str(directory) in named],
+            [object_in(directory / "summary.json") for directory in members],
+        )
+        for name, members in groups.items()
+    }
+    _print_clip(named)
+    print(f"\n{tables.clip_summary_table(rows)}")
+    return {"clip": named, "rows": rows}
 
 
 def _images_of(run: Run) -> NDArray[np.uint8]:
@@ -271,7 +316,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--oracle-fit", action="store_true", help="fit the same NeRF to true views, in RUN_DIR/oracle_fit"
     )
-    parser.add_argument("--prior", nargs="?", const="shapes", metavar="FOLDER", help="measure a prior's own samples")
+    parser.add_argument("--row", action="append", metavar="NAME", help="only this row of the suite; may be repeated")
+    parser.add_argument("--prompts", type=whole_number(1), metavar="N", help="only the first N prompts of the suite")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="a setting of all rows of the suite")
+    parser.add_argument(
+        "--prior",
+        nargs="?",
+        const="shapes",
+        metavar="FOLDER|NAME",
+        help="measure a prior's own samples; with --suite: the teacher of all its rows",
+    )
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write views, images or samples as one image grid")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON")

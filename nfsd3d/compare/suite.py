@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ class Suite:
     ``rows`` are settings (by dotted key) by the row's name. ``oracle_fit``: whether the first row's prompts also get an
     oracle fit. A comparison also reads ``baseline``, the row that each row is compared with, and ``equal_evaluations``,
     whether rows also run at the NFE of SDS. With ``edits``, the source prompts first run with the
-    experiment ``source_config``; each row then edits them into each of their edits.
+    experiment ``source_config``; each row then edits them into each of their edits. ``clip`` is a CLIP model that
+    scores prompts without ground truth.
     """
 
     config: str
@@ -37,6 +38,7 @@ class Suite:
     equal_evaluations: bool
     edits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     source_config: str = "nfsd"
+    clip: str | None = None
 
     def selected(self, rows: Sequence[str] | None, prompts: int | None) -> "Suite":
         """The suite with only these rows (None: all), and at most this many prompts.
@@ -49,6 +51,10 @@ class Suite:
             raise InputError(f"--row {unknown[0]}: no such row; there are {', '.join(self.rows)}")
         kept = {name: row for name, row in self.rows.items() if not rows or name in rows}
         return replace(self, rows=kept, prompts=self.prompts[:prompts])
+
+    def with_settings(self, settings: Mapping[str, object]) -> "Suite":
+        """The suite with these settings in every row."""
+        return replace(self, rows={name: {**row, **settings} for name, row in self.rows.items()})
 
 
 _KEYS = {key.name for key in fields(Suite)}
@@ -117,6 +123,7 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
         equal_evaluations=bool(content.get("equal_evaluations", False)),
         edits={str(source): tuple(targets) for source, targets in edits.items()},
         source_config=str(content.get("source_config", "nfsd")),
+        clip=None if content.get("clip") is None else str(content["clip"]),
     )
 
 

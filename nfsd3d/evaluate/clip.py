@@ -1,8 +1,10 @@
 """CLIP score and R-Precision (arXiv 2104.08718; 2112.01455, section 4): for prompts without ground truth."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -27,6 +29,40 @@ class ClipScore:
     retrieved: bool | None
 
 
+@dataclass(frozen=True)
+class ClipRow:
+    """The runs of one row: the mean and the standard deviation of their CLIP scores (None without a view to score),
+    the shares retrieved and diverged, and the means of their minutes and of their peak memory in GB (of the GPU, or of
+    the process where there is none).
+    """
+
+    runs: int
+    score: float | None
+    deviation: float | None
+    retrieved: float | None
+    diverged: float
+    minutes: float | None
+    memory_gb: float | None
+
+
+def summarize_clip(scores: Sequence[ClipScore], summaries: Sequence[Mapping[str, Any]]) -> ClipRow:
+    """The row of runs with these ``scores``, some of which may have none, and ``summary.json``."""
+    values = [score.score for score in scores]
+    found = [float(score.retrieved) for score in scores if score.retrieved is not None]
+    seconds = [float(summary["seconds"]) for summary in summaries if summary.get("seconds")]
+    peaks = [summary.get("peak_memory_mb") or {} for summary in summaries]
+    memory = [float(peak.get("cuda", peak.get("host", 0.0))) / 1024 for peak in peaks if peak]
+    return ClipRow(
+        runs=len(summaries),
+        score=fmean(values) if values else None,
+        deviation=stdev(values) if len(values) > 1 else None,
+        retrieved=fmean(found) if found else None,
+        diverged=fmean(summary.get("status") == "diverged" for summary in summaries),
+        minutes=fmean(seconds) / 60 if seconds else None,
+        memory_gb=fmean(memory) if memory else None,
+    )
+
+
 class ClipScorer:
     """A CLIP model, frozen; made by :meth:`load`."""
 
@@ -41,7 +77,7 @@ class ClipScorer:
         Raises:
             InputError: no such folder, not a CLIP model, or the hub cannot be reached.
         """
-        _check_available(model)
+        check_available(model)
         from transformers import CLIPModel, CLIPTokenizer
 
         try:
@@ -82,8 +118,12 @@ class ClipScorer:
         return scores
 
 
-def _check_available(model: str) -> None:
-    """Fails immediately where ``from_pretrained`` would retry for half a minute."""
+def check_available(model: str) -> None:
+    """Fails immediately where ``from_pretrained`` would retry for half a minute.
+
+    Raises:
+        InputError: no such folder or hub id, or the hub cannot be reached.
+    """
     if Path(model).is_dir():
         if not (Path(model) / "config.json").exists():
             raise InputError(f"--clip {model}: the folder has no config.json; give the folder of a CLIPModel")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from nfsd3d.evaluate.classifier.calibration import Calibration
-from nfsd3d.evaluate.clip import ClipScore
+from nfsd3d.evaluate.clip import ClipRow, ClipScore
 from nfsd3d.evaluate.score_images import ImageScore
 from nfsd3d.evaluate.score_prior import SampleQuality
 from nfsd3d.evaluate.score_scene import Row, RunScore, mean_of
@@ -112,3 +112,15 @@ def clip_table(scores: Mapping[str, ClipScore]) -> str:
     """One row per run, by name."""
     head = ["run", "prompt", "CLIP score", "retrieved"]
     return table(head, [[name, s.prompt, number(s.score), yes(s.retrieved)] for name, s in scores.items()])
+
+
+def clip_summary_table(rows: Mapping[str, ClipRow]) -> str:
+    """One row per row of a suite."""
+    head = ["row", "runs", "CLIP score", "retrieved", "diverged", "minutes", "GB"]
+
+    def cells(name: str, row: ClipRow) -> list[str]:
+        score = number(row.score) + ("" if row.deviation is None else f" ± {row.deviation:.2f}")
+        shares = [percent(math.nan if share is None else share) for share in (row.retrieved, row.diverged)]
+        return [name, str(row.runs), score, *shares, number(row.minutes, 1), number(row.memory_gb, 1)]
+
+    return table(head, [cells(name, row) for name, row in rows.items()])

@@ -16,6 +16,7 @@ from nfsd3d.evaluate.score_scene import score_run, summarize
 from nfsd3d.jobs.controller import cancel
 from nfsd3d.jobs.manifest import read
 from nfsd3d.jobs.state import states
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.shapes.world.objects import OBJECTS
 
 SMALL = {
@@ -211,3 +212,50 @@ def test_a_suite_that_is_cancelled_is_not_scored(small, jobs_here, monkeypatch, 
     assert main(["evaluate", "--suite", small(NFSD={}), "--output", "out"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["nfsd/a-blue-sphere-0: cancelled", "nfsd/a-red-cube-0: cancelled"]
+
+
+PUBLIC = str(Path(__file__).parents[2] / "scripts/suites/public.yaml")
+
+
+def test_prompts_without_ground_truth_are_scored_by_clip(clip_folder, tmp_path, jobs_here, capsys):
+    model = shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("vocabulary.json"))
+    small = ["--row", "NFSD", "--row", "SDS", "--prompts", "2", "--clip", str(clip_folder)]
+    settings = {**SMALL, "prior.model": model, "train.resolution": 16, "machine": "cpu"}
+    for key, value in settings.items():
+        small += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    command = ["evaluate", "--suite", PUBLIC, "--prior", "sd15", "--output", str(tmp_path / "out"), *small]
+    assert main([*command, "--json", str(tmp_path / "scores.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "| row | runs | CLIP score | retrieved | diverged | minutes | GB |" in printed
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["rows"].keys() == {"NFSD", "SDS"} and written["rows"]["SDS"]["runs"] == 2
+    assert {score["prompt"] for score in written["clip"].values()} == {
+        "A car made out of sushi",
+        "A delicious croissant",
+    }
+    priors = {json.dumps(job.arguments).count("prior=sd15") for job in read(tmp_path / "out").jobs}
+    assert priors == {1}  # --prior replaces the suite's
+
+
+def test_the_public_suite_has_the_prompts_of_its_paper():
+    from nfsd3d.compare.suite import load_suite, manifest_of
+
+    suite = load_suite(Path(PUBLIC))
+    assert len(set(suite.prompts)) == 43 and suite.clip == "openai/clip-vit-base-patch32"
+    assert len(manifest_of(suite, Path("out")).jobs) == 43 * len(suite.rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--suite", PUBLIC, "--clip", "no-such-model"], "--clip no-such-model: no such folder"),
+        (["--suite", PUBLIC, "--row", "X"], "--row X: no such row"),
+        (["--suite", PUBLIC, "--set", "prior.model"], "--set prior.model: must be KEY=VALUE"),
+        (["--prior", "--set", "a=b"], "--set: is for a suite"),
+    ],
+)
+def test_options_of_a_suite_are_checked_before_it_runs(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.iterdir())

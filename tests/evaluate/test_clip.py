@@ -6,41 +6,20 @@ import pytest
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.evaluate.clip import ClipScorer
+from nfsd3d.evaluate.clip import ClipRow, ClipScore, ClipScorer, summarize_clip
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    words = ["<|startoftext|>", "<|endoftext|>", *(f"{c}</w>" for c in "abcdefgh"), *"abcdefgh"]
-    vocab = {word: index for index, word in enumerate(words)}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[])
-    assert len(tokenizer) == len(words)
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**text, "vocab_size": len(words), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
-        vision_config={**text, "image_size": 32, "patch_size": 8},
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def scorer(clip_folder):
+    return ClipScorer.load(str(clip_folder))
 
 
-@pytest.fixture(scope="module")
-def scorer(folder):
-    return ClipScorer.load(str(folder))
-
-
-def test_embeddings_are_those_of_the_model(folder, scorer):
+def test_embeddings_are_those_of_the_model(clip_folder, scorer):
     from transformers import CLIPModel
 
     torch.manual_seed(1)
     images = torch.rand(2, 3, 32, 32)
-    model = CLIPModel.from_pretrained(folder).eval()
+    model = CLIPModel.from_pretrained(clip_folder).eval()
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
     pixels = (images - mean[:, None, None]) / std[:, None, None]
     tokens = torch.tensor([[0, 2, 3, 1], [0, 4, 1, 1]])
@@ -71,3 +50,12 @@ def test_models_that_are_not_there_are_refused_at_once(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unknown"}))
     with pytest.raises(InputError, match="cannot be loaded as a CLIP model"):
         ClipScorer.load(str(tmp_path))
+
+
+def test_a_row_counts_diverged_runs_and_those_without_a_view():
+    done = {"status": "done", "seconds": 120.0, "peak_memory_mb": {"host": 512.0, "cuda": 2048.0}}
+    diverged = {"status": "diverged", "seconds": 60.0, "peak_memory_mb": {"host": 1024.0}}
+    scores = [ClipScore("a", 30.0, True), ClipScore("b", 20.0, False)]
+    row = summarize_clip(scores, [done, done, diverged, {}])
+    assert row == ClipRow(4, 25.0, pytest.approx(50**0.5), 0.5, 0.25, pytest.approx(5 / 3), pytest.approx(5 / 3))
+    assert summarize_clip([], [{}]) == ClipRow(1, None, None, None, 0.0, None, None)
