@@ -219,7 +219,7 @@ PUBLIC = str(Path(__file__).parents[2] / "scripts/suites/public.yaml")
 
 def test_prompts_without_ground_truth_are_scored_by_clip(clip_folder, tmp_path, jobs_here, capsys):
     model = shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("vocabulary.json"))
-    small = ["--row", "NFSD", "--row", "SDS", "--prompts", "2", "--clip", str(clip_folder)]
+    small = ["--row", "SDS", "--prompts", "2", "--clip", str(clip_folder)]
     settings = {**SMALL, "prior.model": model, "train.resolution": 16, "machine": "cpu"}
     for key, value in settings.items():
         small += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
@@ -228,7 +228,7 @@ def test_prompts_without_ground_truth_are_scored_by_clip(clip_folder, tmp_path, 
     printed = capsys.readouterr().out
     assert "| row | runs | CLIP score | retrieved | diverged | minutes | GB |" in printed
     written = json.loads((tmp_path / "scores.json").read_text())
-    assert written["rows"].keys() == {"NFSD", "SDS"} and written["rows"]["SDS"]["runs"] == 2
+    assert written["rows"].keys() == {"SDS"} and written["rows"]["SDS"]["runs"] == 2
     assert {score["prompt"] for score in written["clip"].values()} == {
         "A car made out of sushi",
         "A delicious croissant",
