@@ -1,5 +1,8 @@
 """Small pipelines of every family, with random weights, as diffusers makes them."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
@@ -55,7 +58,7 @@ def t5(width=32, kind="T5"):
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0
+        vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0
     )
     return getattr(transformers, f"{kind}EncoderModel")(config)
 
@@ -129,6 +132,76 @@ def sdxl():
         unet=unet,
         scheduler=diffusers.DDIMScheduler(steps_offset=1, set_alpha_to_one=False, **betas),
         add_watermarker=False,
+    )
+
+
+def sentencepiece_model(folder):
+    """A small model of sentencepiece, as T5's and ChatGLM's tokenizers are made from."""
+    import sentencepiece
+
+    text, model = folder / "text.txt", folder / "small.model"
+    text.write_text("\n".join(["a red cube , front view", "a blue cube , side view", "dull"] * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "small"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    return model
+
+
+def kolors():
+    import diffusers
+    from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=SIZE,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+        encoder_hid_dim_type="text_proj",
+        encoder_hid_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    )
+    text_encoder = ChatGLMModel(
+        ChatGLMConfig(
+            num_layers=2,
+            num_hidden_layers=2,
+            padded_vocab_size=80,
+            hidden_size=32,
+            ffn_hidden_size=32,
+            kv_channels=16,
+            num_attention_heads=2,
+            seq_length=256,
+            multi_query_attention=True,
+            multi_query_group_num=1,
+            rmsnorm=True,
+            add_qkv_bias=True,
+            original_rope=True,
+            use_cache=True,
+        )
+    )
+    for value in text_encoder.parameters():  # which its class leaves as they were in memory
+        torch.nn.init.normal_(value, mean=float(value.ndim == 1), std=0.1)
+    # The file must stay: a tokenizer is saved by copying it.
+    tokenizer = ChatGLMTokenizer(str(sentencepiece_model(Path(tempfile.mkdtemp()))))
+    return diffusers.KolorsPipeline(
+        vae=autoencoder(4, scaling_factor=0.13025),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.014,
+            beta_schedule="scaled_linear",
+            num_train_timesteps=1100,
+            clip_sample=False,
+        ),
     )
 
 
@@ -210,6 +283,36 @@ def auraflow():
         tokenizer=word_tokenizer(),
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+def cogview4():
+    import diffusers
+
+    transformer = diffusers.CogView4Transformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        text_embed_dim=32,
+        time_embed_dim=16,
+        condition_dim=8,
+        pos_embed_max_size=SIZE,
+        sample_size=SIZE,
+        rope_axes_dim=(SIZE, SIZE),
+    )
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = "left"
+    return diffusers.CogView4Pipeline(
+        vae=autoencoder(16, scaling_factor=1.0, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=decoder("Glm"),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
     )
 
 
@@ -383,6 +486,8 @@ PIPELINES = {
     "prx": prx,
     "zimage": zimage,
     "chroma": chroma,
+    "cogview4": cogview4,
+    "kolors": kolors,
 }
 
 

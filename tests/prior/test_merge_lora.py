@@ -16,7 +16,10 @@ from nfsd3d.prior.files.lora_files import locate_loras
 from nfsd3d.prior.load_prior import load_family_prior, load_prior
 from nfsd3d.prior.merge_lora import merge_loras
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]

@@ -59,27 +59,41 @@ _DC_AE = {
     "decoder_act_fns": "silu",
     "scaling_factor": 0.41407,
 }
+_SDXL = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_KOLORS = {
+    **_SDXL,
+    "encoder_hid_dim_type": "text_proj",
+    "encoder_hid_dim": 4096,
+    "projection_class_embeddings_input_dim": 6 * 256 + 4096,
+}
 _SD3 = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 _SD3_WORDS = {"embeddings": (77 + 256, 4096), "pooled": (2048,)}
 
 FULL_SIZES: dict[str, FullSize] = {
     "sdxl": FullSize(
         "UNet2DConditionModel",
-        {
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "layers_per_block": 2,
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        _SDXL,
         {"embeddings": (77, 2048), "pooled": (1280,)},
+        vae=_VAE_4,
+        prediction_type="epsilon",
+    ),
+    "kolors": FullSize(
+        "UNet2DConditionModel",
+        _KOLORS,
+        {"embeddings": (256, 4096), "pooled": (4096,)},
         vae=_VAE_4,
         prediction_type="epsilon",
     ),
@@ -117,6 +131,14 @@ FULL_SIZES: dict[str, FullSize] = {
         depth="num_layers",
     ),
     "zimage": FullSize("ZImageTransformer2DModel", {}, {"embeddings": (512, 2560)}, 512, vae=_VAE_16, depth="n_layers"),
+    "cogview4": FullSize(
+        "CogView4Transformer2DModel",
+        {"num_layers": 28, "attention_head_dim": 128, "num_attention_heads": 32},
+        {"embeddings": (224, 4096)},
+        224,
+        vae=_VAE_16,
+        depth="num_layers",
+    ),
     "chroma": FullSize("ChromaTransformer2DModel", {}, {"embeddings": (512, 4096)}, 512, vae=_VAE_16),
 }
 """Sizes by the name of the preset."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from nfsd3d.prior.families.auraflow import AURAFLOW
 from nfsd3d.prior.families.base import Family
 from nfsd3d.prior.families.chroma import CHROMA
+from nfsd3d.prior.families.cogview4 import COGVIEW4
+from nfsd3d.prior.families.kolors import KOLORS
 from nfsd3d.prior.families.lumina2 import LUMINA2
 from nfsd3d.prior.families.pixart import PIXART
 from nfsd3d.prior.families.prx import PRX
@@ -23,6 +25,8 @@ FAMILIES: dict[str, Family] = {
     "lumina2": LUMINA2,
     "zimage": ZIMAGE,
     "chroma": CHROMA,
+    "cogview4": COGVIEW4,
+    "kolors": KOLORS,
 }
 """Families whose denoiser is conditioned on more than token states, or is no UNet."""
 
@@ -46,6 +50,8 @@ PRESETS: dict[str, Preset] = {
     "lumina2": Preset("lumina2", ("Alpha-VLLM/Lumina-Image-2.0",)),
     "zimage": Preset("zimage", ("Tongyi-MAI/Z-Image",)),
     "chroma": Preset("chroma", ("lodestones/Chroma1-HD",)),
+    "kolors": Preset("kolors", ("Kwai-Kolors/Kolors-diffusers",)),
+    "cogview4": Preset("cogview4", ("THUDM/CogView4-6B", "zai-org/CogView4-6B")),
 }
 """Presets of the families; the ids are those of diffusers' own examples, and were not downloaded from here."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.base import Family
@@ -16,9 +16,6 @@ from nfsd3d.prior.files.configs_and_headers import named_errors, optional_object
 from nfsd3d.prior.files.count_tokens import clip_tokenizer
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
 from nfsd3d.prior.files.weight_files import weight_files
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _DISTILLED = re.compile(r"turbo|lightning|schnell|sprint|hyper-?sd|\blcm\b|distilled", re.IGNORECASE)
 
@@ -99,16 +96,15 @@ def _check_image_size(folder: Path, family: Family, image_size: int | None) -> N
 
 @dataclass(frozen=True)
 class PromptCounter:
-    """The tokens that one text encoder of a family reads, at most ``length``, of which it adds some itself."""
+    """Counts the tokens that one text encoder of a family reads, with those of begin and end; at most ``length``."""
 
     name: str
-    tokenizer: Tokenizer
+    count: Callable[[str], int]
     length: int
-    added: int = 0
 
     def excess(self, text: str) -> int:
-        """By how many tokens ``text`` is too long, with those of begin and end; 0 or less if it is not."""
-        return len(self.tokenizer.encode(text).ids) + self.added - self.length
+        """By how many tokens ``text`` is too long; 0 or less if it is not."""
+        return self.count(text) - self.length
 
 
 def prompt_counters(folder: Path, family: Family, setting: str) -> Iterator[PromptCounter]:
@@ -119,27 +115,41 @@ def prompt_counters(folder: Path, family: Family, setting: str) -> Iterator[Prom
     """
     parts = parts_of(folder, setting)
     for name, length in family.lengths.items():
-        path, added = folder / name / "tokenizer.json", 0
-        if name not in parts or not (path.is_file() or (folder / name / "merges.txt").is_file()):
+        if name not in parts:
             continue
-        with named_errors(f"{setting}: {path.parent}", "read"):
-            from tokenizers import Tokenizer
-
-            if path.is_file():
-                tokenizer = Tokenizer.from_file(str(path))
-                tokenizer.no_padding()
-                tokenizer.no_truncation()
-            else:
-                tokenizer, added = clip_tokenizer(path.parent), 2
+        with named_errors(f"{setting}: {folder / name}", "read"):
+            found = _counting(folder / name)
+        if found is None:
+            continue
+        known, count = found
         encoder = optional_object(folder / name.replace("tokenizer", "text_encoder") / "config.json", setting)
         rows = _vocabulary_size(encoder)
-        known = tokenizer.get_vocab_size()
         if rows is not None and not 2 < known <= rows:
             raise InputError(
                 f"{setting}: {name} has {known} tokens and its text encoder {rows}; replace {name}/ with an intact copy"
             )
         own = optional_object(folder / name / "tokenizer_config.json", setting).get("model_max_length", length)
-        yield PromptCounter(name, tokenizer, min(length, int(own)), added)
+        yield PromptCounter(name, count, min(length, int(own)))
+
+
+def _counting(folder: Path) -> tuple[int, Callable[[str], int]] | None:
+    """(vocabulary, tokens of a text) of a tokenizer; None where only its own library reads it."""
+    from tokenizers import Tokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer.get_vocab_size(), lambda text: len(tokenizer.encode(text).ids)
+    if (folder / "merges.txt").is_file():
+        clip = clip_tokenizer(folder)
+        return clip.get_vocab_size(), lambda text: len(clip.encode(text).ids) + 2
+    if (folder / "spiece.model").is_file():  # T5's, which ends a text with </s>
+        from sentencepiece import SentencePieceProcessor
+
+        pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+        return pieces.get_piece_size(), lambda text: len(pieces.encode(text)) + 1
+    return None
 
 
 def _vocabulary_size(config: Mapping[str, Any]) -> int | None:

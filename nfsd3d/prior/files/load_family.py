@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,11 +110,13 @@ def _index_settings(folder: Path) -> dict[str, Any]:
 
 def _class(part: tuple[str, str]) -> Any:
     library, name = part
-    if library not in _LIBRARIES:
-        raise ValueError(f"a part of the library {library}")
     if name == "T5GemmaEncoder":  # diffusers adds it to transformers
         importlib.import_module("diffusers.pipelines.prx")
-    return getattr(importlib.import_module(library), name)
+    # Classes of one pipeline are named after its module, as ["kolors", "ChatGLMModel"].
+    if library not in _LIBRARIES and not re.fullmatch(r"[a-z0-9_]+", library):
+        raise ValueError(f"a part of the library {library}")
+    module = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
+    return getattr(importlib.import_module(module), name)
 
 
 def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 import torch
-from tiny_families import PIPELINES, SIZE, pipeline_of, prior_of, save
+from tiny_families import PIPELINES, SIZE, pipeline_of, prior_of, save, sentencepiece_model
 
 from nfsd3d.cli.main import main
 from nfsd3d.config.compose import compose
@@ -24,7 +24,10 @@ from nfsd3d.prior.files.weight_files import weight_files
 from nfsd3d.prior.priors import PRIORS
 from nfsd3d.runs.preflight import check
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 PROMPT, NEGATIVE = "a red cube", "dull"
 
@@ -220,6 +223,29 @@ def test_a_prompt_too_long_for_one_of_the_encoders_says_which_and_by_how_much(fo
     prior = PRIORS[name].build(config.prior, "cpu", torch.float32)
     with pytest.raises(InputError, match=told):
         prior.embed([config.prompt])
+
+
+def test_a_tokenizer_of_sentencepiece_is_read_and_counted(copied):
+    folder = copied("pixart")
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    shutil.move(sentencepiece_model(folder), folder / "tokenizer" / "spiece.model")
+    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 300, "extra_ids": 0, "pad_token": "<unk>"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
+    _edit(folder / "model_index.json", tokenizer=["transformers", "T5Tokenizer"])
+    check(config_of("pixart", folder))
+    with pytest.raises(InputError, match=r"prompt=.* tokens too long for the prior's tokenizer, which reads 300"):
+        check(config_of("pixart", folder, prompt="a red cube, " * 60))
+    prior = PRIORS["pixart"].build(config_of("pixart", folder).prior, "cpu", torch.float32)
+    embedded = prior.embed([PROMPT, ""])
+    assert embedded.tensors["mask"].sum(1).tolist() == [counted(folder, PROMPT), 1]
+
+
+def counted(folder, text):
+    from nfsd3d.prior.files.family_folder import prompt_counters
+
+    (counter,) = prompt_counters(folder, FAMILIES["pixart"], "prior.model")
+    return counter.count(text)
 
 
 @pytest.mark.parametrize(("name", "size", "nearest"), [("sd3", 100, 96), ("sana", 33, 32), ("sdxl", 20, 16)])

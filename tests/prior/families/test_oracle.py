@@ -15,7 +15,10 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.footprint import network_peak
 
 # diffusers' own modules use what diffusers has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version 1.0.0:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+]
 
 SCALE = 3.5
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -176,6 +179,19 @@ def test_memory_is_predicted_where_the_denoiser_reads_no_values(prior, name):
         parts = SimpleNamespace(prior=prior)
         assert fit_into_memory(None, parts, ChunkSizes(rays_per_chunk=7), said.append) == ChunkSizes(rays_per_chunk=7)
         assert said[0].startswith(f"memory: not predicted for a {FAMILIES[name].title} model; ")
+
+
+def test_prompts_of_several_lengths_are_read_each_as_a_whole():
+    """CogView4 has no mask that works: a long and a short prompt in one batch are as each alone."""
+    pipeline = pipeline_of("cogview4")
+    prior = prior_of(pipeline, "cogview4")
+    context = prior.embed(["a red cube", "a blue cube, " * 8, "dull"])
+    assert context.tensors["mask"].sum(1).tolist() == [16, 48, 16]
+    z_t, t = torch.randn(3, *prior.latent_shape), torch.full((3,), 0.5, dtype=torch.float64)
+    together = prior.predict_eps(z_t, t, context)
+    for i in range(3):
+        alone = prior.predict_eps(z_t[i : i + 1], t[i : i + 1], context[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, **CLOSE)
 
 
 def test_the_empty_prompt_of_stable_diffusion_xl_is_zeros_unless_its_index_says_otherwise():
