@@ -279,7 +279,7 @@ def test_a_missing_context_is_an_error():
 
 @pytest.mark.parametrize(("name", "missing"), [("dds", "source"), ("vsd", "lora")])
 def test_a_missing_source_or_lora_network_is_an_error(name, missing):
-    with pytest.raises(ValueError, match=f"needs a {missing}"):
+    with pytest.raises(ValueError, match=f"needs a {missing}, which was not given"):
         predicted(METHODS[name], latents(1), [500], **{missing: None})
 
 

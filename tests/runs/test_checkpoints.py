@@ -519,9 +519,11 @@ def test_a_source_is_a_state_before_the_first_step(tmp_path):
 
 def test_a_json_file_that_lacks_a_value_is_named(tmp_path):
     path, _ = save(tmp_path)
-    _edit(group_sizes=None, checksum=None, format=checkpoint_file.FORMAT_1)(path)
-    with pytest.raises(Damaged, match=rf"^{re.escape(str(path))} is incomplete$"):
-        read(path)
+    for lacking in ({"group_sizes": None}, {"run": 3}, {"record": {}}):
+        _edit(**lacking, checksum=None, format=checkpoint_file.FORMAT_1)(path)
+        with pytest.raises(Damaged, match=rf"^{re.escape(str(path))} is incomplete$"):
+            read(path)
+        path, _ = save(tmp_path)
     path.write_text('{"format": ')
     with pytest.raises(Damaged, match=r"is damaged \(Expecting value"):
         read(path)
