@@ -207,9 +207,10 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
 def _evaluate_prior(options: argparse.Namespace) -> dict[str, object]:
     from nfsd3d.prior.files.check_model import check_files
     from nfsd3d.prior.files.download import fetch
-    from nfsd3d.prior.files.locate import locate
+    from nfsd3d.prior.files.locate import EMBEDDED_PRIORS, locate
 
-    files = fetch(locate("shapes", None if options.prior == "shapes" else options.prior))
+    named = options.prior in EMBEDDED_PRIORS
+    files = fetch(locate(options.prior) if named else locate("shapes", options.prior))
     check_files(files)
 
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nfsd3d.plugins.table import Table
 from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.download import fetch
-from nfsd3d.prior.files.locate import ModelSource, locate
+from nfsd3d.prior.files.locate import EMBEDDED_PRIORS, ModelSource, locate
 from nfsd3d.prior.files.locate_family import locate_family
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Pr
 
 
 PRIORS: dict[str, PriorRow] = {
-    name: PriorRow(build_diffusers, locate_diffusers, recipe=name) for name in ("shapes", "sd15", "sd21", "sd21-768")
+    name: PriorRow(build_diffusers, locate_diffusers, recipe=name)
+    for name in (*EMBEDDED_PRIORS, "sd15", "sd21", "sd21-768")
 } | {name: PriorRow(build_family, locate_family, recipe=name) for name in PRESETS}
 """The presets; `register` adds other priors."""
 

@@ -97,7 +97,7 @@ def _checked(
 
 def _signatures(files: ModelFiles) -> Iterator[tuple[str, int, int]]:
     """What changes when a file of the model does: the path, time and size of each."""
-    for root in filter(None, (files.folder, files.file, files.vae, *(lora.path for lora in files.loras))):
+    for root in filter(None, (files.folder, files.file, files.vae, files.base, *(lora.path for lora in files.loras))):
         for path in (root, *root.rglob("*")):
             with suppress(OSError):
                 status = path.stat()

@@ -25,6 +25,7 @@ from nfsd3d.prior.chunked import slices
 from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.families.table import PRESETS
+from nfsd3d.prior.files.locate import EMBEDDED_PRIORS
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -56,7 +57,7 @@ def wants_compilation(config: Config) -> bool:
     choice = config.machine.compile
     if choice != "auto":
         return choice
-    embedded = config.prior.name == "shapes" and config.prior.model is None
+    embedded = config.prior.name in EMBEDDED_PRIORS and config.prior.model is None
     return config.machine.device != "cpu" and not embedded and config.prior.name not in PRESETS
 
 

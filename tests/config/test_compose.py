@@ -554,6 +554,7 @@ def test_every_choice_is_composed_somewhere():
         ("cpu", "torch", "sd15"),
         ("cuda", "nvidia", "sd21"),
         ("cuda", "triton", "sd21-768"),
+        ("cpu", "numba", "shapes-flow"),
         *(("cuda", "triton", name) for name in PRESETS),
     ]
     for position, group in enumerate(("machine", "backend", "prior")):

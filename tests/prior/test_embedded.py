@@ -8,8 +8,11 @@ import torch
 import nfsd3d
 from nfsd3d.config.compose import compose
 from nfsd3d.generators.base import RenderOptions
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.locate import EMBEDDED_FLOW, locate
 from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.prior.sampling import ddim_sample
+from nfsd3d.prior.schedule import RectifiedFlow
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.shapes.world.degrade import NEGATIVE_WORDS
 from nfsd3d.shapes.world.grammar import Composition, held_out, parse_prompt
@@ -70,6 +73,27 @@ def test_samples_are_nearer_to_their_own_prompt_than_to_the_others(prior):
     nearest = torch.cdist(samples, truth).argmin(1)
     right = (nearest == torch.arange(4).repeat(4)).float().mean()
     assert right >= 0.75
+
+
+def test_the_flow_shares_all_parts_but_its_unet_and_is_small():
+    flow = fetch(locate("shapes-flow"))
+    assert (flow.folder, flow.base) == (EMBEDDED_FLOW, MODEL)
+    assert [path.parent.parent for path in flow.weights()] == [EMBEDDED_FLOW, MODEL, MODEL]
+    sizes = [path.stat().st_size for path in EMBEDDED_FLOW.rglob("*") if path.is_file()]
+    assert sum(sizes) <= 11e6 and (EMBEDDED_FLOW / "README.md").is_file()
+    assert (EMBEDDED_FLOW / "vocabulary.json").read_bytes() == (MODEL / "vocabulary.json").read_bytes()
+
+
+def test_samples_of_the_flow_have_the_colours_of_their_prompts():
+    prior = load_prior(fetch(locate("shapes-flow")))
+    assert isinstance(prior.schedule, RectifiedFlow)
+    chosen = [parse_prompt(text) for text in ("an orange car", "a purple snowman", "a black torus")]
+    context, empty = prior.embed([c.prompt for c in chosen]), prior.embed([""])
+    rng = torch.Generator().manual_seed(0)
+    z = ddim_sample(prior, context, empty, guidance_scale=5.0, steps=12, rng=rng)
+    samples = prior.decode(z)[:, :, 16:48, 16:48].flatten(2).mean(-1)
+    truth = torch.stack([true_views(c)[:, :, 16:48, 16:48].flatten(2).mean(-1).mean(0) for c in chosen])
+    assert torch.equal(torch.cdist(samples, truth).argmin(1), torch.arange(3))
 
 
 def distance_to_truth(views: torch.Tensor, composition: Composition) -> float:

@@ -55,7 +55,7 @@ def check_files(
         tensor_shapes(path, f"prior.vae={path}" if own == files.vae else f"prior.model: {path}")
     if files.loras and files.file is None:
         check_widths(files.loras, header_shapes(files.weights_of("unet")))
-    return read_training(files.folder), read_tokens(files.folder)
+    return read_training(files.folder), read_tokens(files.part("tokenizer").parent)
 
 
 def check_autoencoder(files: ModelFiles) -> None:
@@ -65,7 +65,7 @@ def check_autoencoder(files: ModelFiles) -> None:
     """
     if files.vae is None or files.vae.is_file():
         return
-    vae, own = read_object(files.vae / "config.json", "prior.vae"), optional_object(files.folder / "vae/config.json")
+    vae, own = read_object(files.vae / "config.json", "prior.vae"), optional_object(files.part("vae") / "config.json")
     channels = optional_object(files.config("unet")).get("in_channels", _UNET["in_channels"])
     compared = [("channels", vae.get("latent_channels", _VAE["latent_channels"]), channels)]
     if own:

@@ -23,7 +23,9 @@ def fetch(source: ModelSource) -> ModelFiles:
         InputError: none of the ids could be downloaded; the message says why for each, and what works without.
     """
     vae = None if source.vae is None else _fetch(source.vae)
-    files = ModelFiles(_fetch(source.model), source.file, vae, source.model.contents.family, source.loras)
+    files = ModelFiles(
+        _fetch(source.model), source.file, vae, source.model.contents.family, source.loras, source.model.base
+    )
     if source.model.folder is None and source.file is not None:  # could not be checked before
         check_single_file(source.file, files.folder, ALIASES, needs_vae=vae is None)
     return files

@@ -38,6 +38,14 @@ MODEL = Contents(
 )
 """A whole model."""
 
+FLOW = Contents(
+    ("unet",),
+    "the embedded flow needs unet/ and scheduler/ beside the embedded model",
+    "Install the package again",
+    others=("scheduler/scheduler_config.json", "vocabulary.json"),
+)
+"""The parts of the embedded flow that are its own."""
+
 LAYOUT = Contents(
     NETWORKS,
     "a single file needs beside it what a model in the layout of diffusers has besides weights",
@@ -75,6 +83,7 @@ class ModelFiles:
 
     ``family`` is that of `nfsd3d.prior.families.table.FAMILIES`, if it is one of those. The autoencoder is a folder, or
     a single file, which has the configuration of the model's own. ``loras`` adapt denoiser and text encoders.
+    ``base`` is the folder of a model whose parts it shares.
     """
 
     folder: Path
@@ -82,12 +91,18 @@ class ModelFiles:
     vae: Path | None = None
     family: str | None = None
     loras: tuple[LoraFile, ...] = ()
+    base: Path | None = None
+
+    def part(self, name: str) -> Path:
+        """The folder of a part, such as unet or tokenizer: that of ``base`` where the model has none of its own."""
+        own = self.folder / name
+        return own if self.base is None or own.is_dir() else self.base / name
 
     def config(self, network: str) -> Path:
         """The configuration of one of :data:`NETWORKS`."""
         if network == "vae" and self.vae is not None and not self.vae.is_file():
             return self.vae / "config.json"
-        return self.folder / network / "config.json"
+        return self.part(network) / "config.json"
 
     def weights(self) -> list[Path]:
         """The weight files of the model's parts, without repetition."""
@@ -100,7 +115,7 @@ class ModelFiles:
         """The weight file of one of :data:`NETWORKS`."""
         if network == "vae" and self.vae is not None:
             return self.vae if self.vae.is_file() else weight_file(self.vae)
-        return self.file or weight_file(self.folder, network)
+        return self.file or weight_file(self.part(network).parent, network)
 
 
 def weight_file(folder: Path, network: str = "") -> Path:

@@ -59,8 +59,9 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
             vae = load_vae(weights, folder, dtype, setting)
         else:
             vae = _load_autoencoder(weights, dtype, setting)
-        with named_errors(f"prior.model: {folder / 'tokenizer'}"):
-            tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+        place = files.part("tokenizer")
+        with named_errors(f"prior.model: {place}"):
+            tokenizer = CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
         networks = {"unet": unet, "text_encoder": text_encoder}
         merge_loras(files.loras, "StableDiffusionPipeline", networks, unet_config=unet.config)
         return LoadedModel(unet, vae, text_encoder, tokenizer, *load_schedule(folder / "scheduler"))

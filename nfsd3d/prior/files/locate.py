@@ -14,12 +14,15 @@ from pathlib import Path
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.check_folder import check_family, check_folder
 from nfsd3d.prior.files.check_single_file import check_autoencoder, check_single_file
-from nfsd3d.prior.files.folder import AUTOENCODER, LAYOUT, MODEL, Contents, LoraFile, files_in, first_missing
+from nfsd3d.prior.files.folder import AUTOENCODER, FLOW, LAYOUT, MODEL, Contents, LoraFile, files_in, first_missing
 from nfsd3d.prior.files.lora_files import locate_loras
 from nfsd3d.settings.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
 """The folder of the embedded model."""
+EMBEDDED_FLOW = Path(__file__).parents[1] / "shapes_flow"
+"""The folder of its UNet that was trained on as a rectified flow, and of the schedule; the other parts are shared."""
+EMBEDDED_PRIORS = ("shapes", "shapes-flow")
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "sd15": ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"),
@@ -39,6 +42,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class Location:
     """A checked local ``folder`` (of an autoencoder, also a file), or else the ``hub_ids`` to try in order.
 
+    ``base`` is the folder of parts that it shares.
+
     ``setting``, such as ``prior=sd21`` or ``prior.model=owner/name``, is for messages.
     """
 
@@ -46,6 +51,7 @@ class Location:
     folder: Path | None
     hub_ids: tuple[str, ...] = ()
     contents: Contents = MODEL
+    base: Path | None = None
 
     def not_available(self, reasons: list[str]) -> str:
         """The message if none of ``hub_ids`` can be had, with the reason for each."""
@@ -86,7 +92,7 @@ def locate(
     """The model that ``prior=name`` and ``prior.model=model`` mean, without touching the network.
 
     Args:
-        name: ``shapes`` or one of :data:`ALIASES`; for a single file, the kind of model.
+        name: one of :data:`EMBEDDED_PRIORS` or of :data:`ALIASES`; for a single file, the kind of model.
         model: a hub id ``owner/name``, a folder in the layout of diffusers, or a ``.safetensors`` file.
         offline: no network access (the environment variable HF_HUB_OFFLINE has the same effect).
         vae: a hub id, a folder in the diffusers layout or a file, instead of the model's autoencoder.
@@ -98,8 +104,8 @@ def locate(
             not on this machine while offline.
     """
     offline = is_offline(offline)
-    if name != "shapes" and name not in ALIASES:
-        known = ", ".join(["shapes", *ALIASES])
+    if name not in (*EMBEDDED_PRIORS, *ALIASES):
+        known = ", ".join([*EMBEDDED_PRIORS, *ALIASES])
         raise InputError(f"prior={name}: unknown; choose one of {known}, or give prior.model=FOLDER or owner/name")
     autoencoder = None if vae is None else _autoencoder(f"prior.vae={vae}", vae, offline)
     loras = locate_loras(lora)
@@ -120,6 +126,8 @@ def locate(
 def _preset(setting: str, name: str, contents: Contents, offline: bool) -> Location:
     if name == "shapes":
         return Location(setting, check_folder(EMBEDDED, setting, contents), (), contents)
+    if name == "shapes-flow":
+        return Location(setting, check_folder(EMBEDDED_FLOW, setting, FLOW), (), contents, base=EMBEDDED)
     return _from_hub(setting, ALIASES[name], contents, offline)
 
 
@@ -156,7 +164,7 @@ def _layout_of(file: Path, name: str, layout: str | None, offline: bool, needs_v
     """Location of the configurations and the tokenizer of a single file."""
     if layout is not None:
         location = _location(f"prior.layout={layout}", layout, LAYOUT, offline)
-    elif name == "shapes":
+    elif name in EMBEDDED_PRIORS:
         raise InputError(
             f"prior.model={file}: a single file does not say what kind of model it is; "
             f"give prior={' or '.join(ALIASES)} too, or prior.layout=FOLDER with its configurations and tokenizer"

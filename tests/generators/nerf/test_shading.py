@@ -39,5 +39,5 @@ def test_which_shadings_need_normals() -> None:
     assert [needs_normals(shading) for shading in SHADINGS] == [False, True, True]
     with pytest.raises(ValueError, match="needs normals"):
         shade("lambertian", ALBEDO, None, TO_LIGHT, 0.1)
-    with pytest.raises(ValueError, match="^shading 'phong': choose one of albedo, lambertian, textureless$"):
+    with pytest.raises(ValueError, match=r"^shading 'phong': choose one of albedo, lambertian, textureless$"):
         shade("phong", ALBEDO, TO_LIGHT, TO_LIGHT, 0.1)

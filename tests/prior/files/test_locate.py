@@ -148,7 +148,7 @@ def test_a_typing_error_beside_an_existing_folder_is_a_path(tmp_path, monkeypatc
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(InputError, match=r"prior=sd99.*shapes, sd15, sd21, sd21-768"):
+    with pytest.raises(InputError, match=r"prior=sd99.*shapes, shapes-flow, sd15, sd21, sd21-768"):
         locate("sd99")
 
 
