@@ -146,6 +146,7 @@ class PipelineTextEncoders:
         if self._pipeline is None:
             self._pipeline = self._load()
         self._check_length(prompt, negative)
+        assert self._family.embed is not None
         given = self._family.embed(self._pipeline, [prompt], negative)
         widened = {name: _widened(value) for name, value in given.items()}
         if self._cache is not None:

@@ -57,7 +57,7 @@ class Family:
         title: for messages and documentation.
         pipelines: classes in ``model_index.json`` that belong to it; diffusers has the first.
         denoiser: the folder of its denoiser, ``unet`` or ``transformer``.
-        embed: prompts -> the denoiser's conditions.
+        embed: prompts -> the denoiser's conditions; None: the prior has a text encoder of its own.
         predict: calls the denoiser.
         clock: a time of the schedule -> the timestep that the denoiser is given.
         sign: +1 if the denoiser predicts what its scheduler's prediction type says, -1 if its negative.
@@ -70,7 +70,7 @@ class Family:
 
     title: str
     pipelines: tuple[str, ...]
-    embed: Embed
+    embed: Embed | None
     predict: Predict
     denoiser: str = "transformer"
     clock: Callable[[Tensor], Tensor] = thousand
