@@ -351,6 +351,18 @@ def test_the_denoiser_is_loaded_after_the_text_encoders_were_freed(folders, monk
     assert order == [[False] * 3]
 
 
+@pytest.mark.parametrize("name", ["sd3", "pixart", "auraflow"])
+def test_t5_in_half_precision_keeps_the_layers_that_overflow_in_single_precision(folders, name):
+    config = config_of(name, folders(name))
+    prior = PRIORS[name].build(dataclasses.replace(config.prior, cache=False), "cpu", torch.float16)
+    prior.embed([PROMPT])
+    encoder = next(part for part in prior._text_encoders.networks() if "T5" in type(part).__name__)
+    kept = {n: value.dtype for n, value in encoder.named_parameters() if n.endswith(".wo.weight")}
+    assert kept and set(kept.values()) == {torch.float32}
+    others = {value.dtype for n, value in encoder.named_parameters() if ".wo." not in n}
+    assert others == {torch.float16} and prior.denoiser.dtype == torch.float16
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(folders, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
