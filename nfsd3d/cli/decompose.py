@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     _check(options)
+    if options.prior == "shapes-flow":
+        raise InputError("--prior shapes-flow: the decomposition reads diffusion models, not flows; use shapes")
     prior, model = (options.prior, None) if options.prior in ("shapes", *ALIASES) else ("shapes", options.prior)
     files = fetch(locate(prior, model))
     _check_model(options, files)

@@ -43,6 +43,10 @@ def main(argv: Sequence[str]) -> int:
     for name, value in (("--row", options.row), ("--prompts", options.prompts), ("--set", options.set)):
         if value and not options.suite:
             raise InputError(f"{name}: is for a suite; give --suite FILE, or leave it out")
+    if options.clip and not (options.run_dirs or options.suite):
+        raise InputError("--clip: scores runs; give RUN_DIR... or --suite FILE, or leave it out")
+    if options.clip:
+        _refuse_with_clip(options)
     settings = chosen_engine(options, EngineSettings())
     if options.suite:
         controller.check_engine(settings)
@@ -59,9 +63,20 @@ def main(argv: Sequence[str]) -> int:
         results |= _evaluate_runs(groups, options, oracle_fit=options.run_dirs if options.oracle_fit else [])
     if options.suite:
         failed, scores = _evaluate_suite(options, settings)
-        results |= scores
+        both = {**_mapping(results.get("clip")), **_mapping(scores.get("clip"))}
+        results |= {**scores, "clip": both} if both else scores
     write_numbers(options.json, plain(results))
     return int(failed > 0)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _refuse_with_clip(options: argparse.Namespace) -> None:
+    for name, value in (("--sheet", options.sheet), ("--oracle-fit", options.oracle_fit)):
+        if value:
+            raise InputError(f"{name}: is for prompts with ground truth, and these are scored by CLIP; leave it out")
 
 
 def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
@@ -163,11 +178,15 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     """Runs what is missing of a suite and scores it; the number of runs that are not done, and the scores."""
     suite = load_suite(options.suite).selected(options.row, options.prompts)
     given = dict(_setting(text) for text in options.set or ())
+    if options.prior and Path(options.prior).exists():
+        remedy = f"give the kind of model, such as --prior sd15, and --set prior.model={options.prior}"
+        raise InputError(f"--prior {options.prior}: is no name of a teacher; {remedy}")
     suite = suite.with_settings({**({"prior": options.prior} if options.prior else {}), **given})
     label = "-".join([options.suite.stem, *([options.prior] if options.prior else [])])
     folder = options.output or Path("outputs") / "suites" / label
     clip = options.clip or suite.clip
     if clip:
+        _refuse_with_clip(options)
         from nfsd3d.evaluate.clip import check_available
 
         check_available(clip)
@@ -249,6 +268,8 @@ def _setting(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"--set {text}: must be KEY=VALUE, such as prior.model=FOLDER")
+    if key in ("prompt", "seed", "run_dir", "dry_run"):
+        raise InputError(f"--set {text}: is each run's own; change the suite's prompts and seeds, or give --output")
     return key, value
 
 
@@ -325,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="shapes",
         metavar="FOLDER|NAME",
-        help="measure a prior's own samples; with --suite: the teacher of all its rows",
+        help="measure samples of a model of the world of shapes; with --suite: the teacher of all its rows, by name",
     )
     parser.add_argument("--clip", metavar="ID|FOLDER", help="CLIP score and R-Precision instead of ground truth")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write views, images or samples as one image grid")

@@ -137,6 +137,8 @@ def _model_facts(source: ModelSource) -> dict[str, str]:
     for name, part in ((model, source.model), ("prior's autoencoder", source.vae)):
         if part is not None:
             shown[name] = str(part.folder or f"to be downloaded: {' or '.join(part.hub_ids)}")
+    if source.loras:
+        shown["prior's LoRAs"] = ", ".join(f"{lora.path} with weight {lora.weight:g}" for lora in source.loras)
     if source.folder is not None:
         shown["prior's prediction type"] = prediction_type(source.folder)
     return shown

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nfsd3d.errors import InputError
 from nfsd3d.prior.diffusers_prior import DiffusersPrior, Weights
 from nfsd3d.prior.embedding_cache import EmbeddingCache
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_model import check_fit
 from nfsd3d.prior.files.count_tokens import check_vocabulary
+from nfsd3d.prior.files.family_folder import parts_of
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.load import load_model, load_schedule
 from nfsd3d.prior.files.load_family import empty_networks, load_networks, text_pipeline
-from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow
+from nfsd3d.prior.merge_lora import merge_loras
+from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow, VariancePreserving
 from nfsd3d.prior.text_encoders import ClipTextEncoder, PipelineTextEncoders
 
 if TYPE_CHECKING:
@@ -43,8 +44,16 @@ def load_prior(
     """
     parts = load_model(model if isinstance(model, ModelFiles) else ModelFiles(Path(model)), dtype)
     networks = placed(parts.unet, parts.vae, parts.text_encoder, device)
-    served = RectifiedFlow(parts.process.alphas_cumprod) if clock == "flow" else None
+    served = _served(parts.process, clock)
     return stable_diffusion_prior(*networks, parts.tokenizer, parts.process, parts.prediction_type, served, image_size)
+
+
+def _served(process: NoiseSchedule, clock: str) -> NoiseSchedule | None:
+    """The schedule that a model is served with, where that is not its own ``process``."""
+    # A rectified flow is one already.
+    if clock == "own" or not isinstance(process, VariancePreserving):
+        return None
+    return RectifiedFlow(process.alphas_cumprod)
 
 
 def stable_diffusion_prior(
@@ -73,10 +82,11 @@ def load_family_prior(
     device: torch.device | str,
     dtype: torch.dtype,
     *,
+    clock: str = "own",
     image_size: int | None = None,
     cache: bool = True,
 ) -> DiffusersPrior:
-    """A model of one of `nfsd3d.prior.families.table.FAMILIES` in precision ``dtype``.
+    """A model of one of `nfsd3d.prior.families.table.FAMILIES` in precision ``dtype``; ``clock`` as in `load_prior`.
 
     Its text encoders are loaded when a prompt comes that is not in the ``cache`` on disk. Denoiser and autoencoder are
     loaded when they are needed, which in a run is after the text encoders were freed.
@@ -87,10 +97,10 @@ def load_family_prior(
     assert files.family is not None
     folder, family, device = files.folder, FAMILIES[files.family], torch.device(device)
     denoiser, vae = empty_networks(folder, family, dtype)
-    if image_size is None and not hasattr(denoiser.config, "sample_size"):
-        raise InputError(
-            f"prior.image_size=null: a {family.title} model does not say its own size; set for example 512"
-        )
+    encoders = [name for name in parts_of(folder, "prior.model") if name.startswith("text_encoder")]
+    # Without memory first: a LoRA that does not fit is found before the text encoders are loaded.
+    merge_loras(files.loras, family.pipelines[0], {family.denoiser: denoiser}, encoders, denoiser.config)
+    process, prediction_type = load_schedule(folder / "scheduler")
 
     def load() -> tuple[Any, Any]:
         networks = load_networks(folder, family, dtype, files.loras)
@@ -101,9 +111,11 @@ def load_family_prior(
         denoiser,
         vae,
         PipelineTextEncoders(text_pipeline(folder, family, dtype, device, files.loras), family, known, device),
-        *load_schedule(folder / "scheduler"),
+        process,
+        prediction_type,
         family=family,
         image_size=image_size,
+        schedule=_served(process, clock),
         weights=Weights(load, device),
     )
 

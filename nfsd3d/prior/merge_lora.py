@@ -7,6 +7,7 @@ diffusers converts the names of the known layouts. Merged, a LoRA costs nothing 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def merge_loras(
     networks: Mapping[str, nn.Module],
     others: Sequence[str] = (),
     unet_config: Any = None,
+    *,
+    told: bool = False,
 ) -> None:
     """Adds ``loras`` to the weights of ``networks``, which have the names of their folders, such as unet.
 
@@ -51,9 +54,11 @@ def merge_loras(
     Args:
         loras: checked files.
         pipeline: the class of diffusers whose layouts of LoRAs are read.
-        networks: the networks, in any precision, not compiled.
+        networks: the networks, in any precision, not compiled; on PyTorch's meta device nothing but names and shapes
+            is checked.
         others: names of the model's other parts.
         unet_config: the configuration of the UNet, whose blocks some layouts count in another way.
+        told: whether an earlier call has warned of what fits no part.
 
     Raises:
         InputError: a file cannot be read, has nothing for this model, or tensors of other shapes.
@@ -63,17 +68,18 @@ def merge_loras(
         denoiser = next(part for part in parts if not part.startswith("text_encoder"))
         with named_errors(lora.setting):
             tensors, alphas, settings = _read(lora, pipeline, denoiser, unet_config)
-        lost = [name for name in tensors if name.partition(".")[0] not in parts]
+        # Names of no part are told once, with the denoiser.
+        lost = [name for name in tensors if denoiser in networks and name.partition(".")[0] not in parts]
         for part, network in networks.items():
             lost += _merge(lora, part, network, tensors, alphas, settings)
-        _tell(lora, list(tensors), lost)
+        _tell(lora, list(tensors), lost, told=told)
 
 
-def _tell(lora: LoraFile, names: list[str], lost: list[str]) -> None:
+def _tell(lora: LoraFile, names: list[str], lost: list[str], *, told: bool) -> None:
     if len(lost) == len(names):
         first = names[0] if names else "none"
         raise InputError(f"{lora.setting}: fits nothing in this model (first tensor: {first}); give one made for it")
-    if lost:
+    if lost and not told:
         logging.getLogger(__name__).warning(
             "warning: %s: %d of its %d tensors fit nothing in the model and are left out (first: %s)",
             *(lora.setting, len(lost), len(names), lost[0]),
@@ -167,8 +173,9 @@ def _merge(
     if own.get("use_dora"):
         raise InputError(f"{lora.setting}: is an adapter of the kind DoRA, which is not read; give a LoRA")
     for module, change in changes.items():
-        with named_errors(f"{lora.setting}: {prefix}{module}"):
-            _add(modules[module], change, lora.weight, *_scale(module, change, own))
+        problem = _add(modules[module], change, lora.weight, *_scale(module, change, own))
+        if problem is not None:
+            raise InputError(f"{lora.setting}: {prefix}{module}: {problem}")
     return lost
 
 
@@ -205,16 +212,22 @@ def _scale(module: str, change: _Change, settings: Mapping[str, Any]) -> tuple[f
 
 
 @torch.no_grad()
-def _add(module: Any, change: _Change, weight: float, alpha: float, rooted: bool) -> None:
-    """W + weight alpha / rank B A, computed in float32."""
+def _add(module: Any, change: _Change, weight: float, alpha: float, rooted: bool) -> str | None:
+    """W + weight alpha / rank B A, computed in float32; returns what is wrong with the factors, if anything is."""
     if change.a is None or change.b is None:
-        raise ValueError("one of its two factors is missing")
+        return "one of its two factors is missing; give an intact copy"
     own: Tensor = module.weight
     rank = len(change.a)
+    a, b = change.a.flatten(1), change.b.flatten(1)  # a convolution's A has its kernel, and B is one of 1x1
+    if rank == 0 or b.shape != (own.shape[0], rank) or a.shape[1] != own[0].numel():
+        shapes = " and ".join("x".join(map(str, value.shape)) for value in (change.b, change.a))
+        fits = "x".join(map(str, own.shape))
+        return f"its factors of {shapes} do not make a change of {fits}; give a LoRA made for this model"
+    if not (a.isfinite().all() and b.isfinite().all() and math.isfinite(alpha)):
+        return "its factors are not all finite numbers; give an intact copy"
     factor = weight * alpha / (rank**0.5 if rooted else rank)
-    a, b = (value.to(own.device, torch.float32) for value in (change.a, change.b))
-    # A convolution's A has its kernel, and B is one of 1x1.
-    added = (b.flatten(1) @ a.flatten(1)).reshape(own.shape)
+    added = (b.to(own.device, torch.float32) @ a.to(own.device, torch.float32)).reshape(own.shape)
     own.copy_(own.float() + factor * added)
     if change.bias is not None:
         module.bias.copy_(module.bias.float() + factor * change.bias.to(own.device, torch.float32))
+    return None

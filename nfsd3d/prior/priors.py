@@ -69,7 +69,9 @@ def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Pr
     from nfsd3d.prior.load_prior import load_family_prior
 
     files = fetch(locate_family(settings))
-    return load_family_prior(files, device, dtype, image_size=settings.image_size, cache=settings.cache)
+    return load_family_prior(
+        files, device, dtype, clock=settings.clock, image_size=settings.image_size, cache=settings.cache
+    )
 
 
 PRIORS: dict[str, PriorRow] = {

@@ -252,6 +252,10 @@ def test_the_public_suite_has_the_prompts_of_its_paper():
         (["--suite", PUBLIC, "--row", "X"], "--row X: no such row"),
         (["--suite", PUBLIC, "--set", "prior.model"], "--set prior.model: must be KEY=VALUE"),
         (["--prior", "--set", "a=b"], "--set: is for a suite"),
+        (["--suite", PUBLIC, "--set", "seed=5"], "--set seed=5: is each run's own"),
+        (["--suite", PUBLIC, "--prior", str(EMBEDDED)], f"and --set prior.model={EMBEDDED}"),
+        (["--suite", PUBLIC, "--sheet", "x.png"], "--sheet: is for prompts with ground truth"),
+        (["--prior", "--clip", "x/y"], "--clip: scores runs"),
     ],
 )
 def test_options_of_a_suite_are_checked_before_it_runs(options, message, tmp_path, monkeypatch, capsys):

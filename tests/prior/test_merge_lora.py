@@ -12,6 +12,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_model import check_files
 from nfsd3d.prior.files.folder import LoraFile, ModelFiles
+from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.files.lora_files import locate_loras
 from nfsd3d.prior.load_prior import load_family_prior, load_prior
 from nfsd3d.prior.merge_lora import merge_loras
@@ -193,7 +194,7 @@ def test_a_lora_of_each_family_is_merged(name, layout, tmp_path, monkeypatch, ca
     assert_same(prior.denoiser, merged(getattr(adapted, FAMILIES[name].denoiser)))
     pairs = zip(prior.denoiser.state_dict().values(), plain.denoiser.state_dict().values(), strict=True)
     assert any(not torch.equal(one, other) for one, other in pairs)
-    assert not caplog.messages
+    assert not [text for text in caplog.messages if "prior.lora" in text]
 
 
 def test_what_fits_nothing_is_told(model_folder, tmp_path, caplog):
@@ -220,10 +221,53 @@ def test_a_lora_of_another_width_is_refused_before_anything_is_loaded(model_fold
     path = tmp_path / "lora.safetensors"
     save_file(in_kohyas_names(wider, "lora_unet_", lambda module: 2) if kohya else named, path)
     files = ModelFiles(folder, loras=locate_loras(str(path)))
-    with pytest.raises(InputError, match=r"prior\.lora=.*was made for another model: its tensor .* takes \d+ numbers"):
+    with pytest.raises(InputError, match=r"prior\.lora=.*made for another model: its tensor .* has \d+ inputs, where"):
         check_files(files)
     with pytest.raises(InputError, match=r"prior\.lora="):
         load_prior(files)
+
+
+@pytest.mark.parametrize("damage", ["rank", "nan"])
+def test_factors_that_make_no_change_of_the_weights_are_named(model_folder, tmp_path, damage):
+    folder, path = model_folder("tiny"), tmp_path / "lora.safetensors"
+    tensors, _ = adapter(stable_diffusion(folder)["unet"], ATTENTION)
+    first = next(name for name in tensors if "lora_A" in name)
+    tensors[first] = tensors[first][:2] if damage == "rank" else tensors[first] * float("nan")
+    save_file({f"unet.{name}": value.contiguous() for name, value in tensors.items()}, path)
+    words = "do not make a change of .*made for this model" if damage == "rank" else "not all finite numbers"
+    with pytest.raises(InputError, match=rf"^prior\.lora={path}: unet\..*: its factors .*{words}"):
+        load_prior(ModelFiles(folder, loras=locate_loras(str(path))))
+
+
+def test_the_weights_of_peft_are_found_in_their_folder(model_folder, tmp_path):
+    folder = model_folder("tiny")
+    adapted = stable_diffusion(folder)["unet"]
+    tensors, _ = adapter(adapted, ATTENTION)
+    save_file({f"base_model.model.{n}": v for n, v in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "r": 4}))
+    prior = load_prior(ModelFiles(folder, loras=locate_loras(str(tmp_path))))
+    assert_same(prior.denoiser, merged(adapted))
+
+
+def test_a_lora_that_fits_nothing_is_found_before_text_encoders_are_loaded(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nfsd3d.prior.load_prior.text_pipeline", lambda *arguments: pytest.fail)
+    save("pixart", tmp_path / "model")
+    path = tmp_path / "lora.safetensors"
+    save_file({"transformer.no.such.lora_A.weight": torch.zeros(4, 8)}, path)
+    files = ModelFiles(tmp_path / "model", family="pixart", loras=locate_loras(str(path)))
+    with pytest.raises(InputError, match="fits nothing in this model"):
+        load_family_prior(files, "cpu", torch.float32)
+
+
+def test_a_dry_run_names_the_loras(model_folder, tmp_path, capsys):
+    from nfsd3d.cli.main import main
+
+    path = tmp_path / "lora.safetensors"
+    tensors, _ = adapter(stable_diffusion(EMBEDDED)["unet"], ATTENTION)
+    save_file({f"unet.{name}": value for name, value in tensors.items()}, path)
+    command = ["--config", "nfsd_2d", "prompt=a red cube", "machine=cpu", "prior=shapes", "dry_run=true"]
+    assert main([*command, f"prior.lora={path}:0.5", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert f"# prior's LoRAs: {path} with weight 0.5" in capsys.readouterr().out
 
 
 def test_a_missing_factor_and_other_adapters_are_refused(model_folder, tmp_path):
@@ -235,6 +279,9 @@ def test_a_missing_factor_and_other_adapters_are_refused(model_folder, tmp_path)
         load_prior(ModelFiles(folder, loras=locate_loras(str(path))))
     save_file(named | {"lora_unet_x.hada_w1_a": torch.zeros(2)}, path)
     with pytest.raises(InputError, match="of the kind LoHa"):
+        locate_loras(str(path))
+    save_file({**named, "unet.x.lora_magnitude_vector": torch.zeros(2)}, path)
+    with pytest.raises(InputError, match="of the kind DoRA"):
         locate_loras(str(path))
     dora, config = adapter(stable_diffusion(folder)["unet"], ATTENTION, use_dora=True)
     from diffusers import StableDiffusionPipeline
@@ -250,7 +297,12 @@ def test_a_missing_factor_and_other_adapters_are_refused(model_folder, tmp_path)
     [
         ("none.safetensors", "no such file; give FILE.safetensors"),
         ("none.safetensors:0.5", "no such file"),
-        ("empty", "or a folder with pytorch_lora_weights"),
+        ("model.safetensors:nan", "the weight 'nan' is no finite number"),
+        ("model.safetensors:1e999", "the weight '1e999' is no finite number"),
+        ("model.safetensors:", "the weight '' is no finite number"),
+        ("model.safetensors:much", "the weight 'much' is no finite number"),
+        ("x" * 300, "cannot be read .File name too long"),
+        ("empty", "the folder has no pytorch_lora_weights.safetensors or adapter_model.safetensors; .*it has no"),
         ("weights.bin", "not a .safetensors file"),
         ("model.safetensors", "give a LoRA, or a whole model as prior.model"),
         (["model.safetensors", "model.safetensors:0.5"], "is given twice"),

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from analytic_prior import AnalyticPrior
+from tiny_families import save
 
 from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
-from nfsd3d.prior.files.locate import EMBEDDED
-from nfsd3d.prior.load_prior import load_prior
+from nfsd3d.prior.files.download import fetch
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.locate import EMBEDDED, locate
+from nfsd3d.prior.load_prior import load_family_prior, load_prior
 from nfsd3d.prior.schedule import RectifiedFlow, VariancePreserving, stable_diffusion_alphas
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.plan import plan_at
@@ -156,3 +159,27 @@ def test_an_exact_teachers_noisings_are_the_same_on_both_clocks(name, eta):
     flow = RectifiedFlow()
     torch.testing.assert_close(flow.rescaled(results[0][0], flow.time(steps)), results[1][0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_flow_served_as_a_flow_is_itself():
+    files = fetch(locate("shapes-flow"))
+    own, served = load_prior(files), load_prior(files, clock="flow")
+    z, t = torch.randn(3, *own.latent_shape), own.schedule.time(torch.tensor([100, 500, 900]))
+    context = own.embed(["a red cube"]).expand(3)
+    assert torch.equal(served.schedule.time(torch.tensor([500])), own.schedule.time(torch.tensor([500])))
+    assert torch.equal(own.predict_eps(z, t, context), served.predict_eps(z, t, context))
+
+
+def test_a_family_of_diffusion_models_is_served_as_a_flow_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save("sdxl", tmp_path / "model")
+    files = ModelFiles(tmp_path / "model", family="sdxl")
+    own, flow = (load_family_prior(files, "cpu", torch.float64, clock=clock) for clock in ("own", "flow"))
+    assert isinstance(flow.schedule, RectifiedFlow) and not isinstance(own.schedule, RectifiedFlow)
+    z, noise = torch.randn(2, 3, *own.latent_shape, dtype=torch.float64)
+    steps, context = torch.tensor([50, 500, 950]), own.embed(["a red cube"]).expand(3)
+    predicted = [
+        prior.predict_eps(prior.schedule.add_noise(z, noise, time := prior.schedule.time(steps)), time, context)
+        for prior in (own, flow)
+    ]
+    assert (predicted[0] - predicted[1]).abs().max() < 1e-9

@@ -80,3 +80,8 @@ class Family:
     lengths: Mapping[str, int] = field(default_factory=dict)
     multiple: int = 2
     traceable: bool = True
+
+    @property
+    def no_own_size(self) -> str:
+        """The error of no image size for models that have none of their own."""
+        return f"prior.image_size=null: a {self.title} model does not say its own size; set for example 512"

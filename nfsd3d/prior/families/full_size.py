@@ -185,6 +185,9 @@ def full_size_prior(
         vae = getattr(diffusers, size.autoencoder)(**size.vae)
     for network in (denoiser, vae):
         nn.Module.to(network, dtype)
+    family = FAMILIES[PRESETS[name].family]
+    if image_size is None and not hasattr(denoiser.config, "sample_size"):
+        raise InputError(family.no_own_size)
     flow = size.prediction_type == "flow"
     return DiffusersPrior(
         denoiser,
@@ -192,6 +195,6 @@ def full_size_prior(
         _Blank(size),
         RectifiedFlow() if flow else VariancePreserving(stable_diffusion_alphas()),
         size.prediction_type,
-        family=FAMILIES[PRESETS[name].family],
+        family=family,
         image_size=image_size,
     )

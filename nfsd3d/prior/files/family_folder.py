@@ -83,6 +83,8 @@ def check_family_folder(folder: Path, family: Family, setting: str, image_size: 
 
 def _check_image_size(folder: Path, family: Family, image_size: int | None) -> None:
     if image_size is None:
+        if "sample_size" not in read_object(folder / family.denoiser / "config.json", "prior.model"):
+            raise InputError(family.no_own_size)
         return
     vae = read_object(folder / "vae" / "config.json", "prior.model")
     widths = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or []

@@ -56,7 +56,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
             unet, text_encoder = load_unet(files.file, folder, dtype), load_text_encoder(files.file, folder, dtype)
         setting, weights = "prior.model" if files.vae is None else "prior.vae", files.weights_of("vae")
         if weights in (files.file, files.vae):
-            vae = load_vae(weights, folder, dtype, setting)
+            vae = load_vae(weights, files.part("vae").parent, dtype, setting)
         else:
             vae = _load_autoencoder(weights, dtype, setting)
         place = files.part("tokenizer")

@@ -48,7 +48,7 @@ def load_networks(folder: Path, family: Family, dtype: torch.dtype, loras: Seque
     with quiet_loading():
         denoiser, vae = (_load(folder, part, dtype) for part in (family.denoiser, "vae"))
         encoders = [name for name in parts_of(folder, SETTING) if name.startswith("text_encoder")]
-        merge_loras(loras, family.pipelines[0], {family.denoiser: denoiser}, encoders, denoiser.config)
+        merge_loras(loras, family.pipelines[0], {family.denoiser: denoiser}, encoders, denoiser.config, told=True)
         return denoiser, vae
 
 

@@ -168,7 +168,7 @@ def predicted(config: Config) -> str | None:
     if config.prior.model is not None or config.prior.vae is not None or config.makes_images:
         return None
     if name in ARCHITECTURES:
-        prior = random_prior(name, "meta", dtype)
+        prior = random_prior(name, "meta", dtype, image_size=config.prior.image_size)
         prior.free_text_encoder()
     elif name in FULL_SIZES and FAMILIES[PRESETS[name].family].traceable:
         prior = full_size_prior(name, config.prior.image_size, dtype)

@@ -56,6 +56,19 @@ def test_what_cannot_be_predicted_is_not():
         assert predicted(compose("nfsd", ["prompt=a corgi", *settings])) is None
 
 
+def test_no_image_size_is_one_line_where_a_model_has_none():
+    with pytest.raises(InputError, match=r"^prior\.image_size=null: a Chroma model does not say its own size"):
+        predicted(compose("nfsd", ["prompt=a corgi", "prior=chroma", "prior.image_size=null"]))
+
+
+def test_smaller_images_take_less_memory():
+    def total(size):
+        settings = [f"prior.image_size={size}", "prior=sd21", "train.resolution=64"]
+        return float(predicted(compose("nfsd", ["prompt=a corgi", *settings])).split(" GB")[0])
+
+    assert total(256) < total(512) == total("null")
+
+
 def test_a_prior_without_text_encoders_says_so():
     with pytest.raises(InputError, match="no text encoders"):
         full_size_prior("pixart", 512).embed(["a corgi"])
