@@ -236,6 +236,13 @@ def _path(name: str, value: object) -> Path:
         raise InputError(f"{name}={value!r}: not a path; give text or a pathlib.Path") from error
 
 
+def _of_path(value: object) -> str:
+    """A path in a list as text, for JSON."""
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError
+
+
 def _settings(prefix: str, values: Mapping[str, object]) -> list[str]:
     """``key=value`` of the command line for each dotted key: text as it is, other values as JSON.
 
@@ -248,7 +255,7 @@ def _settings(prefix: str, values: Mapping[str, object]) -> list[str]:
             settings += _settings(f"{prefix}{key}.", value)
         else:
             try:
-                text = str(value) if isinstance(value, str | Path) else json.dumps(value)
+                text = str(value) if isinstance(value, str | Path) else json.dumps(value, default=_of_path)
             except (TypeError, ValueError) as error:  # a circular list is a ValueError
                 wrong = f"{prefix}{key}={value!r}: a {type(value).__name__} is no value of a setting"
                 raise InputError(f"{wrong}; give text, a number, a path, a list or a dictionary") from error

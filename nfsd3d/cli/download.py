@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"prior={options.name}: has no model files to download")
     files = fetch(source)
     print(f"model: {files.folder}")
+    if files.base is not None:
+        print(f"its other parts: {files.base}")
     if files.vae is not None:
         print(f"autoencoder: {files.vae}")
     return 0

@@ -3,12 +3,14 @@
 import pytest
 
 from nfsd3d.cli.main import main
-from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.prior.files.locate import EMBEDDED, EMBEDDED_FLOW
 
 
 def test_a_model_on_this_machine_is_printed(capsys, model_folder):
     assert main(["download", "shapes"]) == 0
     assert capsys.readouterr().out == f"model: {EMBEDDED}\n"
+    assert main(["download", "shapes-flow"]) == 0
+    assert capsys.readouterr().out == f"model: {EMBEDDED_FLOW}\nits other parts: {EMBEDDED}\n"
     other, vae = model_folder("tiny"), model_folder("tiny") / "vae"
     assert main(["download", "sd21", "--model", str(other), "--vae", str(vae)]) == 0
     assert capsys.readouterr().out == f"model: {other}\nautoencoder: {vae}\n"

@@ -288,7 +288,10 @@ def test_a_record_of_another_classifier_does_not_count(sds, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tier", "none"], "no such tier; choose one of 2d, core, flow-2d, flow-core, full, length, tuning, tuning-3d, variants, wide"),
+        (
+            ["--tier", "none"],
+            "no such tier; choose one of 2d, core, flow-2d, flow-core, full, length, tuning, tuning-3d, variants, wide",
+        ),
         (["--tier", "no.yaml"], "--tier no.yaml: cannot be read"),
         (["--tier", str(TIERS / "editing.yaml")], "a suite of edits; nfsd3d evaluate --suite"),
         (["--tier", "core", "--row", "DDS"], "--row DDS: no such row; there are NFSD,"),

@@ -270,6 +270,14 @@ def test_a_dry_run_names_the_loras(model_folder, tmp_path, capsys):
     assert f"# prior's LoRAs: {path} with weight 0.5" in capsys.readouterr().out
 
 
+def test_paths_in_a_list_are_settings_of_the_library_too(tmp_path):
+    from nfsd3d.api import _settings
+
+    assert _settings("", {"prior.lora": [tmp_path / "a.safetensors"]}) == [f'prior.lora=["{tmp_path}/a.safetensors"]']
+    with pytest.raises(InputError, match=r"^prior\.lora=.*is no value of a setting"):
+        _settings("", {"prior.lora": [object()]})
+
+
 def test_a_missing_factor_and_other_adapters_are_refused(model_folder, tmp_path):
     folder, path = model_folder("tiny"), tmp_path / "lora.safetensors"
     tensors, _ = adapter(stable_diffusion(folder)["unet"], ATTENTION)
