@@ -18,6 +18,7 @@ from nfsd3d.jobs import controller
 from nfsd3d.jobs.engines.base import EngineSettings, check_run
 from nfsd3d.jobs.manifest import rewrite
 from nfsd3d.jobs.state import object_in, states
+from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.runs.lock import owned
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     """Runs what is missing of a suite and scores it; the number of runs that are not done, and the scores."""
     suite = load_suite(options.suite).selected(options.row, options.prompts)
     given = dict(_setting(text) for text in options.set or ())
-    if options.prior and Path(options.prior).exists():
+    if options.prior and options.prior not in PRIORS and Path(options.prior).exists():
         remedy = f"give the kind of model, such as --prior sd15, and --set prior.model={options.prior}"
         raise InputError(f"--prior {options.prior}: is no name of a teacher; {remedy}")
     suite = suite.with_settings({**({"prior": options.prior} if options.prior else {}), **given})
