@@ -220,7 +220,8 @@ PUBLIC = str(Path(__file__).parents[2] / "scripts/suites/public.yaml")
 def test_prompts_without_ground_truth_are_scored_by_clip(clip_folder, tmp_path, jobs_here, capsys):
     model = shutil.copytree(EMBEDDED, tmp_path / "model", ignore=shutil.ignore_patterns("vocabulary.json"))
     small = ["--row", "SDS", "--prompts", "2", "--clip", str(clip_folder)]
-    settings = {**SMALL, "prior.model": model, "train.resolution": 16, "machine": "cpu"}
+    settings = {"prior.model": model, "generator": "latent", "machine": "cpu", "train.steps": 2, "train.batch_size": 1}
+    settings |= {"export.report": False, "train.tensorboard": False}
     for key, value in settings.items():
         small += ["--set", f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
     command = ["evaluate", "--suite", PUBLIC, "--prior", "sd15", "--output", str(tmp_path / "out"), *small]
