@@ -103,6 +103,8 @@ def test_the_recorded_jobs_stay_done(tier, capsys, monkeypatch):
 
 def test_records_of_version_0_1_are_read():
     """Their field for the classifier's weights is ``judge``."""
+    lines = RESULTS.read_text(encoding="utf-8").splitlines()
+    assert sum('"judge"' in line for line in lines) == 860
     records, unreadable = read(RESULTS)
-    assert len(records) == 860 and not unreadable
+    assert len(records) == len(lines) and not unreadable
     assert all(record.classifier for record in records)
