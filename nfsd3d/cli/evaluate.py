@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from nfsd3d.cli.engine_options import add_engine_options, chosen_engine
+from nfsd3d.cli.evaluate_clip import evaluate_clip, evaluate_clip_rows, refuse_with_clip
 from nfsd3d.cli.main import run_command
 from nfsd3d.cli.options import Parser, counted, current_options, plain, whole_number, write_numbers, writing_to
 from nfsd3d.compare.suite import check_settings, has_checkpoint, load_suite, manifest_of
@@ -17,7 +18,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import controller
 from nfsd3d.jobs.engines.base import EngineSettings, check_run
 from nfsd3d.jobs.manifest import rewrite
-from nfsd3d.jobs.state import object_in, states
+from nfsd3d.jobs.state import states
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.runs.lock import owned
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from nfsd3d.api import Run
-    from nfsd3d.evaluate.clip import ClipScore
     from nfsd3d.evaluate.score_scene import RunScore
 
 T = TypeVar("T")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if options.clip and not (options.run_dirs or options.suite):
         raise InputError("--clip: scores runs; give RUN_DIR... or --suite FILE, or leave it out")
     if options.clip:
-        _refuse_with_clip(options)
+        refuse_with_clip(options)
     settings = chosen_engine(options, EngineSettings())
     if options.suite:
         controller.check_engine(settings)
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if options.prior and not options.suite:
         results["prior"] = _evaluate_prior(options)
     if options.clip and options.run_dirs:
-        results["clip"] = _print_clip(_evaluate_clip(options.run_dirs, options.clip))
+        results["clip"] = evaluate_clip(options.run_dirs, options.clip)
     elif options.run_dirs:
         groups = _by_method(options.run_dirs)
         results |= _evaluate_runs(groups, options, oracle_fit=options.run_dirs if options.oracle_fit else [])
@@ -72,12 +71,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _refuse_with_clip(options: argparse.Namespace) -> None:
-    for name, value in (("--sheet", options.sheet), ("--oracle-fit", options.oracle_fit)):
-        if value:
-            raise InputError(f"{name}: is for prompts with ground truth, and these are scored by CLIP; leave it out")
 
 
 def _by_method(run_dirs: list[Path]) -> dict[str, list[Path]]:
@@ -187,7 +180,7 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     folder = options.output or Path("outputs") / "suites" / label
     clip = options.clip or suite.clip
     if clip:
-        _refuse_with_clip(options)
+        refuse_with_clip(options)
         from nfsd3d.evaluate.clip import check_available
 
         check_available(clip)
@@ -214,7 +207,7 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     if clip:
         for job in manifest.jobs[manifest.leading :]:
             groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
-        return len(left), _evaluate_clip_rows(groups, clip)
+        return len(left), evaluate_clip_rows(groups, clip)
     for job in manifest.jobs[manifest.leading :]:
         if has_checkpoint(manifest.run_dir(job)):
             groups.setdefault(job.values[0], []).append(manifest.run_dir(job))
@@ -272,53 +265,6 @@ def _setting(text: str) -> tuple[str, str]:
     if key in ("prompt", "seed", "run_dir", "dry_run"):
         raise InputError(f"--set {text}: is each run's own; change the suite's prompts and seeds, or give --output")
     return key, value
-
-
-def _evaluate_clip(run_dirs: Sequence[Path], clip: str) -> dict[str, ClipScore]:
-    """The CLIP scores of runs by their directory."""
-    import torch
-
-    from nfsd3d.api import load_run
-    from nfsd3d.evaluate.clip import ClipScorer
-
-    scorer = ClipScorer.load(clip)
-    runs = [load_run(directory) for directory in run_dirs]
-    with counted("views", len(runs)) as advance:
-        views = [
-            _advanced(advance, torch.from_numpy(_images_of(run)).permute(0, 3, 1, 2).float() / 255) for run in runs
-        ]
-    scores = scorer.score(views, [run.config.prompt for run in runs])
-    return {str(directory): score for directory, score in zip(run_dirs, scores, strict=True)}
-
-
-def _print_clip(scores: dict[str, ClipScore]) -> dict[str, ClipScore]:
-    from nfsd3d.evaluate import tables
-
-    print(tables.clip_table(scores))
-    return scores
-
-
-def _evaluate_clip_rows(groups: Mapping[str, list[Path]], clip: str) -> dict[str, object]:
-    """Scores the runs of each row that came to a checkpoint; the others count as what their summary says."""
-    from nfsd3d.evaluate import tables
-    from nfsd3d.evaluate.clip import summarize_clip
-
-    scored = [directory for members in groups.values() for directory in members if has_checkpoint(directory)]
-    named = _evaluate_clip(scored, clip) if scored else {}
-    rows = {
-        name: summarize_clip(
-            [named[str(directory)] for directory in members if str(directory) in named],
-            [object_in(directory / "summary.json") for directory in members],
-        )
-        for name, members in groups.items()
-    }
-    _print_clip(named)
-    print(f"\n{tables.clip_summary_table(rows)}")
-    return {"clip": named, "rows": rows}
-
-
-def _images_of(run: Run) -> NDArray[np.uint8]:
-    return run.images if run.config.makes_images else run.views(8, 224)
 
 
 def _advanced(advance: Callable[..., None], value: T) -> T:
