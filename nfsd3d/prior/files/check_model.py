@@ -6,7 +6,7 @@ from typing import Any
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import check_unet
-from nfsd3d.prior.files.configs_and_headers import header_shapes, optional_object, read_object, tensor_shapes
+from nfsd3d.prior.files.configs_and_headers import optional_object, read_object, shapes_in, tensor_shapes
 from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
 from nfsd3d.prior.files.family_folder import PromptCounter, check_family_folder, prompt_counters
 from nfsd3d.prior.files.folder import ModelFiles
@@ -46,7 +46,7 @@ def check_files(
         family = FAMILIES[files.family]
         training = check_family_folder(files.folder, family, "prior.model", image_size)
         weights = weight_files(files.folder / family.denoiser, "prior.model")[1] if files.loras else []
-        check_widths(files.loras, {name: shape for path in weights for name, shape in header_shapes(path).items()})
+        check_widths(files.loras, shapes_in(weights))
         return training, tuple(prompt_counters(files.folder, family, "prior.model"))
     check_autoencoder(files)
     check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
@@ -54,7 +54,7 @@ def check_files(
         own = path if path in (files.file, files.vae) else path.parent
         tensor_shapes(path, f"prior.vae={path}" if own == files.vae else f"prior.model: {path}")
     if files.loras and files.file is None:
-        check_widths(files.loras, header_shapes(files.weights_of("unet")))
+        check_widths(files.loras, shapes_in(files.weights_of("unet")))
     return read_training(files.folder), read_tokens(files.part("tokenizer").parent)
 
 

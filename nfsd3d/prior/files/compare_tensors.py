@@ -7,14 +7,14 @@ the first wrong shape with an error that does not name the setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.configs_and_headers import header_shapes
+from nfsd3d.prior.files.configs_and_headers import shapes_in
 
 Shapes = Mapping[str, list[int]]
 
@@ -29,20 +29,21 @@ def present_name(name: str) -> str:
     return name.removeprefix("text_model.")  # transformers 5.6 removed this level of CLIP's text encoder
 
 
-def check_network(network: torch.nn.Module, file: Path, setting: str) -> None:
-    """Checks that the weight file beside a configuration holds exactly the tensors of ``network``, possibly on meta.
+def check_network(network: torch.nn.Module, files: Sequence[Path], setting: str) -> None:
+    """Checks that the weight files beside a configuration hold exactly the tensors of ``network``, possibly on meta.
 
     Raises:
         InputError: a tensor is missing, extra, or has another shape; the message names the first.
-        OSError, ValueError: the file is damaged.
+        OSError, ValueError: a file is damaged.
     """
-    found = {present_name(name): shape for name, shape in header_shapes(file).items()}
-    check_shapes(network, found, f"{setting}: {file.parent}")
+    folder = files[0].parent
+    found = {present_name(name): shape for name, shape in shapes_in(files).items()}
+    check_shapes(network, found, f"{setting}: {folder}")
     # A text encoder is often saved together with other parts of CLIP.
     extra = [name for name in found if name not in network.state_dict()]
     if extra and not hasattr(network, "embeddings"):
         raise InputError(
-            f"{setting}: {file.parent} holds weights that its config.json does not describe (first: {extra[0]}); "
+            f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); "
             "restore the configuration that the weights were saved with"
         )
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ def header_shapes(file: Path) -> dict[str, list[int]]:
     if size != expected:
         raise ValueError(f"{'cut off' if size < expected else 'too long'}: it has {size:,} of {expected:,} bytes")
     return shapes
+
+
+def shapes_in(files: Iterable[Path]) -> dict[str, list[int]]:
+    """As :func:`header_shapes`, of a network in several files."""
+    return {name: shape for file in files for name, shape in header_shapes(file).items()}
 
 
 def _tensors(entries: dict[str, Any]) -> tuple[dict[str, list[int]], int]:

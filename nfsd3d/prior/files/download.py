@@ -1,6 +1,5 @@
 """Downloads a located model from the Hugging Face hub to its cache; nothing else uses the network."""
 
-import re
 from pathlib import Path
 
 from nfsd3d.errors import InputError
@@ -12,6 +11,7 @@ from nfsd3d.prior.files.configs_and_headers import reason
 from nfsd3d.prior.files.family_folder import check_family_folder, family_in, parts_of
 from nfsd3d.prior.files.folder import AUTOENCODER, Contents, ModelFiles, first_missing, wanted_files
 from nfsd3d.prior.files.locate import ALIASES, Location, ModelSource
+from nfsd3d.prior.files.weight_files import SMALL_FIRST, weights_among
 
 _TIMEOUT = 10.0  # seconds until a hub that does not answer counts as unreachable
 
@@ -90,9 +90,7 @@ def _download_family(hub_id: str, files: list[str], family: Family) -> Path:
     wanted = ["model_index.json"]
     for part in parts_of(index, hub_id):
         inside = [name for name in files if name.startswith(f"{part}/") and name.count("/") == 1]
-        weights = [name for name in inside if name.endswith(".safetensors")]
-        half = [name for name in weights if ".fp16" in name] or [name for name in weights if ".bf16" in name]
-        plain = [name for name in weights if not re.search(r"\.(fp16|bf16|non_ema)\b", name)]
-        wanted += half or plain
+        names = [name.removeprefix(f"{part}/") for name in inside]
+        wanted += [f"{part}/{name}" for name in weights_among(names, SMALL_FIRST)]
         wanted += [name for name in inside if name.endswith((".json", ".txt", ".model", ".jinja"))]
     return Path(snapshot_download(hub_id, allow_patterns=wanted))

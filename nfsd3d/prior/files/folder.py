@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from nfsd3d.errors import InputError
-from nfsd3d.prior.files.weight_files import weight_files
+from nfsd3d.prior.files.weight_files import SMALL_FIRST, other_weights, weight_files, weights_among
 
 NETWORKS = ("unet", "vae", "text_encoder")
 
@@ -109,25 +109,17 @@ class ModelFiles:
         if self.family is not None:
             parts = sorted(path for path in self.folder.iterdir() if path.is_dir() and any(path.glob("*.safetensors")))
             return [path for part in parts for path in weight_files(part, "prior.model")[1]]
-        return list(dict.fromkeys(map(self.weights_of, NETWORKS)))
+        return list(dict.fromkeys(path for network in NETWORKS for path in self.weights_of(network)))
 
-    def weights_of(self, network: str) -> Path:
-        """The weight file of one of :data:`NETWORKS`."""
+    def weights_of(self, network: str) -> list[Path]:
+        """The weight files of one of :data:`NETWORKS`.
+
+        Raises:
+            InputError: there are none, or not all.
+        """
         if network == "vae" and self.vae is not None:
-            return self.vae if self.vae.is_file() else weight_file(self.vae)
-        return self.file or weight_file(self.part(network).parent, network)
-
-
-def weight_file(folder: Path, network: str = "") -> Path:
-    """The weight file of a network in ``folder``: in full precision, or else in half."""
-    full, half = (folder / name for name in weight_names(network))
-    return half if half.is_file() and not full.is_file() else full
-
-
-def weight_names(network: str) -> tuple[str, str]:
-    """Relative paths of a network's weights in full and in half precision; "" is the network in the folder itself."""
-    stem = _inside(network, "model" if network == "text_encoder" else "diffusion_pytorch_model")
-    return f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+            return [self.vae] if self.vae.is_file() else weight_files(self.vae, "prior.vae")[1]
+        return [self.file] if self.file is not None else weight_files(self.part(network), "prior.model")[1]
 
 
 def files_in(folder: Path, setting: str) -> list[str]:
@@ -154,23 +146,19 @@ def first_missing(files: Iterable[str], contents: Contents) -> str | None:
     for network in contents.networks:
         if _inside(network, "config.json") not in present:
             return _inside(network, "config.json")
-        if contents.weights and not present.intersection(weight_names(network)):
-            return _inside(network, "*.safetensors") + _other_weights(present, network)
+        own = _names_in(present, network)
+        if contents.weights and not weights_among(own):
+            return _inside(network, "*.safetensors") + other_weights(own)
     words = {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= present or "tokenizer/tokenizer.json" in present
     if contents.tokenizer and not words:
         return "tokenizer/vocab.json with merges.txt, or tokenizer/tokenizer.json"
     return next((name for name in contents.others if name not in present), None)
 
 
-def _other_weights(present: set[str], network: str) -> str:
-    """In parentheses, the weights of a network that cannot be loaded as they are, and what makes them loadable."""
-    others = [name for name in sorted(present) if name.rpartition("/")[0] == network]
-    for name in others:
-        if name.endswith(".safetensors"):
-            shards = "join the shards with save_pretrained(FOLDER, max_shard_size='20GB')"
-            return f" (it has {name}; {shards if '-of-' in name else f'rename it to {weight_names(network)[0]}'})"
-    pickle = next((name for name in others if name.endswith((".bin", ".ckpt", ".pt", ".pth"))), None)
-    return "" if pickle is None else f" (it has {pickle}, which may run code when it is read; convert it)"
+def _names_in(files: Iterable[str], network: str) -> list[str]:
+    """The names of the files in a network's folder."""
+    paths = map(PurePosixPath, sorted(files))
+    return [path.name for path in paths if path.parent == PurePosixPath(network)]
 
 
 def wanted_files(files: Iterable[str], contents: Contents) -> list[str]:
@@ -180,8 +168,7 @@ def wanted_files(files: Iterable[str], contents: Contents) -> list[str]:
     for network in contents.networks:
         wanted.append(_inside(network, "config.json"))
         if contents.weights:
-            full, half = weight_names(network)
-            wanted.append(half if half in present else full)  # half the size, sufficient precision
+            wanted += [_inside(network, name) for name in weights_among(_names_in(present, network), SMALL_FIRST)]
     return wanted
 
 

@@ -16,6 +16,7 @@ from nfsd3d.prior.files.configs_and_headers import json_object, named_errors
 from nfsd3d.prior.files.convert_single_file import load_text_encoder, load_unet, load_vae
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.scheduler_config import training_schedule
+from nfsd3d.prior.files.weight_files import weight_files
 from nfsd3d.prior.merge_lora import merge_loras
 from nfsd3d.prior.schedule import NoiseSchedule, RectifiedFlow, VariancePreserving
 
@@ -50,15 +51,16 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
     check_autoencoder(files)
     with quiet_loading():
         if files.file is None:
-            unet = _load_network(UNet2DConditionModel, files.weights_of("unet"), torch_dtype=dtype)
-            text_encoder = _load_network(CLIPTextModel, files.weights_of("text_encoder"), dtype=dtype)
+            unet = _load_network(UNet2DConditionModel, files.part("unet"), torch_dtype=dtype)
+            text_encoder = _load_network(CLIPTextModel, files.part("text_encoder"), dtype=dtype)
         else:
             unet, text_encoder = load_unet(files.file, folder, dtype), load_text_encoder(files.file, folder, dtype)
-        setting, weights = "prior.model" if files.vae is None else "prior.vae", files.weights_of("vae")
-        if weights in (files.file, files.vae):
-            vae = load_vae(weights, files.part("vae").parent, dtype, setting)
+        setting = "prior.model" if files.vae is None else "prior.vae"
+        found = files.vae or files.file or files.part("vae")
+        if found.is_file():
+            vae = load_vae(found, files.part("vae").parent, dtype, setting)
         else:
-            vae = _load_autoencoder(weights, dtype, setting)
+            vae = _load_autoencoder(found, dtype, setting)
         place = files.part("tokenizer")
         with named_errors(f"prior.model: {place}"):
             tokenizer = CLIPTokenizer.from_pretrained(str(place), local_files_only=True)
@@ -67,9 +69,9 @@ def load_model(files: ModelFiles, dtype: torch.dtype) -> LoadedModel:
         return LoadedModel(unet, vae, text_encoder, tokenizer, *load_schedule(folder / "scheduler"))
 
 
-def _load_network(network: Any, weights: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
-    """The network in the folder of a weight file, in the given precision."""
-    folder, variant = weights.parent, "fp16" if weights.name.endswith(".fp16.safetensors") else None
+def _load_network(network: Any, folder: Path, setting: str = "prior.model", **dtype: torch.dtype) -> Any:
+    """The network in ``folder``, in the given precision."""
+    variant, weights = weight_files(folder, setting)
     with named_errors(f"{setting}: {folder}"):
         check_network(_on_meta(network, folder), weights, setting)
         return network.from_pretrained(
@@ -85,13 +87,13 @@ def _on_meta(network: Any, folder: Path) -> torch.nn.Module:
         return network(network.config_class.from_pretrained(str(folder), local_files_only=True))
 
 
-def _load_autoencoder(weights: Path, dtype: torch.dtype, setting: str) -> AutoencoderKL | AutoencoderTiny:
+def _load_autoencoder(folder: Path, dtype: torch.dtype, setting: str) -> AutoencoderKL | AutoencoderTiny:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    with named_errors(f"{setting}: {weights.parent}"):
-        name = json_object(weights.parent / "config.json").get("_class_name")
+    with named_errors(f"{setting}: {folder}"):
+        name = json_object(folder / "config.json").get("_class_name")
     network = AutoencoderTiny if name == "AutoencoderTiny" else AutoencoderKL
-    return _load_network(network, weights, setting, torch_dtype=dtype)
+    return _load_network(network, folder, setting, torch_dtype=dtype)
 
 
 def load_schedule(folder: Path) -> tuple[NoiseSchedule, str]:

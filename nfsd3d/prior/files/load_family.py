@@ -13,7 +13,7 @@ import torch
 
 from nfsd3d.prior.families.base import Family
 from nfsd3d.prior.files.compare_tensors import check_shapes
-from nfsd3d.prior.files.configs_and_headers import header_shapes, named_errors, read_object
+from nfsd3d.prior.files.configs_and_headers import named_errors, read_object, shapes_in
 from nfsd3d.prior.files.family_folder import parts_of
 from nfsd3d.prior.files.folder import LoraFile
 from nfsd3d.prior.files.load import quiet_loading
@@ -141,8 +141,7 @@ def _empty(folder: Path, name: str) -> Any:
         kind = _class(parts_of(folder, SETTING)[name])
         with torch.device("meta"):
             empty = kind.from_config(kind.load_config(str(place), local_files_only=True))
-        shapes = {key: shape for file in files for key, shape in header_shapes(file).items()}
-        check_shapes(empty, shapes, f"{SETTING}: {place}")
+        check_shapes(empty, shapes_in(files), f"{SETTING}: {place}")
         return empty
 
 

@@ -16,6 +16,7 @@ from nfsd3d.prior.files.check_folder import check_family, check_folder
 from nfsd3d.prior.files.check_single_file import check_autoencoder, check_single_file
 from nfsd3d.prior.files.folder import AUTOENCODER, FLOW, LAYOUT, MODEL, Contents, LoraFile, files_in, first_missing
 from nfsd3d.prior.files.lora_files import locate_loras
+from nfsd3d.prior.files.weight_files import weight_files
 from nfsd3d.settings.paths import user_path
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
@@ -225,7 +226,14 @@ def _cached(setting: str, hub_id: str, contents: Contents) -> Path | None:
     if not isinstance(config, str):
         return None
     folder = Path(config).parents[name.count("/")]
-    return folder if first_missing(files_in(folder, setting), contents) is None else None
+    if first_missing(files_in(folder, setting), contents) is not None:
+        return None
+    try:
+        for network in contents.networks if contents.weights else ():
+            weight_files(folder / network, setting)
+    except InputError:
+        return None  # not all of several files
+    return folder
 
 
 def is_offline(setting: bool) -> bool:

@@ -39,6 +39,24 @@ def other_vae(folder):
     return path
 
 
+def test_weights_in_several_files_and_in_variants_are_read(model_folder, tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    original = model_folder("kl")
+    model = shutil.copytree(original, tmp_path / "model")
+    unet = UNet2DConditionModel.from_pretrained(original / "unet")
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    unet.save_pretrained(model / "unet", variant="non_ema", max_shard_size="100KB")
+    (model / VAE).rename(model / VAE.replace(".safetensors", ".bf16.safetensors"))
+    assert len(list((model / "unet").glob("*.non_ema-*-of-*.safetensors"))) > 1
+    prior, expected = load_prior(model), load_prior(original)
+    assert all(map(torch.equal, prior.tensors(), expected.tensors()))
+    lost = sorted((model / "unet").glob("*-of-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=rf"^prior\.model: .*unet lacks {lost.name}, which .*\.json names"):
+        load_prior(model)
+
+
 @pytest.mark.parametrize("names", ["diffusers", "former diffusers", "original", "original, with prefix"])
 def test_an_autoencoder_in_one_file_is_the_one_in_a_folder(model_folder, tmp_path, no_hub_cache, names):
     from tests.tiny_models import write_single_file

@@ -81,16 +81,14 @@ def test_pickled_weights_do_not_count(tmp_path):
     ("name", "said"),
     [
         ("diffusion_pytorch_model.bin", ", which may run code when it is read; convert it"),
-        ("diffusion_pytorch_model-00001-of-00002.safetensors", r"; join the shards with save_pretrained\(FOLDER, .*\)"),
-        ("diffusion_pytorch_model.non_ema.safetensors", "; rename it to unet/diffusion_pytorch_model.safetensors"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", " without an index; download the whole folder again"),
+        ("diffusion_pytorch_model.pruned.safetensors", "; rename it to diffusion_pytorch_model.safetensors, .*"),
     ],
 )
 def test_weights_in_another_form_are_named_with_what_makes_them_loadable(tmp_path, name, said):
     others = [path for path in FILES if path != "unet/diffusion_pytorch_model.safetensors"]
     folder = write_files(tmp_path, [*others, f"unet/{name}"])
-    with pytest.raises(
-        InputError, match=rf"^prior\.model=.* lacks unet/\*\.safetensors \(it has unet/{name}{said}\); a"
-    ):
+    with pytest.raises(InputError, match=rf"^prior\.model=.* lacks unet/\*\.safetensors \(it has {name}{said}\); a"):
         locate("shapes", str(folder))
 
 
@@ -181,6 +179,16 @@ def test_online_the_ids_are_kept_in_order_and_nothing_is_asked_yet(no_hub_cache,
 def test_a_cached_copy_is_taken_even_offline_and_whichever_id_it_has(no_hub_cache):
     folder = write_cached(no_hub_cache, ALIASES["sd21"][-1])
     assert locate("sd21", offline=True) == ModelSource(Location("prior=sd21", folder))
+
+
+def test_a_cached_copy_without_one_of_several_weight_files_is_not_taken(no_hub_cache):
+    index, shards = "diffusion_pytorch_model.safetensors.index.json", ("x-00001-of-00002.safetensors", "y")
+    files = [name for name in FILES if name != "unet/diffusion_pytorch_model.safetensors"]
+    folder = write_cached(no_hub_cache, ALIASES["sd21"][0], [*files, f"unet/{index}", f"unet/{shards[0]}"])
+    (folder / "unet" / index).write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    assert locate("sd21").missing
+    (folder / "unet" / shards[1]).write_bytes(b"")
+    assert not locate("sd21").missing
 
 
 def test_an_incomplete_cached_copy_is_not_taken(no_hub_cache):
