@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from nfsd3d.bench.against import Figure
     from nfsd3d.bench.diffusion_step import Comparison, StageTiming
     from nfsd3d.bench.kernels import KernelTiming
     from nfsd3d.bench.step import StepTiming
@@ -33,6 +35,16 @@ def step_table(timing: StepTiming) -> Table:
     table = _table(title, "part", "ms", "share")
     for name, milliseconds in timing.milliseconds.items():
         table.add_row(name, f"{milliseconds:.1f}", f"{timing.shares[name]:.0%}")
+    return table
+
+
+def ratio_table(revision: str, figures: Sequence[Figure]) -> Table:
+    """Medians of two source trees, and how many times less this one takes."""
+    table = _table("", "", f"{revision}", "this tree", "times less", "in a round")
+    for figure in figures:
+        smallest, largest = figure.ratio_range
+        theirs, ours = (f"{median(values):.4g} {figure.unit}" for values in (figure.theirs, figure.ours))
+        table.add_row(figure.name, theirs, ours, f"{figure.ratio:.2f}", f"{smallest:.2f} to {largest:.2f}")
     return table
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nfsd3d.bench import tables
+from nfsd3d.cli import bench_against
 from nfsd3d.cli.options import Parser, counted, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         InputError: an option does not apply, the embedded model or the machine is not there, or ``--json`` names a
             file that cannot be written.
     """
+    if any(word.partition("=")[0] == "--against" for word in argv):
+        return bench_against.main(argv)
     options = _options(argv)
     if options.prior is not None:
         return _compare_with_baseline(options)
@@ -231,6 +234,8 @@ def _parser() -> argparse.ArgumentParser:
         "beside its arithmetic and the same method with a common implementation's choices (eager float16, all branches "
         "always, a decoding that nobody uses, samples pruned as Stable Diffusion's recipe does).",
     )
+    parser.add_argument("--against", metavar="REV", help="measure this source tree beside another revision of it "
+                        "instead; its options: nfsd3d bench --against REV --help")  # fmt: skip
     parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
     parser.add_argument("--weights", choices=("model", "random"), help="with --prior: random ones "
                         "need no download (default: the model's)")  # fmt: skip

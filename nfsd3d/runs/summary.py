@@ -20,6 +20,8 @@ from nfsd3d.settings.schedules import Schedule
 
 PACKAGES = ("torch", "diffusers", "transformers", "numba", "nerfacc", "triton", "trimesh")
 
+_STATUS = Path("/proc/self/status")  # of Linux
+
 KINDS = {
     **dict.fromkeys(("status", "prompt", "generator", "method", "device"), str),
     **dict.fromkeys(("steps", "steps_planned", "network_evaluations"), int),
@@ -160,14 +162,25 @@ def device_name(device: str) -> str:
 def peak_memory_mb(device: str) -> dict[str, float]:
     """Largest resident memory of this process in MB, and largest memory allocated on ``device``, if that is a GPU."""
     peak = {}
-    with suppress(ImportError):  # Windows has no such module
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-        peak["host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+    host = _peak_resident_bytes()
+    if host is not None:
+        peak["host"] = round(host / 2**20, 1)
     if device != "cpu" and torch.cuda.is_initialized():
         peak["cuda"] = round(peak_bytes(device) / 2**20, 1)
     return peak
+
+
+def _peak_resident_bytes() -> int | None:
+    """Largest resident memory of this process; None where the system does not tell."""
+    # Linux: getrusage would also count what the process had that started this one, such as a notebook's.
+    with suppress(OSError, StopIteration):
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,14 @@
 """summary.json."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from nfsd3d.errors import InputError
-from nfsd3d.runs.summary import read_summary
+from nfsd3d.runs.summary import peak_memory_mb, read_summary
 
 
 def test_a_run_without_summary_has_an_empty_one(tmp_path):
@@ -49,3 +52,16 @@ def test_a_folder_in_place_of_the_summary_is_one_line(tmp_path):
     (tmp_path / "summary.json").mkdir()
     with pytest.raises(InputError, match=r"summary\.json cannot be read"):
         read_summary(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it apart")
+def test_the_peak_memory_is_that_of_the_run_alone():
+    held = b"x" * (3 << 29)  # 1.5 GB, as of a notebook that starts a run
+    code = (
+        "from nfsd3d.runs.summary import peak_memory_mb\n"
+        "print(peak_memory_mb('cpu')['host'], len(b'x' * (1 << 28)), peak_memory_mb('cpu')['host'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, _, after = map(float, done.stdout.split())
+    assert before < 1000 < 1400 < peak_memory_mb("cpu")["host"] and len(held) > 0
+    assert 200 < after - before < 400

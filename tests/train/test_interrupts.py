@@ -123,8 +123,9 @@ def test_a_platform_without_some_modules_and_signals(tmp_path):
         "import sys, signal\n"
         "for name in ('SIGHUP', 'SIGUSR1', 'SIGUSR2'): delattr(signal, name)\n"
         "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
-        "from nfsd3d.runs.summary import peak_memory_mb\n"
-        "assert peak_memory_mb('cpu') == {}\n"
+        "from nfsd3d.runs import summary\n"
+        "summary._STATUS = summary.Path('/nowhere')\n"
+        "assert summary.peak_memory_mb('cpu') == {}\n"
         "from nfsd3d.__main__ import main\n"
         "sys.exit(main(['prompt=a red cube', 'machine=cpu', 'prior=shapes', 'dry_run=true']))\n"
     )
