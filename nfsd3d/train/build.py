@@ -231,7 +231,8 @@ def build_optimizer(
 
     ``rates`` are by the names of ``generator.parameter_groups()``; None: ``train.learning_rate``.
 
-    Fused on a GPU, because the default implementation allocates temporaries as large as the parameters.
+    Fused, because the default implementation allocates temporaries as large as the parameters; on a CPU it takes
+    three times as long, with the same results to rounding.
     """
     rates = train.learning_rate.given() if rates is None else rates
     groups = [
@@ -239,8 +240,7 @@ def build_optimizer(
         for name, parameters in generator.parameter_groups().items()
         if parameters
     ]
-    fused = generator.device.type == "cuda" or None
-    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, betas=train.betas, eps=train.eps, weight_decay=train.weight_decay, fused=True)
 
 
 def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float = ELEVATION_DEG) -> Cameras:

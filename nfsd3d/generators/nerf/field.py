@@ -122,12 +122,19 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
 
 
 def fused_network(backend: str, inputs: int, width: int, layers: int, *, tensor_cores: bool) -> FusedNetwork | None:
-    """The fused kernel for such an ``mlp``; None if torch computes it layer by layer.
+    """One function for such an ``mlp``, forward and backward; None if torch computes it layer by layer.
 
-    It exists for ``backend`` "triton" and a single hidden layer that fits into registers. Without ``tensor_cores`` it
-    takes longer than torch (8.0 and 5.7 ms for 4.1 million points on an H100), but a third of the memory.
+    It exists for a single hidden layer: for ``backend`` "numba", and for "triton" if it fits into registers. On a GPU
+    without ``tensor_cores`` it takes longer than torch (8.0 and 5.7 ms for 4.1 million points on an H100), but a third
+    of the memory.
     """
-    if backend != "triton" or layers != 1:
+    if layers != 1:
+        return None
+    if backend == "numba":
+        from nfsd3d.generators.nerf.mlp_cpu import perceptron as on_cpu
+
+        return on_cpu
+    if backend != "triton":
         return None
     from nfsd3d.generators.nerf.mlp_triton import fits, perceptron
 

@@ -244,8 +244,10 @@ def test_two_hidden_layers_are_computed_by_torch(triton_device: torch.device) ->
 
 
 def test_which_networks_have_a_kernel() -> None:
-    for backend in ("torch", "numba", "tcnn"):
+    for backend in ("torch", "tcnn"):
         assert fused_network(backend, 32, 64, 1, tensor_cores=True) is None
+    assert fused_network("numba", 256, 256, 1, tensor_cores=False) is not None
+    assert fused_network("numba", 32, 64, 2, tensor_cores=False) is None
     for tensor_cores in (False, True):
         assert fused_network("triton", 32, 64, 1, tensor_cores=tensor_cores) is not None
         assert fused_network("triton", 16, 32, 1, tensor_cores=tensor_cores) is not None

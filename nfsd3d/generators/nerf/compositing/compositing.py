@@ -1,10 +1,11 @@
 """Volume rendering: alpha compositing of packed samples along rays (NeRF, arXiv 2003.08934, eq. 3; Max 1995).
 
-``backend`` is the sampler's, a key of ``sampling.SAMPLERS``: ``triton`` composites with Triton kernels, all others with
-the torch reference implementation.
+``backend`` is the sampler's, a key of ``sampling.SAMPLERS``: ``numba`` and ``triton`` composite with kernels of theirs,
+all others with the torch reference implementation.
 """
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,10 +24,10 @@ def render_weights(density: Tensor, samples: RaySamples, *, backend: str = "torc
     T_i = exp(-sum of density_j * dt_j over the ray's samples before i) is the transmittance. ``density`` [S] is in
     1/world unit. The weights of a ray sum to its opacity, at most 1.
     """
-    if backend == "triton":
-        from nfsd3d.generators.nerf.compositing import triton_kernels
-
-        return triton_kernels.render_weights(density, samples)
+    kernels = _kernels(backend)
+    if kernels is not None:
+        weighted: Tensor = kernels.render_weights(density, samples)
+        return weighted
     depth = density * (samples.t_ends - samples.t_starts)
     return torch.exp(-exclusive_sum(depth, samples)) * -torch.expm1(-depth)
 
@@ -55,13 +56,26 @@ def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = 
 
     Zero for a ray without samples.
     """
-    if backend == "triton":
-        from nfsd3d.generators.nerf.compositing import triton_kernels
-
-        return triton_kernels.accumulate(values, samples, weights)
+    kernels = _kernels(backend)
+    if kernels is not None:
+        sums: Tensor = kernels.accumulate(values, samples, weights)
+        return sums
     if weights is not None:
         values = weights[:, None] * values
     return _SumByRay.apply(values, samples.offsets, samples.ray_indices)
+
+
+def _kernels(backend: str) -> ModuleType | None:
+    """The module with the kernels of ``backend``."""
+    if backend == "numba":
+        from nfsd3d.generators.nerf.compositing import numba_kernels
+
+        return numba_kernels
+    if backend == "triton":
+        from nfsd3d.generators.nerf.compositing import triton_kernels
+
+        return triton_kernels
+    return None
 
 
 class _ExclusiveSum(torch.autograd.Function):

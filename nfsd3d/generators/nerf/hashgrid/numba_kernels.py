@@ -1,8 +1,9 @@
 """Hash encoding kernels in numba, for the CPU: the formulas of ``torch_reference``, forward and backward.
 
-Two choices make them fast (docs/benchmarks.md, "Hash encoding": 64 times the speed of the reference). The forward pass
-encodes a block of points level by level, so that the block's features stay in the L1 cache. In the backward pass each
-thread owns whole levels of the table: no atomic additions, and sums have a fixed order.
+Three choices make them fast (docs/benchmarks.md, "Hash encoding"). Points are taken in blocks, level by level: a first
+loop computes entries and weights of a block's vertices, which fill vector registers, and a second one reads or changes
+the table, which cannot. Features are stored feature by feature (strides 1, N), as the network reads them. In the
+backward pass each thread owns whole levels of the table: no atomic additions, and sums have a fixed order.
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from torch.autograd.function import once_differentiable
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.hashgrid.layout import PRIMES, Layout
-from nfsd3d.generators.nerf.launch_numba import kernel, launch
+from nfsd3d.generators.nerf.launch_numba import FAST, kernel, launch
 
 UINT = np.uint32
 PRIME_Y, PRIME_Z = UINT(PRIMES[1]), UINT(PRIMES[2])
-# Points that one thread encodes level by level; their features fit into the L1 cache.
-BLOCK = 1024
+# Points whose vertices are computed together; their entries and weights fit into the L1 cache.
+BLOCK = 256
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -45,25 +46,27 @@ class _Interpolate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
-        features = table.new_empty(positions.shape[0], layout.resolutions.shape[0] * table.shape[1])
-        launch(_kernels(table.shape[1]).forward, positions, table, *_arguments(layout), features)
+        columns = table.new_empty(layout.resolutions.shape[0] * table.shape[1], positions.shape[0])
+        launch(
+            _kernels(table.shape[1]).forward, positions, table, *_arguments(layout), torch.get_num_threads(), columns
+        )
         ctx.save_for_backward(positions, table)
         ctx.layout = layout
-        return features
+        return columns.T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         positions, table = ctx.saved_tensors
         kernels, levels = _kernels(table.shape[1]), _arguments(ctx.layout)
-        gradient = gradient.contiguous()
+        columns = gradient.T.contiguous()
         to_positions = to_table = None
         if ctx.needs_input_grad[0]:
             to_positions = torch.empty_like(positions)
-            launch(kernels.backward_positions, positions, table, *levels, gradient, to_positions)
+            launch(kernels.backward_positions, positions, table, *levels, columns, to_positions)
         if ctx.needs_input_grad[1]:
             to_table = torch.zeros_like(table)
-            launch(kernels.backward_table, positions, *levels, torch.get_num_threads(), gradient, to_table)
+            launch(kernels.backward_table, positions, *levels, torch.get_num_threads(), columns, to_table)
         return to_positions, to_table, None
 
 
@@ -111,6 +114,48 @@ def _weights(x, y, z):  # type: ignore[no-untyped-def]
     return x0 * a, x * a, x0 * b, x * b, x0 * c, x * c, x0 * d, x * d
 
 
+@njit
+def _block(positions, number):  # type: ignore[no-untyped-def]
+    """The coordinates x, y and z of the points in a block, each contiguous."""
+    part = positions[number * BLOCK : (number + 1) * BLOCK]
+    return part[:, 0].copy(), part[:, 1].copy(), part[:, 2].copy()
+
+
+@njit(fastmath=set(FAST), error_model="numpy")
+def _vertices(points, resolution, offset, hashed, mask):  # type: ignore[no-untyped-def]
+    """[8, BLOCK] entries and weights of the vertices around the points of a block."""
+    xs, ys, zs = points
+    # Of a size that the compiler knows, and new: it could not tell else whether a loop overwrites what it reads.
+    entries, weights = np.empty((8, BLOCK), UINT), np.empty((8, BLOCK), xs.dtype)
+    if hashed:  # outside of the loops, so that each of them has no branch
+        for n in range(xs.shape[0]):
+            i, x = _cell(xs[n], resolution)
+            j, y = _cell(ys[n], resolution)
+            k, z = _cell(zs[n], resolution)
+            entry, weight = _entries(i, j, k, resolution, offset, True, mask), _weights(x, y, z)
+            for corner in range(8):
+                entries[corner, n] = entry[corner]
+                weights[corner, n] = weight[corner]
+    else:
+        for n in range(xs.shape[0]):
+            i, x = _cell(xs[n], resolution)
+            j, y = _cell(ys[n], resolution)
+            k, z = _cell(zs[n], resolution)
+            entry, weight = _entries(i, j, k, resolution, offset, False, mask), _weights(x, y, z)
+            for corner in range(8):
+                entries[corner, n] = entry[corner]
+                weights[corner, n] = weight[corner]
+    return entries, weights
+
+
+@njit(inline="always")
+def _eight(values, n):  # type: ignore[no-untyped-def]
+    """Column ``n`` of [8, BLOCK] values, in registers."""
+    return (
+        values[0, n], values[1, n], values[2, n], values[3, n], values[4, n], values[5, n], values[6, n], values[7, n],
+    )  # fmt: skip
+
+
 class _Kernels(NamedTuple):
     forward: Callable[..., None]
     backward_table: Callable[..., None]
@@ -122,46 +167,46 @@ def _kernels(width: int) -> _Kernels:
     """The kernels for entries of ``width`` features, a compile-time constant so that the compiler unrolls the loops."""
 
     @kernel()
-    def forward(positions, table, resolutions, offsets, hashed, mask, features):  # type: ignore[no-untyped-def]
-        count = positions.shape[0]
-        for block in prange((count + BLOCK - 1) // BLOCK):
+    def forward(positions, table, resolutions, offsets, hashed, mask, workers, columns):  # type: ignore[no-untyped-def]
+        # Threads work on the same level, whose entries stay in the cache.
+        blocks = (positions.shape[0] + BLOCK - 1) // BLOCK
+        share = (blocks + workers - 1) // workers
+        for worker in prange(workers):
             for level in range(resolutions.shape[0]):
-                resolution, offset, is_hashed = resolutions[level], offsets[level], hashed[level]
-                for n in range(block * BLOCK, min(count, (block + 1) * BLOCK)):
-                    i, x = _cell(positions[n, 0], resolution)
-                    j, y = _cell(positions[n, 1], resolution)
-                    k, z = _cell(positions[n, 2], resolution)
-                    entry = _entries(i, j, k, resolution, offset, is_hashed, mask)
-                    weight = _weights(x, y, z)
-                    for feature in range(width):
-                        total = weight[0] * table[entry[0], feature]
-                        for corner in range(1, 8):
-                            total += weight[corner] * table[entry[corner], feature]
-                        features[n, level * width + feature] = total
+                for block in range(worker * share, min(blocks, (worker + 1) * share)):
+                    points = _block(positions, block)
+                    entries, weights = _vertices(points, resolutions[level], UINT(offsets[level]), hashed[level], mask)
+                    own = columns[level * width : (level + 1) * width, block * BLOCK : (block + 1) * BLOCK]
+                    for n in range(own.shape[1]):
+                        entry, weight = _eight(entries, n), _eight(weights, n)
+                        for feature in range(width):
+                            total = weight[0] * table[entry[0], feature]
+                            for corner in range(1, 8):
+                                total += weight[corner] * table[entry[corner], feature]
+                            own[feature, n] = total
 
     @kernel()
     def backward_table(  # type: ignore[no-untyped-def]
-        positions, resolutions, offsets, hashed, mask, workers, gradient, to_table
+        positions, resolutions, offsets, hashed, mask, workers, columns, to_table
     ):
         # One thread owns a level's entries: no two threads add to the same entry, and sums have a fixed order.
         # Threads take every workers-th level: coarse levels, which stay in the cache, are faster than fine ones.
         for worker in prange(workers):
             for level in range(worker, resolutions.shape[0], workers):
-                resolution, offset, is_hashed = resolutions[level], offsets[level], hashed[level]
-                for n in range(positions.shape[0]):
-                    i, x = _cell(positions[n, 0], resolution)
-                    j, y = _cell(positions[n, 1], resolution)
-                    k, z = _cell(positions[n, 2], resolution)
-                    entry = _entries(i, j, k, resolution, offset, is_hashed, mask)
-                    weight = _weights(x, y, z)
-                    for feature in range(width):
-                        change = gradient[n, level * width + feature]
-                        for corner in range(8):
-                            to_table[entry[corner], feature] += weight[corner] * change
+                for block in range((positions.shape[0] + BLOCK - 1) // BLOCK):
+                    points = _block(positions, block)
+                    entries, weights = _vertices(points, resolutions[level], UINT(offsets[level]), hashed[level], mask)
+                    own = columns[level * width : (level + 1) * width, block * BLOCK : (block + 1) * BLOCK]
+                    for n in range(own.shape[1]):
+                        entry, weight = _eight(entries, n), _eight(weights, n)
+                        for feature in range(width):
+                            change = own[feature, n]
+                            for corner in range(8):
+                                to_table[entry[corner], feature] += weight[corner] * change
 
     @kernel()
     def backward_positions(  # type: ignore[no-untyped-def]
-        positions, table, resolutions, offsets, hashed, mask, gradient, to_positions
+        positions, table, resolutions, offsets, hashed, mask, columns, to_positions
     ):
         for n in prange(positions.shape[0]):
             to_x = to_y = to_z = positions[n, 0] * ZERO
@@ -173,7 +218,7 @@ def _kernels(width: int) -> _Kernels:
                 x0, y0, z0 = ONE - x, ONE - y, ONE - z
                 entry = _entries(i, j, k, resolution, offsets[level], hashed[level], mask)
                 for feature in range(width):
-                    change = np.float32(resolution) * gradient[n, level * width + feature]
+                    change = np.float32(resolution) * columns[level * width + feature, n]
                     a, b = table[entry[0], feature], table[entry[1], feature]
                     c, d = table[entry[2], feature], table[entry[3], feature]
                     e, f = table[entry[4], feature], table[entry[5], feature]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
 from nfsd3d.errors import InputError
@@ -12,73 +12,89 @@ from nfsd3d.generators.nerf.launch_numba import kernel, launch
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
+# Samples of a ray whose cells are computed together; one bit each.
+WORD = 32
+UINT, ZERO = np.uint32, np.float32(0)
+
 
 def march_numba(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
-    """Counts the samples of every ray, then writes them; implements ``types.March``.
+    """Marks the occupied samples of every ray, then writes them; implements ``types.March``.
 
     Raises InputError for tensors that are not on the CPU.
     """
     if lines.near.device.type != "cpu":
         raise InputError("backend.sampler=numba works on the CPU only; choose backend.sampler=torch or machine=cpu")
     resolution = occupancy.resolution
-    arguments = (
+    near, shift, rays = lines.near.contiguous(), lines.shift.contiguous(), lines.near.shape[0]
+    longest = float((lines.far - near).max()) if rays else 0.0
+    words = max(math.ceil((longest / step + 1) / WORD), 0)
+    marks, counts = torch.empty(rays, words, dtype=torch.uint32), torch.empty(rays, dtype=torch.int64)
+    launch(
+        _mark,
         lines.origins.contiguous(),
         lines.directions.contiguous(),
-        lines.near.contiguous(),
+        near,
         lines.far.contiguous(),
-        lines.shift.contiguous(),
+        shift,
         np.float32(step),
         occupancy.occupied,
         np.float32(resolution / (2 * occupancy.radius)),
         np.float32(resolution / 2),
+        marks,
+        counts,
     )
-    counts = torch.empty(lines.near.shape[0], dtype=torch.int64)
-    launch(_count, *arguments, counts)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
     def fill(total: int) -> tuple[Tensor, Tensor]:
         ray_indices, t_mids = torch.empty(total, dtype=torch.int64), torch.empty(total)
-        launch(_fill, *arguments, offsets, ray_indices, t_mids)
+        launch(_fill, near, shift, np.float32(step), marks, offsets, ray_indices, t_mids)
         return ray_indices, t_mids
 
     return offsets, fill
 
 
-@njit(inline="always")
-def _is_occupied(origin, direction, t, occupied, scale, half):  # type: ignore[no-untyped-def]
-    last = occupied.shape[0] - 1
-    i = min(max(int(math.floor((origin[0] + t * direction[0]) * scale + half)), 0), last)
-    j = min(max(int(math.floor((origin[1] + t * direction[1]) * scale + half)), 0), last)
-    k = min(max(int(math.floor((origin[2] + t * direction[2]) * scale + half)), 0), last)
-    return occupied[i, j, k]
-
-
 @kernel(exact=True)
-def _count(origins, directions, near, far, shift, step, occupied, scale, half, counts):  # type: ignore[no-untyped-def]
+def _mark(origins, directions, near, far, shift, step, occupied, scale, half, marks, counts):  # type: ignore[no-untyped-def]
+    """Sets the bits in ``marks`` [R, words] of each ray's samples in occupied cells, and their number in ``counts``."""
+    last = np.float32(occupied.shape[0] - 1)
+    side = occupied.shape[0]
+    cells = occupied.ravel()
     for ray in prange(near.shape[0]):
+        ox, oy, oz = origins[ray, 0], origins[ray, 1], origins[ray, 2]
+        dx, dy, dz = directions[ray, 0], directions[ray, 1], directions[ray, 2]
         found = 0
-        sample = 0
-        t = near[ray] + shift[ray] * step
-        while t < far[ray]:
-            if _is_occupied(origins[ray], directions[ray], t, occupied, scale, half):
-                found += 1
-            sample += 1
-            t = near[ray] + (np.float32(sample) + shift[ray]) * step
+        for word in range(marks.shape[1]):
+            if near[ray] + (np.float32(word * WORD) + shift[ray]) * step >= far[ray]:
+                marks[ray, word] = 0
+                continue
+            # A first loop computes cells, which fill vector registers, and a second one reads the grid.
+            inside, cell = np.empty(WORD, np.bool_), np.empty(WORD, np.int32)
+            for bit in range(WORD):
+                t = near[ray] + (np.float32(word * WORD + bit) + shift[ray]) * step
+                i = min(max(np.floor((ox + t * dx) * scale + half), ZERO), last)
+                j = min(max(np.floor((oy + t * dy) * scale + half), ZERO), last)
+                k = min(max(np.floor((oz + t * dz) * scale + half), ZERO), last)
+                inside[bit] = t < far[ray]
+                cell[bit] = (np.int32(i) * side + np.int32(j)) * side + np.int32(k)
+            bits = UINT(0)
+            for bit in range(WORD):
+                if inside[bit] and cells[cell[bit]]:
+                    bits |= UINT(1) << UINT(bit)
+                    found += 1
+            marks[ray, word] = bits
         counts[ray] = found
 
 
 @kernel(exact=True)
-def _fill(  # type: ignore[no-untyped-def]
-    origins, directions, near, far, shift, step, occupied, scale, half, offsets, ray_indices, t_mids
-):
+def _fill(near, shift, step, marks, offsets, ray_indices, t_mids):  # type: ignore[no-untyped-def]
     for ray in prange(near.shape[0]):
         place = offsets[ray]
-        sample = 0
-        t = near[ray] + shift[ray] * step
-        while place < offsets[ray + 1]:
-            if _is_occupied(origins[ray], directions[ray], t, occupied, scale, half):
-                ray_indices[place] = ray
-                t_mids[place] = t
-                place += 1
-            sample += 1
-            t = near[ray] + (np.float32(sample) + shift[ray]) * step
+        for word in range(marks.shape[1]):
+            bits, sample = marks[ray, word], word * WORD
+            while bits:
+                if bits & UINT(1):
+                    ray_indices[place] = ray
+                    t_mids[place] = near[ray] + (np.float32(sample) + shift[ray]) * step
+                    place += 1
+                bits >>= UINT(1)
+                sample += 1

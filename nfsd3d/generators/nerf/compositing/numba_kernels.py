@@ -1,0 +1,101 @@
+"""Compositing kernels in numba, for the CPU: the formulas of ``compositing``, ray by ray, forward and backward."""
+
+import torch
+from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nfsd3d.generators.nerf.autograd import Context
+from nfsd3d.generators.nerf.launch_numba import kernel, launch
+from nfsd3d.generators.nerf.sampling.sampling import RaySamples
+
+
+def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
+    """[S] weights; see ``compositing.render_weights``."""
+    return _Weights.apply(density, samples.t_ends - samples.t_starts, samples.offsets)
+
+
+def accumulate(values: Tensor, samples: RaySamples, weights: Tensor | None) -> Tensor:
+    """[n_rays, C] sums along rays; see ``compositing.accumulate``."""
+    weights = values.new_ones(values.shape[0]) if weights is None else weights
+    return _Sums.apply(values, weights, samples.offsets)
+
+
+class _Weights(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, density: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:
+        alpha = torch.expm1(density * -lengths).neg_()
+        weights = torch.empty_like(alpha)
+        launch(_weights, alpha, offsets, weights)
+        ctx.save_for_backward(alpha, weights, lengths, offsets)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None]:
+        alpha, weights, lengths, offsets = ctx.saved_tensors
+        to_density = torch.empty_like(alpha)
+        launch(_weights_backward, alpha, weights, lengths, offsets, gradient.contiguous(), to_density)
+        return to_density, None, None
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+        values, weights = values.contiguous(), weights.contiguous()
+        sums = values.new_empty(offsets.shape[0] - 1, values.shape[1])
+        launch(_sums, values, weights, offsets, sums)
+        ctx.save_for_backward(values, weights, offsets)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        values, weights, offsets = ctx.saved_tensors
+        to_values, to_weights = torch.empty_like(values), torch.empty_like(weights)
+        launch(_sums_backward, values, weights, offsets, gradient.contiguous(), to_values, to_weights)
+        return to_values, to_weights, None
+
+
+@kernel()
+def _weights(alpha, offsets, weights):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        transmittance = 1.0  # float64: a product of hundreds of factors near 1
+        for s in range(offsets[ray], offsets[ray + 1]):
+            weights[s] = transmittance * alpha[s]
+            transmittance *= 1.0 - alpha[s]
+
+
+@kernel()
+def _weights_backward(alpha, weights, lengths, offsets, gradient, to_density):  # type: ignore[no-untyped-def]
+    # With depth d = density * length and T the transmittance in front: dw_i/dd_i = T_i exp(-d_i), and
+    # dw_j/dd_i = -w_j for samples j behind i.
+    for ray in prange(offsets.shape[0] - 1):
+        transmittance, behind = 1.0, 0.0
+        for s in range(offsets[ray], offsets[ray + 1]):
+            behind += gradient[s] * weights[s]
+        for s in range(offsets[ray], offsets[ray + 1]):
+            behind -= gradient[s] * weights[s]
+            transmittance *= 1.0 - alpha[s]
+            to_density[s] = (gradient[s] * transmittance - behind) * lengths[s]
+
+
+@kernel()
+def _sums(values, weights, offsets, sums):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        for channel in range(values.shape[1]):
+            sums[ray, channel] = 0
+        for s in range(offsets[ray], offsets[ray + 1]):
+            for channel in range(values.shape[1]):
+                sums[ray, channel] += weights[s] * values[s, channel]
+
+
+@kernel()
+def _sums_backward(values, weights, offsets, gradient, to_values, to_weights):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        for s in range(offsets[ray], offsets[ray + 1]):
+            total = 0 * weights[s]
+            for channel in range(values.shape[1]):
+                to_values[s, channel] = weights[s] * gradient[ray, channel]
+                total += values[s, channel] * gradient[ray, channel]
+            to_weights[s] = total
