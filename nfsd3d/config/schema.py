@@ -114,7 +114,7 @@ class MachineSettings(ChunkSettings, DeviceSettings):
     """Device, precision and memory."""
 
     compile: Literal["auto"] | bool = "auto"
-    """torch.compile for the prior's networks, with CUDA graphs on a GPU; auto: for Stable Diffusion on CUDA."""
+    """torch.compile for the prior's networks; auto: for Stable Diffusion on CUDA, and a trace of shapes on a CPU."""
     memory_gb: PositiveFloat | None = None
     """Predicted memory limit of a step in GiB, on CUDA; chunk sizes are reduced to fit. null: the free memory."""
 

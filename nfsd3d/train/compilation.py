@@ -57,8 +57,20 @@ def wants_compilation(config: Config) -> bool:
     choice = config.machine.compile
     if choice != "auto":
         return choice
-    embedded = config.prior.name in EMBEDDED_PRIORS and config.prior.model is None
-    return config.machine.device != "cpu" and not embedded and config.prior.name not in PRESETS
+    return config.machine.device != "cpu" and not _embedded(config) and config.prior.name not in PRESETS
+
+
+def traces_unet(config: Config, method: Method) -> bool:
+    """Whether the UNet is traced: the embedded model's on a CPU, with ``machine.compile=auto``, without VSD's LoRA.
+
+    A larger network's operations take so long that the Python code between them does not count.
+    """
+    small = config.machine.device == "cpu" and _embedded(config)
+    return config.machine.compile == "auto" and small and not method.needs_lora and not wants_compilation(config)
+
+
+def _embedded(config: Config) -> bool:
+    return config.prior.name in EMBEDDED_PRIORS and config.prior.model is None
 
 
 def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callable[[str], None]) -> None:
@@ -66,12 +78,20 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
 
     Code from the cache folder (see :func:`cache_folder`) loads in seconds. VSD's UNet is not compiled: its LoRA is
     switched on and off several times a step, and every switch would recompile it. An encoder is not compiled if it is
-    checkpointed, gets a step's images in several chunks, or is not used (latents).
+    checkpointed, gets a step's images in several chunks, or is not used (latents). On a CPU the embedded model's UNet
+    is traced (see :func:`traces_unet`), in a second.
 
     Raises:
         InputError: compiling fails, and ``machine.compile`` is true. With ``auto`` the run continues uncompiled.
     """
     prior, method = parts.prior, parts.distillation.method
+    if traces_unet(config, method) and isinstance(prior, DiffusersPrior):
+        try:
+            prior.trace()
+        except Exception as error:  # the tracer is deprecated: a version of torch may come without it
+            prior.compile_nothing()
+            log(f"machine.compile=auto: not traced ({_reason(error)}); steps are slower")
+        return
     views, at_once = config.train.batch_size, chunks.unet_batch_size
     unet, encoder = compiles_unet(config, method), compiles_encoder(config, chunks)
     networks = " and the ".join(["UNet"] * unet + ["encoder"] * encoder)
@@ -94,7 +114,7 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
                 warm_up_unet(prior, sizes, at_once)
     except Exception as error:  # compilers raise many kinds; memory may run out, too
         release_compiled(prior)
-        failure = str(error).strip().partition("\n")[0] or type(error).__name__
+        failure = _reason(error)
         if config.machine.compile != "auto":
             raise InputError(f"machine.compile=true: {failure}; set machine.compile=false") from error
     if failure is not None:
@@ -103,6 +123,10 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
         log(f"machine.compile=auto: not compiled ({failure}); steps are slower")
         return
     log(f"compiled in {time.monotonic() - started:.0f} s (kept in {os.environ[CACHE_VARIABLE]})")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def compiles_unet(config: Config, method: Method) -> bool:

@@ -156,6 +156,31 @@ def compiled_with(configure, monkeypatch, tmp_path):
     return result
 
 
+def test_a_trace_has_the_networks_bits_at_any_batch_size():
+    traced, eager = load_prior(EMBEDDED), load_prior(EMBEDDED)
+    traced.trace()
+    rng = torch.Generator().manual_seed(0)
+    for count in (1, 2, 5, 12, 3, 12):
+        z, t = torch.randn(count, *eager.latent_shape, generator=rng), torch.rand(count, generator=rng)
+        context = eager.embed(["a red cube"] * count)
+        assert torch.equal(traced.predict_eps(z, t, context), eager.predict_eps(z, t, context))
+    traced.compile_nothing()
+    assert not traced.is_compiled
+
+
+def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
+    prior, asked, said = compiled_with("auto")
+    assert isinstance(prior._compiled_denoiser, torch.jit.ScriptFunction) and asked == said == []
+    assert not compiled_with(False)[0].is_compiled
+    assert not compiled_with("auto", **{"distill.method": "vsd"})[0].is_compiled
+
+
+def test_without_a_tracer_a_run_goes_on(compiled_with, monkeypatch):
+    monkeypatch.delattr(torch.jit, "trace")
+    prior, _, said = compiled_with("auto")
+    assert not prior.is_compiled and "not traced (" in said[0] and "'trace'); steps are slower" in said[0]
+
+
 def test_a_checkpointed_encoder_is_not_compiled(compiled_with):
     prior, asked, said = compiled_with(True, chunks=ChunkSizes(checkpoint_encoder=True))
     assert asked == [(2, True, False)] and prior._autoencoder._compiled is None and "the UNet;" in said[0]

@@ -40,7 +40,7 @@ def check_network(network: torch.nn.Module, files: Sequence[Path], setting: str)
     found = {present_name(name): shape for name, shape in shapes_in(files).items()}
     check_shapes(network, found, f"{setting}: {folder}")
     # A text encoder is often saved together with other parts of CLIP.
-    extra = [name for name in found if name not in network.state_dict()]
+    extra = sorted(found.keys() - network.state_dict().keys())
     if extra and not hasattr(network, "embeddings"):
         raise InputError(
             f"{setting}: {folder} holds weights that its config.json does not describe (first: {extra[0]}); "
