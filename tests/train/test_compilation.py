@@ -19,7 +19,7 @@ from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.load_prior import load_prior
-from nfsd3d.train.build import build_parts
+from nfsd3d.train.build import build_parts, build_prior
 from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
     cache_folder,
@@ -156,12 +156,14 @@ def compiled_with(configure, monkeypatch, tmp_path):
     return result
 
 
-def test_a_trace_has_the_networks_bits_at_any_batch_size():
-    traced, eager = load_prior(EMBEDDED), load_prior(EMBEDDED)
+@pytest.mark.parametrize("name", ["shapes", "shapes-flow"])
+def test_a_trace_has_the_networks_bits_at_any_batch_size(configure, name):
+    traced, eager = (build_prior(configure(**{"prior.name": name})) for _ in range(2))
     traced.trace()
     rng = torch.Generator().manual_seed(0)
     for count in (1, 2, 5, 12, 3, 12):
-        z, t = torch.randn(count, *eager.latent_shape, generator=rng), torch.rand(count, generator=rng)
+        z = torch.randn(count, *eager.latent_shape, generator=rng)
+        t = eager.schedule.time(torch.randint(1000, (count,), generator=rng))
         context = eager.embed(["a red cube"] * count)
         assert torch.equal(traced.predict_eps(z, t, context), eager.predict_eps(z, t, context))
     traced.compile_nothing()
