@@ -184,12 +184,13 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
 
 def _measure_step(config: Config, steps: int, console: Console) -> StepTiming:
     from nfsd3d.bench.step import bench_step
+    from nfsd3d.prior.diffusers_prior import DiffusersPrior
     from nfsd3d.train.build import build_parts
-    from nfsd3d.train.compilation import compile_prior
-    from nfsd3d.train.memory.chunking import ChunkSizes
+    from nfsd3d.train.compilation import traces_unet
 
     parts = build_parts(config)
-    compile_prior(config, parts, ChunkSizes(), partial(print_line, console))
+    if traces_unet(config, parts.distillation.method) and isinstance(parts.prior, DiffusersPrior):
+        parts.prior.trace()  # as after a run's first steps
     with counted("training steps", steps + WARMUP_STEPS, console, transient=True) as advance:
         return bench_step(parts, config.train, steps=steps, warmup=WARMUP_STEPS, on_step=advance)
 

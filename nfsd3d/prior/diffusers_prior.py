@@ -90,6 +90,8 @@ class DiffusersPrior:
         self._clock = thousand if of_flow else family.clock
         self._compiled_denoiser: Callable[..., Tensor] | None = None
         self._traced = False
+        self._until_trace: int | None = None
+        self._on_failure: Callable[[Exception], None] | None = None
         self._batch_unit = 1
 
     @property
@@ -213,13 +215,20 @@ class DiffusersPrior:
             self._ready_autoencoder.compile(backend, graphs=graphs)
         self._batch_unit, self._traced = batch_unit, False
 
-    def trace(self) -> None:
-        """Records the denoiser's operations once; they run again without Python between them.
+    def trace(self, *, after: int = 0, on_failure: Callable[[Exception], None] | None = None) -> None:
+        """Records the denoiser's operations after so many predictions; they run again without Python between them.
 
         The same operations on the same numbers: results have the same bits, at any batch size. Worthwhile for a small
-        network on a CPU, of whose time the modules' Python code takes a quarter. Not for a denoiser with a LoRA
-        network, whose layers are switched on and off.
+        network on a CPU, of whose time the modules' Python code takes a quarter; recording takes a second. Not for a
+        denoiser with a LoRA network, whose layers are switched on and off. If recording fails, ``on_failure`` gets the
+        error and the denoiser goes on as it is.
         """
+        self._until_trace, self._on_failure = after, on_failure
+        if after == 0:
+            self._record()
+
+    def _record(self) -> None:
+        self._until_trace = None
         count = 2  # not 1, which an operation could take for a dimension to repeat
         latents = torch.zeros(count, *self.latent_shape, dtype=self.denoiser.dtype, device=self.device)
         t = self._clock(self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device))
@@ -229,8 +238,14 @@ class DiffusersPrior:
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
             example = (latents, _in(t, latents.dtype), *given)
-            self._compiled_denoiser = torch.jit.trace(self._positional(self.denoiser), example, check_trace=False)
-        self._batch_unit, self._traced = 1, True
+            try:
+                traced = torch.jit.trace(self._positional(self.denoiser), example, check_trace=False)
+            except Exception as error:  # the tracer is deprecated: a version of torch may come without it
+                if self._on_failure is None:
+                    raise
+                self._on_failure(error)
+                return
+        self._compiled_denoiser, self._batch_unit, self._traced = traced, 1, True
 
     def _positional(self, network: Any) -> Callable[..., Tensor]:
         """The family's prediction by ``network`` as a function of latents, times and the tensors of a context."""
@@ -243,7 +258,7 @@ class DiffusersPrior:
 
     def compile_nothing(self) -> None:
         """Removes the compiled networks: both run eagerly again."""
-        self._compiled_denoiser = None
+        self._compiled_denoiser = self._until_trace = None
         self._autoencoder = self._autoencoder.with_network(self._autoencoder.network)
 
     @property
@@ -265,6 +280,10 @@ class DiffusersPrior:
 
         A compiled denoiser's batch is padded to at most ``at_most`` entries.
         """
+        if self._until_trace is not None:
+            self._until_trace -= 1
+            if self._until_trace < 0:
+                self._record()
         if self._compiled_denoiser is None:
             return self.denoise(z_t, t, context)
         z_t, t = self._of_process(z_t, t)

@@ -31,6 +31,9 @@ from nfsd3d.train.memory.chunking import ChunkSizes
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
+TRACED_AFTER = 30
+"""Predictions after which a UNet is traced, which takes a second: a run of a few steps does without."""
+
 IGNORED_WARNINGS = "Dynamo detected a call to a `functools.lru_cache`|The AccumulateGrad node's stream does not match"
 """Warnings of torch without consequences here: diffusers' check of torch's version during compilation, and the stream
 of the gradient during capture.
@@ -86,11 +89,10 @@ def compile_prior(config: Config, parts: Parts, chunks: ChunkSizes, log: Callabl
     """
     prior, method = parts.prior, parts.distillation.method
     if traces_unet(config, method) and isinstance(prior, DiffusersPrior):
-        try:
-            prior.trace()
-        except Exception as error:  # the tracer is deprecated: a version of torch may come without it
-            prior.compile_nothing()
-            log(f"machine.compile=auto: not traced ({_reason(error)}); steps are slower")
+        prior.trace(
+            after=TRACED_AFTER,
+            on_failure=lambda error: log(f"machine.compile=auto: not traced ({_reason(error)}); steps are slower"),
+        )
         return
     views, at_once = config.train.batch_size, chunks.unet_batch_size
     unet, encoder = compiles_unet(config, method), compiles_encoder(config, chunks)

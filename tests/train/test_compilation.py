@@ -22,6 +22,7 @@ from nfsd3d.prior.load_prior import load_prior
 from nfsd3d.train.build import build_parts, build_prior
 from nfsd3d.train.compilation import (
     CACHE_VARIABLE,
+    TRACED_AFTER,
     cache_folder,
     compile_prior,
     compiled_batch_sizes,
@@ -170,9 +171,18 @@ def test_a_trace_has_the_networks_bits_at_any_batch_size(configure, name):
     assert not traced.is_compiled
 
 
+def predict(prior):
+    return prior.predict_eps(torch.ones(1, *prior.latent_shape), torch.tensor([0.5]), prior.embed(["a red cube"]))
+
+
 def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
     prior, asked, said = compiled_with("auto")
+    assert not prior.is_compiled  # before the first step
+    results = [predict(prior) for _ in range(TRACED_AFTER)]
+    assert not prior.is_compiled
+    results += [predict(prior) for _ in range(2)]
     assert isinstance(prior._compiled_denoiser, torch.jit.ScriptFunction) and asked == said == []
+    assert all(torch.equal(result, results[0]) for result in results)
     assert not compiled_with(False)[0].is_compiled
     assert not compiled_with("auto", **{"distill.method": "vsd"})[0].is_compiled
 
@@ -180,6 +190,9 @@ def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
 def test_without_a_tracer_a_run_goes_on(compiled_with, monkeypatch):
     monkeypatch.delattr(torch.jit, "trace")
     prior, _, said = compiled_with("auto")
+    for _ in range(TRACED_AFTER + 2):
+        predict(prior)
+    assert len(said) == 1
     assert not prior.is_compiled and "not traced (" in said[0] and "'trace'); steps are slower" in said[0]
 
 
