@@ -172,7 +172,7 @@ def test_a_trace_has_the_networks_bits_at_any_batch_size(configure, name):
 
 
 def predict(prior):
-    return prior.predict_eps(torch.ones(1, *prior.latent_shape), torch.tensor([0.5]), prior.embed(["a red cube"]))
+    return prior.predict_eps(torch.ones(1, *prior.latent_shape), torch.tensor([0.5]), prior.blank_context(1))
 
 
 def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
