@@ -81,6 +81,7 @@ ADAPTERS = {
         "nfsd3d.export.visibility_numba",
         "nfsd3d.generators.nerf.hashgrid.numba_kernels",
         "nfsd3d.generators.nerf.sampling.numba_kernels",
+        "nfsd3d.generators.nerf.compositing.numba_kernels",
     },
     "xatlas": {"nfsd3d.export.texture.unwrap_worker"},
     # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
