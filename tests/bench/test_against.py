@@ -63,7 +63,8 @@ def test_trees_take_turns_and_common_parts_are_compared(trees):
 def test_time_and_memory_are_those_of_the_process(trees):
     settings = against.Settings(1, 1, 1)
     (start,) = against.measure(("start",), trees, settings)
-    assert start.name == "start" and 0.1 < start.ours[0] < 0.3 <= start.theirs[0] < 2
+    # Their processes would go on for ten minutes after the first step.
+    assert start.name == "start" and 0.1 <= start.ours[0] < 60 and 0.3 <= start.theirs[0] < 60
     seconds, memory = against.measure(("export",), trees, settings)
     assert (seconds.unit, memory.unit) == ("s", "MB")
     assert 190 < memory.theirs[0] - memory.ours[0] < 210
