@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +14,7 @@ from nfsd3d.context import Context
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.prior.autoencoder import Autoencoder, pixels_per_latent
-from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
-from nfsd3d.prior.compiled.shapes import channels_last, padded, padded_batch_size
+from nfsd3d.prior.compiled.denoiser import CompiledDenoiser, FastDenoiser, TracedDenoiser
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
 from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
@@ -88,11 +86,7 @@ class DiffusersPrior:
         # A UNet of Stable Diffusion that was trained as a rectified flow is given 1000 t.
         of_flow = prediction_type == "flow" and family.clock is timesteps
         self._clock = thousand if of_flow else family.clock
-        self._compiled_denoiser: Callable[..., Tensor] | None = None
-        self._traced = False
-        self._until_trace: int | None = None
-        self._on_failure: Callable[[Exception], None] | None = None
-        self._batch_unit = 1
+        self._fast_denoiser: FastDenoiser | None = None
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -209,43 +203,31 @@ class DiffusersPrior:
         """
         graphs = backend == "inductor" and self.device.type == "cuda"
         if unet:
-            denoise = self._positional(torch.compile(self.denoiser, backend=backend, dynamic=False))
-            self._compiled_denoiser = CapturedGraph(denoise, one_memory=True) if graphs else denoise
+            denoise = self._positional(self.denoiser)
+            self._fast_denoiser = CompiledDenoiser(denoise, backend, batch_unit=batch_unit, captured=graphs)
         if encoder:
             self._ready_autoencoder.compile(backend, graphs=graphs)
-        self._batch_unit, self._traced = batch_unit, False
 
     def trace(self, *, after: int = 0, on_failure: Callable[[Exception], None] | None = None) -> None:
-        """Records the denoiser's operations after so many predictions; they run again without Python between them.
+        """Traces the denoiser after so many predictions: see `nfsd3d.prior.compiled.denoiser.TracedDenoiser`.
 
-        The same operations on the same numbers: results have the same bits, at any batch size. Worthwhile for a small
-        network on a CPU, of whose time the modules' Python code takes a quarter; recording takes a second. Not for a
-        denoiser with a LoRA network, whose layers are switched on and off. If recording fails, ``on_failure`` gets the
-        error and the denoiser goes on as it is.
+        Not for a denoiser with a LoRA network, whose layers are switched on and off.
         """
-        self._until_trace, self._on_failure = after, on_failure
-        if after == 0:
-            self._record()
+        denoise = self._positional(self.denoiser)
+        self._fast_denoiser = TracedDenoiser(denoise, self._example, after=after, on_failure=on_failure)
 
-    def _record(self) -> None:
-        self._until_trace = None
+    def _example(self) -> tuple[Tensor, ...]:
+        """Arguments of :meth:`_positional`'s function."""
         count = 2  # not 1, which an operation could take for a dimension to repeat
-        latents = torch.zeros(count, *self.latent_shape, dtype=self.denoiser.dtype, device=self.device)
-        t = self._clock(self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device))
-        given = [_in(value, latents.dtype) for _, value in sorted(self.blank_context(count).tensors.items())]
-        with torch.no_grad(), warnings.catch_warnings():
-            # That this tracer has a successor, torch.export; which neither takes any batch size nor saves time here.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
-            example = (latents, _in(t, latents.dtype), *given)
-            try:
-                traced = torch.jit.trace(self._positional(self.denoiser), example, check_trace=False)
-            except Exception as error:  # the tracer is deprecated: a version of torch may come without it
-                if self._on_failure is None:
-                    raise
-                self._on_failure(error)
-                return
-        self._compiled_denoiser, self._batch_unit, self._traced = traced, 1, True
+        latents = torch.zeros(count, *self.latent_shape, device=self.device)
+        t = self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device)
+        return self._arguments(latents, t, self.blank_context(count))
+
+    def _arguments(self, z_t: Tensor, t: Tensor, context: Context) -> tuple[Tensor, ...]:
+        """Latents, times and the tensors of a context as the denoiser gets them."""
+        dtype = self.denoiser.dtype
+        given = (_in(value, dtype) for _, value in sorted(context.tensors.items()))
+        return z_t.to(dtype), _in(self._clock(t), z_t.dtype), *given
 
     def _positional(self, network: Any) -> Callable[..., Tensor]:
         """The family's prediction by ``network`` as a function of latents, times and the tensors of a context."""
@@ -257,14 +239,14 @@ class DiffusersPrior:
         return denoise
 
     def compile_nothing(self) -> None:
-        """Removes the compiled networks: both run eagerly again."""
-        self._compiled_denoiser = self._until_trace = None
+        """Removes the compiled and traced networks: both run eagerly again."""
+        self._fast_denoiser = None
         self._autoencoder = self._autoencoder.with_network(self._autoencoder.network)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether denoiser or encoder run compiled."""
-        return self._compiled_denoiser is not None or self._autoencoder.is_compiled
+        """Whether denoiser or encoder run compiled or traced."""
+        return self._fast_denoiser is not None or self._autoencoder.is_compiled
 
     def encode(self, image: Tensor, *, checkpoint: bool = False) -> Tensor:
         """[B,C,h,w] latents of images [B,3,H,W] in [0, 1]; see `nfsd3d.prior.autoencoder.Autoencoder.encode`."""
@@ -280,22 +262,10 @@ class DiffusersPrior:
 
         A compiled denoiser's batch is padded to at most ``at_most`` entries.
         """
-        if self._until_trace is not None:
-            self._until_trace -= 1
-            if self._until_trace < 0:
-                self._record()
-        if self._compiled_denoiser is None:
+        if self._fast_denoiser is None:
             return self.denoise(z_t, t, context)
         z_t, t = self._of_process(z_t, t)
-        count, dtype = len(z_t), self.denoiser.dtype
-        size = padded_batch_size(count, self._batch_unit, at_most)
-        given = [_in(value, dtype) for _, value in sorted(context.tensors.items())]
-        latents, *conditions = (
-            padded(values, size) for values in (z_t.to(dtype), _in(self._clock(t), z_t.dtype), *given)
-        )
-        if not self._traced:
-            latents = channels_last(latents)
-        output = self._family.sign * self._compiled_denoiser(latents, *conditions)[:count]
+        output = self._family.sign * self._fast_denoiser(*self._arguments(z_t, t, context), at_most=at_most)
         # A copy in any precision: the next replay of a graph overwrites its output.
         return self._predicts.to_eps(self._process, z_t, output.to(z_t.dtype, copy=True), t)
 

@@ -51,8 +51,8 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
 
     expected = results()
     prior.compile(batch_unit=4, backend="aot_eager")
-    shapes, compiled = [], prior._compiled_denoiser
-    monkeypatch.setattr(prior, "_compiled_denoiser", lambda z, *rest: (
+    shapes, compiled = [], prior._fast_denoiser.run
+    monkeypatch.setattr(prior._fast_denoiser, "run", lambda z, *rest: (
         shapes.append(len(z)) or compiled(z, *rest)
     ))  # fmt: skip
     for result, value in zip(results(), expected, strict=True):
@@ -60,14 +60,14 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
     assert shapes == [12]  # ten batch entries needed, two of padding
     # Peers, precisions and predictions of memory begin from networks as they are.
     assert (
-        prior.without_weights()._compiled_denoiser is None
+        prior.without_weights()._fast_denoiser is None
         and prior.in_precision(torch.float64)._autoencoder._compiled is None
     )
     prior.in_precision(torch.float32).compile_nothing()
 
 
 @pytest.mark.parametrize("name", ["ism", "sdi"])
-def test_inversions_work_with_a_compiled_denoiser(model_folder, name):
+def test_inversions_work_with_a_fast_denoiser(model_folder, name):
     prior = load_prior(model_folder("tiny"))
     z = torch.randn(2, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
     t, contexts = torch.tensor([150, 420]), PromptBank.build(prior, "a red cube", "dull", PROMPTS).contexts(orbit(2, 8))

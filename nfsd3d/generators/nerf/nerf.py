@@ -111,7 +111,17 @@ class NeRF(nn.Module):
             bundle = self._bundle(cameras, options)
             samples = self._march(bundle.rays, rng)
             keep([*bundle.tensors, *samples.tensors])
-        samples = self._pruned(samples, bundle.rays)
+        return self._composited(cameras, bundle, self._pruned(samples, bundle.rays), options)
+
+    def render_samples(
+        self, cameras: Cameras, samples: RaySamples, options: RenderOptions = DEFAULT_OPTIONS
+    ) -> Rendering:
+        """As :meth:`render`, with ``samples`` of all rays of the cameras, in their order."""
+        return self._composited(cameras, self._bundle(cameras, options), samples, options)
+
+    def _composited(
+        self, cameras: Cameras, bundle: "_Bundle", samples: RaySamples, options: RenderOptions
+    ) -> Rendering:
         chunks = list(_chunks(bundle, samples, options.rays_per_chunk))
         if len(chunks) == 1:
             return _images(self._composite(*chunks[0], options), cameras)

@@ -1,7 +1,5 @@
 """The memory of a step: networks are traced on PyTorch's meta device, rendering is measured on a few pixels."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -9,14 +7,13 @@ import torch
 
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.generators.nerf.sampling.sampling import RaySamples
 from nfsd3d.prior.chunked import in_chunks
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.train.memory.chunking import ChunkSizes
 from nfsd3d.train.memory.tensor_memory import count_bytes
-from nfsd3d.views.cameras import Rays, orbit
+from nfsd3d.views.cameras import orbit
 
 PROBES = (4, 8)
 """Sides in pixels of the two views whose difference gives the bytes of a sample."""
@@ -64,33 +61,18 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
         packed = counter.live()
         del samples
     nerf.zero_grad()
-    with count_bytes(known) as counter, _samples_kept(nerf):
-        view = nerf.render(cameras, options=RenderOptions(shading="lambertian" if normals else "albedo"))
+    with count_bytes(known) as counter:
+        # They live on until the backward pass, as in a view in chunks, which all refer to them: not every backend
+        # keeps them itself.
+        samples = nerf.sample(cameras.rays())
+        options = RenderOptions(shading="lambertian" if normals else "albedo")
+        view = nerf.render_samples(cameras, samples, options)
         kept = counter.live()
         (view.image.sum() + view.opacity.sum() + view.depth_variance.sum()).backward()
         # The parameters' gradients do not depend on the samples; they are counted with the scene.
         peak = counter.peak(without=[value.grad for value in nerf.parameters() if value.grad is not None])
     nerf.zero_grad()
     return float(view.samples_per_ray) * size**2, packed, kept - packed, peak - packed
-
-
-@contextmanager
-def _samples_kept(nerf: NeRF) -> Iterator[None]:
-    """Within the block the samples of each view live on, as in a view in chunks, which all refer to them.
-
-    Not every backend keeps them for its backward pass.
-    """
-    kept = []
-
-    def keeping(samples: RaySamples, rays: Rays) -> RaySamples:
-        kept.append(NeRF._pruned(nerf, samples, rays))
-        return kept[-1]
-
-    vars(nerf)["_pruned"] = keeping  # shadows the method
-    try:
-        yield
-    finally:
-        del vars(nerf)["_pruned"]
 
 
 def network_peak(
