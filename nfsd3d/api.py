@@ -1,14 +1,16 @@
 """The Python interface: generate or load a run; get its views, turntable and mesh."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
 from nfsd3d.cli.launch import start
@@ -37,6 +39,9 @@ from nfsd3d.train.build import (
 )
 from nfsd3d.train.previews import images_of
 from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
+
+if TYPE_CHECKING:
+    import trimesh
 
 
 class Run:

@@ -84,7 +84,7 @@ def extract_mesh(
     texture, untextured = None, None
     if settings.texture_size:
         try:
-            texture = _texture(surface, normals, color, settings, progress)
+            texture = _texture(surface, normals, color, 2 * radius / settings.resolution, settings, progress)
         except UnwrapFailed as error:
             untextured = f"{error}: colours are at the vertices instead"
     progress("colours", 1.0)
@@ -109,10 +109,11 @@ def _texture(
     surface: Surface,
     normals: FloatArray,
     color: Callable[[FloatArray, FloatArray], FloatArray],
+    detail: float,
     settings: ExportSettings,
     progress: OnProgress,
 ) -> Texture:
-    """The surface's texture.
+    """The surface's texture; ``detail`` is the side of a cell, in world units.
 
     Raises:
         UnwrapFailed: it could not be unwrapped.
@@ -129,7 +130,7 @@ def _texture(
         progress("colours", first + share * (last - first))
 
     on_bake(0.0)
-    return bake(surface, normals, charts, settings.texture_size, color, on_bake)
+    return bake(surface, normals, charts, settings.texture_size, color, detail, on_bake)
 
 
 def _mean_edge(surface: Surface) -> float:

@@ -171,14 +171,14 @@ def _with_samples(lattice: _Lattice, blocks: NDArray[np.int64], level_set: Level
 def _crossed_neighbours(lattice: _Lattice, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
     """[M,3] the neighbours of ``blocks`` [N,3] across a side that the level set crosses."""
     inside = lattice.cubes(blocks) > 0
-    found = []
+    found = np.zeros(lattice.place.shape, dtype=bool)
     for axis in range(3):
         for side, step in ((0, -1), (-1, 1)):
             face = inside.take(side, axis=axis + 1).reshape(len(blocks), -1)
             neighbours = blocks[face.any(axis=1) & ~face.all(axis=1)]
             neighbours[:, axis] += step
-            found.append(neighbours)
-    return np.unique(np.concatenate(found), axis=0)
+            found[tuple(neighbours.T)] = True
+    return np.argwhere(found)
 
 
 def _march(lattice: _Lattice) -> tuple[NDArray[np.int64], NDArray[np.int32], FloatArray]:

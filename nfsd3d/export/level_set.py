@@ -14,7 +14,6 @@ sample. The value before the softplus varies smoothly, so offsets from the level
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import scipy.ndimage
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.mesh import FloatArray
-from nfsd3d.export.visibility_numba import mark_visible
+from nfsd3d.export.visibility_numba import mark_visible, meet_surfaces
 from nfsd3d.generators.nerf.launch_numba import launch
 
 LIMIT = 64.0
@@ -116,63 +115,60 @@ def visible_level(grid: DensityGrid, hidden: NDArray[np.bool_]) -> float:
     Raises:
         InputError: no ray becomes opaque (the field is empty).
     """
-    views = [_view(grid, hidden, direction) for direction in spread_directions(VIEWS)]
-    if all((view.shown < 0).all() for view in views):
-        raise InputError(
-            f"the density field is empty: {density_range(grid)}, and no ray through it becomes opaque; train longer, "
-            "lower train.regularizers.sparsity, or choose a threshold inside that range (--threshold, export.threshold)"
-        )
     smallest, largest = float(grid.values.min()), float(grid.values.max())
     # Below ln 2 / (2 radius) even a ray through the whole cube would stay more than half transparent.
     smallest = min(max(smallest, math.log(2) / (2 * grid.radius)), largest / 2)
-    views = [view.above(smallest) for view in views]
+    if smallest <= 0:
+        raise _empty(grid)
     for _ in range(2):  # over all levels, then around the best one
         levels = np.geomspace(smallest, largest, CANDIDATE_LEVELS + 2)
-        best = 1 + int(np.argmin([sum(view.disagreement(level) for view in views) for level in levels[1:-1]]))
+        best = 1 + int(np.argmin(_disagreements(grid, hidden, levels[1:-1])))
         smallest, largest = levels[best - 1], levels[best + 1]
     return float(levels[best])
 
 
-@dataclass(frozen=True)
-class _View:
-    """R parallel rays through a grid, of K samples, ``1 / SAMPLES`` of a voxel's edge apart.
+def _disagreements(grid: DensityGrid, hidden: NDArray[np.bool_], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[L] sums over rays of the capped distance (voxels) between the surface of each level and the visible one.
 
-    ``density`` and ``hidden`` [K,R] along them; ``shown`` [R] the sample of the visible surface, or -1.
+    Along the rays, samples are ``1 / SAMPLES`` of a voxel's edge apart, and interpolation is linear before the
+    softplus.
+
+    Raises:
+        InputError: no ray becomes opaque.
     """
-
-    density: FloatArray
-    hidden: NDArray[np.bool_]
-    shown: NDArray[np.float64]
-
-    def above(self, level: float) -> "_View":
-        """Only the rays that hit something at ``level``; the others hit nothing at higher levels either."""
-        meets = ((self.density > level) | self.hidden).any(axis=0)
-        return _View(self.density[:, meets], self.hidden[:, meets], self.shown[meets])
-
-    def disagreement(self, level: float) -> float:
-        """The sum over rays of the capped distance (voxels) between the level set and the visible surface."""
-        entered = _first_true((self.density > level) | self.hidden)
-        hit, shown = entered >= 0, self.shown >= 0
-        distance = np.minimum(np.abs(entered - self.shown) / SAMPLES, MISS)
-        return float(distance[hit & shown].sum() + MISS * np.count_nonzero(hit ^ shown))
+    starts, steps = _rays(grid)
+    before = torch.from_numpy(inverse_softplus(grid.values).astype(np.float32))
+    shown = torch.empty(starts.shape[:2])
+    entered = torch.empty(*starts.shape[:2], len(levels))
+    covered, ascending = torch.from_numpy(hidden.astype(np.float32)), torch.from_numpy(levels.astype(np.float32))
+    launch(meet_surfaces, before, covered, starts, steps, grid.spacing / SAMPLES, ascending, shown, entered)
+    if not bool((shown >= 0).any()):
+        raise _empty(grid)
+    shown = shown[..., None]
+    hit, seen = entered >= 0, shown >= 0
+    distance = ((entered - shown).abs() / SAMPLES).clamp(max=MISS)
+    return torch.where(hit & seen, distance, MISS * (hit ^ seen)).double().sum((0, 1)).numpy()
 
 
-def _view(grid: DensityGrid, hidden: NDArray[np.bool_], direction: NDArray[np.float64]) -> _View:
-    """Rays through every third voxel in a ``direction`` [3]; interpolation is linear before the softplus."""
-    ahead = torch.from_numpy(direction).float()
-    right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.eye(3)[ahead.abs().argmin()]), dim=0)
-    up = torch.linalg.cross(ahead, right)
-    reach = math.ceil(math.sqrt(3) * grid.radius / grid.spacing)  # voxels, to the cube's corners
-    depth = torch.arange(-reach * SAMPLES, reach * SAMPLES + 1) * (grid.spacing / SAMPLES)
-    across = torch.arange(-reach, reach + 1, 3) * grid.spacing
-    places = depth[:, None, None, None] * ahead + across[:, None, None] * right + across[:, None] * up
-    known = np.stack([inverse_softplus(grid.values).astype(np.float32), hidden.astype(np.float32)])
-    # grid_sample expects coordinates in reverse order of the axes.
-    lookup = partial(torch.nn.functional.grid_sample, padding_mode="border", align_corners=True)
-    before, covered = lookup(torch.from_numpy(known)[None], (places / grid.radius).flip(-1)[None])[0].flatten(2)
-    inside = (places.abs().amax(-1) <= grid.radius).flatten(1)
-    density = (torch.nn.functional.softplus(before) * inside).numpy()
-    return _View(density, ((covered > 0.5) & inside).numpy(), _shown(density * np.float32(grid.spacing / SAMPLES)))
+def _empty(grid: DensityGrid) -> InputError:
+    return InputError(
+        f"the density field is empty: {density_range(grid)}, and no ray through it becomes opaque; train longer, "
+        "lower train.regularizers.sparsity, or choose a threshold inside that range (--threshold, export.threshold)"
+    )
+
+
+def _rays(grid: DensityGrid) -> tuple[Tensor, Tensor]:
+    """Parallel rays through every third voxel in each of V directions: their first samples [V,R,3], and the steps
+    between samples [V,3], in voxels from the grid's first point.
+    """
+    across = np.arange(-(reach := math.ceil(math.sqrt(3) * grid.radius / grid.spacing)), reach + 1, 3)
+    starts, steps = [], spread_directions(VIEWS)
+    for ahead in steps:
+        right = np.cross(ahead, np.eye(3)[np.abs(ahead).argmin()])
+        right /= np.linalg.norm(right)
+        places = across[:, None, None] * right + across[:, None] * np.cross(ahead, right) - reach * ahead
+        starts.append(places.reshape(-1, 3) + (grid.values.shape[0] - 1) / 2)
+    return torch.from_numpy(np.stack(starts)).float(), torch.from_numpy(steps / SAMPLES).float()
 
 
 def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
@@ -184,11 +180,14 @@ def hidden_voxels(grid: DensityGrid) -> NDArray[np.bool_]:
     """
     directions = spread_directions(DIRECTIONS)
     lengths = 1 / np.abs(directions).max(axis=1)  # each step enters the next layer of voxels
-    steps = np.arange(grid.values.shape[0] + 1)
-    paths = np.round((directions * lengths[:, None])[:, None] * steps[:, None]).astype(np.int64)
+    n = grid.values.shape[0]
+    paths = np.round((directions * lengths[:, None])[:, None] * np.arange(n + 1)[:, None]).astype(np.int64)
+    places = np.swapaxes(paths, 1, 2)[..., None]  # [D,3,K,1] along each axis
+    outward, inward = (((at >= 0) & (at < n)).sum(axis=2) for at in (np.arange(n) + places, np.arange(n) - places))
     seen = torch.zeros(grid.values.shape, dtype=torch.bool)
     optical = torch.from_numpy(grid.values * np.float32(grid.spacing))
-    launch(mark_visible, optical, torch.from_numpy(paths), torch.from_numpy(lengths.astype(np.float32)), seen)
+    known = (paths @ np.array([n * n, n, 1]), outward, inward, lengths.astype(np.float32))
+    launch(mark_visible, optical, *map(torch.from_numpy, known), seen)
     return ~seen.numpy()
 
 
@@ -198,22 +197,6 @@ def spread_directions(count: int) -> NDArray[np.float64]:
     height = 1 - 2 * (index + 0.5) / count
     turn, flat = index * math.pi * (3 - math.sqrt(5)), np.sqrt(1 - height**2)
     return np.stack([flat * np.cos(turn), flat * np.sin(turn), height], axis=-1)
-
-
-def _shown(optical: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[R] the sample of the visible surface along rays, for optical depths [K,R] of their samples; -1 for none."""
-    total = np.cumsum(optical, axis=0, dtype=np.float64)
-    stopped = _first_true(total > math.log(2))
-    index = stopped.clip(min=0)[None]
-    own = np.take_along_axis(optical, index, axis=0).astype(np.float64)
-    before = np.take_along_axis(total, index, axis=0) - own
-    begins = (index - before / own.clip(min=np.finfo(np.float64).tiny))[0]
-    return np.where(stopped >= 0, begins.clip(min=0), -1.0)
-
-
-def _first_true(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the first True along the first axis, or -1."""
-    return np.where(mask.any(axis=0), mask.argmax(axis=0), -1)
 
 
 def density_range(grid: DensityGrid) -> str:

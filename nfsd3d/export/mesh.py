@@ -1,10 +1,15 @@
 """The mesh type of export: a triangle mesh in world axes with vertex colours, and possibly a texture."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import trimesh
 
 FloatArray = NDArray[np.float32]
 
@@ -45,6 +50,8 @@ class SurfaceMesh:
 
     def to_trimesh(self) -> trimesh.Trimesh:
         """The same mesh as a ``trimesh.Trimesh``, z-up, with 8-bit sRGB vertex colours."""
+        import trimesh  # takes a third of a second, and GLB files do without
+
         return trimesh.Trimesh(
             vertices=self.vertices,
             faces=self.faces,

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
 import nfsd3d
@@ -202,6 +201,8 @@ def _obj(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 
 def _ply(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
     """Binary PLY, z-up, with normals and 8-bit sRGB vertex colours."""
+    import trimesh
+
     content = trimesh.exchange.ply.export_ply(mesh.to_trimesh(), vertex_normal=True)
     facts = {"generator": GENERATOR, **extras, "axes": "+Z up, +X front, +Y left", "units": UNITS}
     # The header is ASCII.
@@ -213,6 +214,8 @@ def _ply(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
 
 def _stl(mesh: SurfaceMesh, stem: str, extras: Extras) -> Files:
     """Binary STL, z-up, without colours."""
+    import trimesh
+
     content = trimesh.exchange.stl.export_stl(mesh.to_trimesh())
     about = f"{GENERATOR}, z up: {' '.join(str(extras.get('prompt', '')).split())}"
     header = about.encode("ascii", "replace")[:_STL_HEADER].ljust(_STL_HEADER)

@@ -33,6 +33,8 @@ class RenderOptions:
     """Ambient light in [0,1], besides the camera's point light; only used by shaded views."""
     normals: bool = False
     """Whether to compute normals where ``shading`` does not need them."""
+    normals_above: float = 1e-3
+    """Samples of a smaller weight in the view have no normal, which costs several evaluations of the field."""
     rays_per_chunk: int | None = None
     """Bounds the memory: rays that are composited together, and recomputed together in the backward pass. None for
     all. Image and gradient are equal up to floating-point summation order."""

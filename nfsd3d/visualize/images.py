@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 FRAMES_PER_SECOND = 24
 
+NORMALS_ABOVE = 1e-2
+"""`RenderOptions.normals_above` of normals that are shown: half a level of 255 from those with 1e-3, in three quarters
+of the time."""
+
 
 class Viewable(Protocol):
     """What previews and turntables need of a generator."""
@@ -33,7 +37,7 @@ def render_views(
     generator: Viewable, cameras: Cameras, *, normals: bool = False, on_progress: Callable[[], None] | None = None
 ) -> Iterator[Rendering]:
     """One rendering per camera (batch of 1), without gradient; ``on_progress`` is called after each."""
-    options = RenderOptions(normals=normals)
+    options = RenderOptions(normals=normals, normals_above=NORMALS_ABOVE)
     for index in range(len(cameras)):
         yield generator.render_in_chunks(cameras[index : index + 1], options)
         if on_progress is not None:

@@ -9,7 +9,7 @@ import torch
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.mesh import linear_to_srgb, reduced, srgb_to_linear
 from nfsd3d.export.texture import bake as bake_module
-from nfsd3d.export.texture.bake import SUPERSAMPLING, bake, surface_colors
+from nfsd3d.export.texture.bake import SUPERSAMPLING, bake, surface_colors, texel_side
 from nfsd3d.export.texture.unwrap import Charts
 
 FRONT = np.float32([1, 0, 0])
@@ -127,12 +127,29 @@ def test_a_texel_is_the_mean_of_its_samples_in_linear_light(square):
     assert (np.abs(inside.astype(int) - half) <= 1).mean() > 0.8
 
 
+def test_a_texel_smaller_than_the_fields_detail_is_one_sample(square):
+    surface, charts = square
+    side = texel_side(surface, charts, 64)
+    assert side == pytest.approx(1 / (0.9 * 64))
+    asked = []
+
+    def counted(points, normals):
+        asked.append(len(points))
+        return by_place(points, normals)
+
+    whole, single = (
+        bake(surface, np.tile(FRONT, (4, 1)), charts, 64, counted, detail) for detail in (0.99 * side, 1.01 * side)
+    )
+    assert asked[0] == pytest.approx(4 * asked[1], rel=0.05)
+    np.testing.assert_allclose(single.image[4:24, 40:56].astype(int), whole.image[4:24, 40:56], atol=1)
+
+
 def test_a_texture_baked_in_bands_is_the_same(square, monkeypatch):
     surface, charts = square
     whole = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place)
     monkeypatch.setattr(bake_module, "SAMPLES_PER_BAND", 7 * 50 * SUPERSAMPLING**2)
     shares = []
-    bands = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place, shares.append)
+    bands = bake(surface, np.tile(FRONT, (4, 1)), charts, 50, by_place, on_progress=shares.append)
     np.testing.assert_allclose(bands.image.astype(int), whole.image.astype(int), atol=1)
     assert len(shares) == 8 and shares == sorted(shares) and shares[-1] == 1
 

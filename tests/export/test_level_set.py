@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from nfsd3d.errors import InputError
+from nfsd3d.export import level_set
 from nfsd3d.export.isosurface import extract_surface
 from nfsd3d.export.level_set import (
+    SAMPLES,
     DensityGrid,
     LevelSet,
     hidden_voxels,
@@ -15,6 +18,8 @@ from nfsd3d.export.level_set import (
     visible_level,
     visible_level_set,
 )
+from nfsd3d.export.visibility_numba import meet_surfaces
+from nfsd3d.generators.nerf.launch_numba import launch
 
 
 def balls(*parts):
@@ -135,3 +140,37 @@ def test_an_empty_field_is_an_error_with_its_range_and_a_remedy(height):
 def test_inverse_softplus_is_the_inverse():
     before = torch.linspace(-40, 200, 97, dtype=torch.float64)
     np.testing.assert_allclose(inverse_softplus(torch.nn.functional.softplus(before).numpy()), before, atol=1e-9)
+
+
+def test_rays_meet_the_surfaces_that_interpolation_finds():
+    rng = np.random.default_rng(0)
+    values = scipy.ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 3.0) * 40
+    grid = DensityGrid(np.logaddexp(0, values).astype(np.float32), 1.0)
+    hidden = scipy.ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2.0) > 0.04
+    levels = np.array([0.5, 1.0, 2.0, 4.0], np.float32)
+    starts, steps = level_set._rays(grid)
+    shown, entered = torch.empty(starts.shape[:2]), torch.empty(*starts.shape[:2], len(levels))
+    before, covered = torch.from_numpy(values.astype(np.float32)), torch.from_numpy(hidden.astype(np.float32))
+    length = grid.spacing / SAMPLES
+    launch(meet_surfaces, before, covered, starts, steps, length, torch.from_numpy(levels), shown, entered)
+
+    count = int(np.ceil(24 * np.sqrt(3) * SAMPLES)) + 4
+    places = starts[:, :, None].double() + torch.arange(count)[:, None] * steps[:, None, None].double()
+    inside = ((places >= 0) & (places <= 23)).all(-1).numpy()
+    at = places.reshape(-1, 3).T.numpy()
+    ahead, over = (
+        scipy.ndimage.map_coordinates(known, at, order=1, mode="nearest").reshape(inside.shape)
+        for known in (values, hidden.astype(float))
+    )
+    density = np.where(inside, np.logaddexp(0, ahead), 0)
+    total = np.cumsum(density * length, axis=-1)
+    found = [((density > level) | ((over > 0.5) & inside)) for level in levels]
+    expected = np.stack([np.where(one.any(-1), one.argmax(-1), -1) for one in found], axis=-1)
+    assert (expected >= 0).any() and (expected < 0).any()
+    assert (entered.numpy() == expected).mean() > 0.998  # rounding at the border, and of densities at a level
+    stopped = (total > np.log(2)).argmax(-1)[..., None]
+    own = np.take_along_axis(density * length, stopped, -1)
+    begins = (stopped - (np.take_along_axis(total, stopped, -1) - own) / np.maximum(own, 1e-30))[..., 0].clip(0)
+    begins = np.where(total[..., -1] > np.log(2), begins, -1)
+    assert (begins >= 0).any() and (begins < 0).any()
+    assert np.isclose(shown.numpy(), begins, atol=1e-3).mean() > 0.998

