@@ -31,6 +31,16 @@ def test_prompts_are_held_out_and_settings_compose(path, tmp_path):
         compose(job.arguments[1], [*job.arguments[2:], "prior=shapes", "machine=cpu", "backend=numba"])
 
 
+def test_the_acceptance_prompts_are_in_no_other_suite():
+    prompts = {
+        path.stem: {parse_prompt(one) for one in load_suite(path).prompts}
+        for path in SUITES
+        if "public" not in path.stem
+    }
+    accepted = prompts.pop("acceptance")
+    assert accepted == set(held_out()) - set().union(*prompts.values())
+
+
 DONE = {
     "core": {
         "the prior's samples, s = 7.5": "24 of 24 done",
@@ -75,6 +85,35 @@ DONE = {
         "ISM, s = 3, at equal evaluations": "24 of 24 done; 117 steps",
         "SDI, s = 5, w = 1": "24 of 24 done; 300 steps",
         "SDI, s = 5, w = 1, at equal evaluations": "24 of 24 done; 57 steps",
+    },
+    "flow-2d": {
+        "the prior's samples, s = 7.5": "24 of 24 done",
+        "the prior's samples, s = 3": "24 of 24 done",
+        "NFSD": "24 of 24 done; 300 steps",
+        "NFSD, at equal evaluations": "24 of 24 done; 221 steps",
+        "SDS 7.5": "24 of 24 done; 300 steps",
+        "SDS 100": "24 of 24 done; 300 steps",
+        "CSD, s = 3": "24 of 24 done; 300 steps",
+        "VSD, s = 5": "24 of 24 done; 300 steps",
+        "VSD, s = 5, at equal evaluations": "24 of 24 done; 150 steps",
+        "ASD": "24 of 24 done; 300 steps",
+        "ASD, at equal evaluations": "24 of 24 done; 200 steps",
+        "RFDS-Rev, s = 7.5": "24 of 24 done; 300 steps",
+        "RFDS-Rev, s = 7.5, at equal evaluations": "24 of 24 done; 200 steps",
+        "RFDS-Rev, s = 100": "24 of 24 done; 300 steps",
+        "RFDS-Rev, s = 100, at equal evaluations": "24 of 24 done; 200 steps",
+        "UCM, s = 7.5": "24 of 24 done; 300 steps",
+        "UCM, s = 7.5, at equal evaluations": "24 of 24 done; 120 steps",
+        "UCM, s = 60": "24 of 24 done; 300 steps",
+        "UCM, s = 60, at equal evaluations": "24 of 24 done; 120 steps",
+        "NFSD on VP": "24 of 24 done; 300 steps",
+        "NFSD on VP, at equal evaluations": "24 of 24 done; 221 steps",
+        "ASD on VP": "24 of 24 done; 300 steps",
+        "ASD on VP, at equal evaluations": "24 of 24 done; 200 steps",
+        "RFDS-Rev on VP, s = 7.5": "24 of 24 done; 300 steps",
+        "RFDS-Rev on VP, s = 7.5, at equal evaluations": "24 of 24 done; 200 steps",
+        "UCM on VP, s = 7.5": "24 of 24 done; 300 steps",
+        "UCM on VP, s = 7.5, at equal evaluations": "24 of 24 done; 120 steps",
     },
     "length": {
         "the prior's samples, s = 7.5": "4 of 4 done",
