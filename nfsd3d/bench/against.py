@@ -7,44 +7,25 @@ this module are ratios of medians, with the range of the ratios of single rounds
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO
+from tempfile import TemporaryDirectory
 
-import nfsd3d
+from nfsd3d.bench.tree import ROOT, Tree, demo
 from nfsd3d.errors import InputError
-from nfsd3d.jobs.cores import threads
 
-ROOT = Path(nfsd3d.__file__).parents[1]
-PROMPT = "a red and white dotted mushroom"
 MEASUREMENTS = ("step", "start", "run", "export", "export-512")
 """What is measured; `measure` says what each is."""
 _EXPORTS = {"export": (256, 1024), "export-512": (512, 2048)}
 WARMUP_ROUNDS = 1
 _POLL_S = 0.01
 _OPTION = "--against"
-
-
-# The largest memory that a system reports of a process is at least what the process had that started it, so a small one
-# starts the command.
-_MEASURED = """
-import resource, subprocess, sys, time
-start = time.perf_counter()
-code = subprocess.call(sys.argv[2:])
-with open(sys.argv[1], "w") as file:
-    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=file)
-sys.exit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -75,56 +56,6 @@ class Figure:
         """The smallest and largest ratio of a round."""
         ratios = [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
         return min(ratios), max(ratios)
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A source tree that is run with this Python and its packages."""
-
-    folder: Path
-    threads: int
-
-    def run(self, *arguments: str) -> tuple[float, float]:
-        """(seconds, peak memory in MB) of a command in the tree.
-
-        Raises:
-            InputError: it failed.
-        """
-        with (
-            TemporaryDirectory(prefix="nfsd3d-bench-") as temporary,
-            self.started("-c", _MEASURED, f"{temporary}/use", sys.executable, *arguments) as (process, output),
-        ):
-            if process.wait():
-                raise self.failure(arguments, output)
-            seconds, memory = Path(temporary, "use").read_text(encoding="utf-8").split()
-        return float(seconds), float(memory) * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-    @contextmanager
-    def started(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-        """A command in the tree and the file of its output; it is killed at the end of the block if it still runs."""
-        environment = {**os.environ, **threads(self.threads), "PYTHONPATH": str(self.folder)}
-        with TemporaryFile() as output:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=self.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                yield process, output
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-
-    def failure(self, arguments: tuple[str, ...], output: IO[bytes]) -> InputError:
-        """The error of a command that ended too early, with the last line of its output."""
-        output.seek(0)
-        lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
-        return InputError(f"{_OPTION}: {' '.join(arguments[:3])} failed in {self.folder}: {lines[-1]}")
 
 
 @contextmanager
@@ -169,12 +100,12 @@ def measure(
     Raises:
         InputError: a command failed.
     """
-    ours, theirs = (Tree(folder, settings.threads) for folder in (ROOT, other))
+    ours, theirs = (Tree(folder, settings.threads, _OPTION) for folder in (ROOT, other))
     found: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     with TemporaryDirectory(prefix="nfsd3d-bench-") as temporary:
         scene = Path(temporary) / "scene"
         if any(name in _EXPORTS for name in names):
-            theirs.run(*_demo(scene, settings.steps), "export.mesh=false")
+            theirs.run(*demo(scene, settings.steps, "export.mesh=false"))
         for round_ in range(-WARMUP_ROUNDS, settings.rounds):
             for name in names:
                 for side in ((0, 1), (1, 0))[round_ % 2]:
@@ -197,17 +128,12 @@ def _measured(name: str, tree: Tree, folder: Path, scene: Path, settings: Settin
     if name == "start":
         return {("start", "s"): _start(tree, folder)}
     if name == "run":
-        seconds, memory = tree.run(*_demo(folder, settings.steps))
+        seconds, memory = tree.run(*demo(folder, settings.steps))
     else:
         cells, texels = _EXPORTS[name]
         sizes = ("--resolution", str(cells), "--texture-size", str(texels), "--formats", "glb")
         seconds, memory = tree.run("scripts/export_mesh.py", str(scene), *sizes, "--output", str(folder))
     return {(name, "s"): seconds, (f"{name}, peak memory", "MB"): memory}
-
-
-def _demo(run_dir: Path, steps: int) -> tuple[str, ...]:
-    settings = (f"prompt={PROMPT}", f"train.steps={steps}", f"run_dir={run_dir}", "machine=cpu")
-    return ("launch.py", "--config", "configs/nfsd.yaml", *settings)
 
 
 def _step(tree: Tree, folder: Path, settings: Settings) -> dict[tuple[str, str], float]:
@@ -222,7 +148,7 @@ def _step(tree: Tree, folder: Path, settings: Settings) -> dict[tuple[str, str],
 def _start(tree: Tree, run_dir: Path) -> float:
     """Seconds until the first line of metrics; the run is ended after it."""
     metrics, begin = run_dir / "metrics.jsonl", time.perf_counter()
-    arguments = (*_demo(run_dir, 1000), "train.log_every=1")
+    arguments = demo(run_dir, 1000, "train.log_every=1")
     with tree.started(*arguments) as (process, output):
         while not (metrics.is_file() and metrics.stat().st_size):
             if process.poll() is not None:

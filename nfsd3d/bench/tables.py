@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from nfsd3d.bench.against import Figure
     from nfsd3d.bench.diffusion_step import Comparison, StageTiming
+    from nfsd3d.bench.growth import Growth
     from nfsd3d.bench.kernels import KernelTiming
     from nfsd3d.bench.step import StepTiming
 
@@ -45,6 +46,19 @@ def ratio_table(revision: str, figures: Sequence[Figure]) -> Table:
         smallest, largest = figure.ratio_range
         theirs, ours = (f"{median(values):.4g} {figure.unit}" for values in (figure.theirs, figure.ours))
         table.add_row(figure.name, theirs, ours, f"{figure.ratio:.2f}", f"{smallest:.2f} to {largest:.2f}")
+    return table
+
+
+def growth_table(growth: Growth) -> Table:
+    """Time and memory of each size of an axis."""
+    table = _table("", growth.setting, "samples", "ms", "per sample, ns", "peak memory, MB")
+    for size in growth.sizes:
+        counted = (
+            ("", "")
+            if size.samples is None
+            else (f"{size.samples:,.0f}", f"{1e6 * size.milliseconds / size.samples:.0f}")
+        )
+        table.add_row(str(size.value), counted[0], f"{size.milliseconds:,.0f}", counted[1], f"{size.megabytes:,.0f}")
     return table
 
 

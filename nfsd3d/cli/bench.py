@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nfsd3d.bench import tables
-from nfsd3d.cli import bench_against
+from nfsd3d.cli import bench_against, bench_growth
 from nfsd3d.cli.options import Parser, counted, current_options, whole_number, write_numbers
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose
@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """
     if any(word.partition("=")[0] == "--against" for word in argv):
         return bench_against.main(argv)
+    if "--growth" in argv:
+        return bench_growth.main(argv)
     options = _options(argv)
     if options.prior is not None:
         return _compare_with_baseline(options)
@@ -240,6 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--against", metavar="REV", help="measure this source tree beside another revision of it "
                         "instead; its options: nfsd3d bench --against REV --help")  # fmt: skip
+    parser.add_argument("--growth", action="store_true", help="measure how time and memory grow with the sizes of a "
+                        "step and of the export instead; its options: nfsd3d bench --growth --help")  # fmt: skip
     parser.add_argument("--prior", choices=sorted(ALIASES), help="measure a step with this model")
     parser.add_argument("--weights", choices=("model", "random"), help="with --prior: random ones "
                         "need no download (default: the model's)")  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nfsd3d.bench import against, tables
+from nfsd3d.bench.tree import ROOT
 from nfsd3d.cli.options import Parser, counted, whole_number, write_numbers
 from nfsd3d.errors import InputError
 from nfsd3d.train.progress_bar import print_line
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     settings = against.Settings(options.rounds, options.steps, options.threads)
     console = Console()
     with against.checked_out(options.against) as other:
-        print_line(console, f"{options.against} and {against.ROOT}, {options.threads} threads, {options.rounds} rounds")
+        print_line(console, f"{options.against} and {ROOT}, {options.threads} threads, {options.rounds} rounds")
         with counted(
             "measurements", 2 * (options.rounds + against.WARMUP_ROUNDS) * len(names), console, transient=True
         ) as advance:
