@@ -83,6 +83,7 @@ ADAPTERS = {
         "nfsd3d.generators.nerf.sampling.numba_kernels",
         "nfsd3d.generators.nerf.compositing.numba_kernels",
     },
+    "viser": {"nfsd3d.viewer.server"},
     "xatlas": {"nfsd3d.export.texture.unwrap_worker"},
     # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
     "triton": {

@@ -131,11 +131,23 @@ class NeRF(nn.Module):
         return _images(_concatenated(channels), cameras)
 
     @torch.no_grad()
-    def render_in_chunks(self, cameras: Cameras, options: RenderOptions = DEFAULT_OPTIONS) -> Rendering:
-        """``render`` of many or large views without gradient and jitter; each chunk of rays is marched on its own."""
+    def render_in_chunks(
+        self,
+        cameras: Cameras,
+        options: RenderOptions = DEFAULT_OPTIONS,
+        on_chunk: Callable[[], None] = lambda: None,
+    ) -> Rendering:
+        """``render`` of many or large views without gradient and jitter; each chunk of rays is marched on its own.
+
+        ``on_chunk`` is called after each chunk; what it raises ends the rendering.
+        """
         bundle, count = self._bundle(cameras, options), options.rays_per_chunk or RAYS_PER_CHUNK
-        chunks = [bundle.part(first, first + count) for first in range(0, len(bundle.rays), count)]
-        return _images(_concatenated([self._composite(c, self.sample(c.rays), options) for c in chunks]), cameras)
+        channels = []
+        for first in range(0, len(bundle.rays), count):
+            chunk = bundle.part(first, first + count)
+            channels.append(self._composite(chunk, self.sample(chunk.rays), options))
+            on_chunk()
+        return _images(_concatenated(channels), cameras)
 
     @torch.no_grad()
     def density(self, positions: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The viewer: scenes in a browser, rendered for each client's camera."""
