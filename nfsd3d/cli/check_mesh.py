@@ -9,8 +9,9 @@ from pathlib import Path
 
 from nfsd3d.cli.options import Parser, plain, write_numbers
 from nfsd3d.errors import InputError
+from nfsd3d.settings.paths import user_cache
 
-TOOLS = Path.home() / ".cache" / "nfsd3d" / "mesh-tools"
+TOOLS = user_cache() / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
 """Least mean PSNR in dB, and silhouette IoU, between views of the mesh and of the NeRF."""
 

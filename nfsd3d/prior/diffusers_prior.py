@@ -17,6 +17,7 @@ from nfsd3d.prior.autoencoder import Autoencoder, pixels_per_latent
 from nfsd3d.prior.compiled.denoiser import CompiledDenoiser, FastDenoiser, TracedDenoiser
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
+from nfsd3d.prior.files.configs_and_headers import reason
 from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.text_encoders import TextEncoders
@@ -158,6 +159,25 @@ class DiffusersPrior:
         copied._has_text_encoders = False
         copied._process, copied._schedule = self._process.to("meta"), self._schedule.to("meta")
         return copied
+
+    def check_fit(self) -> None:
+        """Runs the denoiser once without weights on conditions as the text encoders gave them.
+
+        Raises:
+            InputError: it does not take them.
+        """
+        if not self._family.traceable:
+            return
+        empty = self.without_weights()
+        with torch.device("meta"):
+            latents, t = torch.zeros(1, *self.latent_shape), empty.schedule.time(torch.zeros(1, dtype=torch.int64))
+        try:
+            empty.predict_eps(latents, t, empty.blank_context(1))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise InputError(
+                f"prior.model: the denoiser does not take what the text encoders give ({reason(error)}); choose parts "
+                "of one model"
+            ) from error
 
     def embed(self, prompts: list[str], negative: Sequence[bool] | None = None) -> Context:
         """[N] what prompts are for the denoiser, float32.

@@ -100,7 +100,9 @@ def _read(
     if any(name.startswith(_PEFT) for name in tensors):  # peft knows one network, and keeps the settings beside it
         settings = optional_object(lora.path.with_name("adapter_config.json"), lora.setting)
         named = {f"{denoiser}.{name.removeprefix(_PEFT)}": value for name, value in tensors.items()}
-        return named, {}, {f"{denoiser}.{name}": value for name, value in settings.items()}
+        return *_without_kohyas_names(named, denoiser), {
+            f"{denoiser}.{name}": value for name, value in settings.items()
+        }
     if not hasattr(kind, f"{denoiser}_name"):  # no LoRAs in diffusers, or only another family's
         return *_without_kohyas_names(tensors, denoiser), {}
     try:
@@ -121,12 +123,15 @@ def _read(
 
 
 def _without_kohyas_names(tensors: Mapping[str, Tensor], denoiser: str) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The tensors, with kohya's in peft's names but for the module's, and kohya's alphas by module."""
+    """The tensors, with kohya's in peft's names but for the module's, and the alphas among them by module."""
     named, alphas = {}, {}
     for name, value in tensors.items():
         found = _KOHYA.fullmatch(name)
         if found is None:
-            named[name] = value
+            if name.endswith(".alpha") and value.numel() == 1:  # kohya's way with names of diffusers or peft
+                alphas[name] = float(value)
+            else:
+                named[name] = value
             continue
         part = {"te": "text_encoder", "te1": "text_encoder"}.get(found["part"], denoiser)
         if found["part"] in ("te2", "te3"):
@@ -163,6 +168,8 @@ def _merge(
             lost.append(name)
             continue
         change = changes.setdefault(module, _Change())
+        if found[2] == "weight" and (change.a if found[1] == "A" else change.b) is not None:
+            raise InputError(f"{lora.setting}: {prefix}{module}: has two changes, in two layouts; give one of them")
         if found[2] == "bias":
             change.bias = value
         elif found[1] == "A":
@@ -173,7 +180,9 @@ def _merge(
     if own.get("use_dora"):
         raise InputError(f"{lora.setting}: is an adapter of the kind DoRA, which is not read; give a LoRA")
     for module, change in changes.items():
-        problem = _add(modules[module], change, lora.weight, *_scale(module, change, own))
+        with named_errors(f"{lora.setting}: adapter_config.json", "read"):
+            scale = _scale(module, change, own)
+        problem = _add(modules[module], change, lora.weight, *scale)
         if problem is not None:
             raise InputError(f"{lora.setting}: {prefix}{module}: {problem}")
     return lost
@@ -218,7 +227,8 @@ def _add(module: Any, change: _Change, weight: float, alpha: float, rooted: bool
         return "one of its two factors is missing; give an intact copy"
     own: Tensor = module.weight
     rank = len(change.a)
-    a, b = change.a.flatten(1), change.b.flatten(1)  # a convolution's A has its kernel, and B is one of 1x1
+    # A convolution's A has its kernel, and B is one of 1x1.
+    a, b = (factor.flatten(1).float() for factor in (change.a, change.b))
     if rank == 0 or b.shape != (own.shape[0], rank) or a.shape[1] != own[0].numel():
         shapes = " and ".join("x".join(map(str, value.shape)) for value in (change.b, change.a))
         fits = "x".join(map(str, own.shape))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nfsd3d.errors import InputError
 from nfsd3d.plugins.table import Table
 from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.download import fetch
@@ -41,6 +42,14 @@ class PriorRow:
     build: Callable[[PriorSettings, str, torch.dtype], Prior]
     locate: Callable[[PriorSettings], ModelSource | None] = without_files
     recipe: str = "shapes"
+
+
+def no_lora_network(method: str, prior: str) -> InputError:
+    """The error of a ``method`` with a LoRA network of its own (VSD) on a ``prior`` without a diffusers UNet for it."""
+    return InputError(
+        f"distill={method}: adapts the UNet of Stable Diffusion 1 or 2, which prior={prior} has not; choose another "
+        "method (distill=asd needs no second network), or prior=shapes, sd15 or sd21"
+    )
 
 
 def locate_diffusers(settings: PriorSettings) -> ModelSource:

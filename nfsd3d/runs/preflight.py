@@ -12,6 +12,7 @@ from nfsd3d.config.trust import leaves
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
+from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.check_model import check_files
 from nfsd3d.prior.files.count_tokens import TokenCounter
 from nfsd3d.prior.files.download import fetch
@@ -20,6 +21,7 @@ from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.locate import ModelSource
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule
 from nfsd3d.prior.priors import TABLE as PRIORS
+from nfsd3d.prior.priors import no_lora_network
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.settings.paths import user_path
@@ -47,7 +49,8 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc
 
         check_nerfacc()
-    find_method(config.distill.method)
+    if find_method(config.distill.method).needs_lora and config.prior.name in PRESETS:
+        raise no_lora_network(config.distill.method, config.prior.name)
     _check_samples(config)
     source = find_model(config)
     if source is not None and source.folder is not None:

@@ -29,6 +29,7 @@ from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.lora import LoraNetwork
 from nfsd3d.prior.priors import TABLE as PRIORS
+from nfsd3d.prior.priors import no_lora_network
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.preflight import find_model
@@ -88,6 +89,8 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         suffixes=(config.distill.better_suffix, config.distill.worse_suffix),
     )
     prior.free_text_encoder()
+    if isinstance(prior, DiffusersPrior) and prior.family is not STABLE_DIFFUSION:
+        prior.check_fit()
     generator = build_images(config, prior) if config.makes_images else build_generator(config)
     load_source(config, generator, prior, kept_source)
     source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
@@ -153,11 +156,7 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
         InputError: a prior without a diffusers UNet.
     """
     if not isinstance(prior, DiffusersPrior) or prior.family is not STABLE_DIFFUSION:
-        raise InputError(
-            f"distill={config.distill.method}: adapts the UNet of Stable Diffusion 1 or 2, which "
-            f"prior={config.prior.name} has not; choose another method (distill=asd needs no second network), or "
-            "prior=shapes, sd15 or sd21"
-        )
+        raise no_lora_network(config.distill.method, config.prior.name)
     return LoraNetwork(
         prior,
         rank=config.distill.lora_rank,

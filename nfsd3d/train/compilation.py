@@ -26,6 +26,7 @@ from nfsd3d.prior.compiled.shapes import padded_batch_size
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.locate import EMBEDDED_PRIORS
+from nfsd3d.settings.paths import user_cache
 from nfsd3d.train.build import Parts
 from nfsd3d.train.memory.chunking import ChunkSizes
 
@@ -44,8 +45,7 @@ def cache_folder() -> Path:
     """The folder of compiled code unless ``TORCHINDUCTOR_CACHE_DIR`` is set; torch's default is a temporary folder,
     which does not survive a restart.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nfsd3d" / "inductor"
+    return user_cache() / "inductor"
 
 
 # On import: torch's compiler, which loading a model imports, reads the variable then and fills it in.

@@ -239,6 +239,63 @@ def test_factors_that_make_no_change_of_the_weights_are_named(model_folder, tmp_
         load_prior(ModelFiles(folder, loras=locate_loras(str(path))))
 
 
+def test_alphas_beside_names_of_diffusers_scale_the_change(model_folder, tmp_path):
+    folder, path = model_folder("tiny"), tmp_path / "lora.safetensors"
+    adapted = stable_diffusion(folder)["unet"]
+    tensors, config = adapter(adapted, ATTENTION)
+    alphas = {f"unet.{name.split('.lora_')[0]}.alpha": torch.tensor(float(config.lora_alpha)) for name in tensors}
+    save_file({**{f"unet.{name}": value for name, value in tensors.items()}, **alphas}, path)
+    prior = load_prior(ModelFiles(folder, loras=locate_loras(str(path))))
+    assert_same(prior.denoiser, merged(adapted))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda tensors: {name: value.to(torch.int8) for name, value in tensors.items()},
+            r"is quantised \(.*type I8\)",
+        ),
+        (
+            lambda tensors: (
+                tensors
+                | in_kohyas_names(
+                    {n.removeprefix("unet."): v.clone() for n, v in tensors.items()}, "lora_unet_", lambda m: 4
+                )
+            ),
+            "has two changes, in two layouts; give one of them",
+        ),
+    ],
+)
+def test_a_file_whose_change_is_not_clear_is_refused(model_folder, tmp_path, damage, words):
+    folder, path = model_folder("tiny"), tmp_path / "lora.safetensors"
+    tensors, _ = adapter(stable_diffusion(folder)["unet"], ATTENTION)
+    save_file(damage({f"unet.{name}": value for name, value in tensors.items()}), path)
+    with pytest.raises(InputError, match=words):
+        load_prior(ModelFiles(folder, loras=locate_loras(str(path))))
+
+
+def test_factors_of_eight_bits_are_numbers_too(model_folder, tmp_path):
+    folder = model_folder("tiny")
+    tensors, _ = adapter(stable_diffusion(folder)["unet"], ATTENTION)
+    small = {f"unet.{name}": value.to(torch.float8_e4m3fn) for name, value in tensors.items()}
+    priors = []
+    for name, values in (("eight", small), ("same", {name: value.float() for name, value in small.items()})):
+        save_file(values, tmp_path / f"{name}.safetensors")
+        priors.append(load_prior(ModelFiles(folder, loras=locate_loras(str(tmp_path / f"{name}.safetensors")))))
+    assert_same(priors[0].denoiser, priors[1].denoiser.state_dict())
+
+
+def test_settings_of_peft_that_are_damaged_are_one_line(model_folder, tmp_path):
+    folder = model_folder("tiny")
+    tensors, _ = adapter(stable_diffusion(folder)["unet"], ATTENTION)
+    save_file({f"base_model.model.{n}": v for n, v in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    for damaged in ({"lora_alpha": "x"}, {"alpha_pattern": [1]}, {"alpha_pattern": {"(": 1}}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"^prior\.lora=.*: adapter_config\.json cannot be read \("):
+            load_prior(ModelFiles(folder, loras=locate_loras(str(tmp_path))))
+
+
 def test_the_weights_of_peft_are_found_in_their_folder(model_folder, tmp_path):
     folder = model_folder("tiny")
     adapted = stable_diffusion(folder)["unet"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfsd3d.prior.families.base import Family, Tensors, unit
@@ -22,4 +24,18 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     return output
 
 
-AURAFLOW = Family("AuraFlow", ("AuraFlowPipeline",), embed, predict, clock=unit, lengths={"tokenizer": 256})
+def largest(config: Mapping[str, Any]) -> int | None:
+    """The side of a square of as many patches as the table has positions."""
+    positions = config.get("pos_embed_max_size")
+    return None if positions is None else math.isqrt(positions)
+
+
+AURAFLOW = Family(
+    "AuraFlow",
+    ("AuraFlowPipeline",),
+    embed,
+    predict,
+    clock=unit,
+    lengths={"tokenizer": 256},
+    largest=largest,
+)

@@ -49,6 +49,17 @@ def as_it_is(pipeline: Any, prompt: str, negative: bool) -> str:
     return prompt
 
 
+def no_limit(config: Mapping[str, Any]) -> int | None:
+    """Images of any size."""
+    return None
+
+
+def rotary_limit(config: Mapping[str, Any]) -> int | None:
+    """The rotary embedding's tables of the two axes of an image, behind that of the text."""
+    lengths = config.get("axes_lens")
+    return min(lengths[1:]) if isinstance(lengths, list) and len(lengths) > 1 else None
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of latent diffusion models or rectified flows, and how its denoiser is called.
@@ -66,6 +77,8 @@ class Family:
         lengths: the most tokens that each tokenizer's text encoder reads, by its folder, with those of begin and end.
         traceable: whether it runs without values, on PyTorch's meta device, so that its memory can be predicted.
         multiple: images have a multiple of this many pixels for each latent along each axis (2: patches of 2x2).
+        largest: the denoiser's configuration -> the most patches of an image along each axis; None: no limit.
+        optional: tokenizers that a model may lack together with their text encoders.
     """
 
     title: str
@@ -80,6 +93,8 @@ class Family:
     lengths: Mapping[str, int] = field(default_factory=dict)
     multiple: int = 2
     traceable: bool = True
+    largest: Callable[[Mapping[str, Any]], int | None] = no_limit
+    optional: tuple[str, ...] = ()
 
     @property
     def no_own_size(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nfsd3d.prior.families.base import Family, Tensors, reversed_unit
+from nfsd3d.prior.families.base import Family, Tensors, reversed_unit, rotary_limit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,5 +47,6 @@ LUMINA2 = Family(
     sign=-1.0,
     written=written,
     traceable=False,
+    largest=rotary_limit,
     lengths={"tokenizer": 256},
 )

@@ -28,4 +28,6 @@ SD3 = Family(
     embed,
     predict,
     lengths={"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 256},
+    largest=lambda config: config.get("pos_embed_max_size"),
+    optional=("tokenizer_3",),
 )

@@ -6,9 +6,21 @@ from typing import Any
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import check_unet
-from nfsd3d.prior.files.configs_and_headers import optional_object, read_object, shapes_in, tensor_shapes
+from nfsd3d.prior.files.check_numbers import check_numbers
+from nfsd3d.prior.files.configs_and_headers import (
+    check_not_quantised,
+    optional_object,
+    read_object,
+    shapes_in,
+    tensor_shapes,
+)
 from nfsd3d.prior.files.count_tokens import TokenCounter, read_tokens
-from nfsd3d.prior.files.family_folder import PromptCounter, check_family_folder, prompt_counters
+from nfsd3d.prior.files.family_folder import (
+    PromptCounter,
+    check_family_folder,
+    check_image_size,
+    prompt_counters,
+)
 from nfsd3d.prior.files.folder import ModelFiles
 from nfsd3d.prior.files.lora_files import check_widths
 from nfsd3d.prior.files.scheduler_config import TrainingSchedule, read_training
@@ -19,18 +31,6 @@ _UNET = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280, "samp
 _VAE = {"latent_channels": 4, "scaling_factor": 0.18215}
 _TEXT_ENCODER = {"hidden_size": 512}
 
-# Settings of the networks that are whole numbers, or lists of such, and their ranges. Numbers outside are damage:
-# building a network of 10⁹ layers would not end.
-_WIDTHS = (
-    "in_channels out_channels latent_channels block_out_channels encoder_block_out_channels decoder_block_out_channels "
-    "norm_num_groups attention_head_dim num_attention_heads hidden_size intermediate_size cross_attention_dim "
-    "vocab_size max_position_embeddings"
-)
-_RANGES = {
-    **dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), range(1001)),
-    **dict.fromkeys(("layers_per_block", "num_hidden_layers"), range(1, 1001)),
-    **dict.fromkeys(_WIDTHS.split(), range(1, 1_000_001)),
-}
 _LARGEST_SAMPLE = 4096  # latents, of images of 32,768 pixels
 
 
@@ -44,15 +44,24 @@ def check_files(
     """
     if files.family is not None:
         family = FAMILIES[files.family]
-        training = check_family_folder(files.folder, family, "prior.model", image_size)
+        training = check_family_folder(files.folder, family, "prior.model")
+        check_image_size(files.folder, family, image_size)
         weights = weight_files(files.folder / family.denoiser, "prior.model")[1] if files.loras else []
         check_widths(files.loras, shapes_in(weights))
         return training, tuple(prompt_counters(files.folder, family, "prior.model"))
     check_autoencoder(files)
+    factor = _factor(read_object(files.config("vae")))
+    if image_size is not None and image_size % factor:
+        raise InputError(
+            f"prior.image_size={image_size}: must be a multiple of {factor} for this model; "
+            f"set {round(image_size / factor) * factor or factor}"
+        )
     check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
     for path in files.weights():
         own = path if path in (files.file, files.vae) else path.parent
-        tensor_shapes(path, f"prior.vae={path}" if own == files.vae else f"prior.model: {path}")
+        setting = f"prior.vae={path}" if own == files.vae else f"prior.model: {path}"
+        tensor_shapes(path, setting)
+        check_not_quantised(path, setting)
     if files.loras and files.file is None:
         check_widths(files.loras, shapes_in(files.weights_of("unet")))
     return read_training(files.folder), read_tokens(files.part("tokenizer").parent)
@@ -100,7 +109,7 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Map
             f"prior.model: a UNet with sample_size {size!s:.40}; square latents are needed, of 1 to {_LARGEST_SAMPLE}"
         )
     for part, config in (("UNet", unet), ("autoencoder", vae), ("text encoder", text_encoder)):
-        _check_numbers(part, config)
+        check_numbers(part, config)
     if unet["in_channels"] != vae["latent_channels"]:
         raise InputError(
             f"prior.model: the UNet takes {unet['in_channels']} channels and the autoencoder has "
@@ -112,31 +121,3 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Map
             f"prior.model: the UNet attends to width {unet['cross_attention_dim']} and the text encoder has "
             f"{text_encoder['hidden_size']}"
         )
-
-
-def _check_numbers(part: str, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` if a number in the configuration of a network is of another type or out of its range."""
-    wrong = [
-        f"{key}={config[key]!s:.40} is not a whole number from {allowed[0]} to {allowed[-1]}, or a list of them"
-        for key, allowed in _RANGES.items()
-        for value in _entries(config.get(key))
-        if value is not None and not (type(value) is int and value in allowed)
-    ]
-    scale, shift = config.get("scaling_factor", 1.0), config.get("shift_factor")
-    if not (_is_finite(scale) and scale > 0):
-        wrong.append(f"scaling_factor={scale!s:.40} is not a positive number below 1e9")
-    if type(config.get("eos_token_id", 0)) is not int:
-        wrong.append(f"eos_token_id={config['eos_token_id']!s:.40} is not a whole number")
-    if shift is not None and not _is_finite(shift):
-        wrong.append(f"shift_factor={shift!s:.40} is not a number below 1e9")
-    if wrong:
-        raise InputError(f"prior.model: the {part}'s {wrong[0]}; replace its config.json with an intact copy")
-
-
-def _entries(value: Any) -> list[Any]:
-    """The entries of a list that is not empty, or the value itself."""
-    return list(value) if isinstance(value, list | tuple) and value else [value]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # false for NaN

@@ -7,7 +7,7 @@ the first wrong shape with an error that does not name the setting.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,28 @@ def check_shapes(network: torch.nn.Module, found: Shapes, place: str) -> None:
         raise InputError(
             f"{place} has weights of another {kind} than its config.json describes (first: {other} of shape "
             f"{list(found[other])} instead of {needed[other]}); choose weights and configuration of one model"
+        )
+
+
+def check_all_loaded(
+    network: torch.nn.Module, missing: Collection[str], unexpected: Collection[str], place: str
+) -> None:
+    """Checks what transformers says of the weights that it read.
+
+    Raises:
+        InputError: some of the network are ``missing``, which it then draws at random; or ``unexpected`` ones are of
+            further layers of the network's, which its configuration does not describe.
+    """
+    if missing:
+        first, more = min(missing), f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        kind = type(network).__name__
+        raise InputError(f"{place} lacks weights of {kind} (first: {first}{more}); replace it with an intact copy")
+    own = {re.sub(r"\d+", "0", name) for name in network.state_dict()}
+    further = sorted(name for name in unexpected if re.sub(r"\d+", "0", name) in own)
+    if further:
+        raise InputError(
+            f"{place} holds weights that its config.json does not describe (first: {further[0]}); restore the "
+            "configuration that the weights were saved with"
         )
 
 

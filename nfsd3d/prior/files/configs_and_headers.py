@@ -19,6 +19,7 @@ _OTHER_FORMATS = {
     b"version https://git-lfs": "a Git LFS pointer instead of the file; fetch the file with git lfs pull",
     b"<": "a web page instead of the file; download the file itself",
 }
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
 
 
@@ -30,6 +31,19 @@ def tensor_shapes(file: Path, setting: str) -> dict[str, list[int]]:
     """
     with named_errors(f"{setting}:", "read as safetensors"):
         return header_shapes(file)
+
+
+def check_not_quantised(file: Path, setting: str) -> None:
+    """Raises `InputError` if weights in a safetensors file, with an intact header, are whole numbers or scaled."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    for name, entry in header.items():
+        scales = name.endswith(("weight_scale", "scale_weight", "scale_inv"))
+        if scales or (name.endswith("weight") and entry["dtype"] not in _FLOATS):
+            how = "scales other weights" if scales else f"is of type {entry['dtype']}"
+            raise InputError(
+                f"{setting}: is quantised ({name} {how}), which is not read; give it in float16, bfloat16 or float32"
+            )
 
 
 def header_shapes(file: Path) -> dict[str, list[int]]:

@@ -92,5 +92,7 @@ def _download_family(hub_id: str, files: list[str], family: Family) -> Path:
         inside = [name for name in files if name.startswith(f"{part}/") and name.count("/") == 1]
         names = [name.removeprefix(f"{part}/") for name in inside]
         wanted += [f"{part}/{name}" for name in weights_among(names, SMALL_FIRST)]
-        wanted += [name for name in inside if name.endswith((".json", ".txt", ".model", ".jinja"))]
+        # Not the indexes of weight files that are not among them.
+        others = (name for name in names if name.endswith((".json", ".txt", ".model", ".jinja")))
+        wanted += [f"{part}/{name}" for name in others if ".safetensors.index" not in name and ".bin.index" not in name]
     return Path(snapshot_download(hub_id, allow_patterns=wanted))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nfsd3d.prior.families.base import Family
-from nfsd3d.prior.files.compare_tensors import check_shapes
+from nfsd3d.prior.files.compare_tensors import check_all_loaded, check_shapes
 from nfsd3d.prior.files.configs_and_headers import named_errors, read_object, shapes_in
 from nfsd3d.prior.files.family_folder import parts_of
 from nfsd3d.prior.files.folder import LoraFile
@@ -127,7 +127,9 @@ def _load(folder: Path, name: str, dtype: torch.dtype) -> Any:
         kind = _class(parts_of(folder, SETTING)[name])
         options = {"variant": variant, "local_files_only": True, "use_safetensors": True}
         if not hasattr(kind, "load_config"):
-            return kind.from_pretrained(str(place), dtype=dtype, **options)
+            network, found = kind.from_pretrained(str(place), dtype=dtype, output_loading_info=True, **options)
+            check_all_loaded(network, found["missing_keys"], found["unexpected_keys"], f"{SETTING}: {place}")
+            return network
         precision = _precision(_empty(folder, name), dtype)
         return kind.from_pretrained(str(place), torch_dtype=precision, **options)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES, PRESETS, Preset
-from nfsd3d.prior.files.family_folder import check_family_folder, check_not_distilled
+from nfsd3d.prior.files.family_folder import check_family_folder, check_image_size, check_not_distilled
 from nfsd3d.prior.files.folder import Contents, LoraFile
 from nfsd3d.prior.files.locate import Location, ModelSource, as_file, as_folder, is_offline
 from nfsd3d.prior.files.lora_files import locate_loras
@@ -40,7 +40,8 @@ def locate_family(settings: PriorSettings) -> ModelSource:
     if folder is None:
         check_not_distilled(settings.model, setting)
         return _from_hub(setting, preset, (settings.model,), settings, loras)
-    check_family_folder(folder, FAMILIES[preset.family], setting, settings.image_size)
+    check_family_folder(folder, FAMILIES[preset.family], setting)
+    check_image_size(folder, FAMILIES[preset.family], settings.image_size)
     return ModelSource(Location(setting, folder, (), _contents(preset)), loras=loras)
 
 
@@ -59,16 +60,21 @@ def _from_hub(
 ) -> ModelSource:
     from huggingface_hub import try_to_load_from_cache
 
-    family = FAMILIES[preset.family]
+    family, reasons = FAMILIES[preset.family], []
     for hub_id in hub_ids:
         index = try_to_load_from_cache(hub_id, "model_index.json")
-        if isinstance(index, str):
-            try:
-                check_family_folder(Path(index).parent, family, setting, settings.image_size)
-            except InputError:
-                continue  # incomplete: downloaded again
-            return ModelSource(Location(setting, Path(index).parent, (), _contents(preset)), loras=loras)
+        if not isinstance(index, str):
+            reasons.append("not in the local cache, and offline")
+            continue
+        folder = Path(index).parent
+        try:
+            check_family_folder(folder, family, "in the local cache")
+        except InputError as error:
+            reasons.append(f"{error}; offline")
+            continue  # perhaps incomplete: what is missing is downloaded
+        check_image_size(folder, family, settings.image_size)
+        return ModelSource(Location(setting, folder, (), _contents(preset)), loras=loras)
     found = Location(setting, None, hub_ids, _contents(preset))
     if is_offline(settings.offline):
-        raise InputError(found.not_available(["not in the local cache, and offline"] * len(hub_ids)))
+        raise InputError(found.not_available(reasons))
     return ModelSource(found, loras=loras)

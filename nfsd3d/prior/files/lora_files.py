@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nfsd3d.errors import InputError
 from nfsd3d.prior.files.check_single_file import family_of
-from nfsd3d.prior.files.configs_and_headers import tensor_shapes
+from nfsd3d.prior.files.configs_and_headers import check_not_quantised, tensor_shapes
 from nfsd3d.prior.files.folder import LoraFile
 from nfsd3d.settings.paths import user_path
 
@@ -90,6 +90,7 @@ def _path_and_weight(value: str) -> tuple[Path, float]:
 
 def _check_holds_lora(lora: LoraFile) -> None:
     shapes = tensor_shapes(lora.path, lora.setting)
+    check_not_quantised(lora.path, lora.setting)
     for pattern, kind in _OTHERS.items():
         if any(re.search(pattern, name) for name in shapes):
             raise InputError(f"{lora.setting}: is an adapter of the kind {kind}, which is not read; give a LoRA")

@@ -20,11 +20,17 @@ def weight_files(folder: Path, setting: str) -> tuple[str | None, list[Path]]:
     Raises:
         InputError: it has none, or not all files that its index names; the message begins with ``setting``.
     """
+    incomplete: InputError | None = None
     for variant, whole, index in _forms(VARIANTS):
         if (folder / whole).is_file():
             return variant, [folder / whole]
         if (folder / index).is_file():
-            return variant, _shards(folder / index, setting)
+            try:
+                return variant, _shards(folder / index, setting)
+            except InputError as error:  # another variant may be complete
+                incomplete = incomplete or error
+    if incomplete is not None:
+        raise incomplete
     names = [path.name for path in sorted(folder.glob("*"))]
     raise InputError(f"{setting}: {folder} lacks *.safetensors{other_weights(names)}")
 
@@ -65,7 +71,8 @@ def _variant_of(name: str) -> str | None:
 
 
 def _shards(index: Path, setting: str) -> list[Path]:
-    places = read_object(index, setting).get("weight_map")
+    content = read_object(index, setting)
+    places = content.get("weight_map") if isinstance(content.get("metadata"), dict) else None  # diffusers reads both
     names = sorted(set(places.values())) if isinstance(places, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise InputError(f"{setting}: {index} names no weight files of its folder; replace it with an intact copy")

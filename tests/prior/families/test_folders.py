@@ -1,16 +1,20 @@
 """Models of the families from folders: a whole run, and what is refused before anything is loaded."""
 
 import dataclasses
+import fnmatch
 import gc
 import json
 import os
 import shutil
 import sys
+import types
 import weakref
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_families import PIPELINES, SIZE, pipeline_of, prior_of, save, sentencepiece_model
+from transformers import T5Config, T5EncoderModel
 
 from nfsd3d.cli.main import main
 from nfsd3d.config.compose import compose
@@ -19,7 +23,8 @@ from nfsd3d.prior import load_prior as loading
 from nfsd3d.prior.families.table import FAMILIES, PRESETS
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.family_folder import check_not_distilled, family_in
-from nfsd3d.prior.files.locate_family import locate_family
+from nfsd3d.prior.files.locate import Location, ModelSource
+from nfsd3d.prior.files.locate_family import _contents, locate_family
 from nfsd3d.prior.files.weight_files import weight_files
 from nfsd3d.prior.priors import PRIORS
 from nfsd3d.runs.preflight import check
@@ -131,21 +136,19 @@ def _edit(path, **values):
     path.write_text(json.dumps({**content, **values}))
 
 
-def _shard(folder):
+def _shard(folder, path=None):
     """The weights in two files with an index, as large models are shipped."""
-    from safetensors.torch import load_file, save_file
-
-    path = folder / "diffusion_pytorch_model.safetensors"
+    path = path or folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     names = sorted(tensors)
     halves = {"first": names[: len(names) // 2], "second": names[len(names) // 2 :]}
     places = {}
     for half, keys in halves.items():
-        file = f"diffusion_pytorch_model-{half}.safetensors"
+        file = f"{path.stem}-{half}.safetensors"
         save_file({key: tensors[key] for key in keys}, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(keys, file)
     index = {"metadata": {"total_size": 1}, "weight_map": places}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{path.name}.index.json").write_text(json.dumps(index))
     path.unlink()
 
 
@@ -190,6 +193,34 @@ def test_an_encoder_that_the_index_leaves_out_is_not_needed(copied):
         ),
         (lambda f: _edit(f / "transformer/config.json", guidance_embeds=True), "guidance is built into it"),
         (lambda f: _edit(f / "scheduler/scheduler_config.json", _class_name="LCMScheduler"), "a consistency model"),
+        (
+            lambda f: (f / "model_index.json").unlink(),
+            r"lacks model_index\.json; give a whole Stable Diffusion 3 model",
+        ),
+        (
+            lambda f: _edit(f / "model_index.json", _class_name="StableDiffusion3Img2ImgPipeline"),
+            "of the pipeline StableDiffusion3Img2ImgPipeline .*; give one of the pipeline StableDiffusion3Pipeline",
+        ),
+        (lambda f: _edit(f / "model_index.json", text_encoder=[None, None]), "has no text_encoder in its model_index"),
+        (lambda f: _edit(f / "model_index.json", tokenizer_2=[None, None]), "has no tokenizer_2 in its model_index"),
+        (lambda f: _edit(f / "model_index.json", tokenizer_3=[None, None]), "has no tokenizer_3 in its model_index"),
+        (lambda f: shutil.rmtree(f / "tokenizer_3"), "lacks tokenizer_3/, which model_index.json names"),
+        (lambda f: _edit(f / "vae/config.json", scaling_factor=None), "vae's scaling_factor=None is not a positive"),
+        (lambda f: _edit(f / "vae/config.json", scaling_factor=0), "vae's scaling_factor=0 is not a positive number"),
+        (lambda f: _edit(f / "vae/config.json", latent_channels=8), "the denoiser takes 16 channels .* has 8; inpaint"),
+        (lambda f: _edit(f / "transformer/config.json", in_channels=33), "the denoiser takes 33 channels"),
+        (lambda f: _edit(f / "text_encoder/config.json", quantization_config={}), r"text_encoder is quantised"),
+        (
+            lambda f: _edit(f / "scheduler/scheduler_config.json", _class_name="DDIMScheduler"),
+            "is a rectified flow, and its scheduler is one of diffusion models",
+        ),
+        (lambda f: _cast(f / "transformer", torch.int8), r"is quantised \(.*weight is of type I8\), which is not read"),
+        (lambda f: _cast(f / "text_encoder_3", torch.int8), r"text_encoder_3/model.safetensors: is quantised"),
+        (lambda f: _add(f / "transformer", "x.weight_scale"), r"is quantised \(x.weight_scale scales other weights\)"),
+        (
+            lambda f: _shard(f / "transformer") or _edit(next((f / "transformer").glob("*index*")), metadata=None),
+            "names no weight files of its folder",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_before_torch_reads_it(copied, monkeypatch, damage, words):
@@ -199,6 +230,89 @@ def test_a_folder_that_cannot_be_used_is_refused_before_torch_reads_it(copied, m
     with pytest.raises(InputError, match=words) as caught:
         check(config_of("sd3", folder))
     assert "\n" not in str(caught.value) and "prior.model" in str(caught.value)
+
+
+def _cast(folder, dtype):
+    """The weights of a part as whole numbers."""
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: value.to(dtype) for name, value in load_file(file).items()}, file)
+
+
+def _add(folder, name):
+    """One more tensor in the weights of a part."""
+    (file,) = folder.glob("*.safetensors")
+    save_file({**load_file(file), name: torch.ones(1)}, file)
+
+
+def test_a_text_encoder_without_some_of_its_weights_is_refused(copied):
+    folder = copied("sd3")
+    (file,) = (folder / "text_encoder_3").glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: value for name, value in tensors.items() if "block.1." not in name}, file, {"format": "pt"})
+    config = config_of("sd3", folder)
+    check(config)
+    with pytest.raises(
+        InputError, match=r"text_encoder_3 lacks weights of T5EncoderModel \(first: encoder\.block\.1\."
+    ):
+        PRIORS["sd3"].build(config.prior, "cpu", torch.float32).embed([PROMPT])
+    save_file({**tensors, "decoder.block.0.x.weight": torch.ones(1)}, file, {"format": "pt"})  # of the rest of T5
+    PRIORS["sd3"].build(config.prior, "cpu", torch.float32).embed([PROMPT])
+    more = {name.replace("block.1.", "block.2."): value.clone() for name, value in tensors.items()}
+    save_file({**tensors, **more}, file, {"format": "pt"})
+    config = config_of("sd3", folder, **{"prior.cache": False})
+    with pytest.raises(
+        InputError, match=r"holds weights that its config\.json does not describe \(first: enc.*block\.2"
+    ):
+        PRIORS["sd3"].build(config.prior, "cpu", torch.float32).embed([PROMPT])
+
+
+def test_text_encoders_of_another_width_are_one_line(copied):
+    from nfsd3d.train.build import build_parts
+
+    folder = copied("pixart")
+    encoder = T5EncoderModel(T5Config.from_pretrained(folder / "text_encoder", d_model=24))
+    encoder.save_pretrained(folder / "text_encoder")
+    with pytest.raises(InputError, match=r"^prior\.model: the denoiser does not take what the text encoders give \("):
+        build_parts(config_of("pixart", folder))
+
+
+def test_prompts_of_another_model_have_entries_of_their_own(copied, tmp_path):
+    """Copies of two models whose files have the same names, sizes and times."""
+    first, second = copied("pixart"), tmp_path / "second"
+    shutil.copytree(first, second)
+    (file,) = (second / "text_encoder").glob("*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    for path in (*first.rglob("*"), *second.rglob("*")):
+        os.utime(path, (0, 0))
+
+    def embedded(folder, **changes):
+        prior = PRIORS["pixart"].build(config_of("pixart", folder, **changes).prior, "cpu", torch.float32)
+        return prior.embed([PROMPT]).tensors["embeddings"]
+
+    assert not torch.equal(embedded(first), embedded(second))
+    assert torch.equal(embedded(second), embedded(second, **{"prior.cache": False}))
+
+
+def test_an_entry_of_other_content_is_as_if_it_were_not_there(folders, tmp_path):
+    config = config_of("pixart", folders("pixart"))
+    before = PRIORS["pixart"].build(config.prior, "cpu", torch.float32).embed([PROMPT]).tensors["embeddings"]
+    (entry,) = (tmp_path / "cache/nfsd3d/embeddings").iterdir()
+    save_file({"other": torch.ones(1)}, entry)
+    after = PRIORS["pixart"].build(config.prior, "cpu", torch.float32).embed([PROMPT]).tensors["embeddings"]
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "largest"), [("sd3", 4096, None), ("zimage", 10**6, None), ("sdxl", 10**9, 32768)]
+)
+def test_an_image_larger_than_the_denoisers_tables_is_refused(folders, name, size, largest):
+    folder = folders(name)
+    config = json.loads((folder / FAMILIES[name].denoiser / "config.json").read_text())
+    if largest is None:
+        patches = config["pos_embed_max_size"] if name == "sd3" else min(config["axes_lens"][1:])
+        largest = patches * 2 * image_size(name) // SIZE
+    with pytest.raises(InputError, match=rf"^prior\.image_size={size}: at most {largest} for this .*; set {largest}$"):
+        check(config_of(name, folder, **{"prior.image_size": size}))
 
 
 def test_weights_of_another_shape_are_named_when_they_are_loaded(copied):
@@ -262,6 +376,7 @@ def test_an_image_size_between_latents_is_refused(folders, name, size, nearest):
         "models--Tongyi-MAI--Z-Image-Turbo",
         "FLUX.1-schnell",
         "x/LCM",
+        "someone/sd3_turbo_v2",
     ],
 )
 def test_distilled_models_are_refused_by_name(name):
@@ -270,7 +385,14 @@ def test_distilled_models_are_refused_by_name(name):
 
 
 def test_other_names_are_not_distilled():
-    for name in ("Tongyi-MAI/Z-Image", "alcmodel", "stabilityai/stable-diffusion-xl-base-1.0"):
+    for name in (
+        "Tongyi-MAI/Z-Image",
+        "alcmodel",
+        "turbocharged-car",
+        "flux-de-distilled",
+        "undistilled",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+    ):
         check_not_distilled(name, "x")
 
 
@@ -287,10 +409,8 @@ def test_what_a_family_does_not_have_is_one_line(folders, tmp_path):
 
 
 def test_vsd_needs_a_unet_of_stable_diffusion(folders):
-    from nfsd3d.train.build import build_parts
-
     with pytest.raises(InputError, match=r"^distill=vsd: adapts the UNet of .*choose another method"):
-        build_parts(config_of("sd3", folders("sd3"), distill="vsd"))
+        check(config_of("sd3", folders("sd3"), distill="vsd"))  # before anything is loaded
 
 
 def test_a_family_is_checked_without_torch(folders):
@@ -373,3 +493,54 @@ def test_a_cache_that_cannot_be_written_is_no_error(folders, tmp_path, monkeypat
 def test_files_of_a_folder_are_fetched_as_its_family(folders):
     files = fetch(locate_family(config_of("sd3", folders("sd3")).prior))
     assert files.folder == folders("sd3") and files.family == "sd3"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """folder -> the hub has it as own/model, whose files are copied as they are downloaded."""
+    import huggingface_hub
+
+    def serve(source):
+        names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+        siblings = [types.SimpleNamespace(rfilename=name) for name in names]
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, "model_info", lambda _, hub_id, timeout: types.SimpleNamespace(siblings=siblings)
+        )
+
+        def download(hub_id, allow_patterns):
+            for name in names:
+                if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                    (tmp_path / "downloaded" / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source / name, tmp_path / "downloaded" / name)
+            return str(tmp_path / "downloaded")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    return serve
+
+
+@pytest.mark.parametrize("name", ["sd3", "zimage"])
+def test_a_download_holds_what_is_needed_and_no_index_of_other_files(copied, hub, tmp_path, name):
+    source = copied(name)
+    part = source / ("text_encoder_3" if name == "sd3" else "text_encoder")
+    (whole,) = part.glob("*.safetensors")
+    half = part / whole.name.replace(".safetensors", ".fp16.safetensors")
+    shutil.copy(whole, half)
+    if name == "sd3":
+        _shard(part, whole)
+    hub(source)
+    location = Location(f"prior={name}", None, ("own/model",), _contents(PRESETS[name]))
+    folder = fetch(ModelSource(location)).folder
+    assert folder == tmp_path / "downloaded"
+    assert {path.name for path in (folder / part.name).glob("*safetensors*")} == {half.name}
+    check(config_of(name, folder))
+
+
+def test_a_variant_that_is_complete_is_read_beside_an_index_that_is_not(copied):
+    part = copied("sd3") / "text_encoder_3"
+    (whole,) = part.glob("*.safetensors")
+    half = part / whole.name.replace(".safetensors", ".fp16.safetensors")
+    shutil.copy(whole, half)
+    _shard(part, whole)
+    next(part.glob("*second*")).unlink()
+    assert weight_files(part, "prior.model") == ("fp16", [half])

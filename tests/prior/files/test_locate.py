@@ -185,7 +185,8 @@ def test_a_cached_copy_without_one_of_several_weight_files_is_not_taken(no_hub_c
     index, shards = "diffusion_pytorch_model.safetensors.index.json", ("x-00001-of-00002.safetensors", "y")
     files = [name for name in FILES if name != "unet/diffusion_pytorch_model.safetensors"]
     folder = write_cached(no_hub_cache, ALIASES["sd21"][0], [*files, f"unet/{index}", f"unet/{shards[0]}"])
-    (folder / "unet" / index).write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    content = {"metadata": {}, "weight_map": dict(zip("ab", shards, strict=True))}
+    (folder / "unet" / index).write_text(json.dumps(content))
     assert locate("sd21").missing
     (folder / "unet" / shards[1]).write_bytes(b"")
     assert not locate("sd21").missing
