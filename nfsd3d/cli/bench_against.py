@@ -9,7 +9,7 @@ from rich.console import Console
 
 from nfsd3d.bench import against, tables
 from nfsd3d.bench.tree import ROOT
-from nfsd3d.cli.options import Parser, counted, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, check_writable, counted, whole_number, write_numbers
 from nfsd3d.errors import InputError
 from nfsd3d.train.progress_bar import print_line
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--against {options.against}: this system does not tell a process's memory; use Linux or macOS"
         )
+    check_writable(options.json, "--json")
     names = tuple(dict.fromkeys(options.only or against.MEASUREMENTS))
     settings = against.Settings(options.rounds, options.steps, options.threads)
     console = Console()

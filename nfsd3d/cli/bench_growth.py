@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nfsd3d.bench import growth, tables
-from nfsd3d.cli.options import Parser, counted, whole_number, write_numbers
+from nfsd3d.cli.options import Parser, check_writable, counted, whole_number, write_numbers, writing_to
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_text
 
@@ -22,13 +22,16 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if find_spec("resource") is None:
         raise InputError("--growth: this system does not tell a process's memory; use Linux or macOS")
+    check_writable(options.chart, "--chart")
+    check_writable(options.json, "--json")
     console = Console()
     with counted("sizes", growth.count(), console, transient=True) as advance:
         found = growth.measure(options.steps, options.threads, advance)
     for one in found:
         console.print(tables.growth_table(one))
     if options.chart is not None:
-        write_text(options.chart, growth.chart(found))
+        with writing_to(options.chart, "--chart"):
+            write_text(options.chart, growth.chart(found))
     write_numbers(
         options.json, {"steps": options.steps, "threads": options.threads, "growth": list(map(asdict, found))}
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -60,6 +62,22 @@ def writing_to(path: Path, option: str = "--output") -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{option} {path}: cannot be written ({error.strerror}); choose another") from error
+
+
+def check_writable(path: Path | None, option: str) -> None:
+    """Creates the folder of a file that is written at the end of slow work.
+
+    Raises:
+        InputError: it cannot be created or written.
+    """
+    if path is None:
+        return
+    with writing_to(path, option):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def write_numbers(path: Path | None, numbers: object) -> None:

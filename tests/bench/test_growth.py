@@ -73,6 +73,15 @@ def test_each_size_is_measured_in_its_own_process(tree, tmp_path, capsys):
     assert "train.batch_size" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--chart", "--json"])
+def test_a_file_that_cannot_be_written_is_found_before_the_measurement(tree, tmp_path, monkeypatch, option):
+    monkeypatch.setattr(growth, "measure", None)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "x", tmp_path):
+        with pytest.raises(InputError, match=rf"^{option} {path}: cannot be written \("):
+            main(["--growth", option, str(path)])
+
+
 def test_a_command_that_fails_is_named(tree):
     (tree / "launch.py").write_text("import sys; sys.exit('no such thing')")
     with pytest.raises(InputError, match=r"^--growth: launch\.py .*: no such thing$"):
