@@ -19,16 +19,21 @@ _RANGES = {
 }
 
 
-def check_numbers(part: str, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` if a number in a network's configuration is of another type or out of its range.
-
-    ``part`` is the network's name for the message.
-    """
+def check_not_quantised_config(part: str, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` for the configuration of a quantised network, which is named ``part`` in the message."""
     if config.get("quantization_config") is not None:
         raise InputError(
             f"prior.model: the {part} is quantised (quantization_config), which is not read; give it in float16, "
             "bfloat16 or float32"
         )
+
+
+def check_numbers(part: str, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` if a number in a network's configuration is of another type or out of its range.
+
+    ``part`` is the network's name for the message.
+    """
+    check_not_quantised_config(part, config)
     wrong = [
         f"{key}={config[key]!s:.40} is not a whole number from {allowed[0]} to {allowed[-1]}, or a list of them"
         for key, allowed in _RANGES.items()

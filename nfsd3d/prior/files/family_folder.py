@@ -12,7 +12,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.families.base import Family, timesteps
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import family_of
-from nfsd3d.prior.files.check_numbers import check_numbers
+from nfsd3d.prior.files.check_numbers import check_not_quantised_config, check_numbers
 from nfsd3d.prior.files.configs_and_headers import (
     check_not_quantised,
     named_errors,
@@ -25,7 +25,8 @@ from nfsd3d.prior.files.scheduler_config import FLOW, TrainingSchedule, read_tra
 from nfsd3d.prior.files.weight_files import weight_files
 
 _DISTILLED = re.compile(
-    r"(?<![a-z])(turbo|lightning|schnell|sprint|hyper-?sd|lcm|(?<!de-)(?<!de)(?<!un)distilled)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(turbo|lightning|schnell|sprint|hyper-?sd(xl)?|lcm|(?<!de-)(?<!de)(?<!un)distilled)(?![a-z])",
+    re.IGNORECASE,
 )
 """Words in the names of models whose guidance was distilled into them."""
 
@@ -79,7 +80,9 @@ def check_family_folder(folder: Path, family: Family, setting: str) -> TrainingS
                 tensor_shapes(path, f"{setting}: {path}")
                 check_not_quantised(path, f"{setting}: {path}")
     for name, config in configs.items():
-        check_numbers(name, config)
+        # Numbers of text encoders are not checked: each library's have meanings of their own.
+        check = check_numbers if name in (family.denoiser, "vae") else check_not_quantised_config
+        check(name, config)
     _check_channels(configs[family.denoiser], configs["vae"], setting)
     training = read_training(folder)
     if family.clock is not timesteps and training.prediction_type != FLOW:

@@ -266,6 +266,12 @@ def test_a_text_encoder_without_some_of_its_weights_is_refused(copied):
         PRIORS["sd3"].build(config.prior, "cpu", torch.float32).embed([PROMPT])
 
 
+def test_a_text_encoder_may_end_texts_with_several_tokens(copied):
+    folder = copied("sana")
+    _edit(folder / "text_encoder/config.json", eos_token_id=[1, 107])  # as Gemma 2's for chats
+    check(config_of("sana", folder))
+
+
 def test_text_encoders_of_another_width_are_one_line(copied):
     from nfsd3d.train.build import build_parts
 
@@ -377,6 +383,7 @@ def test_an_image_size_between_latents_is_refused(folders, name, size, nearest):
         "FLUX.1-schnell",
         "x/LCM",
         "someone/sd3_turbo_v2",
+        "Hyper-SDXL-8steps",
     ],
 )
 def test_distilled_models_are_refused_by_name(name):
