@@ -43,7 +43,7 @@ def _parser() -> Parser:
         prog="nfsd3d bench --growth",
         description="Measure on the CPU how time and peak memory of a training step of the demo grow with its views, "
         "pixels, samples and hash tables, and those of the export with its cells; each size in a new process. Takes "
-        "about ten minutes and 8 GB; the machine should have nothing else to do.",
+        "about six minutes and 2 GB; the machine should have nothing else to do.",
     )
     parser.add_argument("--growth", action="store_true", required=True, help="measure the growth")
     parser.add_argument("--steps", type=whole_number(2), default=20, help="training steps of each size (default: 20)")

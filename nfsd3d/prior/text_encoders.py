@@ -115,7 +115,7 @@ class PipelineTextEncoders:
         self._pipeline = None
 
     def blank(self, count: int, device: torch.device) -> Context:
-        """Zeros and a mask of the shapes of the last prompts that were embedded."""
+        """Ones of the shapes and types of the last prompts that were embedded: every token counts as a word."""
         if self._shapes is None:
             raise RuntimeError("no prompt was embedded yet")
         return Context(

@@ -15,4 +15,4 @@ def user_cache() -> Path:
     base, home = os.environ.get("XDG_CACHE_HOME"), user_path("~")
     if base or home.is_absolute():
         return Path(base or home / ".cache") / "nfsd3d"
-    return Path(tempfile.gettempdir()) / f"nfsd3d-cache-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"nfsd3d-cache-{os.getuid() if hasattr(os, 'getuid') else 0}"
