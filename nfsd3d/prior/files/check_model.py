@@ -6,7 +6,7 @@ from typing import Any
 from nfsd3d.errors import InputError
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import check_unet
-from nfsd3d.prior.files.check_numbers import check_numbers
+from nfsd3d.prior.files.check_numbers import check_multiple, check_numbers
 from nfsd3d.prior.files.configs_and_headers import (
     check_not_quantised,
     optional_object,
@@ -50,12 +50,8 @@ def check_files(
         check_widths(files.loras, shapes_in(weights))
         return training, tuple(prompt_counters(files.folder, family, "prior.model"))
     check_autoencoder(files)
-    factor = _factor(read_object(files.config("vae")))
-    if image_size is not None and image_size % factor:
-        raise InputError(
-            f"prior.image_size={image_size}: must be a multiple of {factor} for this model; "
-            f"set {round(image_size / factor) * factor or factor}"
-        )
+    if image_size is not None:
+        check_multiple(image_size, _factor(read_object(files.config("vae"))), "this model")
     check_fit(*(read_object(files.config(network)) for network in ("unet", "vae", "text_encoder")))
     for path in files.weights():
         own = path if path in (files.file, files.vae) else path.parent

@@ -28,6 +28,15 @@ def check_not_quantised_config(part: str, config: Mapping[str, Any]) -> None:
         )
 
 
+def check_multiple(image_size: int, pixels: int, model: str) -> None:
+    """Raises `InputError` unless images of ``image_size`` have whole latents of so many ``pixels`` along an axis."""
+    if image_size % pixels:
+        raise InputError(
+            f"prior.image_size={image_size}: must be a multiple of {pixels} for {model}; "
+            f"set {round(image_size / pixels) * pixels or pixels}"
+        )
+
+
 def check_numbers(part: str, config: Mapping[str, Any]) -> None:
     """Raises `InputError` if a number in a network's configuration is of another type or out of its range.
 

@@ -12,7 +12,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.prior.families.base import Family, timesteps
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.files.check_folder import family_of
-from nfsd3d.prior.files.check_numbers import check_not_quantised_config, check_numbers
+from nfsd3d.prior.files.check_numbers import check_multiple, check_not_quantised_config, check_numbers
 from nfsd3d.prior.files.configs_and_headers import (
     check_not_quantised,
     named_errors,
@@ -169,11 +169,7 @@ def check_image_size(folder: Path, family: Family, image_size: int | None) -> No
         raise InputError(
             f"prior.image_size={image_size}: at most {largest} for this {family.title} model; set {largest}"
         )
-    if image_size % pixels:
-        raise InputError(
-            f"prior.image_size={image_size}: must be a multiple of {pixels} for a {family.title} model; "
-            f"set {round(image_size / pixels) * pixels or pixels}"
-        )
+    check_multiple(image_size, pixels, f"a {family.title} model")
 
 
 @dataclass(frozen=True)
