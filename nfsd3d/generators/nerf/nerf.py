@@ -21,13 +21,14 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from nfsd3d.device import move
-from nfsd3d.generators.base import DEFAULT_OPTIONS, SHADINGS, Rendering, RenderOptions
+from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
 from nfsd3d.generators.nerf.field import HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
 from nfsd3d.generators.nerf.settings import NeRFSettings
+from nfsd3d.generators.nerf.shading import needs_normals, shade
 from nfsd3d.views.cameras import Cameras, Rays
 
 # Points that the field is evaluated at together, without gradient.
@@ -327,24 +328,3 @@ def _images(channels: dict[str, Tensor], cameras: Cameras) -> Rendering:
     images = {name: values.reshape(shape).permute(0, 3, 1, 2) for name, values in channels.items() if name != "samples"}
     absent: dict[str, Tensor | None] = {"normal": None, "orientation": None, "albedo": None}
     return Rendering(**{**absent, **images}, samples_per_ray=channels["samples"].mean())  # type: ignore[arg-type]
-
-
-def needs_normals(shading: str) -> bool:
-    """Whether ``shading`` depends on normals."""
-    return shading != "albedo"
-
-
-def shade(shading: str, albedo: Tensor, normals: Tensor | None, to_light: Tensor | None, ambient: float) -> Tensor:
-    """[N,3] colours in [0,1] under a point light (DreamFusion, arXiv 2209.14988, sec. 3.1).
-
-    ``albedo``: the albedo [N,3] itself. ``lambertian``: albedo times ``ambient`` + (1 - ambient) max(n.l, 0), with
-    ``normals`` n [N,3] and unit vectors ``to_light`` l [N,3]. ``textureless``: the same on white.
-    """
-    if shading not in SHADINGS:
-        raise ValueError(f"shading {shading!r}: choose one of {', '.join(SHADINGS)}")
-    if not needs_normals(shading):
-        return albedo
-    if normals is None or to_light is None:
-        raise ValueError(f"shading {shading!r} needs normals and directions to the light")
-    brightness = ambient + (1 - ambient) * (normals * to_light).sum(-1, keepdim=True).clamp(min=0)
-    return brightness * (albedo if shading == "lambertian" else torch.ones_like(albedo))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfsd3d.generators.base import SHADINGS
-from nfsd3d.generators.nerf.nerf import needs_normals, shade
+from nfsd3d.generators.nerf.shading import needs_normals, shade
 
 ALBEDO = torch.tensor([[0.2, 0.5, 0.9], [1.0, 0.0, 0.3], [0.6, 0.6, 0.6]])
 TO_LIGHT = torch.nn.functional.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 2, 3]]), dim=-1)
