@@ -527,7 +527,7 @@ def prior_of(pipeline, name):
     return DiffusersPrior(
         getattr(pipeline, family.denoiser),
         pipeline.vae,
-        PipelineTextEncoders(lambda: pipeline, family),
+        PipelineTextEncoders(lambda encoders: pipeline, family),
         process,
         training.prediction_type,
         family=family,

@@ -92,14 +92,15 @@ class PipelineTextEncoders:
 
     def __init__(
         self,
-        load: Callable[[], Any],
+        load: Callable[[bool], Any],
         family: Family,
         cache: EmbeddingCache | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """``load`` gives the pipeline; once more, should a prompt come after :meth:`free`.
+        """``load(False)`` gives the pipeline with tokenizers alone, ``load(True)`` with encoders.
 
-        Prompts in the ``cache`` need no pipeline. Results are on ``device``.
+        Prompts in the ``cache`` need neither, and too long ones are found before the encoders are loaded. Results are
+        on ``device``.
         """
         self._load, self._family, self._cache, self._device = load, family, cache, device
         self._pipeline: Any = None
@@ -132,20 +133,21 @@ class PipelineTextEncoders:
         Raises:
             InputError: a prompt has more tokens than one of the encoders reads; a pipeline would cut it off.
         """
+        pairs = list(zip(prompts, negative or [not prompt for prompt in prompts], strict=True))
+        known = [None if self._cache is None else self._cache.load(*pair) for pair in pairs]
+        new = [pair for pair, tensors in zip(pairs, known, strict=True) if tensors is None]
+        if new:
+            self._check_lengths(new)
         # Alone, so that no prompt changes another one's rounding or padding.
-        pairs = zip(prompts, negative or [not prompt for prompt in prompts], strict=True)
-        parts = [Context(self._embedded(prompt, negated)).to(self._device) for prompt, negated in pairs]
+        found = [tensors or self._embedded(*pair) for pair, tensors in zip(pairs, known, strict=True)]
+        parts = [Context(tensors).to(self._device) for tensors in found]
         context = parts[0].joined(parts[1:])
         self._shapes = {name: (value.shape[1:], value.dtype) for name, value in context.tensors.items()}
         return context
 
     def _embedded(self, prompt: str, negative: bool) -> dict[str, Tensor]:
-        known = None if self._cache is None else self._cache.load(prompt, negative)
-        if known is not None:
-            return known
         if self._pipeline is None:
-            self._pipeline = self._load()
-        self._check_length(prompt, negative)
+            self._pipeline = self._load(True)
         assert self._family.embed is not None
         given = self._family.embed(self._pipeline, [prompt], negative)
         widened = {name: _widened(value) for name, value in given.items()}
@@ -153,19 +155,22 @@ class PipelineTextEncoders:
             self._cache.save(prompt, negative, widened)
         return widened
 
-    def _check_length(self, prompt: str, negative: bool) -> None:
-        text = self._family.written(self._pipeline, prompt, negative)
+    def _check_lengths(self, pairs: Sequence[tuple[str, bool]]) -> None:
+        """Raises `InputError` for the first of the prompts (text, whether negative) that is too long."""
+        pipeline = self._load(False) if self._pipeline is None else self._pipeline
         for name, longest in self._family.lengths.items():
-            tokenizer = getattr(self._pipeline, name, None)
+            tokenizer = getattr(pipeline, name, None)
             if tokenizer is None:
                 continue
             length = min(longest, tokenizer.model_max_length)
-            excess = len(tokenizer(text, truncation=False, verbose=False).input_ids) - length
-            if excess > 0:
-                raise InputError(
-                    f"prompt={_shortened(prompt)!r} is {excess} tokens too long for the prior's {name}, which reads "
-                    f"{length}: shorten it"
-                )
+            for prompt, negative in pairs:
+                text = self._family.written(pipeline, prompt, negative)
+                excess = len(tokenizer(text, truncation=False, verbose=False).input_ids) - length
+                if excess > 0:
+                    raise InputError(
+                        f"prompt={_shortened(prompt)!r} is {excess} tokens too long for the prior's {name}, which "
+                        f"reads {length}: shorten it"
+                    )
 
 
 def _widened(value: Tensor) -> Tensor:

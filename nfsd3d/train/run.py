@@ -18,6 +18,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints, identity
+from nfsd3d.runs.absolute_paths import with_absolute_paths
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import describe, remedy, storage_error, write_text
@@ -81,6 +82,8 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
     log = partial(print_line, console)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
+    if resume is None:
+        config = with_absolute_paths(config)
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
     run_id = found[0].header.get("run") if found else None
     progress = Progress.resumed(found[0]) if found else Progress()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,13 +63,14 @@ def text_pipeline(
     dtype: torch.dtype,
     device: torch.device | str,
     loras: Sequence[LoraFile] = (),
-) -> Callable[[], Any]:
-    """A function that loads the family's pipeline with tokenizers and text encoders alone, adapted by ``loras``.
+) -> Callable[[bool], Any]:
+    """A function that loads the family's pipeline with tokenizers alone, or (True) with text encoders as well.
 
-    The encoders go to ``device`` if their weights fit into its free memory, else they stay on the CPU.
+    The encoders are adapted by ``loras``, and go to ``device`` if their weights fit into its free memory; else they
+    stay on the CPU.
     """
 
-    def load() -> Any:
+    def load(encoders: bool) -> Any:
         import diffusers
 
         parts = parts_of(folder, SETTING)
@@ -79,7 +80,7 @@ def text_pipeline(
                 if name.startswith("tokenizer"):
                     with named_errors(f"{SETTING}: {folder / name}"):
                         given[name] = _class(parts[name]).from_pretrained(str(folder / name), local_files_only=True)
-                elif name.startswith("text_encoder"):
+                elif encoders and name.startswith("text_encoder"):
                     given[name] = _load(folder, name, dtype).eval().requires_grad_(False)
             kind = getattr(diffusers, family.pipelines[0])
             for name in (*family.lengths, *(name.replace("tokenizer", "text_encoder") for name in family.lengths)):
@@ -91,12 +92,12 @@ def text_pipeline(
             # Stable Diffusion 3 asks it for the width of the states that stand for T5's, where there is no T5.
             config = SimpleNamespace(**read_object(folder / family.denoiser / "config.json", SETTING))
             object.__setattr__(pipeline, family.denoiser, SimpleNamespace(config=config))
-            encoders = {name: part for name, part in given.items() if isinstance(part, torch.nn.Module)}
-            merge_loras(loras, family.pipelines[0], encoders, (family.denoiser,), config)
-        place = device if _fits(given, torch.device(device)) else "cpu"
-        for part in given.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(place)
+            networks = {name: part for name, part in given.items() if isinstance(part, torch.nn.Module)}
+            if networks:
+                merge_loras(loras, family.pipelines[0], networks, (family.denoiser,), config)
+        place = device if _fits(networks, torch.device(device)) else "cpu"
+        for network in networks.values():
+            network.to(place)
         return pipeline
 
     return load
@@ -147,11 +148,10 @@ def _empty(folder: Path, name: str) -> Any:
         return empty
 
 
-def _fits(parts: dict[str, Any], device: torch.device) -> bool:
-    """Whether the networks among ``parts`` fit into the free memory of a CUDA device."""
+def _fits(networks: Mapping[str, torch.nn.Module], device: torch.device) -> bool:
+    """Whether ``networks`` fit into the free memory of a CUDA device."""
     if device.type != "cuda":
         return True
-    networks = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
-    needed = sum(value.nbytes for network in networks for value in network.state_dict().values())
+    needed = sum(value.nbytes for network in networks.values() for value in network.state_dict().values())
     free, _ = torch.cuda.mem_get_info(device)
     return 1.2 * needed < free

@@ -345,6 +345,15 @@ def test_a_prompt_too_long_for_one_of_the_encoders_says_which_and_by_how_much(fo
         prior.embed([config.prompt])
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_prompt_too_long_is_found_before_the_text_encoders_are_loaded(folders, name, monkeypatch):
+    """With what a family writes around a prompt, which only its tokenizer can count."""
+    monkeypatch.setattr("nfsd3d.prior.files.load_family._load", lambda *arguments: pytest.fail(str(arguments)))
+    prior = PRIORS[name].build(config_of(name, folders(name)).prior, "cpu", torch.float32)
+    with pytest.raises(InputError, match=r"prompt='a a .* tokens too long for the prior's tokenizer"):
+        prior.embed(["a cube", " ".join("a" * max(FAMILIES[name].lengths.values()))])
+
+
 def test_a_tokenizer_of_sentencepiece_is_read_and_counted(copied):
     folder = copied("pixart")
     shutil.rmtree(folder / "tokenizer")
