@@ -65,7 +65,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 	@touch $@
 
 $(SWEEP_STAMP): $(DEV_STAMP)
-	$(PIP) install -c constraints.txt -e '.[sweep]'
+	$(PIP) install -c constraints.txt -e '.[sweep,wandb,mlflow]' playwright
 	@touch $@
 
 # prior=shapes: the demonstration downloads no model, on a machine with a GPU either.

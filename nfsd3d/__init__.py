@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run, generate, load_run
+    from nfsd3d.callbacks.callback import Callback
 
-__all__ = ["Run", "__version__", "generate", "load_run"]
+__all__ = ["Callback", "Run", "__version__", "generate", "load_run"]
 __version__ = "0.2.0.dev0"
 
-_LAZY = {"Run": "nfsd3d.api", "generate": "nfsd3d.api", "load_run": "nfsd3d.api"}
+_LAZY = {
+    **dict.fromkeys(("Run", "generate", "load_run"), "nfsd3d.api"),
+    "Callback": "nfsd3d.callbacks.callback",
+}
 """Names by the module that defines them."""
 
 

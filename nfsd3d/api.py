@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from nfsd3d.callbacks.callback import Callback
 from nfsd3d.cli.launch import start
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
@@ -21,6 +22,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.objects import register_object
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
@@ -184,24 +186,42 @@ class Run:
         return self.extract(mesh_settings(self.config, textured=True))
 
 
-def generate(prompt: str, config: str | Path = "nfsd", seed: int = 0, **overrides: object) -> Run:
+def generate(
+    prompt: str,
+    config: str | Path = "nfsd",
+    seed: int = 0,
+    *,
+    callbacks: Sequence[Callback] = (),
+    method: object = None,
+    prior: object = None,
+    generator: object = None,
+    **overrides: object,
+) -> Run:
     """Trains and exports what ``prompt`` describes, as the command line does, and returns the finished run.
 
     ``config`` is an experiment's name or file. ``overrides`` are settings by dotted key, with plain values, lists or
     dictionaries: ``generate("a red mushroom", distill="sds", **{"train.steps": 300, "export.formats": ["obj"]})``.
+    The ``callbacks`` see the steps, and may steer the run (`nfsd3d.callbacks`).
+
+    ``method``, ``prior`` and ``generator`` are names, or objects: a `nfsd3d.distill.methods.Method`, a
+    `nfsd3d.prior.base.Prior`, an `ImageGenerator` with ``learning_rates``, or a row that builds one of the latter two.
+    A run with an object of yours is resumed and loaded where the same name is registered (`nfsd3d.objects`).
 
     Raises:
+        TypeError: an object of another kind.
         InputError: a setting, the prompt or the prior cannot be used.
         RunFailed: the run diverged, or its export failed.
         nfsd3d.train.interrupts.Interrupted: Ctrl-C or another signal that ends runs; the run can be resumed.
     """
     config = config if isinstance(config, str) else _path("config", config)
+    chosen = {"distill": method, "prior": prior, "generator": generator}
+    overrides |= {key: register_object(key, value) for key, value in chosen.items() if value is not None}
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
     if composed.dry_run:
         raise InputError(
             "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
         )
-    run_dir = start(composed, Path(config).stem)
+    run_dir = start(composed, Path(config).stem, callbacks=callbacks)
     assert run_dir is not None  # no dry run
     return load_run(run_dir)
 

@@ -83,7 +83,9 @@ ADAPTERS = {
         "nfsd3d.generators.nerf.sampling.numba_kernels",
         "nfsd3d.generators.nerf.compositing.numba_kernels",
     },
-    "viser": {"nfsd3d.viewer.server"},
+    "viser": {"nfsd3d.viewer.server", "nfsd3d.viewer.panel"},
+    "wandb": {"nfsd3d.loggers.wandb"},
+    "mlflow": {"nfsd3d.loggers.mlflow"},
     "xatlas": {"nfsd3d.export.texture.unwrap_worker"},
     # Kernels stand at the top of their modules, so that these cannot be imported without Triton; see below.
     "triton": {

@@ -1,8 +1,11 @@
 """Starts or resumes one run in this process: checks, run directory, model download, training."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
@@ -17,14 +20,22 @@ from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.torchrun import ALONE, Worker
 
+if TYPE_CHECKING:
+    from nfsd3d.callbacks.callback import Callback
+
 
 def start(
-    config: Config, label: str, choices: Mapping[str, Choice] | None = None, worker: Worker = ALONE
+    config: Config,
+    label: str,
+    choices: Mapping[str, Choice] | None = None,
+    worker: Worker = ALONE,
+    callbacks: Sequence[Callback] = (),
 ) -> Path | None:
     """Trains and exports ``config`` in a new run directory, and returns it; with ``dry_run`` prints the plan only.
 
     ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed. Of several
-    processes that share the run, ``worker`` is this one. Where torchrun has restarted them, the run is resumed.
+    processes that share the run, ``worker`` is this one. Where torchrun has restarted them, the run is resumed. The
+    first one calls the ``callbacks``.
 
     Raises:
         InputError: before torch is imported, unless only the model's weights show it.
@@ -51,7 +62,7 @@ def start(
         config = config.replace(run_dir=begun)
     with directory.claimed(config, label) as config:
         announce(choices or {})
-        return _train(config, source, worker)
+        return _train(config, source, worker, callbacks=callbacks)
 
 
 def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None:
@@ -80,7 +91,13 @@ def _has_checkpoint(run_dir: Path) -> bool:
     return any((run_dir / "checkpoints").glob("step-*.json"))
 
 
-def _train(config: Config, source: ModelSource | None, worker: Worker, resumed: Path | None = None) -> Path | None:
+def _train(
+    config: Config,
+    source: ModelSource | None,
+    worker: Worker,
+    resumed: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Path | None:
     """The run directory after training and export; None in a process that follows the first one."""
     if not worker.first:
         worker.published()  # the first process downloads the model
@@ -99,7 +116,7 @@ def _train(config: Config, source: ModelSource | None, worker: Worker, resumed: 
         return None
     from nfsd3d.train.run import train_and_export
 
-    return train_and_export(config, resume=resumed, worker=worker)
+    return train_and_export(config, resume=resumed, worker=worker, callbacks=callbacks)
 
 
 def announce(choices: Mapping[str, Choice]) -> None:

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,10 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import manifest
 from nfsd3d.runs import checkpoints
 from nfsd3d.settings.paths import user_path
+from nfsd3d.viewer.address import LOCAL, check_viser, url
 
 if TYPE_CHECKING:
     from nfsd3d.viewer.pictures import Scene
-
-LOCAL = "127.0.0.1"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,8 +30,7 @@ def main(argv: Sequence[str]) -> int:
             can listen at the address.
     """
     options = _parser().parse_args(argv)
-    if find_spec("viser") is None:
-        raise InputError("view: viser is not installed; install it with: pip install 'nfsd3d[viewer]'")
+    check_viser("view")
     folders = [run for folder in options.run_dir for run in _runs(user_path(folder))]
     scenes = {_name(folder, folders): partial(_scene, folder, options.step) for folder in folders}
 
@@ -41,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     viewer = Viewer(scenes, options.host, options.port)
     try:
-        print(
-            f"http://{LOCAL if options.host == '0.0.0.0' else options.host}:{viewer.port}  (Ctrl+C ends it)", flush=True
-        )
+        print(f"{url(options.host, viewer.port)}  (Ctrl+C ends it)", flush=True)
         threading.Event().wait()
     finally:
         viewer.close()
@@ -80,18 +75,16 @@ def _scene(folder: Path, step: int | None) -> Scene:
         InputError: it has no such checkpoint, or it made images.
     """
     from nfsd3d.api import load_run
-    from nfsd3d.train.build import viewing_cameras
     from nfsd3d.viewer.pictures import Scene
-    from nfsd3d.viewer.pose import start_pose
+    from nfsd3d.viewer.pose import pose_of_training
 
     run = load_run(folder, step)
-    camera, config, mesh = viewing_cameras(run.config, 1, 64), run.config, folder / "mesh" / "model.glb"
+    config, mesh = run.config, folder / "mesh" / "model.glb"
     facts = (
         f"**{config.prompt}**",
         f"step {run.step} of {config.train.steps}, {config.distill.method}, seed {config.seed}",
     )
-    start = start_pose(float(camera.distance), float(camera.fovy))
-    return Scene(run.generator, "\n\n".join(facts), mesh if mesh.is_file() else None, start)
+    return Scene(run.generator, "\n\n".join(facts), mesh, pose_of_training(config.cameras))
 
 
 def _parser() -> argparse.ArgumentParser:

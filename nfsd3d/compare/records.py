@@ -12,7 +12,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs.state import RECORD, SUMMARY, object_in
 
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
-_ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "machine", "backend", "export", "prior")
+_ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "logger", "machine", "backend", "export", "prior")
 
 _NEWER: dict[str, dict[str, float]] = {
     "distill": {"guidance_factor": 1.0, "eta": 0.0},

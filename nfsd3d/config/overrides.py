@@ -68,7 +68,7 @@ def quoted(text: str) -> str:
 
 
 def parse_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[Override]:
-    """The parsed overrides of a command line, without those of removed settings.
+    """The parsed overrides of a command line.
 
     Raises:
         InputError: not of Hydra's grammar, or both spellings of a renamed setting.

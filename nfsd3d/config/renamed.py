@@ -15,9 +15,6 @@ RENAMED = {
 _DIVERGED_0_1 = {"after", "window", "opacity_below", "opacity_above"}
 """The settings of ``train.diverged`` in a run's file of version 0.1."""
 
-REMOVED = {"viewer": "the live viewer"}
-"""Settings that could only be false, by key, and the feature that they named; they go with version 0.3."""
-
 
 def notice(old: str, new: str) -> None:
     """Prints one line on stderr, once per process, that ``old`` is now called ``new``."""
@@ -28,17 +25,6 @@ def notice(old: str, new: str) -> None:
 def print_once(text: str) -> None:
     """Prints a notice on stderr, once per process."""
     print(f"note: {text}", file=sys.stderr)
-
-
-def _check_removed(key: str, value: object) -> None:
-    """Prints a notice that a removed setting has no effect.
-
-    Raises:
-        InputError: the setting turns on a removed feature.
-    """
-    if str(value).lower() != "false":
-        raise InputError(f"{key}={str(value).lower()} is not built yet: {REMOVED[key]} comes later; remove {key}")
-    print_once(f"{key} is not a setting any more; remove it, it is an error from version 0.3 on")
 
 
 def current_name(argument: str, renamed: Mapping[str, str]) -> str:
@@ -64,34 +50,25 @@ def _shorten_window(train: dict[str, object]) -> None:
 
 
 def current_overrides(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a command line with the current names of their keys, without those of removed settings.
+    """The overrides of a command line with the current names of their keys.
 
     Raises:
-        InputError: both spellings of one setting have different values, or a removed setting turns on its feature.
+        InputError: both spellings of one setting have different values.
     """
     given = {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in overrides)}
     for old, new in RENAMED.items():
         if old in given and given.get(new, given[old]) != given[old]:
             raise InputError(f"{old}={given[old]}: is the old name of {new}={given[new]}; remove {old}")
-    current = []
-    for line in overrides:
-        key, separator, value = line.partition("=")
-        if (name := key.lstrip("+~")) in REMOVED:
-            _check_removed(name, value if separator else "false")
-        else:
-            current.append(current_name(line, RENAMED))
-    return current
+    return [current_name(line, RENAMED) for line in overrides]
 
 
 def with_current_names(values: dict[str, object], group: str = "") -> dict[str, object]:
     """``values``, the settings of a YAML file, those of ``group`` or of all, changed to their current names.
 
     Raises:
-        InputError: both spellings of one setting are given, or a removed setting turns on a removed feature.
+        InputError: both spellings of one setting are given.
     """
     groups = {group: values} if group else values
-    for key in REMOVED.keys() & groups.keys():
-        _check_removed(key, groups.pop(key))
     train = groups.get("train")
     if isinstance(train, dict):
         _shorten_window(train)

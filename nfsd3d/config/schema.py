@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     Tag,
@@ -43,9 +44,20 @@ from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.prompts import PromptSettings
 from nfsd3d.settings.schedules import crossing, highest
-from nfsd3d.settings.types import Fraction, FractionSchedule, ImageSizes, Name, WeightSchedule, Window, described_type
+from nfsd3d.settings.types import (
+    UNCHANGED,
+    Fraction,
+    FractionSchedule,
+    ImageSizes,
+    Name,
+    Names,
+    WeightSchedule,
+    Window,
+    described_type,
+)
 
 MAX_PROMPT_LENGTH = 1000
+_OF_A_PROCESS = ("run_dir", "dry_run", "viewer")
 RATES = {"nerf": ("encoding", "network", "background"), "latent": ("latent",), "image": ("image",)}
 """The learning rates of each generator."""
 
@@ -54,6 +66,16 @@ def _check_device(name: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise PydanticCustomError("range", "must be cpu, cuda or cuda:N")
     return name
+
+
+def _check_viewer(value: object) -> object:
+    """True, false, or HOST:PORT."""
+    if isinstance(value, bool):
+        return value
+    found = re.fullmatch(r"[^\s:]+:(\d{1,5})|\[[\da-fA-F:]+\]:(\d{1,5})", value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[1] or found[2]) < 2**16:
+        raise PydanticCustomError("range", "must be true, false or HOST:PORT, such as 127.0.0.1:8080")
+    return value
 
 
 def _check_prompt_text(text: str) -> str:
@@ -81,6 +103,9 @@ GeneratorSettings = Annotated[
     | Annotated[ImageSettings, Tag("image")]
     | Annotated[PluginGeneratorSettings, Tag(_PLUGIN)],
     Discriminator(_generator_tag),
+]
+ViewerSetting = Annotated[
+    bool | str, PlainValidator(_check_viewer), UNCHANGED, described_type("true, false or HOST:PORT")
 ]
 Device = Annotated[str, AfterValidator(_check_device), described_type("cpu, cuda or cuda:N")]
 
@@ -284,6 +309,10 @@ class Config:
     """Directory of the run; null: ``outputs/<config>/<prompt>/<time>``."""
     dry_run: bool = False
     """Print the resolved configuration and stop."""
+    viewer: ViewerSetting = False
+    """Show the scene in the browser while it trains; HOST:PORT instead of true: where to listen."""
+    logger: Names | None = None
+    """Loggers besides metrics.jsonl: wandb, mlflow, or a list of them."""
     source_run: str | None = None
     """Run directory to start from, or to edit, with the same generator."""
     source_image: str | None = None
@@ -394,8 +423,8 @@ class Config:
         return values
 
     def to_yaml(self) -> str:
-        """Text of ``config.yaml`` of a run directory: fully resolved, without ``run_dir`` and ``dry_run``."""
-        return to_yaml({key: value for key, value in self.to_dict().items() if key not in ("run_dir", "dry_run")})
+        """Text of ``config.yaml`` of a run directory: fully resolved, without what is about one process only."""
+        return to_yaml({key: value for key, value in self.to_dict().items() if key not in _OF_A_PROCESS})
 
     def replace(self, **changes: object) -> "Config":
         """The same configuration with some top-level settings changed, validated again."""

@@ -34,7 +34,7 @@ class Record(TypedDict):
     """The progress of a run: seconds and NFE since its start, and the metrics of the last logged step.
 
     ``retries`` after a divergence, the ``history`` of `nfsd3d.train.divergence.History`, and the ``settings`` that the
-    state was trained with (`nfsd3d.runs.identity`), since version 0.2.
+    state was trained with (`nfsd3d.runs.identity`) and by which it was ``steered``, since version 0.2.
     """
 
     seconds: float
@@ -43,6 +43,7 @@ class Record(TypedDict):
     retries: NotRequired[int]
     history: NotRequired[dict[str, Any]]
     settings: NotRequired[dict[str, object]]
+    steered: NotRequired[list[dict[str, float | None]]]
 
 
 NO_PROGRESS = Record(seconds=0.0, network_evaluations=0, metrics={})

@@ -28,7 +28,7 @@ from nfsd3d.runs.files import NotRegular, json_object, read_bytes, write_json
 
 NAME = "run.json"
 _ID = re.compile(r"[0-9a-f]{32}")
-_WITHOUT_EFFECT = ("run_dir", "dry_run", "machine.", "backend.", "export.", "prior.offline")
+_WITHOUT_EFFECT = ("run_dir", "dry_run", "viewer", "logger", "machine.", "backend.", "export.", "prior.offline")
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _SHOWN = 3
 """Changed settings in a message."""

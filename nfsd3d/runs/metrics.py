@@ -1,11 +1,10 @@
-"""metrics.jsonl and TensorBoard events: one entry per logged step, flushed immediately."""
+"""metrics.jsonl: one line per logged step, flushed immediately."""
 
 import json
 import math
 import sys
-import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext, suppress
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -33,22 +32,23 @@ class Metrics(TypedDict, total=False):
     t_max: float
     resolution: int
     learning_rate_factor: float
+    guidance_scale: float
     retries: int
+    steered: int
     steps_per_second: float
     seconds: float
 
 
 class MetricsWriter:
-    """Appends to ``metrics.jsonl`` in a run directory, and to TensorBoard events if asked; final, a context manager."""
+    """Appends to ``metrics.jsonl`` in a run directory; final, a context manager."""
 
-    def __init__(self, run_dir: Path, finished: int, tensorboard: bool, every: int | None = None) -> None:
+    def __init__(self, run_dir: Path, finished: int, every: int | None = None) -> None:
         """Resumes after ``finished`` steps, and repairs the file.
 
         Lines of later steps, which will be repeated, are dropped. So are unreadable ones, which a line on stderr
         counts. It also names the last steps without a line, where one in ``every`` steps has one.
 
         Raises:
-            InputError: TensorBoard is asked for and not installed.
             OSError: the file cannot be read or written.
         """
         path = run_dir / "metrics.jsonl"
@@ -58,10 +58,7 @@ class MetricsWriter:
         if there:  # even if it has no line: a first one without an end would swallow the next
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         _warn(path, dropped, [_step(line) for line in kept], finished, every)
-        with ExitStack() as opened:
-            self._stream = opened.enter_context(path.open("a", encoding="utf-8"))
-            self._events = _Events(run_dir / "tensorboard", finished + 1) if tensorboard else None
-            opened.pop_all()
+        self._stream = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Appends the line of ``step`` (the first is 1), flushed. Numbers that are not finite become null.
@@ -71,8 +68,6 @@ class MetricsWriter:
         """
         self._stream.write(json.dumps({"step": step, **finite(metrics)}) + "\n")
         self._stream.flush()
-        if self._events is not None:
-            self._events.write(step, cast("dict[str, float]", metrics))
 
     def __enter__(self) -> Self:
         return self
@@ -80,55 +75,13 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes the files.
+        """Closes the file.
 
         Raises:
             OSError: what is buffered cannot be written, unless the block has failed: it did so for the same reason.
         """
-        failed = []
-        for opened in (self._stream, self._events):
-            try:
-                if opened is not None:
-                    opened.close()
-            except OSError as problem:
-                failed.append(problem)
-        if failed and error is None:
-            raise failed[0]
-
-
-class _Events:
-    """TensorBoard events, which a thread of TensorBoard's writes; its errors are those of the next call; final."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "train.tensorboard=true: TensorBoard is not installed: pip install tensorboard, or set it to false"
-            ) from error
-        # The thread's error is raised by the next call here; without this hook its traceback is printed besides.
-        self._hook, threading.excepthook = threading.excepthook, self._on_thread_error
-        try:
-            self._writer = SummaryWriter(str(folder), purge_step=first_step)
-        except BaseException:
-            threading.excepthook = self._hook
-            raise
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Queues the numbers of ``step``."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Writes what is queued."""
-        try:
-            self._writer.close()
-        finally:
-            threading.excepthook = self._hook
-
-    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        if not isinstance(error.exc_value, OSError):
-            self._hook(error)
+        with suppress(OSError) if error is not None else nullcontext():
+            self._stream.close()
 
 
 def finite(metrics: Metrics) -> Metrics:

@@ -12,6 +12,7 @@ from nfsd3d.config.trust import leaves
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.settings import NeRFSettings
+from nfsd3d.loggers import table as loggers
 from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.check_model import check_files
 from nfsd3d.prior.files.count_tokens import TokenCounter
@@ -27,6 +28,7 @@ from nfsd3d.runs.source_image import open_image
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
+from nfsd3d.viewer.address import check_viser
 
 SAMPLES_PER_RAY = 4
 """The minimum for a ray through a fully occupied cube; see the largest step size in
@@ -52,6 +54,9 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
     if find_method(config.distill.method).needs_lora and config.prior.name in PRESETS:
         raise no_lora_network(config.distill.method, config.prior.name)
     _check_samples(config)
+    loggers.check(loggers.names_of(config.logger, config.train.tensorboard), config.train.tensorboard)
+    if config.viewer:
+        _check_viewer(config)
     source = find_model(config)
     if source is not None and source.folder is not None:
         if not source.missing:
@@ -170,6 +175,16 @@ def _check_lengths(config: Config, tokens: TokenCounter) -> None:
             raise InputError(
                 f"{setting}={shown!r} is {longest} tokens long{of_these} and the prior reads {tokens.length}: {remedy}"
             )
+
+
+def _check_viewer(config: Config) -> None:
+    """Raises `InputError` if the run cannot be shown while it trains."""
+    if not isinstance(config.generator, NeRFSettings):
+        raise InputError(
+            f"viewer=true: shows scenes, and generator={config.generator.type} makes pictures, which are in previews/ "
+            "of the run; leave viewer out"
+        )
+    check_viser("viewer=true")
 
 
 _SHOWN = 60  # characters of a prompt in a message

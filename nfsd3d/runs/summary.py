@@ -27,7 +27,7 @@ KINDS = {
     **dict.fromkeys(("steps", "steps_planned", "network_evaluations"), int),
     **dict.fromkeys(("final_metrics", "smaller_chunks", "peak_memory_mb", "versions"), dict),
     "seconds": int | float,
-    "exported": list,
+    **dict.fromkeys(("exported", "steered"), list),
 }
 """The types of values that readers compute with."""
 
@@ -51,7 +51,8 @@ class Summary(TypedDict, total=False):
     interruption ("SIGTERM"). ``steps`` are finished ones;
     ``seconds`` and ``network_evaluations`` (NFE) count from the start of the run, resumptions included. Results:
     ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``, and
-    ``retries`` from a sound checkpoint after a divergence.
+    ``retries`` from a sound checkpoint after a divergence. ``steered`` lists the changes by which the run was steered,
+    each with the number of steps before it.
     """
 
     status: str
@@ -72,6 +73,7 @@ class Summary(TypedDict, total=False):
     final_metrics: Metrics
     smaller_chunks: SmallerChunks
     retries: int
+    steered: list[dict[str, float | None]]
     exported: list[str]
     mesh: dict[str, object] | None
     device: str

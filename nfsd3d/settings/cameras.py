@@ -29,3 +29,8 @@ class CameraRanges:
     """Half-angle in degrees of the cone around the camera in which the point light is placed; 0: at the camera."""
     light_distance: PositiveRange
     """Distance of the point light from the origin, in world units."""
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The mean distance in world units and the mean vertical field of view in degrees."""
+        return sum(self.distance) / 2, sum(self.fovy_deg) / 2

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from nfsd3d.callbacks.steering import Steering
 from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
@@ -37,6 +38,8 @@ from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.schedules import highest, milestone_at
 from nfsd3d.train.initialize import load_source
+from nfsd3d.train.plan import plan_at
+from nfsd3d.train.progress import Progress
 from nfsd3d.train.step import Distillation
 from nfsd3d.views.cameras import Cameras, orbit
 from nfsd3d.views.prompts import PromptBank
@@ -111,10 +114,13 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
     )
 
 
-def check_weighting(config: Config, schedule: NoiseSchedule) -> None:
-    """Raises InputError if w(t) is infinite at a timestep that training may draw: where alpha is 0."""
+def check_weighting(config: Config, schedule: NoiseSchedule, t_max: float | None = None) -> None:
+    """Raises InputError if w(t) is infinite at a timestep that training may draw: where alpha is 0.
+
+    ``t_max`` replaces that of ``config``.
+    """
     total, name = schedule.training_steps, config.distill.weighting
-    last = min(round(highest(config.train.t_max) * total), total - 1)
+    last = min(round((highest(config.train.t_max) if t_max is None else t_max) * total), total - 1)
     finite = WEIGHTINGS[name](schedule.alpha_bar(schedule.time(torch.arange(last + 1)))).isfinite()
     if not finite.all():
         allowed = max(int(finite.sum()) - 1, 0) / total  # alpha falls with t
@@ -123,6 +129,21 @@ def check_weighting(config: Config, schedule: NoiseSchedule) -> None:
             f"SNR), and train.t_max={json.dumps(config.train.t_max)} includes them; set train.t_max={allowed:g} or "
             "less, or distill.weighting=sigma2"
         )
+
+
+def check_steering(config: Config, schedule: NoiseSchedule, progress: Progress, steering: Steering) -> None:
+    """Raises InputError if the rest of a run cannot be steered so."""
+    done = progress.steps / config.train.steps
+    for part in range(_CHECKED):
+        later = done + (1 - done) * part / _CHECKED
+        plan = plan_at(config.train, later).steered(steering)
+        if not plan.t_min < plan.t_max:
+            raise InputError(f"t_min={plan.t_min:g}: is not below t_max={plan.t_max:g} at {later:.2g} of training")
+    if steering.t_max is not None:
+        check_weighting(config, schedule, steering.t_max)
+
+
+_CHECKED = 100  # points of the rest of a run
 
 
 def threshold_time(fraction: float, schedule: NoiseSchedule) -> float:
@@ -244,9 +265,8 @@ def build_optimizer(
 
 def viewing_cameras(config: Config, count: int, size: int, elevation_deg: float = ELEVATION_DEG) -> Cameras:
     """``count`` cameras around the object, at the mean training distance and field of view."""
-    near, far = config.cameras.distance
-    narrow, wide = config.cameras.fovy_deg
-    return orbit(count, size, elevation_deg, distance=(near + far) / 2, fovy_deg=(narrow + wide) / 2)
+    distance, fovy_deg = config.cameras.middle
+    return orbit(count, size, elevation_deg, distance=distance, fovy_deg=fovy_deg)
 
 
 def mesh_settings(config: Config, textured: bool | None = None) -> ExportSettings:

@@ -1,5 +1,7 @@
 """The training loop: gradient, optimiser, metrics, previews and checkpoints of every step."""
 
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -11,7 +13,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from nfsd3d.callbacks.dispatch import NONE, CallbackFailed, Callbacks
+from nfsd3d.callbacks.events import StepEvent
+from nfsd3d.callbacks.steering import Controls
 from nfsd3d.config.schema import Config
+from nfsd3d.runs.checkpoint_file import step_of
 from nfsd3d.runs.metrics import Metrics, MetricsWriter
 from nfsd3d.runs.summary import SmallerChunks
 from nfsd3d.train.divergence import (
@@ -31,11 +37,23 @@ from nfsd3d.train.progress import Progress
 from nfsd3d.train.progress_bar import ProgressBar, print_line
 from nfsd3d.train.ranks import RankLost
 from nfsd3d.train.rollback import Checkpointer
+from nfsd3d.train.step import StepResult
 from nfsd3d.train.task import Task
 
 
-def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: StopRequest, console: Console) -> None:
+def train(
+    config: Config,
+    run_dir: Path,
+    task: Task,
+    progress: Progress,
+    stop: StopRequest,
+    console: Console,
+    callbacks: Callbacks = NONE,
+    controls: Controls | None = None,
+) -> None:
     """Steps from ``progress.steps`` to the end, with metrics, previews and checkpoints; updates ``progress``.
+
+    The first process calls the ``callbacks`` and obeys the ``controls``, if there are any.
 
     A run that diverges goes back to its last sound checkpoint, and is retried from there with lower learning rates as
     often as ``train.diverged.retries`` allows.
@@ -46,35 +64,41 @@ def train(config: Config, run_dir: Path, task: Task, progress: Progress, stop: S
         torch.OutOfMemoryError: a step does not fit in the smallest chunks; the state after the last finished one is
             saved.
         RankLost: another process of the run has ended; the state after the last finished step is saved.
+        CallbackFailed: by a callback; the state after the last finished step is saved.
     """
     while True:
         limits, cause, images = config.train.diverged, first_step_cause(config), config.generator.type == "image"
         watchdog = Watchdog(limits, config.train.steps, progress.history, cause, images=images)
         checkpointer = Checkpointer(config, run_dir, task, progress, watchdog)
         try:
-            _run_steps(checkpointer, stop, console)
+            _run_steps(checkpointer, stop, console, callbacks, controls)
             return
         except Diverged as error:
-            print_line(console, checkpointer.roll_back(error))
+            announcement = checkpointer.roll_back(error)
+        print_line(console, announcement)
+        callbacks.each("on_rollback", progress.steps, announcement)
 
 
-def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None:
+def _run_steps(
+    state: Checkpointer, stop: StopRequest, console: Console, callbacks: Callbacks, controls: Controls | None
+) -> None:
     """The steps of :func:`train`, without a retry."""
     run_dir, task, progress, watchdog = state.run_dir, state.task, state.progress, state.watchdog
     first = task.ranks.first  # alone writes files
     settings, on_cpu, chunks = state.config.train, state.config.machine.device == "cpu", task.chunks
     slower = settings.diverged.retry_rate**progress.retries
     state.start()
-    files = MetricsWriter(run_dir, progress.steps, settings.tensorboard, settings.log_every) if first else nullcontext()
+    files = MetricsWriter(run_dir, progress.steps, settings.log_every) if first else nullcontext()
     with files as writer, ProgressBar(console, settings.steps, progress.steps) as bar:
         for step in range(progress.steps, settings.steps):
             with _saving(state):
+                changed = controls is not None and _obey(controls, state, stop, bar, callbacks)
                 signum = task.ranks.stop_signal(stop.signum)
             if signum is not None:
-                state.save()
+                _save(state, callbacks)
                 stop.signum = signum
                 stop.check()
-            plan = plan_at(settings, step / settings.steps)
+            plan = plan_at(settings, step / settings.steps).steered(progress.steering)
             plan = replace(plan, chunks=chunks, learning_rate_factor=plan.learning_rate_factor * slower)
             _set_learning_rates(task, plan.learning_rate_factor, slower)
             with _saving(state):
@@ -92,7 +116,7 @@ def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None
                 optimizer.step()
             progress.steps = done
 
-            log = done % settings.log_every == 0 or last
+            log = done % settings.log_every == 0 or last or changed
             if log or on_cpu:  # reading a number synchronises with a GPU
                 metrics = replace(result.metrics, grad_norm_parameters=norm)
                 numbers = {name: float(value) for name, value in metrics.tensors().items()}
@@ -103,22 +127,59 @@ def _run_steps(state: Checkpointer, stop: StopRequest, console: Console) -> None
                         writer.write(done, cast("Metrics", numbers))
                     raise diverged
             if log:
-                progress.metrics = _logged(numbers, plan, bar.steps_per_second(done), progress)
+                progress.metrics = _logged(numbers, plan, bar.steps_per_second(done), progress, result)
                 if writer is not None:
                     writer.write(done, progress.metrics)
             bar.update(done, progress.metrics if log else None)
+            preview = None
             if first and (done % settings.preview_every == 0 or last):
-                write_preview(run_dir, done, task.preview())
+                preview = task.preview()
+                path = write_preview(run_dir, done, preview)
+            with _saving(state):
+                if callbacks:
+                    event = StepEvent(done, settings.steps, result.tensors, result.metrics.tensors())
+                    callbacks.each("on_step", event)
+                    del event
+                if log:
+                    callbacks.each("on_metrics", done, progress.metrics)
+                if preview is not None:
+                    callbacks.each("on_preview", done, preview, path)
+            del result  # its tensors take memory that the next step needs
             if done % settings.checkpoint_every == 0 or last:
-                state.save_regular()
+                _announce(state.save_regular(), callbacks)
+
+
+def _obey(controls: Controls, state: Checkpointer, stop: StopRequest, bar: ProgressBar, callbacks: Callbacks) -> bool:
+    """Pauses, saves and stops as the ``controls`` ask for; returns whether the next step is steered anew."""
+    progress, begin = state.progress, time.monotonic()
+    while controls.wait(callbacks.idle, lambda: stop.signum is not None):
+        _save(state, callbacks)
+    waited = time.monotonic() - begin
+    progress.started += waited
+    bar.skip(waited)
+    if controls.stopped and stop.signum is None:
+        stop.signum = signal.SIGINT
+    if changed := controls.steering != progress.steering:
+        progress.steered.append(controls.steering.record(progress.steps))
+    return changed
+
+
+def _save(state: Checkpointer, callbacks: Callbacks) -> None:
+    _announce(state.save(), callbacks)
+
+
+def _announce(saved: Path | None, callbacks: Callbacks) -> None:
+    """Calls the callbacks with a checkpoint that this process has ``saved``."""
+    if saved is not None:
+        callbacks.each("on_checkpoint", step_of(saved), saved)
 
 
 @contextmanager
 def _saving(state: Checkpointer) -> Iterator[None]:
-    """Saves the state after the last finished step if the block lacks memory, or another process of the run."""
+    """Saves the state after the last finished step if the block lacks memory, another process, or a callback fails."""
     try:
         yield
-    except (torch.OutOfMemoryError, RankLost):
+    except (torch.OutOfMemoryError, RankLost, CallbackFailed):
         state.save()
         raise
 
@@ -149,12 +210,18 @@ def _smaller_chunks(step: int, chunks: ChunkSizes) -> SmallerChunks:
     }
 
 
-def _logged(numbers: dict[str, float], plan: StepPlan, steps_per_second: float, progress: Progress) -> Metrics:
+def _logged(
+    numbers: dict[str, float], plan: StepPlan, steps_per_second: float, progress: Progress, result: StepResult
+) -> Metrics:
     """The numbers of a logged step: those that it reported, and those of its plan and of the run."""
     metrics = cast("Metrics", numbers)
     metrics["t_min"], metrics["t_max"] = plan.t_min, plan.t_max
     metrics["resolution"], metrics["learning_rate_factor"] = plan.resolution, plan.learning_rate_factor
+    if result.tensors is not None:
+        metrics["guidance_scale"] = result.tensors.guidance_scale
     metrics["steps_per_second"], metrics["seconds"] = steps_per_second, progress.seconds
     if progress.retries:
         metrics["retries"] = progress.retries
+    if progress.steered:
+        metrics["steered"] = len(progress.steered)
     return metrics

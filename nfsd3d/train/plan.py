@@ -1,7 +1,8 @@
 """The settings of one step: every schedule of the configuration, evaluated at a fraction of training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from nfsd3d.callbacks.steering import Steering
 from nfsd3d.config.schema import TrainSettings
 from nfsd3d.settings.schedules import milestone_at, value_at
 from nfsd3d.train.memory.chunking import ChunkSizes
@@ -16,6 +17,7 @@ class StepPlan:
     ``lambertian`` of shading with a light, ``textureless`` of a white surface among those, ``random_background`` of a
     view on a plain random colour. ``ambient`` is the ambient light in [0, 1]. ``learning_rate_factor`` multiplies the
     learning rates, ``regularizers`` holds the weights of the regularisers. ``chunks`` are the chunk sizes.
+    ``guidance_scale`` replaces the method's schedule, where a run is steered.
     """
 
     progress: float
@@ -30,6 +32,17 @@ class StepPlan:
     learning_rate_factor: float
     regularizers: dict[str, float]
     chunks: ChunkSizes = field(default_factory=ChunkSizes)
+    guidance_scale: float | None = None
+
+    def steered(self, steering: Steering) -> "StepPlan":
+        """The plan with what ``steering`` replaces."""
+        return replace(
+            self,
+            guidance_scale=steering.guidance_scale,
+            learning_rate_factor=self.learning_rate_factor * steering.learning_rate_factor,
+            t_min=self.t_min if steering.t_min is None else steering.t_min,
+            t_max=self.t_max if steering.t_max is None else steering.t_max,
+        )
 
 
 def plan_at(train: TrainSettings, progress: float) -> StepPlan:

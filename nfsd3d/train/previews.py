@@ -34,8 +34,8 @@ def images_of(generator: ImageGenerator, prior: Prior) -> Tensor:
     return shown.image.clamp(0, 1)
 
 
-def write_preview(run_dir: Path, step: int, image: Image) -> None:
-    """Writes ``previews/step-XXXXXX.png``, the preview after ``step`` finished steps.
+def write_preview(run_dir: Path, step: int, image: Image) -> Path:
+    """Writes ``previews/step-XXXXXX.png``, the preview after ``step`` finished steps; returns its path.
 
     Raises:
         OwnerLost: ``run_dir`` belongs to this process no more.
@@ -43,7 +43,9 @@ def write_preview(run_dir: Path, step: int, image: Image) -> None:
     check_owned(run_dir)
     folder = run_dir / "previews"
     folder.mkdir(exist_ok=True)
-    write_png(folder / f"step-{step:06d}.png", image)
+    path = folder / f"step-{step:06d}.png"
+    write_png(path, image)
+    return path
 
 
 def write_images(generator: ImageGenerator, prior: Prior, folder: Path) -> list[Path]:

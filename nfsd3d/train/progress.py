@@ -3,6 +3,7 @@
 import time
 from dataclasses import asdict, dataclass, field
 
+from nfsd3d.callbacks.steering import Steering
 from nfsd3d.runs.checkpoint_file import Checkpoint, Record
 from nfsd3d.runs.metrics import Metrics
 from nfsd3d.runs.summary import SmallerChunks
@@ -16,7 +17,8 @@ class Progress:
     ``steps`` finished steps; ``metrics`` of the last logged step; ``evaluations`` the NFE so far; ``earlier_seconds``
     the time until the last resumption, and ``started`` when that was. ``retries`` counts the returns to a sound
     checkpoint after a divergence, and ``history`` is what its limits depend on. ``training`` is false until the model
-    is loaded. ``smaller_chunks`` are the chunk sizes that the out-of-memory retry has led to.
+    is loaded. ``smaller_chunks`` are the chunk sizes that the out-of-memory retry has led to. ``steered`` lists the
+    changes by which the run was steered, each with the number of steps before it (`nfsd3d.callbacks.steering`).
     """
 
     steps: int = 0
@@ -26,12 +28,20 @@ class Progress:
     retries: int = 0
     history: History = field(default_factory=History)
     smaller_chunks: SmallerChunks | None = None
+    steered: list[dict[str, float | None]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     training: bool = False
 
     def start(self) -> None:
         """Begins training: the time of loading and compiling before it does not count."""
         self.training, self.started = True, time.monotonic()
+
+    @property
+    def steering(self) -> Steering:
+        """How the next step is steered."""
+        if not self.steered:
+            return Steering()
+        return Steering(**{name: value for name, value in self.steered[-1].items() if name != "step"})  # type: ignore[arg-type]
 
     @property
     def seconds(self) -> float:
@@ -46,6 +56,7 @@ class Progress:
             "metrics": self.metrics,
             "retries": self.retries,
             "history": asdict(self.history),
+            "steered": list(self.steered),
         }
 
     @classmethod
@@ -61,3 +72,4 @@ class Progress:
         """Takes what belongs to a checkpoint's state; time, NFE and retries go on."""
         self.steps, self.metrics = checkpoint.steps, checkpoint.record["metrics"]
         self.history = History(**checkpoint.record.get("history", {}))
+        self.steered = list(checkpoint.record.get("steered", []))

@@ -60,6 +60,10 @@ class ProgressBar:
         elapsed = time.monotonic() - self._started
         return (done - self._first) / elapsed if elapsed else 0.0
 
+    def skip(self, seconds: float) -> None:
+        """Leaves out ``seconds`` of waiting, which are no steps' time."""
+        self._started += seconds
+
     def print(self, text: str) -> None:
         """Prints one line above the bar."""
         print_line(self._console, text)

@@ -39,11 +39,14 @@ class Checkpointer:
         if self.progress.steps == 0 and not checkpoints.list_checkpoints(self.run_dir / "checkpoints"):
             self._write(sound=True)
 
-    def save(self) -> None:
-        """Saves the present state; it is sound if all its numbers are in their normal range."""
-        self._write(sound=self.watchdog.sound(largest_parameter(self.task.generator)))
+    def save(self) -> Path | None:
+        """Saves the present state; it is sound if all its numbers are in their normal range.
 
-    def save_regular(self) -> None:
+        Returns the path of the checkpoint, in the process that writes it.
+        """
+        return self._write(sound=self.watchdog.sound(largest_parameter(self.task.generator)))
+
+    def save_regular(self) -> Path | None:
         """As :meth:`save`, where the configuration asks for it: later parameters are compared with these.
 
         Raises:
@@ -59,7 +62,7 @@ class Checkpointer:
             )
         if sound:
             history.parameters = max(largest, history.parameters or 0.0)
-        self._write(sound)
+        return self._write(sound)
 
     def roll_back(self, error: Diverged) -> str:
         """Restores the last sound checkpoint and removes all later ones; returns a line that announces the retry.
@@ -90,12 +93,12 @@ class Checkpointer:
             f"learning rates times {limits.retry_rate**progress.retries:g}"
         )
 
-    def _write(self, sound: bool) -> None:
+    def _write(self, sound: bool) -> Path | None:
         task, progress = self.task, self.progress
         if not task.ranks.first:
-            return
+            return None
         check_owned(self.run_dir)
-        checkpoints.save(
+        return checkpoints.save(
             self.run_dir / "checkpoints",
             progress.steps,
             task.generator,

@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +13,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from nfsd3d.callbacks.callback import Callback, LiveRun
+from nfsd3d.callbacks.dispatch import Callbacks
+from nfsd3d.callbacks.steering import Controls
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.loggers import table as loggers
 from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.absolute_paths import with_absolute_paths
 from nfsd3d.runs.checkpoint_file import Checkpoint
@@ -24,7 +28,7 @@ from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import describe, remedy, storage_error, write_text
 from nfsd3d.runs.lock import OwnerLost, check_owned, owned
 from nfsd3d.runs.summary import Summary, read_summary, write_summary
-from nfsd3d.train.build import Parts, build_parts
+from nfsd3d.train.build import Parts, build_parts, check_steering
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import Interrupted, stop_requests
@@ -39,13 +43,19 @@ from nfsd3d.train.torchrun import ALONE, Worker
 
 
 def train_and_export(
-    config: Config, *, resume: Path | None = None, console: Console | None = None, worker: Worker = ALONE
+    config: Config,
+    *,
+    resume: Path | None = None,
+    console: Console | None = None,
+    worker: Worker = ALONE,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Trains, then exports what ``config.export`` asks for; returns the run directory.
 
     ``resume`` is the directory of a run to continue from its newest checkpoint, with ``config`` in place of its
     former one. Otherwise the run starts in ``config.run_dir`` (a new directory under ``outputs/`` when that is None).
-    ``worker`` is the first of several processes that share the run; in the others runs :func:`follow`.
+    ``worker`` is the first of several processes that share the run; in the others runs :func:`follow`. The
+    ``callbacks`` are called after those of ``config.logger``.
 
     Raises:
         InputError: nothing could be started with this configuration, directory or checkpoint, or another process writes
@@ -56,7 +66,7 @@ def train_and_export(
     """
     run_dir = resume or _new_run_dir(config)
     with owned(run_dir):
-        return _train_and_export(config, run_dir, resume, console or Console(), Ranks(worker))
+        return _train_and_export(config, run_dir, resume, console or Console(), Ranks(worker), callbacks)
 
 
 def follow(config: Config, worker: Worker) -> None:
@@ -78,7 +88,14 @@ def follow(config: Config, worker: Worker) -> None:
         raise RunFailed(str(error)) from error
 
 
-def _train_and_export(config: Config, run_dir: Path, resume: Path | None, console: Console, ranks: Ranks) -> Path:
+def _train_and_export(
+    config: Config,
+    run_dir: Path,
+    resume: Path | None,
+    console: Console,
+    ranks: Ranks,
+    callbacks: Sequence[Callback],
+) -> Path:
     log = partial(print_line, console)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
@@ -87,9 +104,9 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
     run_id = found[0].header.get("run") if found else None
     progress = Progress.resumed(found[0]) if found else Progress()
-    run = _Run(config, run_dir, progress)
+    run, hooks = _Run(config, run_dir, progress), _callbacks(config, console, callbacks)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
-    with stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:
+    with stop_requests() as stop, _ended(hooks, run_dir), run.failures_in_summary(), ExitStack() as cleanup:
         with stop.at_once():
             ranks.worker.publish(str(run_dir))
         with ranks.joined(config.machine.device):
@@ -101,11 +118,18 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
             if resume is None:
                 _keep_source(config, run_dir, parts)
             write_text(run_dir / "config.yaml", config.to_yaml())
+            controls = Controls(partial(check_steering, config, parts.prior.schedule, progress), progress.steering)
+            hooks.start(LiveRun(run_dir, config, parts.generator, parts.prior, progress.steps, controls))
             progress.start()
-            train(config, run_dir, task, progress, stop, console)
+            train(config, run_dir, task, progress, stop, console, hooks, controls if hooks else None)
         run.summarize("interrupted", "killed during the export")  # replaced when the export ends, however it does
         task.release_compiled()
-        exported = export_results(config, run_dir, parts, console, on_view=stop.check)
+
+        def on_view() -> None:
+            stop.check()
+            hooks.idle()
+
+        exported = export_results(config, run_dir, parts, console, on_view)
         check_owned(run_dir)
         run.summarize("done" if exported.failure is None else "failed", exported.failure, exported)
     for name in exported.files:
@@ -115,6 +139,28 @@ def _train_and_export(config: Config, run_dir: Path, resume: Path | None, consol
         again = f"the training is done; try again with: {mesh}, or everything with: {everything} export.KEY=VALUE"
         raise RunFailed(f"{shown(run_dir)}: {exported.failure}; {again}")
     return run_dir
+
+
+def _callbacks(config: Config, console: Console, given: Sequence[Callback]) -> Callbacks:
+    """The loggers and the viewer that ``config`` asks for, and the ``given`` callbacks."""
+    found = loggers.build(loggers.names_of(config.logger, config.train.tensorboard))
+    if config.viewer:
+        from nfsd3d.viewer.live import LiveViewer
+
+        found.append(LiveViewer(config.viewer, console))
+    return Callbacks([*found, *given])
+
+
+@contextmanager
+def _ended(callbacks: Callbacks, run_dir: Path) -> Iterator[None]:
+    """Calls the callbacks with the summary after the block, however it ends."""
+    try:
+        yield
+    finally:
+        try:
+            callbacks.end(read_summary(run_dir))
+        except InputError:  # it cannot be read, for the reason that the run has failed
+            callbacks.end({})
 
 
 def resume_command(run_dir: Path) -> str:
@@ -161,6 +207,8 @@ class _Run:
             outcome["smaller_chunks"] = progress.smaller_chunks
         if progress.retries:
             outcome["retries"] = progress.retries
+        if progress.steered:
+            outcome["steered"] = progress.steered
         if exported is not None:
             outcome["exported"], outcome["mesh"] = exported.files, exported.mesh
         write_summary(self.run_dir, self.config, outcome)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nfsd3d.callbacks.events import StepTensors, detached
 from nfsd3d.distill.gradient import inject_gradient, predict_noise, weight
 from nfsd3d.distill.methods import Method
 from nfsd3d.distill.settings import DistillSettings
@@ -62,11 +63,12 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A scalar ``loss`` to differentiate, the step's ``metrics``, and its NFE: ``evaluations`` of the denoiser."""
+    """A scalar ``loss`` to differentiate, the step's ``metrics``, its NFE (``evaluations``), and ``tensors``."""
 
     loss: Tensor
     metrics: StepMetrics
     evaluations: int = 0
+    tensors: StepTensors | None = None
 
 
 def step_loss(
@@ -90,7 +92,8 @@ def step_loss(
     ``ranks`` each has the loss of its share of the views.
     """
     chunks, lora = plan.chunks, distillation.lora
-    method, s = distillation.method.at(plan.progress), distillation.scale(plan.progress)
+    method = distillation.method.at(plan.progress)
+    s = distillation.scale(plan.progress) if plan.guidance_scale is None else plan.guidance_scale
     if chunks.unet_batch_size is not None or chunks.checkpoint_encoder:
         prior = in_chunks(prior, chunks.unet_batch_size, chunks.checkpoint_encoder)
     prior = counted = CountedPrior(prior)
@@ -142,10 +145,12 @@ def step_loss(
     )
 
     w = weight(distillation.settings.weighting, prior.schedule.alpha_bar(t), z)
-    grad = w * method.function(predictions, s)
+    direction = method.function(predictions, s)
+    grad = w * direction
     loss = inject_gradient(z, grad)
 
-    delta_c = w * s * (predictions.cond - predictions.uncond) if {"cond", "uncond"} <= set(method.predictions) else None
+    delta_c = predictions.cond - predictions.uncond if {"cond", "uncond"} <= set(method.predictions) else None
+    guidance = None if delta_c is None else w * s * delta_c
     scene = view if isinstance(view, Rendering) else None
     if scene is not None:
         loss = loss + penalty(scene, plan.regularizers, ranks.divisor)
@@ -156,13 +161,14 @@ def step_loss(
         evaluations += len(cameras) * (1 + method.needs_lora)  # learning; predicting
     metrics = StepMetrics(
         grad_norm=_norm(grad),
-        grad_norm_delta_c=None if delta_c is None else _norm(delta_c),
-        grad_norm_rest=None if delta_c is None else _norm(grad - delta_c),
+        grad_norm_delta_c=None if guidance is None else _norm(guidance),
+        grad_norm_rest=None if guidance is None else _norm(grad - guidance),
         opacity=None if scene is None else scene.opacity.detach().mean(),
         samples_per_ray=None if scene is None else scene.samples_per_ray,
         lora_loss=lora_loss,
     )
-    return StepResult(loss, metrics, evaluations)
+    tensors = StepTensors(detached(view), z.detach(), z_t, t, predictions, s, w, direction, delta_c)
+    return StepResult(loss, metrics, evaluations, tensors)
 
 
 def fork(rng: torch.Generator) -> torch.Generator:

@@ -71,9 +71,14 @@ class Worker:
         return self.index == 0
 
     def check(self, config: Config) -> None:
-        """Raises `InputError` if the views or the GPUs cannot be divided among the processes."""
+        """Raises `InputError` if the processes cannot share the run: its views, the GPUs, a viewer."""
         device = config.machine.device
         check_views(config.train.batch_size, self.count)
+        if self.count > 1 and config.viewer:
+            raise InputError(
+                f"viewer={str(config.viewer).lower()}: a run of {self.count} processes cannot be watched while it "
+                "trains; leave it out, and see its checkpoints with: nfsd3d view RUN_DIR"
+            )
         if self.count == 1 or device == "cpu":
             return
         if device != "cuda":

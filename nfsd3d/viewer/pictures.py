@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,14 +26,36 @@ FAR = 100.0
 """Depth in world units where a view shows nothing."""
 
 
+T = TypeVar("T")
+
+
+class Exclusive(Protocol):
+    """How a scene is drawn that another thread changes."""
+
+    def __call__(self, work: Callable[[], T], pixels: int) -> T:
+        """The result of ``work``, which draws so many ``pixels``, at a moment when nobody changes the scene."""
+        ...
+
+
+def at_once(work: Callable[[], T], pixels: int) -> T:
+    """The result of ``work``: nobody changes the scene."""
+    return work()
+
+
 @dataclass(frozen=True)
 class Scene:
-    """A scene of the viewer: its NeRF, facts in Markdown, and the GLB file of its mesh, if there is one."""
+    """A scene of the viewer.
+
+    ``about`` are facts in Markdown, ``mesh`` the GLB file of its mesh, if and when there is one, ``start`` the first
+    pose. ``exclusive`` draws it, and ``tallest`` (height, width/height) limits the height of a view in pixels.
+    """
 
     nerf: NeRF
     about: str
-    mesh: Path | None
+    mesh: Path
     start: Pose
+    exclusive: Exclusive = at_once
+    tallest: Callable[[int, float], int] = lambda height, aspect: height
 
     @property
     def radius(self) -> float:
@@ -42,8 +65,8 @@ class Scene:
     def occupied(self) -> NDArray[np.float32]:
         """[N,3] the centres of the occupancy grid's occupied cells, in world units."""
         grid = self.nerf.occupancy
-        cells = grid.occupied.nonzero().float()
-        return ((cells + 0.5) * (2 * grid.radius / grid.resolution) - grid.radius).cpu().numpy()
+        cells = self.exclusive(lambda: grid.occupied.nonzero().float().cpu(), 0)
+        return ((cells + 0.5) * (2 * grid.radius / grid.resolution) - grid.radius).numpy()
 
 
 @dataclass(frozen=True)
@@ -60,7 +83,7 @@ def picture(
     """The view of ``scene`` from ``pose``; what ``on_chunk`` raises, which is called now and then, ends it."""
     cameras = cameras_of(pose, height, width)
     options = RenderOptions(normals=channel == "normals", normals_above=NORMALS_ABOVE, rays_per_chunk=RAYS_PER_CHUNK)
-    rendering = scene.nerf.render_in_chunks(cameras, options, on_chunk)
+    rendering = scene.exclusive(lambda: scene.nerf.render_in_chunks(cameras, options, on_chunk), height * width)
     forward = -cameras.rotations[0, :, 2]
     along = (cameras.rays().directions @ forward).reshape(height, width)
     seen = rendering.opacity[0, 0].cpu() > 0.5

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.views.cameras import Cameras
 
 Vector = tuple[float, float, float]
@@ -38,6 +39,12 @@ def start_pose(distance: float, fovy: float, azimuth_deg: float = 30.0, elevatio
     flat = distance * math.cos(elevation)
     position = (flat * math.cos(azimuth), flat * math.sin(azimuth), distance * math.sin(elevation))
     return Pose(position, (0.0, 0.0, 0.0), fovy)
+
+
+def pose_of_training(ranges: CameraRanges) -> Pose:
+    """The start pose at the mean distance and field of view of the training's cameras."""
+    distance, fovy_deg = ranges.middle
+    return start_pose(distance, math.radians(fovy_deg))
 
 
 def fitted_fov(fov: float, aspect: float) -> float:

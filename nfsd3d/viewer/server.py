@@ -83,6 +83,21 @@ class Viewer:
             return self._loaded[name]
 
     @property
+    def gui(self) -> viser.GuiApi:
+        """Controls that all clients see."""
+        return self._server.gui
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a client."""
+        return bool(self._clients)
+
+    def refresh(self) -> None:
+        """Draws the scenes anew that clients see, because they have changed."""
+        for client in list(self._clients.values()):
+            client.refresh()
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names of the scenes."""
         return tuple(self._load)
@@ -112,14 +127,13 @@ class _Client:
         self._names: tuple[str, ...] = names[:1]
         self._scene = gui.add_dropdown("Scene", names, initial_value=names[0])
         self._beside = gui.add_dropdown("Beside it", (NOTHING, *names), initial_value=NOTHING, visible=len(names) > 1)
-        has_mesh = viewer.scene(names[0]).mesh is not None
-        self._show = gui.add_dropdown("Show", (*CHANNELS, *([MESH] if has_mesh else [])), initial_value=CHANNELS[0])
+        self._show = gui.add_dropdown("Show", self._choices(), initial_value=CHANNELS[0])
         self._cells = gui.add_checkbox("Occupied cells", initial_value=False)
         self._pixels = gui.add_dropdown("Pixels", tuple(map(str, PIXELS)), initial_value=str(SHARPEST))
         self._reset = gui.add_button("Reset camera")
         self._about = gui.add_markdown(viewer.scene(names[0]).about)
         self._added: dict[str, viser.SceneNodeHandle] = {}
-        self._views = ViewLoop(self._draw, lambda request: request.pixels)
+        self._views = ViewLoop(self._draw, self._tallest)
         for control in (self._scene, self._beside, self._show, self._cells, self._pixels):
             control.on_update(lambda _: self._changed())
         self._reset.on_click(lambda _: self._to_start())
@@ -131,6 +145,20 @@ class _Client:
     def close(self) -> None:
         """Ends the views."""
         self._views.stop()
+
+    def refresh(self) -> None:
+        """Shows what has changed: the scene, and whether there is a mesh."""
+        if self._show.options != (choices := self._choices()):
+            self._show.options = choices
+        self._views.refresh()
+
+    def _choices(self) -> tuple[str, ...]:
+        scene = self._viewer.scene(self._names[0])
+        return (*CHANNELS, *([MESH] if scene.mesh.is_file() else []))
+
+    def _tallest(self, request: Request) -> int:
+        aspect = request.aspect / len(request.names)
+        return min(self._viewer.scene(name).tallest(request.pixels, aspect) for name in request.names)
 
     def _to_start(self) -> None:
         start, camera = self._viewer.scene(self._names[0]).start, self._handle.camera
@@ -154,14 +182,14 @@ class _Client:
         self._fit()
         alone = not others  # objects are where they are in one view only
         wanted = {
-            MESH: alone and self._show.value == MESH and scene.mesh is not None,
+            MESH: alone and self._show.value == MESH and scene.mesh.is_file(),
             "cells": alone and self._cells.value,
         }
         with self._handle.atomic():
             for node in self._added.values():
                 node.remove()
             self._added.clear()
-            if wanted[MESH] and scene.mesh is not None:
+            if wanted[MESH]:
                 self._added[MESH] = self._handle.scene.add_glb("/mesh", scene.mesh.read_bytes(), wxyz=Y_UP_TO_Z_UP)
             if wanted["cells"]:
                 grid = scene.nerf.occupancy
@@ -189,7 +217,7 @@ class _Client:
         parts = [draw(self._viewer.scene(name)) for name in request.names]
         image = np.concatenate([part.image for part in parts], axis=1)
         depth = np.concatenate([part.depth for part in parts], axis=1) if self._added else None
-        check()
+        check()  # a newer view may be on its way
         self._handle.scene.set_background_image(image, format="jpeg", jpeg_quality=90, depth=depth)
 
 

@@ -21,7 +21,7 @@ SMALLEST = 32
 
 
 class Outdated(Exception):
-    """A newer request has come."""
+    """The view is not wanted any more: a newer request has come, or the scene has gone."""
 
 
 class ViewLoop(Generic[Request]):
@@ -40,7 +40,7 @@ class ViewLoop(Generic[Request]):
         self._changed = threading.Condition()
         self._request: Request | None = None
         self._number = self._drawn = 0
-        self._stopped = False
+        self._stopped = self._again = self._busy = False
         self._pixels_per_second = 1e5  # of a square view; measured from then on
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
 
@@ -54,6 +54,13 @@ class ViewLoop(Generic[Request]):
             self._request = request
             self._number += 1
             self._changed.notify()
+
+    def refresh(self) -> None:
+        """Draws the last request once more, sharp at once, unless a view is being drawn or the camera moves."""
+        with self._changed:
+            if self._request is not None and self._number == self._drawn and not self._busy:
+                self._again = True
+                self._changed.notify()
 
     def stop(self) -> None:
         """Ends the thread, in the middle of a view too."""
@@ -74,21 +81,26 @@ class ViewLoop(Generic[Request]):
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._number != self._drawn)
+                self._busy = False
+                self._changed.wait_for(lambda: self._stopped or self._again or self._number != self._drawn)
                 if self._stopped:
                     return
+                again = self._number == self._drawn
                 request, self._drawn = self._request, self._number
+                self._again, self._busy = False, True
             assert request is not None
             with suppress(Outdated):
-                self._draw(request)
+                self._draw(request, again)
 
-    def _draw(self, request: Request) -> None:
+    def _draw(self, request: Request, again: bool) -> None:
         """Draws the views of a request; the coarse one to its end, so that a moving camera is never without.
+
+        ``again`` draws the last one only.
 
         Raises:
             Outdated: a newer request has come, or the loop is to stop.
         """
-        coarse, *finer = self.heights(self._tallest(request))
+        coarse, *finer = [self._tallest(request)] if again else self.heights(self._tallest(request))
         begin = time.perf_counter()
         self._render(request, coarse, self._check_stopped)
         self._pixels_per_second = coarse**2 / max(time.perf_counter() - begin, 1e-6)

@@ -55,7 +55,7 @@ def runs(monkeypatch, jobs_here) -> list:
     """Replaces the training by a fake that records its calls; the seed determines its outcome."""
     asked: list = []
 
-    def run(config, *, resume=None, worker=None):
+    def run(config, *, resume=None, worker=None, callbacks=()):
         asked.append((config, resume))
         if config.seed == 1 and config.distill.method == "sds":
             raise RunFailed("diverged: the scene is empty")
@@ -93,7 +93,10 @@ BAD_COMMANDS = [
     (["evaluate", "no-run"], "no-run"),
     (["evalute", "no-run"], "unknown command evalute (did you mean evaluate?)"),
     (["checkmesh"], "unknown command checkmesh (did you mean check-mesh?)"),
-    (["prompt=a red house", "viewer=true"], "viewer=true is not built yet: the live viewer comes later"),
+    (["prompt=a red house", "viewer=maybe"], "viewer=maybe: must be true, false or HOST:PORT"),
+    (["prompt=a red house", "viewer=localhost:0"], "viewer=localhost:0: must be true, false or HOST:PORT"),
+    (["prompt=a red house", "viewer=true", "generator=latent"], "viewer=true: shows scenes, and generator=latent"),
+    (["prompt=a red house", "logger=wandd"], "logger=wandd: no such logger (did you mean wandb?)"),
     (["check-mesh"], "RUN_DIR: give one or several, or --install"),
     (["compare", "--tier", "no"], "no such tier; choose one of"),
     (["decompose", "--image", "no.png"], "--image: needs --prompt TEXT"),

@@ -33,7 +33,7 @@ def test_an_old_run_loads_with_one_notice_for_each_old_name(run_dir, capsys):
     assert run.step == 4 and run.summary["status"] == "done" and len(run.metrics) == 4
     assert run.config.machine.rays_per_chunk == (256 if run_dir.name == "scene" else None)
     notices = capsys.readouterr().err.splitlines()
-    assert sorted(line.split()[1] for line in notices) == ["machine.pixels_at_once", "machine.rows_at_once", "viewer"]
+    assert sorted(line.split()[1] for line in notices) == ["machine.pixels_at_once", "machine.rows_at_once"]
 
 
 @pytest.mark.parametrize("run_dir", ["scene", "latent", "vsd"], indirect=True)

@@ -1,6 +1,5 @@
 """Old spellings of settings work and are noticed once, on the command line, in YAML and in finished runs."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import nfsd3d
 from nfsd3d.cli.options import RENAMED_OPTIONS, current_options
 from nfsd3d.config import renamed
 from nfsd3d.config.compose import compose, load_run_config
-from nfsd3d.config.renamed import REMOVED, RENAMED, current_overrides, with_current_names
+from nfsd3d.config.renamed import RENAMED, current_overrides, with_current_names
 from nfsd3d.config.schema import known_keys
 from nfsd3d.errors import InputError
 
@@ -37,7 +36,7 @@ def in_group(group: str, name: str, value: object) -> str:
 
 def test_old_names_are_no_settings_and_new_ones_are():
     keys = set(known_keys())
-    assert not keys & {*RENAMED, *REMOVED} and keys >= set(RENAMED.values())
+    assert not keys & {*RENAMED} and keys >= set(RENAMED.values())
 
 
 @pytest.mark.parametrize(("old", "new"), OLD_AND_NEW)
@@ -83,29 +82,12 @@ def test_an_old_key_in_a_finished_run(old, new, tmp_path, capsys):
     group, name = old.split(".")
     values = yaml.safe_load(config.to_yaml())
     values[group][name] = values[group].pop(new.split(".")[1])
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**values, "viewer": False}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert load_run_config(tmp_path) == config.replace(run_dir=str(tmp_path))
-    assert len(notices(capsys)) == 2
+    assert len(notices(capsys)) == 1
     for spelling in (old, new):
         changed = load_run_config(tmp_path, [f"{spelling}=1024"]).to_dict()
         assert changed[group][new.split(".")[1]] == 1024
-
-
-def test_the_removed_viewer_may_be_false(tmp_path, capsys):
-    expected = compose("nfsd", SETTLED)
-    assert compose("nfsd", [*SETTLED, "viewer=false"]) == expected
-    assert [line.split(":")[0] for line in notices(capsys)] == ["note"]
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("defaults: [nfsd, _self_]\nviewer: false\n")
-    assert compose(mine, SETTLED) == expected
-
-
-def test_the_removed_viewer_may_not_be_true(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("defaults: [nfsd, _self_]\nviewer: true\n")
-    for name, overrides in (("nfsd", ["viewer=true"]), (mine, [])):
-        with pytest.raises(InputError, match="viewer=true is not built yet: the live viewer"):
-            compose(name, [*SETTLED, *overrides])
 
 
 def test_current_names_are_unchanged(capsys):
@@ -126,7 +108,6 @@ def test_old_options_of_the_subcommands(old, new, capsys):
     ("arguments", "expected"),
     [
         (["machine.pixels_at_once=512"], ["machine.pixels_at_once is now called machine.rays_per_chunk"]),
-        (["viewer=false"], ["viewer is not a setting any more"]),
         (["-m", "machine.pixels_at_once=512,1024"], ["machine.pixels_at_once is now called machine.rays_per_chunk"]),
         (["--config", "mine.yaml"], ["machine.rows_at_once is now called machine.unet_batch_size"]),
         (["--config", "mine.yaml", "-m", "seed=1,2"], ["machine.rows_at_once is now called machine.unet_batch_size"]),
@@ -140,4 +121,4 @@ def test_a_process_prints_one_line_of_notice(arguments, expected, tmp_path):
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
     assert len(lines) == 1 and lines[0].startswith(f"note: {expected[0]}")
-    assert "dry run" in result.stdout and json.dumps("viewer") not in result.stdout
+    assert "dry run" in result.stdout

@@ -1,9 +1,8 @@
-"""metrics.jsonl and TensorBoard."""
+"""metrics.jsonl."""
 
 import errno
 import io
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,24 @@ from nfsd3d.runs.metrics import MetricsWriter, read_metrics, series
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
-    with MetricsWriter(tmp_path, 0, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 0) as writer:
         writer.write(4, {"opacity": 0.25})
         assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 4, "opacity": 0.25}]
 
 
 def test_numbers_that_json_cannot_hold_are_null(tmp_path):
-    with MetricsWriter(tmp_path, 0, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 0) as writer:
         writer.write(0, {"grad_norm": float("nan"), "opacity": float("inf")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "grad_norm": None, "opacity": None}
 
 
 def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
-    with MetricsWriter(tmp_path, 0, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 0) as writer:
         for step in range(6):
             writer.write(step, {"opacity": 0.0})
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "opac')  # killed while writing
-    with MetricsWriter(tmp_path, 3, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 3) as writer:
         writer.write(4, {"opacity": 1.0})
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["opacity"]) for line in lines] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)]
@@ -39,20 +38,9 @@ def test_a_resumed_run_replaces_what_it_does_again(tmp_path):
 @pytest.mark.parametrize("rest", ['{"step": 1, "opac', '{"step": 1, "opac\0\0\0'])
 def test_a_first_line_without_an_end_does_not_swallow_the_next(tmp_path, rest):
     (tmp_path / "metrics.jsonl").write_text(rest)
-    with MetricsWriter(tmp_path, 1, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 1) as writer:
         writer.write(2, {"opacity": 1.0})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 2, "opacity": 1.0}\n'
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with MetricsWriter(tmp_path, 0, tensorboard=True) as writer:
-        writer.write(7, {"opacity": 0.25})
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    (scalar,) = events.Scalars("opacity")
-    assert (scalar.step, scalar.value) == (7, pytest.approx(0.25))
 
 
 def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
@@ -65,7 +53,7 @@ def test_names_of_version_0_1_are_read_as_current_ones(tmp_path):
 
 
 def written(folder, steps=range(1, 9)):
-    with MetricsWriter(folder, 0, tensorboard=False) as writer:
+    with MetricsWriter(folder, 0) as writer:
         for step in steps:
             writer.write(step, {"opacity": step / 8})
     return folder / "metrics.jsonl"
@@ -110,7 +98,7 @@ def test_an_unreadable_line_is_dropped_and_told(tmp_path, capsys, damage):
     damage(path)
     left = steps_of(path)  # readers skip the same lines, and say nothing
     assert set(range(1, 9)) - set(left) <= {4, 5} and 4 not in left and capsys.readouterr().err == ""
-    with MetricsWriter(tmp_path, 8, tensorboard=False, every=1) as writer:
+    with MetricsWriter(tmp_path, 8, every=1) as writer:
         writer.write(9, {"opacity": 0.5})
     (warning,) = capsys.readouterr().err.splitlines()
     assert f"{path} is damaged: 1 unreadable line is dropped" in warning and "no lines" not in warning
@@ -119,7 +107,7 @@ def test_an_unreadable_line_is_dropped_and_told(tmp_path, capsys, damage):
 
 def resumed(folder, capsys, finished, every=1):
     """What is printed when a run is resumed after ``finished`` steps."""
-    with MetricsWriter(folder, finished, tensorboard=False, every=every):
+    with MetricsWriter(folder, finished, every=every):
         return capsys.readouterr().err
 
 
@@ -168,34 +156,11 @@ class FullDisk(io.StringIO):
 
 def test_a_full_disk_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", lambda *arguments, **options: FullDisk())
-    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0, False) as writer:
+    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0) as writer:
         writer.write(1, {"opacity": 0.5})
     assert raised.value.__context__ is None
-    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0, False):
+    with pytest.raises(OSError, match="No space left") as raised, MetricsWriter(tmp_path, 0):
         pass
     assert raised.value.__context__ is None
-    with pytest.raises(ZeroDivisionError), MetricsWriter(tmp_path, 0, False):
+    with pytest.raises(ZeroDivisionError), MetricsWriter(tmp_path, 0):
         raise ZeroDivisionError
-
-
-def test_events_that_cannot_be_written_leave_nothing_open(tmp_path):
-    (tmp_path / "tensorboard").touch()
-    hook = threading.excepthook
-    with pytest.raises(OSError, match="tensorboard") as raised:
-        MetricsWriter(tmp_path, 0, tensorboard=True)
-    (frame,) = [entry.frame for entry in raised.traceback if "opened" in entry.frame.f_locals]
-    assert frame.f_locals["self"]._stream.closed and threading.excepthook is hook
-
-
-def test_a_full_disk_of_tensorboard_is_one_error_without_a_traceback(tmp_path, monkeypatch, capsys):
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    def write(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    hook = threading.excepthook
-    with pytest.raises(OSError, match="No space left"), MetricsWriter(tmp_path, 0, tensorboard=True) as writer:
-        monkeypatch.setattr(RecordWriter, "write", write)
-        for step in range(1, 100):
-            writer.write(step, {"opacity": 0.5})
-    assert capsys.readouterr().err == "" and threading.excepthook is hook

@@ -1,0 +1,1 @@
+"""Where a run's numbers and images go besides its own directory: TensorBoard, W&B, MLflow."""
