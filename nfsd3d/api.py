@@ -17,12 +17,12 @@ from nfsd3d.callbacks.callback import Callback
 from nfsd3d.cli.launch import start
 from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
+from nfsd3d.config.objects import register_object
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.write import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.objects import register_object
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
@@ -205,7 +205,7 @@ def generate(
 
     ``method``, ``prior`` and ``generator`` are names, or objects: a `nfsd3d.distill.methods.Method`, a
     `nfsd3d.prior.base.Prior`, an `ImageGenerator` with ``learning_rates``, or a row that builds one of the latter two.
-    A run with an object of yours is resumed and loaded where the same name is registered (`nfsd3d.objects`).
+    A run with an object of yours is resumed and loaded where the same name is registered (`nfsd3d.config.objects`).
 
     Raises:
         TypeError: an object of another kind.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.steering import Controls
 
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from nfsd3d.generators.base import ImageGenerator
     from nfsd3d.generators.nerf.nerf import NeRF
     from nfsd3d.prior.base import Prior
-    from nfsd3d.runs.summary import Summary
 
 
 @dataclass(frozen=True)
 class LiveRun:
     """A run that trains, as callbacks see it.
 
-    ``generator`` and ``prior`` belong to the training: read them within a callback only. ``finished`` steps were done
-    before, by a run that is resumed. ``controls`` pause, steer, save and stop it, from other threads too.
+    ``id`` is the run's own, which it keeps when it is resumed (None: a run of version 0.1). ``generator`` and ``prior``
+    belong to the training: read them within a callback only. ``finished`` steps were done before, by a run that is
+    resumed. ``controls`` pause, steer, save and stop it, from other threads too.
     """
 
+    id: str | None
     directory: Path
     config: Config
     generator: NeRF | ImageGenerator
@@ -65,5 +66,5 @@ class Callback:
     def on_idle(self) -> None:
         """Again and again while the run is paused, and between the parts of the export."""
 
-    def on_end(self, summary: Summary) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """After the results, or the failure, were written; ``summary`` is that of ``summary.json``."""

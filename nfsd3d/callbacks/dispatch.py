@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.errors import InputError, RunFailed
-
-if TYPE_CHECKING:
-    from nfsd3d.runs.summary import Summary
 
 
 class CallbackFailed(RunFailed):
@@ -54,7 +51,7 @@ class Callbacks:
         """`Callback.on_idle` of each."""
         self.each("on_idle")
 
-    def end(self, summary: Summary) -> None:
+    def end(self, summary: Mapping[str, Any]) -> None:
         """`Callback.on_end` of each that was started: the run is over, and an error is only reported, on stderr."""
         for callback in self._started:
             try:

@@ -16,7 +16,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs import manifest
 from nfsd3d.runs import checkpoints
 from nfsd3d.settings.paths import user_path
-from nfsd3d.viewer.address import LOCAL, check_viser, url
+from nfsd3d.settings.viewer import LOCAL, check_viser, url
 
 if TYPE_CHECKING:
     from nfsd3d.viewer.pictures import Scene

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.config.trust import leaves
 from nfsd3d.loggers.results import finite_numbers, results_of
-from nfsd3d.runs import identity
 
 if TYPE_CHECKING:
-    from nfsd3d.runs.summary import Summary
     from nfsd3d.visualize.image_grid import Image
 
 EXPERIMENT = "nfsd3d"
@@ -64,7 +62,7 @@ class MLflow(Callback):
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         found = client.get_experiment_by_name(name)
         experiment = client.create_experiment(name) if found is None else found.experiment_id
-        own = identity.read(run.directory)
+        own = run.id
         before = client.search_runs([experiment], f"tags.`{TAG}` = '{own}'", max_results=1) if own else []
         if before:
             self._run = before[0].info.run_id
@@ -90,7 +88,7 @@ class MLflow(Callback):
         """Sends the image grid."""
         self._client.log_artifact(self._run, str(path), "previews")
 
-    def on_end(self, summary: Summary) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """Sends the results."""
         if self._client is None:
             return

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nfsd3d.runs.summary import Summary
+from typing import Any
 
 
-def results_of(directory: Path, summary: Summary) -> list[Path]:
+def results_of(directory: Path, summary: Mapping[str, Any]) -> list[Path]:
     """The files that the run has exported, as far as they are there."""
     return [path for name in summary.get("exported", []) if (path := directory / name).is_file()]
 

@@ -6,14 +6,13 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from nfsd3d.runs.summary import Summary
 
 FOLDER = "tensorboard"
 
@@ -55,7 +54,7 @@ class TensorBoard(Callback):
         self._writer.close()
         self._open(step)
 
-    def on_end(self, summary: Summary) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """Closes the file; what cannot be written now is in ``metrics.jsonl``."""
         if self._writer is None:
             return

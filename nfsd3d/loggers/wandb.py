@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.loggers.results import finite_numbers, results_of
-from nfsd3d.runs import identity
 
 if TYPE_CHECKING:
-    from nfsd3d.runs.summary import Summary
     from nfsd3d.visualize.image_grid import Image
 
 PROJECT = "nfsd3d"
@@ -40,7 +38,7 @@ class WeightsAndBiases(Callback):
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=run.directory,
-            id=identity.read(run.directory),
+            id=run.id,
             name=run.config.prompt,
             group=run.config.distill.method,
             config=run.config.to_dict(),
@@ -62,7 +60,7 @@ class WeightsAndBiases(Callback):
 
         self._run.log({"step": step, "preview": wandb.Image(image)})
 
-    def on_end(self, summary: Summary) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """Sends the results, and waits until everything was sent."""
         import wandb
 

@@ -28,7 +28,7 @@ from nfsd3d.runs.source_image import open_image
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
-from nfsd3d.viewer.address import check_viser
+from nfsd3d.settings.viewer import check_viser
 
 SAMPLES_PER_RAY = 4
 """The minimum for a ray through a fully occupied cube; see the largest step size in

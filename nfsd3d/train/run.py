@@ -119,7 +119,8 @@ def _train_and_export(
                 _keep_source(config, run_dir, parts)
             write_text(run_dir / "config.yaml", config.to_yaml())
             controls = Controls(partial(check_steering, config, parts.prior.schedule, progress), progress.steering)
-            hooks.start(LiveRun(run_dir, config, parts.generator, parts.prior, progress.steps, controls))
+            own = identity.read(run_dir)
+            hooks.start(LiveRun(own, run_dir, config, parts.generator, parts.prior, progress.steps, controls))
             progress.start()
             train(config, run_dir, task, progress, stop, console, hooks, controls if hooks else None)
         run.summarize("interrupted", "killed during the export")  # replaced when the export ends, however it does

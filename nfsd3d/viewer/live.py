@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console
 
@@ -12,15 +12,12 @@ from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.callbacks.events import StepEvent
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.settings.schedules import value_at
-from nfsd3d.viewer.address import host_and_port, url
+from nfsd3d.settings.viewer import host_and_port, url
 from nfsd3d.viewer.panel import Panel
 from nfsd3d.viewer.pictures import Scene
 from nfsd3d.viewer.pose import pose_of_training
 from nfsd3d.viewer.server import Viewer
 from nfsd3d.viewer.turns import Turns
-
-if TYPE_CHECKING:
-    from nfsd3d.runs.summary import Summary
 
 REFRESH_S = 1.5
 """Seconds after which the views and the panel show the newest state."""
@@ -105,7 +102,7 @@ class LiveViewer(Callback):
                 self._panel.show_status(self._step, f"paused after step {self._step} of {self._steps}")
             self._viewer.refresh()
 
-    def on_end(self, summary: Summary) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """Ends the server; on a terminal, after the last browser has gone."""
         if self._viewer is None:
             return

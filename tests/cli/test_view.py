@@ -15,6 +15,7 @@ from nfsd3d.cli import view
 from nfsd3d.cli.main import main
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import new_manifest, write
+from nfsd3d.settings import viewer
 from nfsd3d.train.run import train_and_export
 
 
@@ -26,10 +27,8 @@ def run(configure, tiny_prior, console):
 def test_a_run_is_a_scene(run):
     scene = view._scene(run, None)
     assert "a red cube" in scene.about and "step 6 of 6, nfsd, seed 0" in scene.about
-    assert scene.mesh is None and scene.radius == 1
-    (run / "mesh").mkdir()
-    (run / "mesh" / "model.glb").write_bytes(b"glTF")
-    assert view._scene(run, 4).mesh == run / "mesh" / "model.glb" and "step 4 of 6" in view._scene(run, 4).about
+    assert scene.mesh == run / "mesh" / "model.glb" and scene.radius == 1
+    assert "step 4 of 6" in view._scene(run, 4).about
 
 
 def test_a_page_is_served_until_the_interruption(run):
@@ -51,16 +50,16 @@ def test_a_page_is_served_until_the_interruption(run):
 def test_only_this_machine_is_listened_to(run):
     from nfsd3d.viewer.server import Viewer
 
-    viewer = Viewer({"run": lambda: view._scene(run, None)}, view.LOCAL, 8571)
+    started = Viewer({"run": lambda: view._scene(run, None)}, viewer.LOCAL, 8571)
     try:
-        with socket.create_connection(("127.0.0.1", viewer.port), timeout=10):
+        with socket.create_connection(("127.0.0.1", started.port), timeout=10):
             pass
         other = socket.gethostbyname(socket.gethostname())
         if not other.startswith("127."):
-            with pytest.raises(OSError), socket.create_connection((other, viewer.port), timeout=10):
+            with pytest.raises(OSError), socket.create_connection((other, started.port), timeout=10):
                 pass
     finally:
-        viewer.close()
+        started.close()
 
 
 def test_runs_of_a_sweep_are_those_with_a_checkpoint(run, tmp_path):
@@ -100,6 +99,6 @@ def test_an_address_of_another_machine_is_refused(run, capsys):
 
 
 def test_without_viser_its_installation_is_named(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(view, "find_spec", lambda name: None if name == "viser" else util.find_spec(name))
+    monkeypatch.setattr(viewer, "find_spec", lambda name: None if name == "viser" else util.find_spec(name))
     assert main(["view", str(tmp_path)]) == 2
     assert "viser is not installed; install it with: pip install 'nfsd3d[viewer]'" in capsys.readouterr().err

@@ -21,7 +21,7 @@ SETTLED = ["prompt=a red cube", "machine=cpu", "backend=torch", "prior=shapes"]
 
 def live(configure, tmp_path, finished=0, **settings):
     config = configure(**settings)
-    return LiveRun(tmp_path, config, None, None, finished, Controls())
+    return LiveRun(None, tmp_path, config, None, None, finished, Controls())
 
 
 def scalars(folder, name):

@@ -99,3 +99,28 @@ def test_it_stops_in_the_middle_of_a_view():
     begin = time.monotonic()
     loop.stop()
     assert time.monotonic() - begin < 2 and not drawing.drawn
+
+
+def test_a_refresh_draws_the_sharp_view_alone(started):
+    drawing = Drawing(2e-6)
+    loop = started(drawing)
+    loop.refresh()  # there is no request yet
+    loop.ask("a")
+    drawing.wait(("a", 256))
+    time.sleep(0.1)
+    before = len(drawing.drawn)
+    loop.refresh()
+    time.sleep(0.5)
+    assert drawing.drawn[before:] == [("a", 256)]
+
+
+def test_a_refresh_does_not_disturb_a_view_that_is_being_drawn(started):
+    drawing = Drawing(6e-6)
+    loop = started(drawing)
+    loop.ask("a")
+    for _ in range(10):
+        loop.refresh()
+        time.sleep(0.01)
+    drawing.wait(("a", 256))
+    heights = [height for _, height in drawing.begun]
+    assert heights == sorted(heights)
