@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from nfsd3d.api import Run
     from nfsd3d.evaluate.score_scene import RunScore
 
 T = TypeVar("T")
@@ -104,7 +106,7 @@ def _evaluate_images(groups: Mapping[str, list[Path]], options: argparse.Namespa
     runs = {name: [load_run(directory) for directory in directories] for name, directories in groups.items()}
     with counted("scoring images", sum(map(len, runs.values()))) as advance:
         scores = {
-            name: {str(run.directory): _advanced(advance, score_images(run, classifier)) for run in members}
+            name: {str(run.directory): _kept(run, _advanced(advance, score_images(run, classifier))) for run in members}
             for name, members in runs.items()
         }
     print(tables.image_table(scores), tables.calibration_table(calibration), sep="\n\n")
@@ -131,7 +133,7 @@ def _evaluate_scenes(
     scores: dict[str, list[RunScore]] = {}
     for name, members in runs.items():
         with counted(f"scoring {name}", len(members)) as advance:
-            scores[name] = [_advanced(advance, score_run(run, classifier)) for run in members]
+            scores[name] = [_kept(run, _advanced(advance, score_run(run, classifier))) for run in members]
     if oracle_fit:
         directories = [_oracle_folder(directory) for directory in oracle_fit]
         with counted("fitting and scoring the oracle fit", len(oracle_fit)) as advance:
@@ -265,6 +267,18 @@ def _setting(text: str) -> tuple[str, str]:
     if key in ("prompt", "seed", "run_dir", "dry_run"):
         raise InputError(f"--set {text}: is each run's own; change the suite's prompts and seeds, or give --output")
     return key, value
+
+
+def _kept(run: Run, score: T) -> T:
+    """``score``, which is written into the run's directory for its page."""
+    from nfsd3d.runs.files import write_json
+    from nfsd3d.visualize.report import EVALUATION
+
+    try:
+        write_json(run.directory / EVALUATION, plain(score))
+    except OSError as error:
+        print(f"{run.directory}: the score is not kept there ({error.strerror})", file=sys.stderr)
+    return score
 
 
 def _advanced(advance: Callable[..., None], value: T) -> T:

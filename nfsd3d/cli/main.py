@@ -27,7 +27,7 @@ from nfsd3d.settings.paths import user_path
 from nfsd3d.train.torchrun import Worker
 
 COMMANDS = (
-    *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep", "tune", "view"),
+    *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep", "tune", "view", "report"),
     *("check-mesh", "download", "train-prior", "train-classifier"),
 )
 """Subcommands; ``main(arguments) -> exit code`` of each is in the module of that name, with _ for -."""

@@ -26,7 +26,7 @@ KINDS = {
     **dict.fromkeys(("status", "prompt", "generator", "method", "device"), str),
     **dict.fromkeys(("steps", "steps_planned", "network_evaluations"), int),
     **dict.fromkeys(("final_metrics", "smaller_chunks", "peak_memory_mb", "versions"), dict),
-    "seconds": int | float,
+    **dict.fromkeys(("seconds", "training_seconds"), int | float),
     **dict.fromkeys(("exported", "steered"), list),
 }
 """The types of values that readers compute with."""
@@ -49,7 +49,8 @@ class Summary(TypedDict, total=False):
 
     ``status`` is done, interrupted, diverged or failed, ``reason`` says why, and ``signal`` names the signal of an
     interruption ("SIGTERM"). ``steps`` are finished ones;
-    ``seconds`` and ``network_evaluations`` (NFE) count from the start of the run, resumptions included. Results:
+    ``seconds`` and ``network_evaluations`` (NFE) count from the first step, resumptions included, without loading the
+    model and pauses; ``training_seconds`` of them until the last step, the rest is the export. Results:
     ``final_metrics`` of the last logged step, ``exported`` files, facts about the ``mesh``, ``smaller_chunks``, and
     ``retries`` from a sound checkpoint after a divergence. ``steered`` lists the changes by which the run was steered,
     each with the number of steps before it.
@@ -69,6 +70,7 @@ class Summary(TypedDict, total=False):
     steps: int
     steps_planned: int
     seconds: float
+    training_seconds: float
     network_evaluations: int
     final_metrics: Metrics
     smaller_chunks: SmallerChunks
@@ -110,6 +112,8 @@ def write_summary(run_dir: Path, config: Config, outcome: Summary) -> None:
     )
     metrics = {"final_metrics": finite(outcome["final_metrics"])} if "final_metrics" in outcome else {}
     seconds = {"seconds": round(outcome["seconds"], 2)}
+    if "training_seconds" in outcome:
+        seconds["training_seconds"] = round(outcome["training_seconds"], 2)
     write_json(run_dir / "summary.json", {**requested, **outcome, **metrics, **seconds, **used})
 
 

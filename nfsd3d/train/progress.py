@@ -19,6 +19,7 @@ class Progress:
     checkpoint after a divergence, and ``history`` is what its limits depend on. ``training`` is false until the model
     is loaded. ``smaller_chunks`` are the chunk sizes that the out-of-memory retry has led to. ``steered`` lists the
     changes by which the run was steered, each with the number of steps before it (`nfsd3d.callbacks.steering`).
+    ``training_seconds`` is the time until the last step, once that is done.
     """
 
     steps: int = 0
@@ -31,6 +32,7 @@ class Progress:
     steered: list[dict[str, float | None]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     training: bool = False
+    training_seconds: float | None = None
 
     def start(self) -> None:
         """Begins training: the time of loading and compiling before it does not count."""

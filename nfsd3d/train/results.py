@@ -21,7 +21,6 @@ from nfsd3d.train.previews import images_of, write_images
 from nfsd3d.train.progress_bar import print_line
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import to_uint8, write_turntable
-from nfsd3d.visualize.report import write_report
 
 REMEDIES = {
     "turntable": "lower export.turntable_size",
@@ -34,9 +33,10 @@ REMEDIES = {
 
 @dataclass
 class Exported:
-    """The ``files`` written (relative to the run), facts about the ``mesh``, and the reasons of a ``failure``."""
+    """``files`` written (relative to the run), the ``surface``, facts about the ``mesh``, reasons of a ``failure``."""
 
     files: list[str] = field(default_factory=list)
+    surface: SurfaceMesh | None = None
     mesh: dict[str, object] | None = None
     failure: str | None = None
 
@@ -63,9 +63,8 @@ def export_results(
     raise to interrupt the export.
     """
     exported = Exported()
-    mesh = None
     if isinstance(parts.generator, NeRF):
-        mesh = _export_scene(config, run_dir, parts.generator, exported, console, on_view)
+        _export_scene(config, run_dir, parts.generator, exported, console, on_view)
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
@@ -74,10 +73,6 @@ def export_results(
                 write_png(written[-1], to_uint8(images_of(parts.source, parts.prior)[0]))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
     on_view()
-    if config.export.report:
-        with exported.part("report"):
-            write_report(run_dir, config, mesh)
-            exported.files.append("report.html")
     return exported
 
 
@@ -88,8 +83,8 @@ def _export_scene(
     exported: Exported,
     console: Console,
     on_view: Callable[[], None],
-) -> SurfaceMesh | None:
-    """Writes turntable and mesh and lists them in ``exported``; returns the mesh if there is one."""
+) -> None:
+    """Writes turntable and mesh and lists them in ``exported``."""
     settings, radius = config.export, generator.settings.radius
     if settings.turntable:
         with exported.part("turntable"):
@@ -117,6 +112,4 @@ def _export_scene(
                 print_line(console, f"no texture: {extracted.untextured}")
             written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
-            exported.mesh = extracted.facts
-            return extracted.mesh
-    return None
+            exported.mesh, exported.surface = extracted.facts, extracted.mesh

@@ -40,6 +40,7 @@ from nfsd3d.train.ranks import RankLost, Ranks
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
 from nfsd3d.train.torchrun import ALONE, Worker
+from nfsd3d.visualize.report import write_report
 
 
 def train_and_export(
@@ -123,6 +124,7 @@ def _train_and_export(
             hooks.start(LiveRun(own, run_dir, config, parts.generator, parts.prior, progress.steps, controls))
             progress.start()
             train(config, run_dir, task, progress, stop, console, hooks, controls if hooks else None)
+        progress.training_seconds = progress.seconds
         run.summarize("interrupted", "killed during the export")  # replaced when the export ends, however it does
         task.release_compiled()
 
@@ -130,9 +132,9 @@ def _train_and_export(
             stop.check()
             hooks.idle()
 
-        exported = export_results(config, run_dir, parts, console, on_view)
+        exported = export_results(config, run_dir, parts, console, on_view=on_view)
         check_owned(run_dir)
-        run.summarize("done" if exported.failure is None else "failed", exported.failure, exported)
+        run.finish(exported)
     for name in exported.files:
         log(str(shown(run_dir) / name))
     if exported.failure is not None:
@@ -191,14 +193,16 @@ class _Run:
         reason: str | None = None,
         exported: Exported | None = None,
         signal_name: str | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """Writes ``summary.json``."""
+        """Writes ``summary.json``; ``seconds`` is what the run has taken (None: until now)."""
         progress = self.progress
         outcome = Summary(
             status=status,
             reason=reason,
             steps=progress.steps,
-            seconds=progress.seconds,
+            seconds=progress.seconds if seconds is None else seconds,
+            training_seconds=progress.seconds if progress.training_seconds is None else progress.training_seconds,
             network_evaluations=progress.evaluations,
             final_metrics=progress.metrics,
         )
@@ -213,6 +217,20 @@ class _Run:
         if exported is not None:
             outcome["exported"], outcome["mesh"] = exported.files, exported.mesh
         write_summary(self.run_dir, self.config, outcome)
+
+    def finish(self, exported: Exported) -> None:
+        """Writes the summary of a run with its results, and then the page, which shows it."""
+        seconds, wanted = self.progress.seconds, self.config.export.report
+        exported.files += ["report.html"] * wanted
+        self.summarize("done" if exported.failure is None else "failed", exported.failure, exported, seconds=seconds)
+        if not wanted:
+            return
+        before = exported.failure
+        with exported.part("report"):
+            write_report(self.run_dir, self.config, exported.surface)
+        if exported.failure != before:
+            exported.files.remove("report.html")
+            self.summarize("failed", exported.failure, exported, seconds=seconds)
 
     @contextmanager
     def failures_in_summary(self) -> Iterator[None]:
@@ -260,9 +278,11 @@ class _Run:
 
         If not, the failure itself matters more than that.
         """
-        with suppress(OSError, RunFailed):
+        with suppress(OSError, InputError, RunFailed):
             check_owned(self.run_dir)
             self.summarize(status, reason, signal_name=signal_name)
+            if self.config.export.report:
+                write_report(self.run_dir, self.config)
 
 
 def _prepare(

@@ -1,19 +1,24 @@
-"""report.html: a self-contained page of a run, without external files or network access."""
+"""report.html: a self-contained page of a run, without network access; its links lead to the files beside it."""
 
 import base64
 import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 import imageio.v3 as imageio
+from PIL import Image as PIL
 
 from nfsd3d.config.schema import Config
 from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.export.write import glb_bytes
-from nfsd3d.runs.files import write_text
+from nfsd3d.runs.files import json_object, read_bytes, write_text
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.settings.schedules import value_at
@@ -29,41 +34,73 @@ MAX_FACES = 60_000
 MAX_VIDEO_BYTES = 4 * 2**20
 """A larger video is not embedded; the page refers to the file."""
 
+MAX_PREVIEWS, PREVIEW_WIDTH = 24, 720
+"""Previews on the page, spread evenly over training, and the width in pixels to which larger ones are reduced."""
+
+EVALUATION, DECOMPOSITION = "evaluation.json", "decomposition"
+"""Files of a run with its scores (``nfsd3d evaluate``), and with figures (``nfsd3d decompose --out``)."""
+
+DOWNLOADS = ("mesh/*", "turntable.mp4", "turntable.png", "image.png", "config.yaml", "summary.json", "metrics.jsonl")
+
 PLOTS: tuple[tuple[str, dict[str, str], bool], ...] = (
-    ("gradient on the latent", {"all": "grad_norm", "condition": "grad_norm_delta_c", "rest": "grad_norm_rest"}, True),
+    ("latent gradient", {"all": "grad_norm", "condition": "grad_norm_delta_c", "rest": "grad_norm_rest"}, True),
     ("gradient of the parameters", {"": "grad_norm_parameters"}, True),
     ("mean opacity", {"": "opacity"}, False),
     ("samples per ray", {"": "samples_per_ray"}, False),
     ("loss of the LoRA network", {"": "lora_loss"}, False),
+    ("guidance scale", {"": "guidance_scale"}, False),
     ("timesteps (fraction)", {"t_max": "t_max", "t_min": "t_min"}, False),
     ("steps per second", {"": "steps_per_second"}, False),
 )
 """Title, the metric of each line by its label, and whether the axis is logarithmic."""
 
+STATUS = {
+    "done": "",
+    "interrupted": "The run was interrupted; its last checkpoint is saved, and it can be resumed.",
+    "diverged": "The run diverged: the scene became empty, full or out of range. It stands at its last sound step.",
+    "failed": "The run failed; what it had computed by then is kept.",
+    "": "The run has not ended, or was killed; it can be resumed from its last checkpoint.",
+}
+"""What the status of a run means."""
 
-def write_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> None:
-    """Writes ``report.html`` from the files in ``run_dir``, and ``mesh`` if there is one."""
+
+def write_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None = None) -> None:
+    """Writes ``report.html`` from the files in ``run_dir``, and ``mesh`` if there is one (None: its GLB file)."""
     write_text(run_dir / "report.html", render_report(run_dir, config, mesh))
 
 
 def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> str:
     """The page's HTML; sections without data are omitted."""
+    summary = read_summary(run_dir)
     sections = [
         f"<h1>{escape(config.prompt)}</h1>",
-        f'<p class="facts">{_facts(config, read_summary(run_dir))}</p>',
+        f'<p class="facts">{_facts(config, summary)}</p>',
+        _status(summary),
+        _downloads(run_dir),
         _turntable(run_dir),
         _images(run_dir),
-        _viewer(mesh),
+        _viewer(mesh, run_dir / "mesh" / "model.glb", config.prompt),
+        _previews(run_dir / "previews"),
+        _evaluation(run_dir / EVALUATION),
+        _figures(run_dir / DECOMPOSITION),
         _plots(run_dir / "metrics.jsonl"),
+        _steered(summary),
+        _commands(run_dir, summary),
         f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{escape(config.to_yaml())}</pre></details>",
     ]
-    style, script = (_asset(name) for name in ("report.css", "viewer.js"))
+    return page(config.prompt, sections)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page of these sections, with its style and scripts."""
+    style, *scripts = (asset(name) for name in ("report.css", "viewer.js", "report.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(config.prompt)} · nfsd3d</title><style>\n{style}</style></head>\n<body>\n"
+        f"<title>{escape(title)} · nfsd3d</title><style>\n{style}</style></head>\n<body>\n"
         + "\n".join(part for part in sections if part)
-        + f"\n<script>\n{script}</script>\n</body></html>\n"
+        + "".join(f"\n<script>\n{script}</script>" for script in scripts)
+        + "\n</body></html>\n"
     )
 
 
@@ -76,9 +113,44 @@ def _facts(config: Config, summary: Summary) -> str:
         f"prior {config.prior.model or config.prior.name}",
         f"seed {config.seed}",
     ]
-    if summary:  # without its status, which is decided after the page is written
-        facts.append(f"{summary['steps']} of {summary['steps_planned']} steps in {summary['seconds']:.0f} s")
-    return escape(" · ".join(facts))
+    return escape(" · ".join([*facts, *costs(summary)]))
+
+
+def costs(summary: Summary) -> list[str]:
+    """Steps, seconds and NFE of a run in words, as far as its summary has them."""
+    if not {"steps", "steps_planned", "seconds"} <= summary.keys():
+        return []
+    trained = summary.get("training_seconds", summary["seconds"])
+    found = [f"{summary['steps']} of {summary['steps_planned']} steps in {trained:.0f} s"]
+    if summary["seconds"] > trained:
+        found.append(f"{summary['seconds']:.0f} s with the export")
+    if summary.get("network_evaluations"):
+        found.append(f"{summary['network_evaluations']:,} NFE")
+    return found
+
+
+def _status(summary: Summary) -> str:
+    status, reason = summary.get("status", ""), summary.get("reason")
+    meaning = STATUS.get(status, "")
+    if not meaning:
+        return ""
+    because = f" ({escape(reason)})" if reason else ""
+    return f'<p class="status"><strong>{escape(status or "unfinished")}{because}.</strong> {meaning}</p>'
+
+
+def _downloads(run_dir: Path) -> str:
+    found = [path for pattern in DOWNLOADS for path in sorted(run_dir.glob(pattern)) if path.is_file()]
+    links = [
+        f'<a href="{quote(name)}" download>{escape(name)}</a> <span>{_size(path)}</span>'
+        for path in found
+        if (name := path.relative_to(run_dir).as_posix())
+    ]
+    return f'<nav class="downloads" aria-label="files of the run">{"".join(f"<p>{x}</p>" for x in links)}</nav>'
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"
 
 
 def _turntable(run_dir: Path) -> str:
@@ -86,16 +158,24 @@ def _turntable(run_dir: Path) -> str:
     parts = []
     if video.exists() and video.stat().st_size <= MAX_VIDEO_BYTES:
         source = f"data:video/mp4;base64,{_base64(video.read_bytes())}"
-        parts.append(f'<video src="{source}" autoplay loop muted playsinline controls></video>')
-        parts.append('<p class="note">image, depth, normals</p>')
+        parts.append(f'<video src="{source}" autoplay loop muted playsinline tabindex="0"></video>')
+        parts.append('<p class="note">image, depth, normals; a click holds it</p>')
     elif video.exists():
         parts.append('<p class="note">The video is in turntable.mp4 beside this page.</p>')
     if sheet.exists():
-        compressed = io.BytesIO()
-        imageio.imwrite(compressed, imageio.imread(sheet), extension=".jpg", quality=88)
-        source = f"data:image/jpeg;base64,{_base64(compressed.getvalue())}"
-        parts.append(f'<img src="{source}" alt="eight views around the object, their normals below">')
+        alternative = "eight views around the object, their normals below"
+        parts.append(f'<img src="{image_source(sheet)}" alt="{alternative}">')
     return "<h2>Turntable</h2>" + "".join(parts) if parts else ""
+
+
+def image_source(path: Path, width: int | None = None) -> str:
+    """An image file as the address of a JPEG image within the page, reduced to ``width`` pixels if it is wider."""
+    image = PIL.fromarray(imageio.imread(path)).convert("RGB")
+    if width is not None and image.width > width:
+        image = image.resize((width, round(image.height * width / image.width)))
+    compressed = io.BytesIO()
+    image.save(compressed, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{_base64(compressed.getvalue())}"
 
 
 def _images(run_dir: Path) -> str:
@@ -108,9 +188,24 @@ def _images(run_dir: Path) -> str:
     return "<h2>Images</h2>" + "".join(parts) if parts else ""
 
 
-def _viewer(mesh: SurfaceMesh | None) -> str:
-    if mesh is None:
+def _viewer(mesh: SurfaceMesh | None, file: Path, prompt: str) -> str:
+    if mesh is not None:
+        content, shown = _small_glb(mesh)
+    elif file.is_file() and file.stat().st_size <= MAX_MESH_BYTES:
+        content, shown = file.read_bytes(), "mesh/model.glb"
+    else:
         return ""
+    return (
+        f'<h2>Mesh</h2><canvas id="viewer" tabindex="0" role="img" aria-label="the mesh of {escape(prompt)}" '
+        'aria-describedby="viewer-note"></canvas>'
+        f'<p class="note" id="viewer-note">{shown}; drag or arrow keys to turn, wheel, two fingers or + and - to zoom, '
+        "double click or n for normals, space to start and stop</p>"
+        f'<script type="text/plain" id="model">{_base64(content)}</script>'
+    )
+
+
+def _small_glb(mesh: SurfaceMesh) -> tuple[bytes, str]:
+    """The GLB file of a mesh, small enough for a page, and a description."""
     small = mesh
     if small.texture is not None:
         small = replace(small, texture=reduced(small.texture, MAX_TEXTURE))
@@ -118,31 +213,106 @@ def _viewer(mesh: SurfaceMesh | None) -> str:
     if len(content) > MAX_MESH_BYTES:  # with vertex colours instead of the texture
         small = simplify_mesh(mesh, MAX_FACES)
         content = glb_bytes(small, {})
-    model = _base64(content)
     colors = "vertex colours" if mesh.texture is None else f"a texture of {mesh.texture.size}²"
     shown = f"{len(mesh.faces):,} triangles, {colors}"
     if len(small.faces) < len(mesh.faces):
         shown += f" ({len(small.faces):,} with vertex colours shown here)"
-    return (
-        '<h2>Mesh</h2><canvas id="viewer"></canvas>'
-        f'<p class="note" id="viewer-note">{shown}; drag to turn, wheel or two fingers to zoom, double click for '
-        f'normals</p><script type="text/plain" id="model">{model}</script>'
+    return content, shown
+
+
+def _previews(folder: Path) -> str:
+    """The previews over training behind a slider."""
+    found = sorted(folder.glob("step-*.png"))
+    if not found:
+        return ""
+    count = min(len(found), MAX_PREVIEWS)
+    chosen = [found[round(index * (len(found) - 1) / max(count - 1, 1))] for index in range(count)]
+    steps = [int(path.stem.removeprefix("step-")) for path in chosen]
+    sources = [image_source(path, PREVIEW_WIDTH) for path in chosen]
+    slider = (
+        f'<label>step <output id="scrubber-step">{steps[-1]}</output> <input type="range" id="scrubber" min="0" '
+        f'max="{count - 1}" value="{count - 1}" aria-label="preview over training"></label>'
     )
+    data = json.dumps({"steps": steps, "images": sources})
+    return (
+        f'<h2>Over training</h2><img id="scrubber-image" src="{sources[-1]}" alt="views after a step of training">'
+        f'{slider if count > 1 else ""}<script type="application/json" id="scrubber-data">{data}</script>'
+    )
+
+
+def _evaluation(path: Path) -> str:
+    rows = scores(path)
+    return f"<h2>Evaluation</h2>{table(('score', 'value'), rows)}" if rows else ""
+
+
+def scores(path: Path) -> list[tuple[str, str]]:
+    """Names and values of the scores in the file that ``nfsd3d evaluate`` has kept; empty without one."""
+    try:
+        found = json_object(read_bytes(path))
+    except (OSError, ValueError):
+        return []
+    plain = {name.replace("_", " "): value for name, value in found.items() if not isinstance(value, dict | list)}
+    return [(name, _shown(value)) for name, value in plain.items()]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls where it is wider than the page."""
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figures(folder: Path) -> str:
+    found = sorted(folder.glob("*.png"))
+    images = [f'<img src="{image_source(path)}" alt="{escape(path.stem)}">' for path in found]
+    return f"<h2>Decomposition</h2>{''.join(images)}" if images else ""
 
 
 def _plots(path: Path) -> str:
     metrics = read_metrics(path)
-    charts = []
-    for title, lines, logarithmic in PLOTS:
-        chart = line_chart(
-            title, {label: series(metrics, key) for label, key in lines.items()}, logarithmic=logarithmic
-        )
-        if chart:
-            charts.append(f"<figure>{chart}</figure>")
-    return f'<h2>Training</h2><div class="plots">{"".join(charts)}</div>' if charts else ""
+    found = [
+        line_chart(title, {label: series(metrics, key) for label, key in lines.items()}, logarithmic=logarithmic)
+        for title, lines, logarithmic in PLOTS
+    ]
+    return plots(found)
 
 
-def _asset(name: str) -> str:
+def plots(charts: Sequence[str], note: str = "") -> str:
+    """A section of charts below a note; "" without any."""
+    found = "".join(f"<figure>{chart}</figure>" for chart in charts if chart)
+    words = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<h2>Training</h2>{words}<div class="plots">{found}</div>' if found else ""
+
+
+def _steered(summary: Summary) -> str:
+    """The changes by which somebody steered the run."""
+    changes: Sequence[Mapping[str, object]] = summary.get("steered", [])
+    if not changes:
+        return ""
+    names = list(changes[0])
+    rows = [[_shown(change.get(name)) for name in names] for change in changes]
+    note = '<p class="note">The run was steered while it trained; from the step after each of these on:</p>'
+    return f"<h2>Steered</h2>{note}{table([name.replace('_', ' ') for name in names], rows)}"
+
+
+def _commands(run_dir: Path, summary: Summary) -> str:
+    folder = shlex.quote(run_dir.absolute().name)
+    lines = [f"nfsd3d --config {folder}/config.yaml    # the same run again, in a new directory"]
+    if summary.get("status") != "done":
+        lines.append(f"nfsd3d --resume {folder}    # go on")
+    lines += [f"nfsd3d view {folder}    # in the browser", f"nfsd3d export {folder} --formats obj,ply    # other files"]
+    note = '<p class="note">In the folder that holds the run\'s:</p>'
+    return f"<h2>Commands</h2>{note}<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def asset(name: str) -> str:
+    """A file beside this module's pages."""
     return files("nfsd3d.visualize").joinpath("assets", name).read_text(encoding="utf-8")
 
 

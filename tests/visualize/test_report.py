@@ -1,5 +1,6 @@
 """The report page: complete, self-contained, safe."""
 
+import base64
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.write import glb_bytes
 from nfsd3d.visualize import report
 from nfsd3d.visualize.charts import line_chart, scatter_chart
+from nfsd3d.visualize.comparison import render_comparison
 from nfsd3d.visualize.report import render_report, write_report
 
 
@@ -41,7 +43,7 @@ def run_dir(tmp_path) -> Path:
 class Tags(HTMLParser):
     """Collects elements, and reports those that are closed in the wrong order."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "input"})
 
     def __init__(self, text):
         super().__init__()
@@ -77,8 +79,8 @@ def test_the_page_holds_all_parts(configure, run_dir, mesh):
 def test_the_page_has_no_external_references(configure, run_dir, mesh):
     text = render_report(run_dir, configure(), mesh)
     for _, attributes in Tags(text).seen:
-        for name in ("src", "href"):
-            assert attributes.get(name, "data:").startswith("data:")
+        assert attributes.get("src", "data:").startswith("data:")
+        assert "href" not in attributes or (run_dir / attributes["href"]).is_file()
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|import\s*\(|fetch\(|XMLHttpRequest", text)
 
 
@@ -156,3 +158,122 @@ def test_a_constant_and_a_single_point_are_charts_too():
     assert len(points_of(line_chart("flat", {"": [(0, 0.0), (1, 0.0)]}))[0]) == 2
     assert len(points_of(line_chart("one", {"<&>": [(3, 2.0)], "b": [(3, 1.0)]}))) == 2
     assert "&lt;&amp;&gt;" in line_chart("one", {"<&>": [(3, 2.0)], "b": [(3, 1.0)]})
+
+
+def jpeg(address):
+    assert address.startswith("data:image/jpeg;base64,")
+    return imageio.imread(base64.b64decode(address.partition(",")[2]))
+
+
+def test_files_of_the_run_are_links(configure, run_dir):
+    (run_dir / "mesh").mkdir()
+    (run_dir / "mesh" / "model.obj").write_bytes(b"o" * 3 * 2**20)
+    text = render_report(run_dir, configure(), None)
+    links = [attributes["href"] for name, attributes in Tags(text).seen if name == "a"]
+    assert links == ["mesh/model.obj", "turntable.mp4", "turntable.png", "summary.json", "metrics.jsonl"]
+    assert "3.0 MB" in text
+
+
+def test_previews_are_behind_a_slider(configure, run_dir):
+    folder = run_dir / "previews"
+    folder.mkdir()
+    for step in range(1, 41):
+        imageio.imwrite(folder / f"step-{step:06d}.png", np.full((24, 48, 3), 5 * step, np.uint8))
+    text = render_report(run_dir, configure(), None)
+    (slider,) = [attributes for name, attributes in Tags(text).seen if attributes.get("id") == "scrubber"]
+    data = json.loads(re.search(r'id="scrubber-data">(.*?)</script>', text)[1])
+    assert len(data["steps"]) == len(data["images"]) == report.MAX_PREVIEWS == int(slider["max"]) + 1
+    assert (data["steps"][0], data["steps"][-1]) == (1, 40) and data["steps"] == sorted(set(data["steps"]))
+    for step, image in zip(data["steps"], data["images"], strict=True):
+        assert abs(jpeg(image).mean() - 5 * step) < 3
+    assert f'src="{data["images"][-1]}"' in text  # without scripts the last one is seen
+
+
+def test_one_preview_needs_no_slider(configure, run_dir):
+    (run_dir / "previews").mkdir()
+    imageio.imwrite(run_dir / "previews" / "step-000003.png", np.zeros((24, 2000, 3), np.uint8))
+    text = render_report(run_dir, configure(), None)
+    assert 'type="range"' not in text
+    (image,) = [a["src"] for name, a in Tags(text).seen if a.get("id") == "scrubber-image"]
+    assert jpeg(image).shape[1] == report.PREVIEW_WIDTH
+
+
+@pytest.mark.parametrize("status", ["interrupted", "diverged", "failed", None])
+def test_a_run_that_is_not_done_says_what_that_means(configure, run_dir, status):
+    summary = json.loads((run_dir / "summary.json").read_text()) | {
+        "status": status,
+        "reason": "SIGTERM <after> step 9",
+    }
+    (run_dir / "summary.json").unlink()
+    if status is not None:
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+    text = render_report(run_dir, configure(), None)
+    assert report.STATUS[status or ""] in text and f"nfsd3d --resume {run_dir.name}" in text
+    assert "<strong>unfinished.</strong>" in text if status is None else "SIGTERM &lt;after&gt; step 9" in text
+
+
+def test_a_run_that_is_done_has_no_warning_and_no_resumption(configure, run_dir):
+    text = render_report(run_dir, configure(), None)
+    assert 'class="status"' not in text and "--resume" not in text
+    assert f"nfsd3d --config {run_dir.name}/config.yaml" in text
+
+
+def test_seconds_are_those_of_the_summary(configure, run_dir):
+    costs = {"seconds": 905.2, "training_seconds": 444.1, "network_evaluations": 12345}
+    summary = json.loads((run_dir / "summary.json").read_text()) | costs
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    text = render_report(run_dir, configure(), None)
+    assert "20 of 20 steps in 444 s · 905 s with the export · 12,345 NFE" in text
+
+
+def test_scores_and_figures_are_shown_where_there_are_any(configure, run_dir):
+    scores = {"object": True, "iou": 0.81234, "janus": None, "view_error_deg": 4.0, "margins": [1, 2]}
+    (run_dir / "evaluation.json").write_text(json.dumps(scores))
+    (run_dir / "decomposition").mkdir()
+    imageio.imwrite(run_dir / "decomposition" / "condition.png", np.full((9, 9, 3), 200, np.uint8))
+    text = render_report(run_dir, configure(), None)
+    for row in (("object", "yes"), ("iou", "0.8123"), ("janus", ""), ("view error deg", "4")):
+        assert "".join(f"<td>{cell}</td>" for cell in row) in text
+    assert "margins" not in text and 'alt="condition"' in text
+    (run_dir / "evaluation.json").write_text("[1]")
+    assert "<h2>Evaluation</h2>" not in render_report(run_dir, configure(), None)
+
+
+def test_a_steered_run_says_so(configure, run_dir):
+    changes = [{"step": 12, "guidance_scale": 20.0, "learning_rate_factor": 1.0, "t_min": None, "t_max": 0.5}]
+    summary = json.loads((run_dir / "summary.json").read_text()) | {"steered": changes}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    text = render_report(run_dir, configure(), None)
+    assert "<td>12</td><td>20</td><td>1</td><td></td><td>0.5</td>" in text and "<th>guidance scale</th>" in text
+
+
+def test_the_mesh_of_a_run_is_found_in_its_file(configure, run_dir, mesh, monkeypatch):
+    (run_dir / "mesh").mkdir()
+    content = glb_bytes(mesh, {})
+    (run_dir / "mesh" / "model.glb").write_bytes(content)
+    text = render_report(run_dir, configure(), None)
+    assert base64.b64encode(content).decode() in text
+    (canvas,) = [attributes for name, attributes in Tags(text).seen if name == "canvas"]
+    assert canvas["tabindex"] == "0" and canvas["aria-label"] == "the mesh of a red cube"
+    monkeypatch.setattr(report, "MAX_MESH_BYTES", len(content) - 1)
+    assert "<canvas" not in render_report(run_dir, configure(), None)
+
+
+def test_two_runs_are_compared(configure, run_dir, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(run_dir, other, dirs_exist_ok=True)
+    (run_dir / "evaluation.json").write_text(json.dumps({"iou": 0.75}))
+    runs = {"a/<x>": (run_dir, configure()), "b": (other, configure(seed=7, prompt="a blue cube", logger="wandb"))}
+    text = render_comparison(runs)
+    tags = Tags(text).seen
+    assert sum(name == "img" for name, _ in tags) == 2
+    rows = re.findall(r"<tr>((?:<td>.*?</td>)+)</tr>", text)
+    assert set(rows) == {
+        "<td>prompt</td><td>a red cube</td><td>a blue cube</td>",
+        "<td>seed</td><td>0</td><td>7</td>",
+        "<td>iou</td><td>0.75</td><td></td>",
+    }
+    charts = re.findall(r"<svg.*?</svg>", text)
+    assert len(charts) == 2 and all(chart.count("<polyline") == 2 for chart in charts)
+    assert "A: a/&lt;x&gt;, B: b" in text and "<x>" not in text
+    assert "<p>none</p>" in render_comparison({"a": runs["b"], "b": runs["b"]})

@@ -1,5 +1,5 @@
-// Shows the page's binary glTF (one mesh: positions, normals, and a texture or vertex colours) in a canvas; drag to
-// orbit, wheel or two fingers to zoom. Plain WebGL 2, nothing is loaded from anywhere.
+// Shows the page's binary glTF (one mesh: positions, normals, and a texture or vertex colours) in a canvas; drag or
+// arrow keys to orbit, wheel, two fingers or + and - to zoom. Plain WebGL 2, nothing is loaded from anywhere.
 "use strict";
 
 function parseGlb(bytes) {
@@ -115,6 +115,7 @@ function startViewer(canvas, note, model, image) {
   const size = Math.hypot(...low.map((value, i) => high[i] - value)) / 2;
   const camera = { yaw: 0.6, pitch: 0.3, distance: 3.2 * size, spinning: true };
   let showNormals = false;
+  let last = null;
 
   // The camera circles the model's centre: yaw about +Y counted from the front (+Z), then pitch. Column-major matrices.
   function viewMatrix() {
@@ -150,6 +151,24 @@ function startViewer(canvas, note, model, image) {
     draw();
   }
 
+  function turn(yaw, pitch) {
+    camera.spinning = false;
+    camera.yaw += yaw;
+    camera.pitch = Math.min(Math.max(camera.pitch + pitch, -1.55), 1.55);
+    draw();
+  }
+
+  function switchNormals() {
+    showNormals = !showNormals;
+    draw();
+  }
+
+  function switchSpinning() {
+    camera.spinning = !camera.spinning;
+    last = null;
+    requestAnimationFrame(spin);
+  }
+
   const pointers = new Map();
   const spread = () => {
     const [a, b] = [...pointers.values()];
@@ -171,9 +190,7 @@ function startViewer(canvas, note, model, image) {
       return;
     }
     pointers.set(event.pointerId, now);
-    camera.yaw -= (now.x - before.x) * 0.008;
-    camera.pitch = Math.min(Math.max(camera.pitch + (now.y - before.y) * 0.008, -1.55), 1.55);
-    draw();
+    turn(-(now.x - before.x) * 0.008, (now.y - before.y) * 0.008);
   });
   for (const name of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(name, (event) => pointers.delete(event.pointerId));
@@ -182,13 +199,20 @@ function startViewer(canvas, note, model, image) {
     event.preventDefault();
     zoom(Math.exp(event.deltaY * 0.001));
   }, { passive: false });
-  canvas.addEventListener("dblclick", () => {
-    showNormals = !showNormals;
-    draw();
+  canvas.addEventListener("dblclick", switchNormals);
+  canvas.addEventListener("keydown", (event) => {
+    const keys = {
+      ArrowLeft: () => turn(-0.1, 0), ArrowRight: () => turn(0.1, 0),
+      ArrowUp: () => turn(0, 0.1), ArrowDown: () => turn(0, -0.1),
+      "+": () => zoom(0.9), "=": () => zoom(0.9), "-": () => zoom(1 / 0.9), n: switchNormals, " ": switchSpinning,
+    };
+    const act = keys[event.key];
+    if (!act || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    act();
   });
   window.addEventListener("resize", draw);
 
-  let last = null;
   function spin(time) {
     if (!camera.spinning) return;
     if (last !== null) camera.yaw += (time - last) * 0.0004;
