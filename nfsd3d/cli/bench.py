@@ -20,9 +20,9 @@ from nfsd3d.config.compose import compose
 from nfsd3d.config.hardware import check_machine
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.export.progress import print_line
 from nfsd3d.prior.files.locate import ALIASES, EMBEDDED
 from nfsd3d.settings.schedules import milestone_at
-from nfsd3d.train.progress_bar import print_line
 
 if TYPE_CHECKING:
     from nfsd3d.bench.kernels import Contender

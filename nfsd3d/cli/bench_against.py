@@ -11,7 +11,7 @@ from nfsd3d.bench import against, tables
 from nfsd3d.bench.tree import ROOT
 from nfsd3d.cli.options import Parser, check_writable, counted, whole_number, write_numbers
 from nfsd3d.errors import InputError
-from nfsd3d.train.progress_bar import print_line
+from nfsd3d.export.progress import print_line
 
 
 def main(argv: Sequence[str]) -> int:

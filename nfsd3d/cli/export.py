@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from nfsd3d.export.progress import mesh_progress
+    from nfsd3d.export.progress import phase_progress
     from nfsd3d.export.write import TEXTURED, known_format, write_meshes
     from nfsd3d.train.build import mesh_extras
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     folder = options.output if options.output is not None else run.directory / "mesh"
     with writing_to(folder):  # before the slow extraction
         check_writable(folder)
-    with mesh_progress(Console(stderr=True)) as on_progress:
+    with phase_progress(Console(stderr=True), "mesh") as on_progress:
         extracted = run.extract(replace(wanted, **given), on_progress)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)

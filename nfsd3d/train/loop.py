@@ -17,6 +17,7 @@ from nfsd3d.callbacks.dispatch import NONE, CallbackFailed, Callbacks
 from nfsd3d.callbacks.events import StepEvent
 from nfsd3d.callbacks.steering import Controls
 from nfsd3d.config.schema import Config
+from nfsd3d.export.progress import print_line
 from nfsd3d.runs.checkpoint_file import step_of
 from nfsd3d.runs.metrics import Metrics, MetricsWriter
 from nfsd3d.runs.summary import SmallerChunks
@@ -34,7 +35,7 @@ from nfsd3d.train.memory.retry import run_step
 from nfsd3d.train.plan import StepPlan, plan_at
 from nfsd3d.train.previews import write_preview
 from nfsd3d.train.progress import Progress
-from nfsd3d.train.progress_bar import ProgressBar, print_line
+from nfsd3d.train.progress_bar import ProgressBar
 from nfsd3d.train.ranks import RankLost
 from nfsd3d.train.rollback import Checkpointer
 from nfsd3d.train.step import StepResult
@@ -90,6 +91,7 @@ def _run_steps(
     state.start()
     files = MetricsWriter(run_dir, progress.steps, settings.log_every) if first else nullcontext()
     with files as writer, ProgressBar(console, settings.steps, progress.steps) as bar:
+        bar.later = task.outlook.whole_export
         for step in range(progress.steps, settings.steps):
             with _saving(state):
                 changed = controls is not None and _obey(controls, state, stop, bar, callbacks)
@@ -133,7 +135,10 @@ def _run_steps(
             bar.update(done, progress.metrics if log else None)
             preview = None
             if first and (done % settings.preview_every == 0 or last):
+                begin = time.monotonic()
                 preview = task.preview()
+                task.outlook.measure(time.monotonic() - begin)
+                bar.later = task.outlook.whole_export
                 path = write_preview(run_dir, done, preview)
             with _saving(state):
                 if callbacks:

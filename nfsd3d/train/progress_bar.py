@@ -1,30 +1,28 @@
-"""The progress of training: a bar on a terminal, a line every 15 seconds elsewhere."""
+"""The progress of training: a bar on a terminal, a line at least every ten seconds elsewhere."""
 
 import time
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from nfsd3d.export.progress import Lines, clock, print_line
 from nfsd3d.runs.metrics import Metrics
-
-SECONDS_BETWEEN_LINES = 15.0
-
-
-def print_line(console: Console, text: str) -> None:
-    """Prints a text on one line as it is: without markup, colours or the console's line breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class ProgressBar:
-    """Progress over ``total`` steps of which ``done`` are finished; final, a context manager."""
+    """Progress over ``total`` steps of which ``done`` are finished; final, a context manager.
+
+    ``later`` are the seconds that the phases after training will take; the remaining time includes them.
+    """
 
     def __init__(self, console: Console, total: int, done: int) -> None:
+        self.later = 0.0
         self._console = console
         self._total = total
         self._first, self._started = done, time.monotonic()
-        self._last_line = 0.0
+        self._lines, self._shown = Lines(console), False
         self._text = ""
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -34,26 +32,26 @@ class ProgressBar:
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[metrics]}"),
                 console=console,
             )
-            self._task = self._bar.add_task("training", total=total, completed=done, speed="", metrics="")
+            self._task = self._bar.add_task("training", total=total, completed=done, speed="", left="", metrics="")
 
     def update(self, done: int, metrics: Metrics | None = None) -> None:
         """Shows the number of finished steps; with new ``metrics`` also the gradient's norm and a scene's opacity."""
-        speed = self.steps_per_second(done)
         if metrics is not None:
             opacity = f"opacity {metrics['opacity']:.3f}  " if "opacity" in metrics else ""
             self._text = f"{opacity}|grad| {metrics['grad_norm']:.3g}"
+        speed = self.steps_per_second(done)
+        left = f"{clock((self._total - done) / speed + self.later)} left" if speed else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, speed=f"{speed:.2f} steps/s", metrics=self._text)
+            self._bar.update(self._task, completed=done, speed=f"{speed:.2f} steps/s", left=left, metrics=self._text)
             return
-        now = time.monotonic()
-        if metrics is not None and (now - self._last_line >= SECONDS_BETWEEN_LINES or done == self._total):
-            self._last_line = now
-            left = (self._total - done) / speed if speed else 0.0
-            self.print(f"step {done}/{self._total}  {speed:.2f} steps/s  {_clock(left)} left  {self._text}")
+        first = metrics is not None and not self._shown
+        self._shown = self._shown or first
+        line = f"step {done}/{self._total}  {speed:.2f} steps/s  {left}  {self._text}".rstrip()
+        self._lines.print(lambda: line, now=first or done == self._total)
 
     def steps_per_second(self, done: int) -> float:
         """Mean speed since the start or the last resumption."""
@@ -79,8 +77,3 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

@@ -1,5 +1,6 @@
 """The results of a run: turntable and mesh of a scene, or the images; and the report."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,13 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.mesh import SurfaceMesh
-from nfsd3d.export.progress import mesh_progress
+from nfsd3d.export.progress import phase_progress, print_line
 from nfsd3d.export.write import write_meshes
 from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
+from nfsd3d.train.outlook import Outlook
 from nfsd3d.train.previews import images_of, write_images
-from nfsd3d.train.progress_bar import print_line
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import to_uint8, write_turntable
 
@@ -55,7 +56,7 @@ class Exported:
 
 
 def export_results(
-    config: Config, run_dir: Path, parts: Parts, console: Console, on_view: Callable[[], None]
+    config: Config, run_dir: Path, parts: Parts, console: Console, outlook: Outlook, on_view: Callable[[], None]
 ) -> Exported:
     """Writes what ``config.export`` asks for into ``run_dir``: a scene's turntable and mesh, or the images.
 
@@ -64,7 +65,7 @@ def export_results(
     """
     exported = Exported()
     if isinstance(parts.generator, NeRF):
-        _export_scene(config, run_dir, parts.generator, exported, console, on_view)
+        _export_scene(config, run_dir, parts.generator, exported, console, outlook, on_view)
     else:
         with exported.part("images"):
             written = write_images(parts.generator, parts.prior, run_dir)
@@ -82,6 +83,7 @@ def _export_scene(
     generator: NeRF,
     exported: Exported,
     console: Console,
+    outlook: Outlook,
     on_view: Callable[[], None],
 ) -> None:
     """Writes turntable and mesh and lists them in ``exported``."""
@@ -89,19 +91,26 @@ def _export_scene(
     if settings.turntable:
         with exported.part("turntable"):
             frames, size = settings.turntable_frames, settings.turntable_size
-            written = write_turntable(
-                generator,
-                run_dir,
-                sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
-                video=viewing_cameras(config, frames, size),
-                radius=radius,
-                on_progress=on_view,
-            )
+            views = itertools.count(1)
+            with phase_progress(console, "turntable", lambda: outlook.mesh) as show_view:
+
+                def on_frame() -> None:
+                    show_view("", min(next(views) / (CONTACT_SHEET_VIEWS + frames), 1.0))
+                    on_view()
+
+                written = write_turntable(
+                    generator,
+                    run_dir,
+                    sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
+                    video=viewing_cameras(config, frames, size),
+                    radius=radius,
+                    on_progress=on_frame,
+                )
             exported.files += [path.name for path in written]
     on_view()
     if settings.mesh:
         with exported.part("mesh"):
-            with mesh_progress(console) as show:
+            with phase_progress(console, "mesh") as show:
 
                 def on_progress(stage: str, done: float) -> None:
                     show(stage, done)

@@ -20,6 +20,7 @@ from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.export.progress import print_line
 from nfsd3d.loggers import table as loggers
 from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.absolute_paths import with_absolute_paths
@@ -35,7 +36,6 @@ from nfsd3d.train.interrupts import Interrupted, stop_requests
 from nfsd3d.train.loop import train
 from nfsd3d.train.memory.budget import fit_into_memory
 from nfsd3d.train.progress import Progress
-from nfsd3d.train.progress_bar import print_line
 from nfsd3d.train.ranks import RankLost, Ranks
 from nfsd3d.train.results import Exported, export_results
 from nfsd3d.train.task import ScoreDistillation, Task
@@ -132,7 +132,7 @@ def _train_and_export(
             stop.check()
             hooks.idle()
 
-        exported = export_results(config, run_dir, parts, console, on_view=on_view)
+        exported = export_results(config, run_dir, parts, console, task.outlook, on_view=on_view)
         check_owned(run_dir)
         run.finish(exported)
     for name in exported.files:

@@ -12,6 +12,7 @@ from nfsd3d.runs.training_state import Learner
 from nfsd3d.train.build import Parts
 from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
+from nfsd3d.train.outlook import Outlook
 from nfsd3d.train.plan import StepPlan
 from nfsd3d.train.previews import preview
 from nfsd3d.train.ranks import ALONE, Ranks
@@ -24,7 +25,7 @@ class Task(ABC):
     """A training task; checkpoints keep the state of ``generator``, ``optimizer``, ``rng`` and ``lora``.
 
     ``lora`` is VSD's LoRA network, which trains beside the generator. ``chunks`` are the initial chunk sizes of a step.
-    The ``ranks`` share its views.
+    The ``ranks`` share its views. ``outlook`` estimates the time of what comes after training.
     """
 
     generator: NeRF | ImageGenerator
@@ -33,6 +34,7 @@ class Task(ABC):
     lora: Learner | None = None
     chunks: ChunkSizes = field(default_factory=ChunkSizes)
     ranks: Ranks = ALONE
+    outlook: Outlook = field(default_factory=Outlook)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -72,6 +74,7 @@ class ScoreDistillation(Task):
             lora=parts.distillation.lora,
             chunks=configured_chunks(config.machine),
             ranks=ranks,
+            outlook=Outlook.of(config),
             config=config,
             parts=parts,
         )
