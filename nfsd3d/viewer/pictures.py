@@ -80,10 +80,17 @@ class Picture:
 def picture(
     scene: Scene, pose: Pose, height: int, width: int, channel: str, on_chunk: Callable[[], None] = lambda: None
 ) -> Picture:
-    """The view of ``scene`` from ``pose``; what ``on_chunk`` raises, which is called now and then, ends it."""
+    """The view of ``scene`` from ``pose``; what ``on_chunk`` raises, which is called now and then, ends it.
+
+    All of it is computed where the scene is: torch's threads of two callers would wait for each other in busy loops.
+    """
+    return scene.exclusive(lambda: _drawn(scene, pose, height, width, channel, on_chunk), height * width)
+
+
+def _drawn(scene: Scene, pose: Pose, height: int, width: int, channel: str, on_chunk: Callable[[], None]) -> Picture:
     cameras = cameras_of(pose, height, width)
     options = RenderOptions(normals=channel == "normals", normals_above=NORMALS_ABOVE, rays_per_chunk=RAYS_PER_CHUNK)
-    rendering = scene.exclusive(lambda: scene.nerf.render_in_chunks(cameras, options, on_chunk), height * width)
+    rendering = scene.nerf.render_in_chunks(cameras, options, on_chunk)
     forward = -cameras.rotations[0, :, 2]
     along = (cameras.rays().directions @ forward).reshape(height, width)
     seen = rendering.opacity[0, 0].cpu() > 0.5

@@ -1,12 +1,15 @@
 """What the viewer shows of a scene."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_settings import NERF
+from torch.overrides import TorchFunctionMode
 
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.viewer.pictures import CHANNELS, FAR, Scene, picture
@@ -21,7 +24,7 @@ def scene(monkeypatch):
         200 * torch.sigmoid(200 * (0.5 - positions.norm(dim=-1)))
     ))  # fmt: skip
     nerf.occupancy.occupied.fill_(True)
-    return Scene(nerf.requires_grad_(False), "a ball", None, start_pose(2.0, math.radians(45)))
+    return Scene(nerf.requires_grad_(False), "a ball", Path("none"), start_pose(2.0, math.radians(45)))
 
 
 def test_depths_are_along_the_cameras_axis(scene):
@@ -62,3 +65,29 @@ def test_occupied_cells_are_in_their_places(scene):
     half = 1 / 48
     np.testing.assert_allclose(scene.occupied(), [[-1 + half, half, 1 - half]], atol=1e-6)
     assert isinstance(scene.occupied(), np.ndarray) and torch.is_tensor(occupied)
+
+
+def test_a_view_is_computed_where_the_scene_is(scene):
+    """In the thread of its training: torch's threads of two callers would wait for each other in busy loops."""
+    computed, asked = [], []
+
+    class Watch(TorchFunctionMode):
+        """Keeps the torch functions that this thread calls."""
+
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            computed.append(function)
+            return function(*arguments, **(options or {}))
+
+    with ThreadPoolExecutor(1) as training:
+
+        def exclusive(work, pixels):
+            asked.append(pixels)
+            return training.submit(work).result()
+
+        with Watch():
+            found = picture(replace(scene, exclusive=exclusive), scene.start, 24, 32, "normals")
+            assert computed == [] and asked == [24 * 32]
+            expected = picture(scene, scene.start, 24, 32, "normals")
+            assert computed
+    np.testing.assert_array_equal(found.image, expected.image)
+    np.testing.assert_array_equal(found.depth, expected.depth)
