@@ -1,8 +1,9 @@
 # make demo    from nothing to a mesh: sets up .venv, runs the example, says where the results are
 # make test    the whole test suite
 # make test-fast   the quick part of it, for every commit: at most 90 s on two cores
-# make test-engines   what runs several processes: joblib, submitit, SLURM, Ray, Optuna, torchrun; installs them (SLURM as root,
-#                     from Debian's packages)
+# make test-engines   what needs other programs: joblib, submitit, SLURM, Ray, Optuna, torchrun, W&B, MLflow, notebooks, and
+#                     a browser where there is one; installs them (SLURM as root, from Debian's packages)
+# make notebooks   runs those of examples/, about 2 minutes
 # make check   lint, formatting, docstrings, types
 # make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
 # make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result
@@ -39,7 +40,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 SWEEP_STAMP := $(VENV)/.installed-sweep
 
-.PHONY: help demo test test-fast test-engines check fuzz chaos mutate clean
+.PHONY: help demo test test-fast test-engines notebooks check fuzz chaos mutate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,7 +66,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 	@touch $@
 
 $(SWEEP_STAMP): $(DEV_STAMP)
-	$(PIP) install -c constraints.txt -e '.[sweep,wandb,mlflow]' playwright
+	$(PIP) install -c constraints.txt -e '.[sweep,wandb,mlflow,notebooks]' playwright
 	@touch $@
 
 # prior=shapes: the demonstration downloads no model, on a machine with a GPU either.
@@ -85,6 +86,10 @@ test-fast: $(DEV_STAMP)
 test-engines: $(SWEEP_STAMP)
 	tests/engines/slurm.sh install
 	$(BIN)/python -m pytest -m engines $(PYTEST_ARGS)
+
+notebooks: $(RUN_STAMP)
+	$(PIP) install -c constraints.txt -e '.[notebooks]'
+	$(BIN)/python scripts/run_notebooks.py
 
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .

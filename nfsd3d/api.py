@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from nfsd3d.callbacks.callback import Callback
 from nfsd3d.cli.launch import start
@@ -40,6 +42,7 @@ from nfsd3d.train.build import (
     viewing_cameras,
 )
 from nfsd3d.train.previews import images_of
+from nfsd3d.viewer.notebook import NotebookProgress, in_notebook
 from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
 
 if TYPE_CHECKING:
@@ -61,6 +64,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r}, prompt={self.config.prompt!r}, step={self.step})"
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: its views and facts."""
+        from nfsd3d.viewer.notebook import run_html
+
+        return run_html(self._place, self.config, self.summary, self.step)
 
     @property
     def step(self) -> int:
@@ -221,7 +230,11 @@ def generate(
         raise InputError(
             "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
         )
-    run_dir = start(composed, Path(config).stem, callbacks=callbacks)
+    console = None
+    if in_notebook():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, whose bars are not shown
+        console, callbacks = Console(quiet=True), [NotebookProgress(), *callbacks]
+    run_dir = start(composed, Path(config).stem, callbacks=callbacks, console=console)
     assert run_dir is not None  # no dry run
     return load_run(run_dir)
 

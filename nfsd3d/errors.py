@@ -7,20 +7,32 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 
 
-class InputError(ValueError):
+class _OneLine(Exception):
+    """An error that a notebook shows on one line, too; with ``NFSD3D_DEBUG=1`` with its traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython's name
+        trace = traceback.format_exception(self) if _debugging() else []
+        return [*trace, f"{type(self).__name__}: {' '.join(str(self).split())}"]
+
+
+def _debugging() -> bool:
+    return os.environ.get("NFSD3D_DEBUG") == "1"
+
+
+class InputError(_OneLine, ValueError):
     """The user's input cannot be used: exit code 2, one line, no traceback.
 
     The message names the setting, the value and the remedy.
     """
 
 
-class RunFailed(RuntimeError):
+class RunFailed(_OneLine, RuntimeError):
     """A run ended without a result (diverged, out of memory): exit code 1, one line, its checkpoint kept."""
 
 
 def print_error(error: Exception) -> None:
     """Prints an error on one line of stderr, after its traceback for a bug or with ``NFSD3D_DEBUG=1``."""
-    if os.environ.get("NFSD3D_DEBUG") == "1" or not isinstance(error, InputError | RunFailed):
+    if _debugging() or not isinstance(error, InputError | RunFailed):
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 

@@ -112,6 +112,7 @@ ADAPTERS = {
         "nfsd3d.shapes.training.pipeline",
     },
     "peft": {"nfsd3d.prior.lora"},
+    "IPython": {"nfsd3d.viewer.notebook"},
     # The controller imports the module of the engine that is used.
     "joblib": {"nfsd3d.jobs.engines.joblib"},
     "submitit": {"nfsd3d.jobs.engines.submitit", "nfsd3d.jobs.engines.slurm"},

@@ -164,7 +164,19 @@ def test_the_changelog_names_every_old_spelling():
 def test_every_import_is_a_declared_dependency():
     distributions = {"yaml": "PyYAML", "PIL": "pillow", "hydra": "hydra-core"}
     declared = {_name(line) for line in PROJECT["project"]["dependencies"]}
-    optional = {"tinycudann", "triton", "tokenizers", "joblib", "submitit", "ray", "optuna", "viser", "wandb", "mlflow"}
+    optional = {
+        "tinycudann",
+        "triton",
+        "tokenizers",
+        "joblib",
+        "submitit",
+        "ray",
+        "optuna",
+        "viser",
+        "wandb",
+        "mlflow",
+        "IPython",
+    }
     for path in (ROOT / "nfsd3d").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

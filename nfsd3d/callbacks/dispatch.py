@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from nfsd3d.errors import InputError, RunFailed
 
 class CallbackFailed(RunFailed):
     """A callback raised an error, which is the cause of this one."""
+
+    def _render_traceback_(self) -> list[str]:
+        """In a notebook: the traceback of the callback's own error."""
+        return [*traceback.format_exception(self.__cause__), *super()._render_traceback_()]
 
 
 class Callbacks:

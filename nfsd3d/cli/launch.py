@@ -21,6 +21,8 @@ from nfsd3d.settings.schedules import highest
 from nfsd3d.train.torchrun import ALONE, Worker
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nfsd3d.callbacks.callback import Callback
 
 
@@ -30,12 +32,13 @@ def start(
     choices: Mapping[str, Choice] | None = None,
     worker: Worker = ALONE,
     callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
 ) -> Path | None:
     """Trains and exports ``config`` in a new run directory, and returns it; with ``dry_run`` prints the plan only.
 
     ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed. Of several
     processes that share the run, ``worker`` is this one. Where torchrun has restarted them, the run is resumed. The
-    first one calls the ``callbacks``.
+    first one calls the ``callbacks``, and shows its progress on the ``console``.
 
     Raises:
         InputError: before torch is imported, unless only the model's weights show it.
@@ -62,7 +65,7 @@ def start(
         config = config.replace(run_dir=begun)
     with directory.claimed(config, label) as config:
         announce(choices or {})
-        return _train(config, source, worker, callbacks=callbacks)
+        return _train(config, source, worker, callbacks=callbacks, console=console)
 
 
 def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None:
@@ -97,6 +100,7 @@ def _train(
     worker: Worker,
     resumed: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
 ) -> Path | None:
     """The run directory after training and export; None in a process that follows the first one."""
     if not worker.first:
@@ -116,7 +120,7 @@ def _train(
         return None
     from nfsd3d.train.run import train_and_export
 
-    return train_and_export(config, resume=resumed, worker=worker, callbacks=callbacks)
+    return train_and_export(config, resume=resumed, worker=worker, callbacks=callbacks, console=console)
 
 
 def announce(choices: Mapping[str, Choice]) -> None:

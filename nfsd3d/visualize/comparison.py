@@ -10,7 +10,7 @@ from nfsd3d.config.trust import leaves
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.visualize.charts import line_chart
-from nfsd3d.visualize.report import EVALUATION, PLOTS, STATUS, costs, image_source, page, plots, scores, table
+from nfsd3d.visualize.report import EVALUATION, PLOTS, STATUS, costs, page, plots, result_image, scores, table
 
 WITHOUT_EFFECT = ("run_dir", "dry_run", "viewer", "logger")
 
@@ -45,11 +45,8 @@ def _facts(folder: Path, config: Config) -> str:
 
 def _results(runs: Mapping[str, tuple[Path, Config]]) -> str:
     """The contact sheet of each run, or its images, or its last preview."""
-    shown = {}
-    for name, (folder, _) in runs.items():
-        previews = sorted((folder / "previews").glob("step-*.png"))[-1:]
-        found = [path for path in (folder / "turntable.png", folder / "image.png", *previews) if path.is_file()]
-        shown[name] = f'<img src="{image_source(found[0])}" alt="views of {escape(name)}">' if found else ""
+    sources = {name: result_image(folder) for name, (folder, _) in runs.items()}
+    shown = {n: f'<img src="{source}" alt="views of {escape(n)}">' if source else "" for n, source in sources.items()}
     return _side_by_side(shown) if any(shown.values()) else ""
 
 

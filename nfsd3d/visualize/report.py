@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import imageio.v3 as imageio
+import numpy as np
 from PIL import Image as PIL
 
 from nfsd3d.config.schema import Config
@@ -23,6 +24,7 @@ from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.settings.schedules import value_at
 from nfsd3d.visualize.charts import line_chart
+from nfsd3d.visualize.image_grid import Image
 
 MAX_TEXTURE = 1024
 """Maximum texels per side of the page's copy of the mesh."""
@@ -122,7 +124,7 @@ def costs(summary: Summary) -> list[str]:
         return []
     trained = summary.get("training_seconds", summary["seconds"])
     found = [f"{summary['steps']} of {summary['steps_planned']} steps in {trained:.0f} s"]
-    if summary["seconds"] > trained:
+    if summary["seconds"] >= trained + 1:
         found.append(f"{summary['seconds']:.0f} s with the export")
     if summary.get("network_evaluations"):
         found.append(f"{summary['network_evaluations']:,} NFE")
@@ -170,12 +172,24 @@ def _turntable(run_dir: Path) -> str:
 
 def image_source(path: Path, width: int | None = None) -> str:
     """An image file as the address of a JPEG image within the page, reduced to ``width`` pixels if it is wider."""
-    image = PIL.fromarray(imageio.imread(path)).convert("RGB")
+    return jpeg_source(np.asarray(PIL.fromarray(imageio.imread(path)).convert("RGB")), width)
+
+
+def jpeg_source(pixels: Image, width: int | None = None) -> str:
+    """An image [H,W,3] as the address of a JPEG image within a page, reduced to ``width`` pixels if it is wider."""
+    image = PIL.fromarray(pixels)
     if width is not None and image.width > width:
         image = image.resize((width, round(image.height * width / image.width)))
     compressed = io.BytesIO()
     image.save(compressed, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{_base64(compressed.getvalue())}"
+
+
+def result_image(run_dir: Path) -> str:
+    """The address of a run's contact sheet, of its images, or of its newest preview; "" if it has none."""
+    previews = sorted((run_dir / "previews").glob("step-*.png"))[-1:]
+    found = [path for path in (run_dir / "turntable.png", run_dir / "image.png", *previews) if path.is_file()]
+    return image_source(found[0], PREVIEW_WIDTH) if found else ""
 
 
 def _images(run_dir: Path) -> str:

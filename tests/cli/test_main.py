@@ -55,7 +55,7 @@ def runs(monkeypatch, jobs_here) -> list:
     """Replaces the training by a fake that records its calls; the seed determines its outcome."""
     asked: list = []
 
-    def run(config, *, resume=None, worker=None, callbacks=()):
+    def run(config, *, resume=None, worker=None, callbacks=(), console=None):
         asked.append((config, resume))
         if config.seed == 1 and config.distill.method == "sds":
             raise RunFailed("diverged: the scene is empty")
