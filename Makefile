@@ -4,6 +4,7 @@
 # make test-engines   what needs other programs: joblib, submitit, SLURM, Ray, Optuna, torchrun, W&B, MLflow, notebooks, and
 #                     a browser where there is one; installs them (SLURM as root, from Debian's packages)
 # make notebooks   runs those of examples/, about 2 minutes
+# make site    the documentation as pages, in site/
 # make check   lint, formatting, docstrings, types
 # make fuzz    property-based tests of user input, 5,000 cases and more (about half an hour); the suite runs a part
 # make chaos   200 runs that are killed, starved, damaged or started twice, and must resume to the same result
@@ -40,7 +41,7 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 SWEEP_STAMP := $(VENV)/.installed-sweep
 
-.PHONY: help demo test test-fast test-engines notebooks check fuzz chaos mutate clean
+.PHONY: help demo test test-fast test-engines notebooks site check fuzz chaos mutate clean
 .DEFAULT_GOAL := help
 
 help:
@@ -90,6 +91,10 @@ test-engines: $(SWEEP_STAMP)
 notebooks: $(RUN_STAMP)
 	$(PIP) install -c constraints.txt -e '.[notebooks]'
 	$(BIN)/python scripts/run_notebooks.py
+
+site: $(RUN_STAMP)
+	$(PIP) install -c constraints.txt -e '.[site]'
+	$(BIN)/python -m mkdocs build --strict
 
 check: $(DEV_STAMP)
 	$(BIN)/python -m ruff check .

@@ -367,3 +367,11 @@ def test_the_index_pairs_scripts_with_their_subcommands():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 220
+
+
+def test_the_keys_of_threestudio_have_settings_here():
+    text = (ROOT / "docs/threestudio.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    named = [re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", row[1]) for row in rows]
+    keys = {key for found in named for key in found}
+    assert len(keys) > 45 and keys <= {*known_keys()}
