@@ -3,14 +3,18 @@
 import os
 import platform
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import nfsd3d
+from nfsd3d.cli.launch import start
 from nfsd3d.cli.options import Parser, write_numbers
 from nfsd3d.config import hardware
+from nfsd3d.config.compose import compose
 from nfsd3d.config.experiments import config_root
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files.check_folder import check_folder
 from nfsd3d.prior.files.locate import EMBEDDED
 
@@ -28,7 +32,23 @@ PACKAGES = (
     "imageio",
     "tensorboard",
 )
-OPTIONAL_PACKAGES = ("nerfacc", "tinycudann", "triton", "peft", "viser")
+OPTIONAL_PACKAGES = {
+    "nerfacc": "for backend=nvidia: pip install 'nfsd3d[cuda]'",
+    "tinycudann": "for backend=nvidia: compile it, see docs/gpu.md",
+    "triton": "for backend=triton: comes with a CUDA build of torch",
+    "peft": "for LoRA: pip install peft",
+    "viser": "for view and viewer=true: pip install 'nfsd3d[viewer]'",
+    "joblib": "for sweeps on it, submitit or Ray, and tune: pip install 'nfsd3d[sweep]'",
+    "wandb": "for logger=wandb: pip install 'nfsd3d[wandb]'",
+    "mlflow": "for logger=mlflow: pip install 'nfsd3d[mlflow]'",
+}
+"""Optional packages, and what for and how they are installed."""
+
+SELF_TEST = [
+    *("prompt=a red and white dotted mushroom", "prior=shapes", "train.steps=40", "train.tensorboard=false"),
+    *("export.resolution=64", "export.texture_size=128", "export.turntable_frames=8", "export.turntable_size=64"),
+]
+"""The run of ``--self-test``: with the embedded teacher, and everything that is written."""
 
 
 def examine() -> dict[str, object]:
@@ -41,7 +61,7 @@ def examine() -> dict[str, object]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "packages": {name: hardware.installed_version(name) for name in PACKAGES},
-        "optional": {name: hardware.installed_version(name) for name in OPTIONAL_PACKAGES},
+        "optional": {name: hardware.installed_version(name) or f"not installed; {how}" for name, how in _optional()},
         "cuda": hardware.cuda_obstacle()
         or f"{hardware.visible_gpus()} GPU(s), torch for CUDA {hardware.torch_cuda_version()}",
         "configs": str(config_root()),
@@ -54,6 +74,10 @@ def examine() -> dict[str, object]:
     }
 
 
+def _optional() -> list[tuple[str, str]]:
+    return list(OPTIONAL_PACKAGES.items())
+
+
 def _embedded_prior() -> str:
     try:
         return str(check_folder(EMBEDDED, "embedded prior"))
@@ -62,9 +86,16 @@ def _embedded_prior() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints what `examine` finds; returns 1 if a required package is missing, else 0."""
+    """Prints what `examine` finds; returns 1 if a required package is missing, else 0.
+
+    Raises:
+        RunFailed, InputError: of the self-test's run.
+    """
     parser = Parser(prog="nfsd3d doctor", description="Print what is installed, found and chosen here.")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
+    parser.add_argument(
+        "--self-test", action="store_true", help="make a tiny run, and read its results again (about 20 s)"
+    )
     options = parser.parse_args(argv)
     found = examine()
     write_numbers(options.json, found)
@@ -72,7 +103,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [name for name in PACKAGES if hardware.installed_version(name) is None]
     if missing:
         print(f"missing: {', '.join(missing)}; install with: pip install -c constraints.txt -e .")
-    return 1 if missing else 0
+        return 1
+    if options.self_test:
+        _self_test()
+    return 0
+
+
+def _self_test() -> None:
+    """Makes a run in a temporary folder, reads its results, and prints what took how long.
+
+    Raises:
+        RunFailed: a result is not what it must be.
+    """
+    begin = time.monotonic()
+    print("self-test: a run of 40 steps, its mesh and its page", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        start(compose("nfsd", [*SELF_TEST, f"run_dir={run_dir}"]), "self-test")
+
+        import trimesh
+
+        from nfsd3d.runs.summary import read_summary
+
+        summary = read_summary(run_dir)
+        mesh = trimesh.load_scene(run_dir / "mesh" / "model.glb").to_geometry()
+        absent = [name for name in summary["exported"] if not (run_dir / name).is_file()]
+        if absent or not len(mesh.faces):
+            raise RunFailed(f"self-test: {', '.join(absent) or 'mesh/model.glb'}: missing or empty")
+    speed, trained = summary["final_metrics"]["steps_per_second"], summary["training_seconds"]
+    print(f"{speed:.1f} steps/s; export {summary['seconds'] - trained:.1f} s; {len(mesh.faces)} triangles")
+    print(f"self-test passed in {time.monotonic() - begin:.0f} s")
 
 
 def _print(values: dict[str, object], indent: str = "") -> None:
