@@ -78,7 +78,7 @@ class Panel:
         self._curve.on_update(lambda _: self._draw_curve())
         with gui.add_folder("Last view", expand_by_default=False):
             blank = np.zeros((8, 8, 3), np.uint8)
-            labels = {"image": "image", "latent": "latent", "delta_c": "δ_C", "rest": rest}
+            labels = {"image": "image", "latent": "latent", "delta_c": "δ_C", "rest": rest, "residual": "ε(∅) - ε"}
             self._images = {name: gui.add_image(blank, label=label) for name, label in labels.items()}
 
     def show_status(self, step: int, text: str) -> None:
@@ -87,12 +87,13 @@ class Panel:
         self._status.content = text
 
     def show_images(self, tensors: StepTensors) -> None:
-        """Shows the first view of a step: the image, and the first three channels of latent and directions."""
+        """Shows the first view of a step: the image, and three channels of the latent, the directions and SDS's residual."""
         shown: dict[str, Image] = {"latent": latent_image(tensors.latents[0]), "rest": latent_image(tensors.rest[0])}
         if isinstance(tensors.view, Images):
             shown["image"] = _enlarged(to_uint8(tensors.view.image[0]))
         if tensors.delta_c is not None:
             shown["delta_c"] = latent_image(tensors.delta_c[0])
+            shown["residual"] = latent_image(tensors.predictions.uncond[0] - tensors.predictions.noise[0])
         for name, image in shown.items():
             self._images[name].image = image
 
