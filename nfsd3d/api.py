@@ -217,12 +217,16 @@ def generate(
     A run with an object of yours is resumed and loaded where the same name is registered (`nfsd3d.config.objects`).
 
     Raises:
-        TypeError: an object of another kind.
+        TypeError: an object of another kind, or callbacks that are none.
         InputError: a setting, the prompt or the prior cannot be used.
         RunFailed: the run diverged, or its export failed.
         nfsd3d.train.interrupts.Interrupted: Ctrl-C or another signal that ends runs; the run can be resumed.
     """
     config = config if isinstance(config, str) else _path("config", config)
+    if not isinstance(callbacks, Sequence) or not all(isinstance(given, Callback) for given in callbacks):
+        raise TypeError("callbacks: give a list of objects of classes derived from nfsd3d.Callback")
+    if method is not None and "distill" in overrides:
+        raise TypeError("method, distill: are two names of one setting; leave one out")
     chosen = {"distill": method, "prior": prior, "generator": generator}
     overrides |= {key: register_object(key, value) for key, value in chosen.items() if value is not None}
     composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])

@@ -46,7 +46,7 @@ class Callbacks:
         """Calls a method of `Callback` of each, in order.
 
         Raises:
-            CallbackFailed: one raised an error; one of files passes as it is.
+            CallbackFailed: one raised an error.
         """
         for callback in self._callbacks:
             with _named(callback, method):
@@ -67,13 +67,13 @@ class Callbacks:
 
 @contextmanager
 def _named(callback: Callback, method: str, *passed: type[Exception]) -> Iterator[None]:
-    """Names the callback in the errors of the block, but for those of files and those that are ``passed``."""
+    """Names the callback in the errors of the block, but for those that are ``passed``."""
     try:
         yield
-    except Exception as error:
-        if isinstance(error, (RunFailed, OSError, *passed)):
+    except (Exception, SystemExit) as error:
+        if isinstance(error, passed):
             raise
-        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, InputError | RunFailed) else f"{type(error).__name__}: "
         raise CallbackFailed(f"{type(callback).__name__}.{method}: {kind}{error}") from error
 
 

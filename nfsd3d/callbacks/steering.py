@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
+from numbers import Real
 
 from nfsd3d.errors import InputError
 
@@ -37,7 +38,12 @@ class Steering:
         for name, value in vars(self).items():
             if value is None and name != "learning_rate_factor":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+            try:
+                number = -1.0 if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+            except OverflowError:
+                number = -1.0
+            object.__setattr__(self, name, number)
+            if not isfinite(number) or number < 0:
                 raise InputError(f"{name}={value!r}: cannot be steered to; give a finite number, 0 or more")
         if max(self.t_min or 0.0, self.t_max or 0.0) > 1:
             raise InputError(f"t_min={self.t_min}, t_max={self.t_max}: are fractions of training steps, in [0, 1]")

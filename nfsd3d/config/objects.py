@@ -22,13 +22,16 @@ _registered: dict[tuple[str, int], tuple[str, object]] = {}
 def register_object(setting: str, given: object) -> str:
     """The name of ``given`` for the ``setting`` distill, prior or generator: itself, or one it is registered under.
 
-    The same object keeps its name for as long as the process runs. It is that of its function, or of its class.
+    The same object keeps its name for as long as the process runs. It is that of its function, or of its class, with a
+    number where that is taken.
 
     Raises:
         TypeError: neither a name nor an object of the kind.
     """
     if isinstance(given, str):
         return given
+    if isinstance(given, type):
+        raise TypeError(f"{setting}: {given.__name__} is a class; give an object of it")
     table, row_of = _TABLES[setting]
     key = (setting, id(given))  # the object is kept, so that no other one gets its id
     if key not in _registered:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.config.trust import leaves
+from nfsd3d.errors import InputError
 from nfsd3d.loggers.results import finite_numbers, results_of
 
 if TYPE_CHECKING:
@@ -53,15 +54,14 @@ class MLflow(Callback):
         """Begins or resumes it.
 
         Raises:
+            InputError: the experiment is deleted.
             Exception: the tracking server cannot be reached.
         """
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         client, config, self._directory = MlflowClient(), run.config, run.directory
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        found = client.get_experiment_by_name(name)
-        experiment = client.create_experiment(name) if found is None else found.experiment_id
+        experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT))
         own = run.id
         before = client.search_runs([experiment], f"tags.`{TAG}` = '{own}'", max_results=1) if own else []
         if before:
@@ -103,3 +103,23 @@ class MLflow(Callback):
             self._client.log_batch(self._run, metrics=self._waiting[first : first + BATCH])
         self._waiting.clear()
         self._sent = time.monotonic()
+
+
+def _experiment(client: Any, name: str) -> str:
+    """The id of the experiment of this name, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another run has made it meanwhile
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"logger=mlflow: its experiment {name} is deleted; restore it with: mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}, or choose another by MLFLOW_EXPERIMENT_NAME"
+        )
+    return str(found.experiment_id)

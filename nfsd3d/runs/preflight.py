@@ -24,11 +24,12 @@ from nfsd3d.prior.files.scheduler_config import TrainingSchedule
 from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.priors import no_lora_network
 from nfsd3d.prior.vocabulary import check_prompt
+from nfsd3d.runs.absolute_paths import with_absolute_paths
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
-from nfsd3d.settings.viewer import check_viser
+from nfsd3d.settings.viewer import check_host, check_viser, host_and_port
 
 SAMPLES_PER_RAY = 4
 """The minimum for a ray through a fully occupied cube; see the largest step size in
@@ -185,6 +186,7 @@ def _check_viewer(config: Config) -> None:
             "of the run; leave viewer out"
         )
     check_viser("viewer=true")
+    check_host(f"viewer={config.viewer}", host_and_port(config.viewer)[0])
 
 
 _SHOWN = 60  # characters of a prompt in a message
@@ -213,9 +215,9 @@ def find_model(config: Config) -> ModelSource | None:
 
 def _check_same_source(config: Config, run_dir: Path) -> None:
     """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
-    former = load_run_config(run_dir)
+    former, now = with_absolute_paths(load_run_config(run_dir)), with_absolute_paths(config)
     for setting in ("source_run", "source_image"):
-        theirs, ours = getattr(former, setting), getattr(config, setting)
+        theirs, ours = getattr(former, setting), getattr(now, setting)
         if theirs != ours:
             raise InputError(
                 f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "

@@ -42,6 +42,7 @@ class StopRequest:
 
     def __init__(self, signum: int | None = None) -> None:
         self.signum = signum
+        self.by_program = False
         self._first_sigint: float | None = None
         self._at_once = False
 
@@ -55,6 +56,11 @@ class StopRequest:
         finally:
             self._at_once = False
         self.check()
+
+    def ask(self) -> None:
+        """Stops as SIGINT does, without a signal: handlers of the program's own are not called."""
+        if self.signum is None:
+            self.signum, self.by_program = int(signal.SIGINT), True
 
     def check(self) -> None:
         """Raises `Interrupted` if a signal has arrived."""
@@ -102,7 +108,7 @@ def stop_requests() -> Iterator[StopRequest]:
             outer.signum = request.signum
         for signum in handled:
             signal.signal(signum, former[signum])
-        if request.signum is not None:
+        if request.signum is not None and not request.by_program:
             handler = former[request.signum]
             if callable(handler) and handler is not signal.default_int_handler and _request_of(handler) is None:
                 handler(request.signum, None)

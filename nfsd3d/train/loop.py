@@ -1,6 +1,5 @@
 """The training loop: gradient, optimiser, metrics, previews and checkpoints of every step."""
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -156,14 +155,20 @@ def _run_steps(
 
 def _obey(controls: Controls, state: Checkpointer, stop: StopRequest, bar: ProgressBar, callbacks: Callbacks) -> bool:
     """Pauses, saves and stops as the ``controls`` ask for; returns whether the next step is steered anew."""
-    progress, begin = state.progress, time.monotonic()
-    while controls.wait(callbacks.idle, lambda: stop.signum is not None):
-        _save(state, callbacks)
-    waited = time.monotonic() - begin
-    progress.started += waited
-    bar.skip(waited)
-    if controls.stopped and stop.signum is None:
-        stop.signum = signal.SIGINT
+    progress, saved = state.progress, False
+    while True:
+        begin = time.monotonic()
+        save = controls.wait(callbacks.idle, lambda: stop.signum is not None)
+        waited = time.monotonic() - begin
+        progress.started += waited
+        bar.skip(waited)
+        if not save:
+            break
+        if not saved:  # a callback may ask for it again
+            _save(state, callbacks)
+            saved = True
+    if controls.stopped:
+        stop.ask()
     if changed := controls.steering != progress.steering:
         progress.steered.append(controls.steering.record(progress.steps))
     return changed

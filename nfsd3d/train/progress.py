@@ -67,11 +67,11 @@ class Progress:
         record = checkpoint.record
         progress = cls(earlier_seconds=record["seconds"], evaluations=record["network_evaluations"])
         progress.retries = record.get("retries", 0)
+        progress.steered = list(record.get("steered", []))
         progress.go_back(checkpoint)
         return progress
 
     def go_back(self, checkpoint: Checkpoint) -> None:
-        """Takes what belongs to a checkpoint's state; time, NFE and retries go on."""
+        """Takes what belongs to a checkpoint's state; time, NFE, retries and steering go on."""
         self.steps, self.metrics = checkpoint.steps, checkpoint.record["metrics"]
         self.history = History(**checkpoint.record.get("history", {}))
-        self.steered = list(checkpoint.record.get("steered", []))

@@ -82,9 +82,10 @@ class Checkpointer:
         progress.go_back(sound)
         if progress.retries >= limits.retries or not error.retry:
             tried = f"after {progress.retries} of {limits.retries} retries " if progress.retries else ""
+            steered = " and as it was steered" if progress.steered else ""
             raise Diverged(
                 f"{error}; {tried}the run is back at step {progress.steps}, the last sound one, from where it diverges "
-                "again with the same settings"
+                f"again with the same settings{steered}"
             ) from error
         progress.retries += 1
         self._write(sound=True)  # with the number of retries, so that a resumed run has the same learning rates

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
-from nfsd3d.callbacks.dispatch import Callbacks
+from nfsd3d.callbacks.dispatch import CallbackFailed, Callbacks
 from nfsd3d.callbacks.steering import Controls
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
@@ -100,14 +100,13 @@ def _train_and_export(
     log = partial(print_line, console)
     if resume is None and (run_dir / "config.yaml").exists():
         raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
-    if resume is None:
-        config = with_absolute_paths(config)
+    config = with_absolute_paths(config)
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
     run_id = found[0].header.get("run") if found else None
     progress = Progress.resumed(found[0]) if found else Progress()
     run, hooks = _Run(config, run_dir, progress), _callbacks(config, console, callbacks)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
-    with stop_requests() as stop, _ended(hooks, run_dir), run.failures_in_summary(), ExitStack() as cleanup:
+    with _ended(hooks, run_dir), stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:
         with stop.at_once():
             ranks.worker.publish(str(run_dir))
         with ranks.joined(config.machine.device):
@@ -129,9 +128,12 @@ def _train_and_export(
         task.release_compiled()
 
         def on_view() -> None:
+            if controls.stopped:
+                stop.ask()
             stop.check()
             hooks.idle()
 
+        on_view()
         exported = export_results(config, run_dir, parts, console, task.outlook, on_view=on_view)
         check_owned(run_dir)
         run.finish(exported)
@@ -259,6 +261,9 @@ class _Run:
             if progress.training:  # otherwise nothing was started: the summary of a resumed run stays valid
                 self._record("failed", f"{type(error).__name__}: {error}")
             raise
+        except CallbackFailed as error:
+            self._record("failed", str(error))
+            raise CallbackFailed(f"{run_dir}: {error}; {_how_to_continue(self.run_dir)}") from error.__cause__
         except RankLost as error:
             self._record("interrupted", f"{error} after step {progress.steps}")
             raise RunFailed(f"{run_dir}: {error} after step {progress.steps}; {_how_to_continue(run_dir)}") from error
@@ -276,13 +281,16 @@ class _Run:
     def _record(self, status: str, reason: str, signal_name: str | None = None) -> None:
         """Writes a failure to ``summary.json``, if it can be written and the directory still belongs to this process.
 
-        If not, the failure itself matters more than that.
+        If not, the failure itself matters more than that. A run that was resumed and not started keeps its summary.
         """
+        if not self.progress.training and (self.run_dir / "summary.json").exists():
+            return
         with suppress(OSError, InputError, RunFailed):
             check_owned(self.run_dir)
             self.summarize(status, reason, signal_name=signal_name)
             if self.config.export.report:
-                write_report(self.run_dir, self.config)
+                with suppress(Exception):  # of damaged files
+                    write_report(self.run_dir, self.config)
 
 
 def _prepare(

@@ -65,7 +65,11 @@ class LiveViewer(Callback):
         self._panel = Panel(self._viewer.gui, run.controls, self._steps, scale, times, rest)
         self._controls, self._directory = run.controls, run.directory
         self._last, self._last_step, self._step = time.monotonic(), run.finished, run.finished
-        self._console.print(f"viewer: {url(host, self._viewer.port)}", highlight=False, soft_wrap=True)
+        line = f"viewer: {url(host, self._viewer.port)}"
+        if self._console.quiet:  # of a notebook, which shows the rest elsewhere
+            print(line, flush=True)
+        else:
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_step(self, event: StepEvent) -> None:
         """Draws what clients wait for, and shows the newest state from time to time."""

@@ -61,6 +61,10 @@ class NotebookProgress(Callback):
         """Keeps the numbers that are shown beside the bar."""
         self._numbers = ", ".join(f"{n} {metrics[n]:.3g}" for n in ("opacity", "grad_norm") if n in metrics)
 
+    def on_rollback(self, step: int, reason: str) -> None:
+        """Says that the run goes on from an earlier step."""
+        self._numbers = reason
+
     def on_preview(self, step: int, image: Image, path: Path) -> None:
         """Shows the preview below the bar from now on."""
         source = jpeg_source(image, WIDTH)

@@ -60,12 +60,15 @@ class Panel:
         stop.on_click(lambda _: controls.stop())
         self._buttons = [self._pause, one, save, stop]
         with gui.add_folder("Steering", expand_by_default=False):
-            self._scale = gui.add_number("Guidance scale", float(scale), min=0.0, step=0.5)
-            self._rate = gui.add_number("Learning rates times", 1.0, min=0.0, step=0.1)
-            self._times = gui.add_multi_slider("Timesteps", 0.0, 1.0, 0.01, tuple(round(t, 2) for t in timesteps))
+            now = controls.steering
+            self._scale = gui.add_number("Guidance scale", _given(now.guidance_scale, scale), min=0.0, step=0.5)
+            self._rate = gui.add_number("Learning rates times", now.learning_rate_factor, min=0.0, step=0.1)
+            shown = _given(now.t_min, timesteps[0]), _given(now.t_max, timesteps[1])
+            self._times = gui.add_multi_slider("Timesteps", 0.0, 1.0, 0.01, tuple(round(t, 2) for t in shown))
             apply, follow = gui.add_button("Apply"), gui.add_button("Follow the schedules")
             self._steered = gui.add_markdown("")
         self._given = self._shown()
+        self._say_steered()
         apply.on_click(lambda _: self._steer(self._chosen()))
         follow.on_click(lambda _: self._steer(vars(Steering())))
         self._buttons += [apply, follow]
@@ -85,9 +88,11 @@ class Panel:
         """Shows the progress after ``step`` finished steps."""
         self._done.value = 100 * step / self._steps  # type: ignore[misc]  # read-only by viser's annotation alone
         self._status.content = text
+        self._name_pause()
+        self._say_steered()
 
     def show_images(self, tensors: StepTensors) -> None:
-        """Shows the first view of a step: the image, and three channels of the latent, the directions and SDS's residual."""
+        """Shows the first view of a step: image, and three channels of latent, directions and SDS's residual."""
         shown: dict[str, Image] = {"latent": latent_image(tensors.latents[0]), "rest": latent_image(tensors.rest[0])}
         if isinstance(tensors.view, Images):
             shown["image"] = _enlarged(to_uint8(tensors.view.image[0]))
@@ -129,9 +134,9 @@ class Panel:
         self._pause.label = "Go on" if self._controls.paused else "Pause"
 
     def _chosen(self) -> dict[str, float | None]:
-        """What was changed; the rest follows the schedules."""
-        kept = vars(Steering())
-        return {name: kept[name] if value == self._given[name] else value for name, value in self._shown().items()}
+        """The values that were changed here, and for the others how the run is steered already."""
+        kept, before, self._given = vars(self._controls.steering), self._given, self._shown()
+        return {name: kept[name] if value == before[name] else value for name, value in self._given.items()}
 
     def _shown(self) -> dict[str, float]:
         low, high = self._times.value
@@ -148,8 +153,15 @@ class Panel:
         except InputError as error:
             self._steered.content = f"**{error}**"
             return
+        self._say_steered()
+
+    def _say_steered(self) -> None:
         changes = ", ".join(f"{name} {value:g}" for name, value in self._controls.steering.changes().items())
         self._steered.content = f"steered: {changes}" if changes else "as the schedules say"
+
+
+def _given(value: float | None, otherwise: float) -> float:
+    return float(otherwise if value is None else value)
 
 
 def latent_image(latent: Tensor) -> Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -14,6 +13,7 @@ import numpy as np
 import viser
 
 from nfsd3d.errors import InputError
+from nfsd3d.settings.viewer import check_host
 from nfsd3d.viewer.pictures import CHANNELS, Scene, picture
 from nfsd3d.viewer.pose import Pose, fitted_fov
 from nfsd3d.viewer.view_loop import ViewLoop
@@ -57,7 +57,7 @@ class Viewer:
         self._load = dict(scenes)
         self._loaded: dict[str, Scene] = {}
         self._loading = threading.Lock()
-        _check_host(host)
+        check_host(f"--host {host}", host)
         first = self.scene(next(iter(scenes)))
         with redirect_stdout(io.StringIO()):  # it prints its address in a frame, and localhost for 0.0.0.0
             self._server = viser.ViserServer(host=host, port=port, label="nfsd3d", verbose=False)
@@ -219,19 +219,6 @@ class _Client:
         depth = np.concatenate([part.depth for part in parts], axis=1) if self._added else None
         check()  # a newer view may be on its way
         self._handle.scene.set_background_image(image, format="jpeg", jpeg_quality=90, depth=depth)
-
-
-def _check_host(host: str) -> None:
-    """Raises InputError for an address that is not this machine's, at which viser would try one port after another."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except OSError as error:
-        raise InputError(
-            f"--host {host}: cannot be listened on ({error.strerror}); give an address of this machine, such as "
-            "127.0.0.1, or 0.0.0.0 for all of them"
-        ) from error
 
 
 def _vector(values: np.ndarray) -> tuple[float, float, float]:

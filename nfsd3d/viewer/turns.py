@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import TypeVar
 
 from nfsd3d.viewer.view_loop import Outdated
@@ -70,8 +71,11 @@ class Turns:
             self._begin = time.monotonic()
             try:
                 future.set_result(work())
-            except BaseException as error:  # it belongs to the thread that waits
+            except Exception as error:  # it belongs to the thread that waits
                 future.set_exception(error)
+            except BaseException:  # this thread is to end
+                future.cancel()
+                raise
             else:
                 if pixels:
                     self._seconds_per_pixel = (time.monotonic() - self._begin) / pixels
@@ -103,5 +107,6 @@ class Turns:
         self._cancel()
 
     def _cancel(self) -> None:
-        while not self._waiting.empty():
-            self._waiting.get()[2].cancel()
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()[2].cancel()

@@ -41,7 +41,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = 
     for index in range(5):
         value = y_low + (y_high - y_low) * index / 4
         shown = 10**value if logarithmic else value
-        _, y = place(x_low, shown)
+        y = HEIGHT - BOTTOM - index / 4 * (HEIGHT - TOP - BOTTOM)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{shown:.3g}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">{x_low:g}</text>')

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
-import imageio.v3 as imageio
 import numpy as np
 from PIL import Image as PIL
 
@@ -158,21 +158,27 @@ def _size(path: Path) -> str:
 def _turntable(run_dir: Path) -> str:
     video, sheet = run_dir / "turntable.mp4", run_dir / "turntable.png"
     parts = []
-    if video.exists() and video.stat().st_size <= MAX_VIDEO_BYTES:
+    if video.is_file() and video.stat().st_size <= MAX_VIDEO_BYTES:
         source = f"data:video/mp4;base64,{_base64(video.read_bytes())}"
         parts.append(f'<video src="{source}" autoplay loop muted playsinline tabindex="0"></video>')
         parts.append('<p class="note">image, depth, normals; a click holds it</p>')
-    elif video.exists():
+    elif video.is_file():
         parts.append('<p class="note">The video is in turntable.mp4 beside this page.</p>')
-    if sheet.exists():
-        alternative = "eight views around the object, their normals below"
-        parts.append(f'<img src="{image_source(sheet)}" alt="{alternative}">')
+    if source := image_source(sheet):
+        parts.append(f'<img src="{source}" alt="eight views around the object, their normals below">')
     return "<h2>Turntable</h2>" + "".join(parts) if parts else ""
 
 
 def image_source(path: Path, width: int | None = None) -> str:
-    """An image file as the address of a JPEG image within the page, reduced to ``width`` pixels if it is wider."""
-    return jpeg_source(np.asarray(PIL.fromarray(imageio.imread(path)).convert("RGB")), width)
+    """An image file as the address of a JPEG image within the page, reduced to ``width`` pixels if it is wider.
+
+    "" for a file that cannot be read as an image.
+    """
+    try:
+        with PIL.open(path) as opened:
+            return jpeg_source(np.asarray(opened.convert("RGB")), width)
+    except (OSError, ValueError, SyntaxError, EOFError):  # what Pillow raises for damaged files
+        return ""
 
 
 def jpeg_source(pixels: Image, width: int | None = None) -> str:
@@ -187,9 +193,17 @@ def jpeg_source(pixels: Image, width: int | None = None) -> str:
 
 def result_image(run_dir: Path) -> str:
     """The address of a run's contact sheet, of its images, or of its newest preview; "" if it has none."""
-    previews = sorted((run_dir / "previews").glob("step-*.png"))[-1:]
-    found = [path for path in (run_dir / "turntable.png", run_dir / "image.png", *previews) if path.is_file()]
-    return image_source(found[0], PREVIEW_WIDTH) if found else ""
+    places = [run_dir / "turntable.png", run_dir / "image.png", *reversed(_preview_files(run_dir / "previews"))]
+    return next(filter(None, (image_source(path, PREVIEW_WIDTH) for path in places)), "")
+
+
+def _preview_files(folder: Path) -> list[Path]:
+    """The previews in the order of their steps."""
+    found = {int(name[1]): path for path in folder.glob("step-*.png") if (name := _PREVIEW.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+_PREVIEW = re.compile(r"step-(\d+)\.png")
 
 
 def _images(run_dir: Path) -> str:
@@ -197,7 +211,7 @@ def _images(run_dir: Path) -> str:
     parts = [
         f'<img src="data:image/png;base64,{_base64(path.read_bytes())}" alt="{name}"><p class="note">{name}</p>'
         for name, path in named.items()
-        if path.exists()
+        if path.is_file()
     ]
     return "<h2>Images</h2>" + "".join(parts) if parts else ""
 
@@ -236,13 +250,14 @@ def _small_glb(mesh: SurfaceMesh) -> tuple[bytes, str]:
 
 def _previews(folder: Path) -> str:
     """The previews over training behind a slider."""
-    found = sorted(folder.glob("step-*.png"))
-    if not found:
-        return ""
+    found = _preview_files(folder)
     count = min(len(found), MAX_PREVIEWS)
     chosen = [found[round(index * (len(found) - 1) / max(count - 1, 1))] for index in range(count)]
-    steps = [int(path.stem.removeprefix("step-")) for path in chosen]
-    sources = [image_source(path, PREVIEW_WIDTH) for path in chosen]
+    shown = {int(path.stem.removeprefix("step-")): image_source(path, PREVIEW_WIDTH) for path in chosen}
+    shown = {step: source for step, source in shown.items() if source}
+    if not shown:
+        return ""
+    steps, sources, count = list(shown), list(shown.values()), len(shown)
     slider = (
         f'<label>step <output id="scrubber-step">{steps[-1]}</output> <input type="range" id="scrubber" min="0" '
         f'max="{count - 1}" value="{count - 1}" aria-label="preview over training"></label>'
@@ -284,7 +299,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _figures(folder: Path) -> str:
     found = sorted(folder.glob("*.png"))
-    images = [f'<img src="{image_source(path)}" alt="{escape(path.stem)}">' for path in found]
+    sources = {path.stem: source for path in found if (source := image_source(path))}
+    images = [f'<img src="{source}" alt="{escape(name)}">' for name, source in sources.items()]
     return f"<h2>Decomposition</h2>{''.join(images)}" if images else ""
 
 
@@ -306,7 +322,7 @@ def plots(charts: Sequence[str], note: str = "") -> str:
 
 def _steered(summary: Summary) -> str:
     """The changes by which somebody steered the run."""
-    changes: Sequence[Mapping[str, object]] = summary.get("steered", [])
+    changes: list[Mapping[str, object]] = [one for one in summary.get("steered", []) if isinstance(one, dict)]
     if not changes:
         return ""
     names = list(changes[0])

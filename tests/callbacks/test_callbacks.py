@@ -133,6 +133,54 @@ def test_an_error_of_a_callback_ends_the_run_with_a_checkpoint(configure, consol
     assert all(torch.equal(value, expected[name]) for name, value in final_tensors(run_dir).items())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(2, "No such file", "notes.txt"), ConnectionError("far"), RunFailed("inner"), SystemExit(3)],
+)
+def test_errors_of_every_kind_are_named_and_lose_nothing(configure, console, error):
+    seen = Recorder()
+    with pytest.raises(CallbackFailed, match=r"Failing\.on_step: .*; go on with: .*--resume") as failed:
+        train_and_export(configure(**OFF), console=console, callbacks=[seen, Failing(error)])
+    assert failed.value.__cause__ is error
+    assert checkpoints.newest(seen.run.directory).steps == 3 and read_summary(seen.run.directory)["status"] == "failed"
+
+
+def test_a_finished_run_keeps_its_summary_if_a_callback_does_not_start(configure, console):
+    config = configure(**OFF | {"export.report": True})
+    run_dir = train_and_export(config, console=console)
+    before = (run_dir / "summary.json").read_bytes(), (run_dir / "report.html").read_bytes()
+
+    class Refusing(nfsd3d.Callback):
+        def on_start(self, run):
+            raise ValueError("no server")
+
+    with pytest.raises(CallbackFailed, match="no server"):
+        train_and_export(config, resume=run_dir, console=console, callbacks=[Refusing()])
+    assert ((run_dir / "summary.json").read_bytes(), (run_dir / "report.html").read_bytes()) == before
+
+
+def test_a_checkpoint_that_is_asked_for_in_its_own_callback_is_saved_once(configure, console):
+    class Greedy(nfsd3d.Callback):
+        saves = 0
+
+        def on_start(self, run):
+            self.controls = run.controls
+
+        def on_checkpoint(self, step, path):
+            self.saves += 1
+            self.controls.save()
+
+    greedy = Greedy()
+    train_and_export(configure(**OFF), console=console, callbacks=[greedy])
+    assert greedy.saves <= 6
+
+
+@pytest.mark.parametrize("given", [Recorder(), Recorder, [Recorder], [1]])
+def test_callbacks_are_a_list_of_objects(given):
+    with pytest.raises(TypeError, match="callbacks: give a list"):
+        nfsd3d.generate("a red cube", callbacks=given)
+
+
 def test_an_error_at_the_end_is_only_reported(configure, console, capsys):
     class Late(nfsd3d.Callback):
         def on_end(self, summary):

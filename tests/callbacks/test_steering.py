@@ -1,9 +1,11 @@
 """Steering of a run while it trains."""
 
 import itertools
+import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import OFF, final_tensors
@@ -136,9 +138,39 @@ WRONG = [
     ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
     ({"guidance_scale": "7"}, "guidance_scale='7'"),
     ({"learning_rate_factor": None}, "learning_rate_factor=None"),
+    ({"guidance_scale": 10**400}, "guidance_scale=1000"),
+    ({"guidance_scale": True}, "guidance_scale=True"),
     ({"t_min": 1.5}, "are fractions of training steps"),
     ({"t_min": 0.7, "t_max": 0.3}, "t_min=0.7: is above t_max=0.3"),
 ]
+
+
+def test_every_kind_of_number_is_a_float():
+    assert Steering(guidance_scale=np.float32(3), learning_rate_factor=10**30).record(4) == {
+        **{"step": 4, "guidance_scale": 3.0, "learning_rate_factor": 1e30, "t_min": None, "t_max": None}
+    }
+
+
+def test_a_divergence_keeps_the_steering(configure, console):
+    """A resumed run would diverge again, and says that it is steered."""
+    at = At({3: steer(guidance_scale=1e38, learning_rate_factor=1e20)})
+    diverged = configure().to_dict()["train"]["diverged"] | {"retries": 1}
+    with pytest.raises(RunFailed, match="and as it was steered"):
+        train_and_export(configure(**OFF, **{"train.diverged": diverged}), console=console, callbacks=[at])
+    assert [change["guidance_scale"] for change in read_summary(at.run.directory)["steered"]] == [1e38]
+
+
+def test_a_run_that_is_stopped_in_its_last_step_or_its_export_is_interrupted(configure, console):
+    at = At({6: [Controls.stop]})
+    handler = signal.getsignal(signal.SIGINT)
+    called = []
+    signal.signal(signal.SIGINT, lambda *_: called.append(1))
+    try:
+        with pytest.raises(Interrupted):
+            train_and_export(configure(), console=console, callbacks=[at])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert read_summary(at.run.directory)["steps"] == 6 and not called  # no signal came
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG)

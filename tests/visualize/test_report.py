@@ -277,3 +277,24 @@ def test_two_runs_are_compared(configure, run_dir, tmp_path_factory):
     assert len(charts) == 2 and all(chart.count("<polyline") == 2 for chart in charts)
     assert "A: a/&lt;x&gt;, B: b" in text and "<x>" not in text
     assert "<p>none</p>" in render_comparison({"a": runs["b"], "b": runs["b"]})
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(300), None])
+def test_damaged_and_foreign_files_are_left_out(configure, run_dir, content):
+    (run_dir / "previews").mkdir()
+    (run_dir / "decomposition").mkdir()
+    imageio.imwrite(run_dir / "previews" / "step-000002.png", np.zeros((9, 9, 3), np.uint8))
+    whole = (run_dir / "previews" / "step-000002.png").read_bytes()
+    for name in ("previews/step-000004.png", "decomposition/x.png", "turntable.png"):
+        (run_dir / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    for name in ("previews/step-final.png", "previews/step-000010 (1).png"):
+        (run_dir / name).write_bytes(whole)
+    (run_dir / "turntable.mp4").unlink()
+    (run_dir / "turntable.mp4").mkdir()
+    summary = json.loads((run_dir / "summary.json").read_text()) | {"steered": [1]}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    (run_dir / "metrics.jsonl").write_text('{"step": 1, "grad_norm": 1e-320}\n')
+    text = render_report(run_dir, configure(), None)
+    assert json.loads(re.search(r'id="scrubber-data">(.*?)</script>', text)[1])["steps"] == [2]
+    assert "<h2>Turntable</h2>" not in text and "<h2>Steered</h2>" not in text and text.count("<svg") == 1
+    assert "<img" in render_comparison({"a": (run_dir, configure()), "b": (run_dir, configure(seed=3))})
