@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,24 @@ def contents(path):
 
 
 def records(run_dir):
-    """The records of all of W&B's files of a run, as protocol buffers."""
+    """The records of all of W&B's files of a run, as protocol buffers.
+
+    Waits for the last record: on a busy machine W&B 0.31 writes on for seconds after ``finish`` has returned.
+    """
+    end = time.monotonic() + 60
+    found = []
+    for path in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb")):
+        while not (whole := parsed(path)) or whole[-1].WhichOneof("record_type") != "exit":
+            assert time.monotonic() < end, f"{path}: has no end"
+            time.sleep(0.1)
+        found += whole
+    return found
+
+
+def parsed(path):
     from wandb.proto import wandb_internal_pb2
 
-    for path in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb")):
-        for content in contents(path):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(content)
-            yield record
+    return [wandb_internal_pb2.Record.FromString(content) for content in contents(path)]
 
 
 def logged(run_dir):
