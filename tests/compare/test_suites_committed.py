@@ -42,6 +42,24 @@ def test_the_acceptance_prompts_are_in_no_other_suite():
 
 
 DONE = {
+    "flow-core": {
+        "the prior's samples, s = 7.5": "24 of 24 done",
+        "the prior's samples, s = 3": "24 of 24 done",
+        "NFSD": "24 of 24 done; 600 steps",
+        "NFSD, at equal evaluations": "24 of 24 done; 441 steps",
+        "SDS 7.5": "24 of 24 done; 600 steps",
+        "SDS 100": "24 of 24 done; 600 steps",
+        "SDS 7.5, constant s": "24 of 24 done; 600 steps",
+        "CSD": "24 of 24 done; 600 steps",
+        "VSD, s = 5": "24 of 24 done; 600 steps",
+        "VSD, s = 5, at equal evaluations": "24 of 24 done; 300 steps",
+        "ASD": "24 of 24 done; 600 steps",
+        "ASD, at equal evaluations": "24 of 24 done; 400 steps",
+        "RFDS-Rev, s = 7.5": "24 of 24 done; 600 steps",
+        "RFDS-Rev, s = 7.5, at equal evaluations": "24 of 24 done; 400 steps",
+        "UCM, s = 7.5": "24 of 24 done; 600 steps",
+        "UCM, s = 7.5, at equal evaluations": "24 of 24 done; 240 steps",
+    },
     "core": {
         "the prior's samples, s = 7.5": "24 of 24 done",
         "the prior's samples, s = 3": "24 of 24 done",
