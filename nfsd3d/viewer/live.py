@@ -79,9 +79,10 @@ class LiveViewer(Callback):
         now = time.monotonic()
         if now - self._last < REFRESH_S and event.step < self._steps and not self._controls.paused:
             return
-        if self._viewer.watched and self._turns.begin():
+        if self._viewer.watched:  # even while the views wait for their share: it costs next to nothing
             speed = (event.step - self._last_step) / max(now - self._last, 1e-6)
             self._panel.show_status(event.step, f"step {event.step} of {self._steps}, {speed:.1f} steps/s")
+        if self._viewer.watched and self._turns.begin():
             for step, metrics in self._metrics.items():
                 self._panel.add_metrics(step, metrics)
             self._metrics.clear()

@@ -2,7 +2,9 @@
 
 Problem: a view of a scene that trains must not be drawn while a step changes the scene, and two threads that compute at
 once slow each other down by more than their share. Idea: viewers hand their work to the training, which does it between
-two steps and keeps an account: work that took a second is followed by steps that take at least 1/share seconds.
+two steps and keeps an account: work that took a tenth of a second is followed by steps that take at least a tenth of
+1/share seconds. A view is kept small enough for that; what takes much longer happens once (a first view compiles its
+kernels) and is not paid back in full, or the page would seem dead for a minute.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ SHARE = 0.06
 
 MOST_S = 0.1
 """Seconds that a view may take while the scene trains: it delays the next view by 1/share of that."""
+
+DEBT_S = 2 * MOST_S
+"""Seconds that are paid back at most."""
 
 
 class Turns:
@@ -92,7 +97,7 @@ class Turns:
         """Counts the time since :meth:`begin`."""
         now = time.monotonic()
         if not self._paused:
-            self._credit -= now - self._begin
+            self._credit = max(self._credit - (now - self._begin), -DEBT_S)
         self._last = now
 
     def _earn(self) -> None:

@@ -89,7 +89,7 @@ def test_the_processes_of_a_job_compute_what_one_computes(shared, tmp_path):
 @pytest.mark.parametrize(("shared", "rank"), [("local", 0), ("submitit_local", 1)], indirect=["shared"])
 def test_a_job_that_lost_a_process_goes_on_from_its_checkpoint(shared, tmp_path, capfd, rank):
     """Killed once, at its twelfth step or later; the steps since the checkpoint are repeated if the first one died."""
-    manifest = one_job(tmp_path / "set")
+    manifest = one_job(tmp_path / "set", "train.steps=300")  # it lasts long enough to be killed on a fast machine
     killed = []
 
     def kill() -> None:
@@ -97,10 +97,10 @@ def test_a_job_that_lost_a_process_goes_on_from_its_checkpoint(shared, tmp_path,
             killed.append(os.kill(ranks_of(manifest)[rank], signal.SIGKILL))
 
     assert run(manifest, shared, run_command, on_look=kill) == {"done": 1} and killed
-    assert steps_of(manifest) == list(range(1, 31))
+    assert steps_of(manifest) == list(range(1, 301))
     assert "started again" in capfd.readouterr().err
     assert json.loads((tmp_path / "set/job/job.json").read_text())["attempt"] == 2
-    undisturbed = one_job(tmp_path / "undisturbed")
+    undisturbed = one_job(tmp_path / "undisturbed", "train.steps=300")
     run(undisturbed, shared, run_command)
     found, expected = final_tensors(tmp_path / "set/job"), final_tensors(tmp_path / "undisturbed/job")
     assert all(found[name].equal(value) for name, value in expected.items())

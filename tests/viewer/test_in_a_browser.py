@@ -70,6 +70,14 @@ def steps(page):
     return int(re.search(r"step (\d+) of", found)[1])
 
 
+def until(page, happened, seconds=30):
+    """Waits, in the page's time, until ``happened()`` is true."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        page.wait_for_timeout(300)
+
+
 def click(page, label):
     page.get_by_text(label, exact=True).first.click()
 
@@ -84,14 +92,11 @@ def drag(page, across):
 
 
 def test_a_drag_turns_the_scene_while_it_trains(page, tmp_path):
-    page.wait_for_timeout(8000)  # the object has colours by then
+    until(page, lambda: np.ptp(shot(page).reshape(-1, 3), axis=0).max() > 60)  # an object before the background
     before, first = shot(page), steps(page)
-    assert np.ptp(before.reshape(-1, 3), axis=0).max() > 60  # there is an object before the background
     drag(page, 300)
-    page.wait_for_timeout(4000)
-    after = shot(page, tmp_path / "turned.png")
-    assert steps(page) > first
-    assert np.abs(after - before).mean() > 4
+    until(page, lambda: np.abs(shot(page, tmp_path / "turned.png") - before).mean() > 4)
+    until(page, lambda: steps(page) > first)
 
 
 def test_a_pause_holds_the_run_and_sharpens_the_view(page):
@@ -102,8 +107,7 @@ def test_a_pause_holds_the_run_and_sharpens_the_view(page):
     still, begin = shot(page), steps(page)
     assert begin == held
     drag(page, 200)
-    page.wait_for_timeout(2500)
-    assert np.abs(shot(page) - still).mean() > 2
+    until(page, lambda: np.abs(shot(page) - still).mean() > 2)
     click(page, "One step")
     page.get_by_text(f"paused after step {held + 1} of").wait_for(timeout=10_000)
 
@@ -128,11 +132,14 @@ def test_a_phone_shows_the_scene_and_its_controls(browser, process, page, tmp_pa
     phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True).new_page()
     phone.goto(process[1])
     phone.get_by_text(re.compile(r"step \d+ of 5000")).wait_for(timeout=30_000)
-    phone.wait_for_timeout(3000)
     box = phone.get_by_text("Pause", exact=True).bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["y"] + box["height"] <= 844
-    image = np.asarray(Image.open(io.BytesIO(phone.screenshot(path=tmp_path / "phone.png"))).convert("RGB"))
-    assert np.ptp(image[150:340].reshape(-1, 3).astype(int), axis=0).max() > 60
+
+    def scene():
+        image = np.asarray(Image.open(io.BytesIO(phone.screenshot(path=tmp_path / "phone.png"))).convert("RGB"))
+        return image[150:340].reshape(-1, 3).astype(int)
+
+    until(phone, lambda: np.ptp(scene(), axis=0).max() > 60)
     phone.close()
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from nfsd3d.viewer.turns import MOST_S, Turns
+from nfsd3d.viewer.turns import DEBT_S, MOST_S, Turns
 from nfsd3d.viewer.view_loop import Outdated
 
 
@@ -67,6 +67,18 @@ def test_time_without_work_is_not_saved_up():
     time.sleep(0.05)
     turns.serve()
     assert len(caller.taken) == 1
+    turns.close()
+
+
+def test_work_that_took_long_once_does_not_keep_the_next_waiting_for_long():
+    turns = Turns(0.2)
+    first = Caller(turns, 1.0)
+    train(turns, 1.2)
+    assert len(first.taken) == 1
+    begin = time.monotonic()
+    while len(first.taken) < 2 and time.monotonic() < begin + 20:
+        train(turns, 0.01)
+    assert time.monotonic() - begin < DEBT_S / 0.2 + 1.0 + 0.8
     turns.close()
 
 
