@@ -67,7 +67,7 @@ $(DEV_STAMP): $(RUN_STAMP)
 	@touch $@
 
 $(SWEEP_STAMP): $(DEV_STAMP)
-	$(PIP) install -c constraints.txt -e '.[sweep,wandb,mlflow,notebooks]' playwright
+	$(PIP) install -c constraints.txt -e '.[sweep,wandb,mlflow,notebooks,site]' playwright
 	@touch $@
 
 # prior=shapes: the demonstration downloads no model, on a machine with a GPU either.

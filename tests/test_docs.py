@@ -187,6 +187,10 @@ def _check(words: list[str], command: Command, folder: Path, monkeypatch) -> Non
         _check_pytest(arguments, command)
     elif program == "docker":
         _check_docker(arguments, command)
+    elif program == "eval":
+        assert re.fullmatch(r"\$\(nfsd3d completion (bash|zsh|fish)\)", *arguments), command
+    elif program == "squeue":
+        assert set(arguments) <= {"--me", "--array"}, command
     elif program != ".":
         pytest.fail(f"{command}: {program} is not a program that the documentation may show without a check")
 

@@ -215,7 +215,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         InputError: an option has no meaning with, or without, ``--prior``.
     """
-    options = _parser().parse_args(current_options(argv))
+    options = parser().parse_args(current_options(argv))
     alone = options.prior is None
     for name in WITH_PRIOR if alone else WITHOUT_PRIOR:
         value = getattr(options, name)
@@ -229,7 +229,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d bench``."""
     parser = Parser(
         prog="nfsd3d bench",
         description="Measure, in the demo's configuration (a GPU's kernels in Stable Diffusion's): every "

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: there is no such revision, a command of one of the trees failed, or ``--json`` cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if find_spec("resource") is None:
         raise InputError(
             f"--against {options.against}: this system does not tell a process's memory; use Linux or macOS"
@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The options of ``nfsd3d bench --against``."""
     parser = Parser(
         prog="nfsd3d bench --against REV",
         description="Measure this source tree, uncommitted changes included, and another revision of it in turn, on "

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: a command failed, or a file cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if find_spec("resource") is None:
         raise InputError("--growth: this system does not tell a process's memory; use Linux or macOS")
     check_writable(options.chart, "--chart")
@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The options of ``nfsd3d bench --growth``."""
     parser = Parser(
         prog="nfsd3d bench --growth",
         description="Measure on the CPU how time and peak memory of a training step of the demo grow with its views, "

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: no run or no mesh, or a program that is not installed.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if not options.run_dirs and not options.install:
         raise InputError("RUN_DIR: give one or several, or --install")
     from nfsd3d.evaluate import mesh_files
@@ -76,7 +76,8 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d check-mesh``."""
     parser = Parser(
         prog="nfsd3d check-mesh",
         description="Reload each run's mesh/model.glb and compare it with the NeRF's own views; optionally open it in "

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         InputError: no such tier, row or setting, or a file that cannot be written.
         nfsd3d.train.interrupts.Interrupted: a signal ended it; rerun to resume.
     """
-    options = _parser().parse_args(current_options(argv))
+    options = parser().parse_args(current_options(argv))
     if options.job:
         return _run_job(*options.job)
     check_engine(engine := chosen_engine(options, EngineSettings()))
@@ -142,7 +142,8 @@ def _report(suite: Suite, name: str, status: Status, options: argparse.Namespace
     return {**counts, "rows": plain(row_reports(groups, suite.baseline))}
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d compare``."""
     parser = Parser(
         prog="nfsd3d compare",
         description="Compare distillation methods on held-out prompts with common random numbers (cameras, timesteps, "

@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: a model, run, image or prompt that cannot be used, or a folder that cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     _check(options)
     if options.prior == "shapes-flow":
         raise InputError("--prior shapes-flow: the decomposition reads diffusion models, not flows; use shapes")
@@ -197,7 +197,8 @@ def _check_model(options: argparse.Namespace, files: ModelFiles) -> None:
             tokens.check_length(text, option)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d decompose``."""
     parser = Parser(
         prog="nfsd3d decompose",
         description="The score decomposition of NFSD (2310.17590), measured: the condition direction; the domain and "

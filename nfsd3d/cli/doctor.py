@@ -1,5 +1,6 @@
 """``nfsd3d doctor``: prints versions, devices and automatic choices of this installation, for bug reports."""
 
+import argparse
 import os
 import platform
 import sys
@@ -91,12 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         RunFailed, InputError: of the self-test's run.
     """
-    parser = Parser(prog="nfsd3d doctor", description="Print what is installed, found and chosen here.")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
-    parser.add_argument(
-        "--self-test", action="store_true", help="make a tiny run, and read its results again (about 20 s)"
-    )
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     found = examine()
     write_numbers(options.json, found)
     _print(found)
@@ -107,6 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.self_test:
         _self_test()
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d doctor``."""
+    parser = Parser(prog="nfsd3d doctor", description="Print what is installed, found and chosen here.")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
+    parser.add_argument(
+        "--self-test", action="store_true", help="make a tiny run, and read its results again (about 20 s)"
+    )
+    return parser
 
 
 def _self_test() -> None:

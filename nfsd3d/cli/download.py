@@ -23,11 +23,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: no such prior, or its model cannot be had; the message says why for each id.
     """
-    parser = Parser(prog="nfsd3d download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="the prior, as in prior=NAME")
-    parser.add_argument("--model", help="a hub id instead of the prior's own, as in prior.model=owner/name")
-    parser.add_argument("--vae", help="another autoencoder too, as in prior.vae=owner/name")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     settings = PriorSettings(name=options.name, model=options.model, vae=options.vae, offline=False)
     source = TABLE.find(options.name).locate(settings)
     if source is None:
@@ -39,3 +35,12 @@ def main(argv: Sequence[str]) -> int:
     if files.vae is not None:
         print(f"autoencoder: {files.vae}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d download``."""
+    parser = Parser(prog="nfsd3d download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="the prior, as in prior=NAME")
+    parser.add_argument("--model", help="a hub id instead of the prior's own, as in prior.model=owner/name")
+    parser.add_argument("--vae", help="another autoencoder too, as in prior.vae=owner/name")
+    return parser

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: nothing to evaluate, not a run, or a prompt without ground truth and no ``--clip``.
     """
-    options = _parser().parse_args(current_options(argv))
+    options = parser().parse_args(current_options(argv))
     if not (options.run_dirs or options.suite or options.prior):
         raise InputError("evaluate: nothing to do; give RUN_DIR..., --suite FILE or --prior FOLDER")
     for name, value in (("--row", options.row), ("--prompts", options.prompts), ("--set", options.set)):
@@ -286,7 +286,8 @@ def _advanced(advance: Callable[..., None], value: T) -> T:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d evaluate``."""
     parser = Parser(
         prog="nfsd3d evaluate",
         description="Measure runs against the ground truth of the world of shapes: the content of views or images "

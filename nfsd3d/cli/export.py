@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         InputError: not a run, no such checkpoint or format, a threshold at which there is no surface, or a file that
             cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     run = open_run(options)
 
     from rich.console import Console
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d export``."""
     parser = Parser(
         prog="nfsd3d export",
         description="Extract the mesh of a run. GLB and OBJ have a texture and are y-up (front +Z); PLY with vertex "

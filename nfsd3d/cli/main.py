@@ -28,9 +28,12 @@ from nfsd3d.train.torchrun import Worker
 
 COMMANDS = (
     *("export", "render", "evaluate", "compare", "decompose", "bench", "doctor", "sweep", "tune", "view", "report"),
-    *("check-mesh", "download", "train-prior", "train-classifier"),
+    *("check-mesh", "download", "train-prior", "train-classifier", "completion"),
 )
-"""Subcommands; ``main(arguments) -> exit code`` of each is in the module of that name, with _ for -."""
+"""Subcommands; ``main(arguments) -> exit code`` and ``parser()`` of each are in the module of that name, _ for -."""
+
+FLAGS = ("--config", "--resume", "--multirun", "--help", "--version", "--cfg", "--allow-env")
+"""The options of the command itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +98,6 @@ def run_command(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="nfsd3d", add_help=False, allow_abbrev=False)
-    flags = ["--config", "--resume", "--multirun", "--help", "--version", "--cfg", "--allow-env"]
     parser.add_argument("--config")
     parser.add_argument("--resume")
     parser.add_argument("-m", "--multirun", action="store_true")
@@ -106,7 +108,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], flags)
+        near = did_you_mean(unknown[0].partition("=")[0], FLAGS)
         raise InputError(f"unknown option {unknown[0]}{near}; see --help")
     return options
 

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: not a run, no such checkpoint, or a folder that cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     run = open_run(options)
 
     from nfsd3d.visualize.image_grid import write_png
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d render``."""
     parser = Parser(
         prog="nfsd3d render",
         description="Render a run: its turntable (video and contact sheet), or single views with --views. Defaults are "

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: not a run, one run twice, or a page that cannot be written.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     folders = [user_path(folder) for folder in options.run_dir]
     if len(folders) > 2:
         raise InputError(f"report: {len(folders)} runs; give one, or two to compare them (more: nfsd3d sweep report)")
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d report``."""
     parser = Parser(
         prog="nfsd3d report",
         description="Write the page of a run again: of one that was interrupted or diverged too, with the scores that "

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         InputError: not the folder of a sweep, or ``resume`` while another process has it.
         Interrupted: a signal ended ``resume``.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     manifest = read(user_path(options.folder))
     if options.action == "status":
         return _status(manifest, options)
@@ -111,7 +111,8 @@ def _report(manifest: Manifest) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d sweep``."""
     parser = Parser(prog="nfsd3d sweep", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     status = actions.add_parser("status", help="the state of each job")

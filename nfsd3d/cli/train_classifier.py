@@ -14,13 +14,7 @@ from nfsd3d.cli.options import Parser
 
 def main(argv: Sequence[str]) -> int:
     """Trains and calibrates, prints the calibration, and returns 0."""
-    parser = Parser(
-        prog="nfsd3d train-classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="folder for the weights (default: in the package)")
-    parser.add_argument("--pictures", type=int, default=28672, help="training images to render (default: 28672)")
-    parser.add_argument("--steps", type=int, default=7000, help="training steps of 64 images (default: 7000)")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,3 +41,14 @@ def main(argv: Sequence[str]) -> int:
     calibration.save_calibration(rows, weights.with_name(calibration.STORED.name))
     print(tables.calibration_table(rows))
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d train-classifier``."""
+    parser = Parser(
+        prog="nfsd3d train-classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder for the weights (default: in the package)")
+    parser.add_argument("--pictures", type=int, default=28672, help="training images to render (default: 28672)")
+    parser.add_argument("--steps", type=int, default=7000, help="training steps of 64 images (default: 7000)")
+    return parser

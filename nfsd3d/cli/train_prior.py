@@ -20,6 +20,42 @@ from nfsd3d.prior.files.locate import EMBEDDED
 
 def main(argv: Sequence[str]) -> int:
     """Trains, prints the model's folder, and returns 0."""
+    command_line = parser()
+    arguments = command_line.parse_args(argv)
+    flow = arguments.objective == "flow"
+    if flow and arguments.start is None:
+        arguments.start = EMBEDDED
+    if arguments.start is not None and not (arguments.start / "unet").is_dir():
+        command_line.error(f"--start {arguments.start}: no model there; name the folder that holds unet/ and vae/")
+    if arguments.minutes <= 0:
+        command_line.error(f"--minutes {arguments.minutes:g}: must be above 0")
+    share = arguments.autoencoder_share
+    if share is None:
+        share = 0.0 if flow else 0.25
+    if flow and share:
+        command_line.error(f"--autoencoder-share {share:g}: a flow keeps its model's autoencoder; leave it out")
+    if not 0 <= share < 1:
+        command_line.error(f"--autoencoder-share {share:g}: must be at least 0 and below 1")
+
+    import torch
+
+    from nfsd3d.shapes.training.common import TeacherSettings
+    from nfsd3d.shapes.training.pipeline import train
+
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    settings = TeacherSettings(
+        images=arguments.pictures,
+        seed=arguments.seed,
+        vae_minutes=arguments.minutes * share,
+        unet_minutes=arguments.minutes * (1 - share),
+        objective=arguments.objective,
+    )
+    print(f"model: {train(arguments.out, settings, torch.device(name), arguments.start)}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d train-prior``."""
     parser = Parser(
         prog="nfsd3d train-prior", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,34 +73,4 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--objective", choices=("epsilon", "flow"), default="epsilon", help="what the UNet predicts (default: epsilon)"
     )
-    arguments = parser.parse_args(argv)
-    flow = arguments.objective == "flow"
-    if flow and arguments.start is None:
-        arguments.start = EMBEDDED
-    if arguments.start is not None and not (arguments.start / "unet").is_dir():
-        parser.error(f"--start {arguments.start}: no model there; name the folder that holds unet/ and vae/")
-    if arguments.minutes <= 0:
-        parser.error(f"--minutes {arguments.minutes:g}: must be above 0")
-    share = arguments.autoencoder_share
-    if share is None:
-        share = 0.0 if flow else 0.25
-    if flow and share:
-        parser.error(f"--autoencoder-share {share:g}: a flow keeps its model's autoencoder; leave it out")
-    if not 0 <= share < 1:
-        parser.error(f"--autoencoder-share {share:g}: must be at least 0 and below 1")
-
-    import torch
-
-    from nfsd3d.shapes.training.common import TeacherSettings
-    from nfsd3d.shapes.training.pipeline import train
-
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
-    settings = TeacherSettings(
-        images=arguments.pictures,
-        seed=arguments.seed,
-        vae_minutes=arguments.minutes * share,
-        unet_minutes=arguments.minutes * (1 - share),
-        objective=arguments.objective,
-    )
-    print(f"model: {train(arguments.out, settings, torch.device(name), arguments.start)}")
-    return 0
+    return parser

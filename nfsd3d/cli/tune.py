@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         Interrupted: a signal ended it.
         RunFailed: several trials in a row have failed.
     """
-    options = _parser().parse_intermixed_args(argv)
+    options = parser().parse_intermixed_args(argv)
     if find_spec("optuna") is None:
         raise InputError("tune: Optuna is not installed; install it with: pip install 'nfsd3d[sweep]'")
     begun = _begun(options) if options.resume is None else _resumed(options)
@@ -181,7 +181,8 @@ def _written(folder: Path, tuning: Tuning) -> tuple[Path, Tuning]:
     return folder, tuning
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d tune``."""
     parser = Parser(
         prog="nfsd3d tune",
         description=__doc__,

@@ -14,7 +14,6 @@ from nfsd3d.cli.options import Parser, whole_number
 from nfsd3d.config.compose import load_run_config
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import manifest
-from nfsd3d.runs import checkpoints
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.viewer import LOCAL, check_viser, url
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         InputError: viser is missing, a folder is neither a run with a checkpoint nor a sweep that has one, or nothing
             can listen at the address.
     """
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     check_viser("view")
     folders = [run for folder in options.run_dir for run in _runs(user_path(folder))]
     scenes = {_name(folder, folders): partial(_scene, folder, options.step) for folder in folders}
@@ -54,6 +53,8 @@ def _runs(folder: Path) -> list[Path]:
     if not (folder / manifest.NAME).is_file():
         load_run_config(folder)
         return [folder]
+    from nfsd3d.runs import checkpoints
+
     jobs = manifest.read(folder)
     found = [jobs.run_dir(job) for job in jobs.jobs if checkpoints.list_checkpoints(jobs.run_dir(job) / "checkpoints")]
     if not found:
@@ -87,7 +88,8 @@ def _scene(folder: Path, step: int | None) -> Scene:
     return Scene(run.generator, "\n\n".join(facts), mesh, pose_of_training(config.cameras))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of ``nfsd3d view``."""
     parser = Parser(
         prog="nfsd3d view",
         description="Show runs in the browser: drag to turn, scroll to come nearer. The view is coarse while the "

@@ -457,3 +457,30 @@ def known_keys() -> list[str]:
         return keys
 
     return list(dict.fromkeys(walk(Config, "")))
+
+
+def values_of(key: str) -> list[str]:
+    """The words that a setting may have, such as ``true``, ``false`` or a choice; [] for numbers, texts and groups."""
+    kinds: list[type] = [Config]
+    *path, name = key.split(".")
+    for part in path:
+        kinds = [kind for outer in kinds for kind in groups_in(_annotations(outer).get(part))]
+    found = [_annotations(kind)[name] for kind in kinds if name in _annotations(kind)]
+    return list(dict.fromkeys(word for annotation in found for word in _words(annotation)))
+
+
+def _annotations(kind: type) -> dict[str, Any]:
+    return {field.name: field.type for field in fields(kind)}
+
+
+def _words(annotation: Any) -> list[str]:
+    if groups_in(annotation):
+        return []
+    schema = TypeAdapter(annotation).json_schema()
+    choices = schema.get("anyOf", [schema])
+    words = ["true", "false"] if any(choice.get("type") == "boolean" for choice in choices) else []
+    return words + [str(word) for choice in choices for word in (*choice.get("enum", ()), *_only(choice))]
+
+
+def _only(schema: Mapping[str, Any]) -> list[Any]:
+    return [schema["const"]] if "const" in schema else []

@@ -234,7 +234,10 @@ class DiffusersPrior:
         Not for a denoiser with a LoRA network, whose layers are switched on and off.
         """
         denoise = self._positional(self.denoiser)
-        self._fast_denoiser = TracedDenoiser(denoise, self._example, after=after, on_failure=on_failure)
+        architecture = self._family.predict, type(self.denoiser), repr(sorted(self.denoiser.config.items()))
+        self._fast_denoiser = TracedDenoiser(
+            denoise, self.denoiser, architecture, self._example, after=after, on_failure=on_failure
+        )
 
     def _example(self) -> tuple[Tensor, ...]:
         """Arguments of :meth:`_positional`'s function."""

@@ -1,9 +1,11 @@
 """Compilation of the networks: conditions, shapes, and failures."""
 
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -16,6 +18,7 @@ from nfsd3d.config.compose import compose
 from nfsd3d.distill.methods import METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.generators.images import ImageBatch
+from nfsd3d.prior.compiled import denoiser
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.files.locate import EMBEDDED
 from nfsd3d.prior.load_prior import load_prior
@@ -171,6 +174,27 @@ def test_a_trace_has_the_networks_bits_at_any_batch_size(configure, name):
     assert not traced.is_compiled
 
 
+def test_what_torch_keeps_of_a_trace_does_not_grow_with_the_jobs_of_a_worker(configure, monkeypatch):
+    """Networks of one architecture share a recording, each with its own weights, which go with it."""
+    recorded = {}
+    monkeypatch.setattr(denoiser, "_RECORDED", recorded)
+    weights = []
+    for scale in (1.0, 0.5, 2.0):
+        traced, eager = (build_prior(configure()) for _ in range(2))
+        for prior in (traced, eager):
+            with torch.no_grad():
+                prior.denoiser.conv_out.weight.mul_(scale)
+        before = [name for name, _ in traced.denoiser.named_parameters()]
+        traced.trace()
+        assert torch.equal(predict(traced), predict(eager)) and traced._fast_denoiser.is_traced
+        assert [name for name, _ in traced.denoiser.named_parameters()] == before
+        weights.append(weakref.ref(next(traced.denoiser.parameters())))
+        assert len(recorded) == 1
+    del traced, eager, prior
+    gc.collect()
+    assert [weight() is None for weight in weights[1:]] == [True, True]
+
+
 def predict(prior):
     return prior.predict_eps(torch.ones(1, *prior.latent_shape), torch.tensor([0.5]), prior.blank_context(1))
 
@@ -178,9 +202,9 @@ def predict(prior):
 def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
     prior, asked, said = compiled_with("auto")
     results = [predict(prior) for _ in range(TRACED_AFTER)]
-    assert not isinstance(prior._fast_denoiser.run, torch.jit.ScriptFunction)
+    assert not prior._fast_denoiser.is_traced
     results += [predict(prior) for _ in range(2)]
-    assert isinstance(prior._fast_denoiser.run, torch.jit.ScriptFunction) and asked == said == []
+    assert prior._fast_denoiser.is_traced and asked == said == []
     assert all(torch.equal(result, results[0]) for result in results)
     assert not compiled_with(False)[0].is_compiled
     assert not compiled_with("auto", **{"distill.method": "vsd"})[0].is_compiled
@@ -188,6 +212,7 @@ def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
 
 def test_without_a_tracer_a_run_goes_on(compiled_with, monkeypatch):
     monkeypatch.delattr(torch.jit, "trace")
+    monkeypatch.setattr(denoiser, "_RECORDED", {})
     prior, _, said = compiled_with("auto")
     for _ in range(TRACED_AFTER + 2):
         predict(prior)

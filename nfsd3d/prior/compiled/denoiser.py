@@ -1,7 +1,7 @@
 """A denoiser without Python between its operations: compiled for a few batch sizes, or traced for any."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 import torch
@@ -52,6 +52,8 @@ class TracedDenoiser:
 
     Args:
         denoise: the denoiser.
+        network: the module whose weights it uses.
+        architecture: tells networks apart whose operations differ for arguments of the same shapes.
         example: gives arguments of it to record with, at the first call that is traced.
         after: calls before that.
         on_failure: gets the error if recording fails, and the denoiser goes on as it is; None: the error is raised.
@@ -60,14 +62,18 @@ class TracedDenoiser:
     def __init__(
         self,
         denoise: Denoise,
+        network: torch.nn.Module,
+        architecture: Hashable,
         example: Callable[[], tuple[Tensor, ...]],
         *,
         after: int = 0,
         on_failure: Callable[[Exception], None] | None = None,
     ) -> None:
         self.run = denoise
+        self._network, self._architecture = network, architecture
         self._example, self._on_failure = example, on_failure
         self._untraced_calls = after
+        self.is_traced = False
 
     def __call__(self, *arguments: Tensor, at_most: int | None = None) -> Tensor:
         """The denoiser's output [N,C,h,w]; batches are never padded."""
@@ -77,16 +83,44 @@ class TracedDenoiser:
         return self.run(*arguments)
 
     def _traced(self) -> Denoise:
-        example = self._example()
-        with torch.no_grad(), warnings.catch_warnings():
-            # That this tracer has a successor, torch.export; which neither takes any batch size nor saves time here.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
-            try:
-                traced: Denoise = torch.jit.trace(self.run, example, check_trace=False)
-            except Exception as error:  # the tracer is deprecated: a version of torch may come without it
-                if self._on_failure is None:
-                    raise
-                self._on_failure(error)
-                return self.run
-        return traced
+        weights, arguments = tuple(self._network.parameters()), self._example()
+        key = self._architecture, *((tensor.shape, tensor.dtype) for tensor in (*weights, *arguments))
+        if key not in _RECORDED:
+            with torch.no_grad(), warnings.catch_warnings():
+                # That this tracer has a successor, torch.export; which neither takes any batch size nor saves time here.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
+                function = _with_weights(self._network, self.run)
+                try:
+                    _RECORDED[key] = torch.jit.trace(function, (*weights, *arguments), check_trace=False)
+                except Exception as error:  # the tracer is deprecated: a version of torch may come without it
+                    if self._on_failure is None:
+                        raise
+                    self._on_failure(error)
+                    return self.run
+        recorded, self.is_traced = _RECORDED[key], True
+        return lambda *arguments: recorded(*weights, *arguments)
+
+
+_RECORDED: dict[Hashable, Callable[..., Tensor]] = {}
+"""What this process has recorded: torch keeps it until the process ends, so that each new recording, and with it the
+weights if they were its constants, would make a worker grow with every job."""
+
+
+def _with_weights(network: torch.nn.Module, denoise: Denoise) -> Denoise:
+    """A function of the parameters of ``network`` and the arguments of ``denoise``, which calls it."""
+    places = [(module, name) for module in network.modules() for name, _ in module.named_parameters(recurse=False)]
+
+    def called(*given: Tensor) -> Tensor:
+        own = [getattr(module, name) for module, name in places]
+        for (module, name), weight in zip(places, given[: len(places)], strict=True):
+            delattr(module, name)  # else it would have to be a parameter
+            setattr(module, name, weight)
+        try:
+            return denoise(*given[len(places) :])
+        finally:
+            for (module, name), parameter in zip(places, own, strict=True):
+                delattr(module, name)
+                module.register_parameter(name, parameter)
+
+    return called

@@ -1,0 +1,161 @@
+"""Completion in a shell: the words it offers, and real presses of the tab key where a shell is installed."""
+
+import importlib
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nfsd3d.cli.completion import SHELLS, completions
+from nfsd3d.cli.main import COMMANDS, FLAGS, main
+from nfsd3d.config.choices import all_choices
+from nfsd3d.config.schema import known_keys, values_of
+
+BIN = str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("nfsd3d comp", {"compare", "completion"}),
+        ("nfsd3d --", set(FLAGS)),
+        ("nfsd3d --config sd", {"sdi", "sds"}),
+        ("nfsd3d --resume ", set()),
+        ("nfsd3d --resume out train.ste", {"train.steps="}),
+        ("nfsd3d distill=s", {"distill=sds", "distill=sdi"}),
+        ("nfsd3d -m seed=0 distill=sds,nf", {"distill=sds,nfsd"}),
+        ("nfsd3d machine=", {"machine=auto", "machine=cpu", "machine=cuda"}),
+        ("nfsd3d export.me", {"export.mesh="}),
+        ("nfsd3d export.mesh=", {"export.mesh=true", "export.mesh=false"}),
+        ("nfsd3d viewer=", {"viewer=true", "viewer=false"}),
+        ("nfsd3d logger=w", {"logger=wandb"}),
+        ("nfsd3d train.steps=", set()),
+        ('nfsd3d prompt="a red', set()),
+        ("nfsd3d sweep ", {"status", "resume", "cancel", "report"}),
+        ("nfsd3d sweep resume --engine j", {"joblib"}),
+        ("nfsd3d sweep resume outputs --thr", {"--threads"}),
+        ("nfsd3d view outputs --po", {"--port"}),
+        ("nfsd3d view ", set()),
+        ("nfsd3d tune --maximize iou train.ste", {"train.steps="}),
+        ("nfsd3d tune --config fa", {"fast"}),
+        ("nfsd3d bench --only composi", {"compositing"}),
+    ],
+)
+def test_words(line, expected):
+    found = completions(line)
+    assert set(found) == expected
+    assert len(set(found)) == len(found)
+
+
+def test_every_subcommand_and_group_is_offered():
+    words = completions("nfsd3d ")
+    assert set(COMMANDS) <= set(words)
+    assert {f"{key}=" for key in known_keys() if values_of(key)} <= set(words)
+    for group in ("distill", "prior", "generator", "backend", "machine"):
+        assert {f"{group}={choice}" for choice in all_choices(group)} <= set(completions(f"nfsd3d {group}="))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_of_every_subcommand_are_offered(command, capsys):
+    parser = importlib.import_module(f"nfsd3d.cli.{command.replace('-', '_')}").parser()
+    assert parser.prog == f"nfsd3d {command}"
+    assert "--help" in completions(f"nfsd3d {command} --")
+
+
+def test_values_of_settings():
+    assert values_of("train.steps") == [] == values_of("train") == values_of("no.such") == values_of("nothing")
+    assert values_of("prompts.views") == ["coarse", "fine"]
+    assert values_of("generator.type") == ["nerf", "latent", "image"]
+
+
+def test_an_unknown_shell_is_refused(capsys):
+    assert main(["completion", "tcsh"]) == 2
+    assert "bash" in capsys.readouterr().err
+    assert main(["completion"]) == 2
+
+
+def pressed(command, setup, keys, wanted, tmp_path):
+    """What a shell on a terminal shows after ``setup`` and ``keys``, until ``wanted`` is in it; at most 30 s."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(PATH=f"{BIN}:{os.environ['PATH']}", TERM="dumb", HOME=str(tmp_path), PS1="> ")
+        os.chdir(tmp_path)
+        os.execvp(command[0], command)
+    shown, end = b"", time.monotonic() + 30
+
+    def read_until(mark):
+        nonlocal shown
+        while mark not in shown and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                try:
+                    shown += os.read(terminal, 65536)
+                except OSError:
+                    return
+
+    try:
+        os.write(terminal, f"{setup}; echo rea''dy\n".encode())
+        read_until(b"ready\r\n")
+        shown = b""
+        os.write(terminal, keys.encode())
+        read_until(wanted)
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+    return shown.decode(errors="replace")
+
+
+INTERACTIVE = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(nfsd3d completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -u && eval "$(nfsd3d completion zsh)"'),
+}
+
+
+@pytest.mark.parametrize("shell", INTERACTIVE)
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ("nfsd3d --config bri\t", "bridge "),
+        ("nfsd3d distill=nf\t", "nfsd3d distill=nfsd "),
+        ("nfsd3d prompts.perp\tt\t", "nfsd3d prompts.perp_neg=true "),
+        ("nfsd3d view here-\t", "nfsd3d view here-it-is"),
+        ("nfsd3d source_run=here-\t", "nfsd3d source_run=here-it-is"),
+    ],
+)
+def test_the_tab_key(shell, keys, wanted, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "here-it-is").mkdir()
+    command, setup = INTERACTIVE[shell]
+    assert wanted in pressed(command, setup, keys, wanted.encode(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("nfsd3d distill=nf", "distill=nfsd"),
+        ("nfsd3d view here-", "here-it-is/"),
+    ],
+)
+def test_fish(line, wanted, tmp_path):
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    (tmp_path / "here-it-is").mkdir()
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    script = f"nfsd3d completion fish | source; complete -C {line!r}"
+    found = subprocess.run(
+        ["fish", "--no-config", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60
+    )
+    assert [entry.partition("\t")[0] for entry in found.stdout.splitlines()] == [wanted], found.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_scripts_are_in_the_package(shell, capsys):
+    assert main(["completion", shell]) == 0
+    assert "nfsd3d completion --line" in capsys.readouterr().out
