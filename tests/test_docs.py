@@ -188,7 +188,7 @@ def _check(words: list[str], command: Command, folder: Path, monkeypatch) -> Non
     elif program == "docker":
         _check_docker(arguments, command)
     elif program == "eval":
-        assert re.fullmatch(r"\$\(nfsd3d completion (bash|zsh|fish)\)", *arguments), command
+        assert re.fullmatch(r"\$\(nfsd3d completion (bash|zsh|fish)\)", " ".join(arguments)), command
     elif program == "squeue":
         assert set(arguments) <= {"--me", "--array"}, command
     elif program != ".":

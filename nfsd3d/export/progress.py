@@ -1,11 +1,12 @@
 """The progress of a phase of a run: a bar on a terminal, a line at least every ten seconds elsewhere."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -63,3 +64,26 @@ def phase_progress(
                 lines.print(lambda: "  ".join(part for part in (f"{name} {done:.0%}", stage, left) if part))
 
         yield show
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """Shows that the block, whose end cannot be foreseen, goes on: seconds on a terminal, a line now and then elsewhere."""
+    if console.is_terminal:
+        with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=console, transient=True) as bar:
+            bar.add_task("")
+            yield
+        return
+    ended, begin = threading.Event(), time.monotonic()
+
+    def print_lines() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            print_line(console, f"{text}: {clock(time.monotonic() - begin)}")
+
+    thread = threading.Thread(target=print_lines, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -225,6 +225,14 @@ def model_files(config: Config) -> ModelFiles:
     return files
 
 
+def teacher_in_words(config: Config) -> str:
+    """The name of the prior, with the size of its weights if it has any."""
+    if find_model(config) is None:
+        return config.prior.name
+    size = sum(path.stat().st_size for path in model_files(config).weights())
+    return f"{config.prior.name} ({size / 1e9:.1f} GB)" if size >= 1e8 else config.prior.name
+
+
 def build_prior(config: Config) -> Prior:
     """The frozen prior on the run's device.
 

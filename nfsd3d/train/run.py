@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
-from nfsd3d.export.progress import print_line
+from nfsd3d.export.progress import print_line, waiting
 from nfsd3d.loggers import table as loggers
 from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.absolute_paths import with_absolute_paths
@@ -29,7 +29,7 @@ from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import describe, remedy, storage_error, write_text
 from nfsd3d.runs.lock import OwnerLost, check_owned, owned
 from nfsd3d.runs.summary import Summary, read_summary, write_summary
-from nfsd3d.train.build import Parts, build_parts, check_steering
+from nfsd3d.train.build import Parts, build_parts, check_steering, teacher_in_words
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import Interrupted, stop_requests
@@ -83,7 +83,7 @@ def follow(config: Config, worker: Worker) -> None:
         with stop_requests() as stop, ranks.joined(config.machine.device), ExitStack() as cleanup:
             with stop.at_once():
                 progress = ranks.from_first(Progress)
-                _, task = _prepare(config, run_dir, [], ranks, cleanup, console.print)
+                _, task = _prepare(config, run_dir, [], ranks, cleanup, console)
             train(config, run_dir, task, progress, stop, console)
     except (Diverged, torch.OutOfMemoryError) as error:
         raise RunFailed(str(error)) from error
@@ -112,7 +112,7 @@ def _train_and_export(
         with ranks.joined(config.machine.device):
             with stop.at_once():
                 ranks.from_first(lambda: progress)
-                parts, task = _prepare(config, run_dir, found, ranks, cleanup, log)
+                parts, task = _prepare(config, run_dir, found, ranks, cleanup, console)
             if resume is None or run_id is not None:  # a run of an earlier version keeps having none
                 identity.write(run_dir, run_id)
             if resume is None:
@@ -299,15 +299,17 @@ def _prepare(
     found: list[Checkpoint],
     ranks: Ranks,
     cleanup: ExitStack,
-    log: Callable[[str], None],
+    console: Console,
 ) -> tuple[Parts, Task]:
     """The parts and the task of a run, in the state of its checkpoint, with the prior compiled.
 
     ``found`` holds the checkpoint of a resumed run in the first process. It is emptied, because the checkpoint's
     tensors take as much memory as the task's.
     """
+    log = partial(print_line, console)
     checkpoint = ranks.from_first(lambda: found.pop() if found else None)
-    parts = _build(config, run_dir, ranks, resumed=checkpoint is not None)
+    with waiting(console, f"loading {teacher_in_words(config)}"):
+        parts = _build(config, run_dir, ranks, resumed=checkpoint is not None)
     task = ScoreDistillation.of(config, parts, ranks)
     cleanup.callback(task.release_compiled)
     if checkpoint is not None:

@@ -2,13 +2,18 @@
 
 import io
 import re
+import time
+from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
 from tiny_runs import OFF
 
 from nfsd3d.export import progress
-from nfsd3d.export.progress import clock, phase_progress
+from nfsd3d.export.progress import clock, phase_progress, waiting
+from nfsd3d.prior.files.folder import ModelFiles
+from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.train.build import teacher_in_words
 from nfsd3d.train.outlook import MESH_VIEWS, Outlook
 from nfsd3d.train.progress_bar import ProgressBar
 from nfsd3d.train.run import train_and_export
@@ -32,7 +37,7 @@ def lines(console):
 
 
 def test_every_phase_has_lines_in_a_pipe(configure, pipe, tiny_prior, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-3)
     train_and_export(configure(), console=pipe)
     printed = lines(pipe)
     assert [line for line in printed if line.startswith("step 6/6 ")]
@@ -61,6 +66,42 @@ def test_the_remaining_time_includes_later_phases(pipe, now):
         now[0] += 20
         show("", 0.5)
     assert lines(pipe)[-1] == "turntable 50%  0:50 left"
+
+
+def test_while_a_model_is_loaded_a_pipe_has_lines_and_a_terminal_the_seconds(pipe, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
+    with waiting(pipe, "loading sd35 (9.5 GB)"):
+        time.sleep(0.55)
+    assert 2 <= len(lines(pipe)) <= 5 and set(lines(pipe)) <= {
+        "loading sd35 (9.5 GB): 0:00",
+        "loading sd35 (9.5 GB): 0:01",
+    }
+    said = len(lines(pipe))
+    time.sleep(0.2)
+    assert len(lines(pipe)) == said
+    terminal = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with waiting(terminal, "loading sd35 (9.5 GB)"):
+        time.sleep(0.3)
+    assert "loading sd35 (9.5 GB) 0:00:00" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.file.getvalue())
+
+
+def test_a_run_says_what_it_loads(configure, tmp_path, monkeypatch):
+    said = []
+
+    @contextmanager
+    def noted(console, text):
+        said.append(text)
+        yield
+
+    monkeypatch.setattr("nfsd3d.train.run.waiting", noted)
+    train_and_export(configure())
+    assert said == ["loading shapes"]
+    files = ModelFiles(EMBEDDED)
+    config = configure(**{"prior.model": str(EMBEDDED)})
+    size = sum(path.stat().st_size for path in files.weights())
+    assert 1e7 < size < 1e8 and teacher_in_words(config) == "shapes"
+    monkeypatch.setattr(ModelFiles, "weights", lambda self: 40 * files.weights_of("unet"))
+    assert re.fullmatch(r"shapes \(0\.\d GB\)", teacher_in_words(config))
 
 
 def test_a_terminal_has_bars(configure, tiny_prior):

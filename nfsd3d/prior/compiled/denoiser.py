@@ -87,7 +87,7 @@ class TracedDenoiser:
         key = self._architecture, *((tensor.shape, tensor.dtype) for tensor in (*weights, *arguments))
         if key not in _RECORDED:
             with torch.no_grad(), warnings.catch_warnings():
-                # That this tracer has a successor, torch.export; which neither takes any batch size nor saves time here.
+                # It has a successor, torch.export, which neither takes any batch size nor saves time here.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
                 function = _with_weights(self._network, self.run)
