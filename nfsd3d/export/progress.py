@@ -68,7 +68,7 @@ def phase_progress(
 
 @contextmanager
 def waiting(console: Console, text: str) -> Iterator[None]:
-    """Shows that the block, whose end cannot be foreseen, goes on: seconds on a terminal, a line now and then elsewhere."""
+    """Shows that a block without a known end goes on: its seconds on a terminal, elsewhere a line now and then."""
     if console.is_terminal:
         with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=console, transient=True) as bar:
             bar.add_task("")
