@@ -23,13 +23,13 @@ from nfsd3d.config.objects import register_object
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
-from nfsd3d.export.write import known_format, write_mesh
+from nfsd3d.export.formats.table import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import Summary, read_summary
-from nfsd3d.settings.export import ExportSettings
+from nfsd3d.settings.export import ExportSettings, check_packages
 from nfsd3d.settings.paths import user_path
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
@@ -175,19 +175,22 @@ class Run:
         """
         return self.extract(replace(mesh_settings(self.config), texture_size=0)).mesh.to_trimesh()
 
-    def export(self, path: str | Path) -> Path:
-        """Writes the mesh as ``.glb``, ``.obj``, ``.ply`` or ``.stl``, by the suffix of ``path``; returns the path.
+    def export(self, path: str | Path, **placement: str | float | None) -> Path:
+        """Writes the mesh as GLB, OBJ, PLY, STL, 3MF or USDZ, by the suffix of ``path``; returns the path.
 
-        GLB and OBJ are textured and y-up. An OBJ's texture and material are written beside it under its name.
+        GLB, OBJ and USDZ are textured and y-up. An OBJ's texture and material are written beside it under its name.
+        ``placement``: size_mm, units, up, origin and compress, as in ``export`` of the configuration.
 
         Raises:
-            InputError: another suffix, or as `extract`.
+            InputError: another suffix, a placement that is none, or as `extract`.
         """
         path = _path("path", path)
+        config = self.config.replace(export=self.config.to_dict()["export"] | placement) if placement else self.config
+        check_packages((), config.export.compress if path.suffix.lower() == ".glb" else "none")
         known_format(path.suffix.lstrip("."))  # before the slow extraction
         extracted = self._extracted
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_mesh(extracted.mesh, path, mesh_extras(self.config))
+        write_mesh(extracted.mesh, path, mesh_extras(self.config), config.export)
         return path
 
     @cached_property

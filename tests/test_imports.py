@@ -83,6 +83,8 @@ ADAPTERS = {
         "nfsd3d.generators.nerf.sampling.numba_kernels",
         "nfsd3d.generators.nerf.compositing.numba_kernels",
     },
+    "lib3mf": {"nfsd3d.export.formats.threemf"},
+    "pxr": {"nfsd3d.export.formats.usdz"},
     "viser": {"nfsd3d.viewer.server", "nfsd3d.viewer.panel"},
     "wandb": {"nfsd3d.loggers.wandb"},
     "mlflow": {"nfsd3d.loggers.mlflow"},

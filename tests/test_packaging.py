@@ -165,6 +165,7 @@ def test_every_import_is_a_declared_dependency():
     distributions = {"yaml": "PyYAML", "PIL": "pillow", "hydra": "hydra-core"}
     declared = {_name(line) for line in PROJECT["project"]["dependencies"]}
     optional = {
+        *("lib3mf", "pxr"),  # 3MF, USDZ
         "tinycudann",
         "triton",
         "tokenizers",

@@ -2,11 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from nfsd3d.cli.options import (
     Parser,
+    above_zero,
     add_run_arguments,
     density_or_auto,
     open_run,
@@ -16,7 +17,11 @@ from nfsd3d.cli.options import (
     write_numbers,
     writing_to,
 )
+from nfsd3d.config.schema import values_of
 from nfsd3d.runs.files import check_writable
+from nfsd3d.settings.export import Placement, check_packages
+
+PLACEMENT = tuple(field.name for field in fields(Placement))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,25 +36,28 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
+    from nfsd3d.export.formats.table import TEXTURED, known_format, write_meshes
     from nfsd3d.export.progress import phase_progress
-    from nfsd3d.export.write import TEXTURED, known_format, write_meshes
     from nfsd3d.train.build import mesh_extras
 
     wanted = run.config.export
     formats = wanted.formats if options.formats is None else options.formats.split(",")
     formats = [known_format(name.strip()) for name in formats]
-    names = ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout")
+    names = ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout", *PLACEMENT)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if not TEXTURED & set(formats):
         given["texture_size"] = 0
+    settings = replace(wanted, **given)
+    if "glb" in formats:
+        check_packages((), settings.compress)
     folder = options.output if options.output is not None else run.directory / "mesh"
     with writing_to(folder):  # before the slow extraction
         check_writable(folder)
     with phase_progress(Console(stderr=True), "mesh") as on_progress:
-        extracted = run.extract(replace(wanted, **given), on_progress)
+        extracted = run.extract(settings, on_progress)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config))
+        paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config), settings)
     files, facts = [str(path) for path in paths], extracted.facts
     write_numbers(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})
     low, high = (round(density, 4) for density in extracted.density_range)
@@ -65,11 +73,10 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``nfsd3d export``."""
     parser = Parser(
         prog="nfsd3d export",
-        description="Extract the mesh of a run. GLB and OBJ have a texture and are y-up (front +Z); PLY with vertex "
-        "colours and STL without any are z-up (front +X). A unit of the file is a unit of the world. Defaults are "
-        "those of the run's config.yaml.",
+        description="Extract the mesh of a run. GLB, OBJ and USDZ have a texture and are y-up (front +Z); PLY and 3MF "
+        "with vertex colours and STL without any are z-up (front +X). Defaults are those of the run's config.yaml.",
     )
-    parser.add_argument("--formats", metavar="LIST", help="comma-separated: glb, obj, ply, stl")
+    parser.add_argument("--formats", metavar="LIST", help="comma-separated: glb, obj, ply, stl, 3mf, usdz")
     parser.add_argument(
         "--threshold",
         type=density_or_auto,
@@ -81,6 +88,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unwrap-timeout", type=seconds, metavar="SECONDS", help="limit of UV unwrapping; beyond it: vertex colours"
     )
+    parser.add_argument(
+        "--size-mm", type=above_zero, metavar="MM", help="longest side in millimetres (default: a unit is a metre)"
+    )
+    words = {
+        "units": "of the numbers in OBJ, PLY, STL, 3MF and USDZ; GLB has metres (auto: m, with --size-mm mm)",
+        "up": "upward axis of OBJ, PLY, STL and USDZ; GLB has y, 3MF z (auto: y in OBJ and USDZ, z in PLY and STL)",
+        "origin": "the world's, the middle of the bounding box, or the middle of its lower face",
+        "compress": "of GLB: 16-bit positions (opens in Blender, trimesh, three.js), or meshopt by gltfpack, for "
+        "three.js alone",
+    }
+    for name, text in words.items():
+        parser.add_argument(f"--{name}", choices=values_of(f"export.{name}"), help=text)
     add_run_arguments(parser, output="folder for model.* (default: RUN_DIR/mesh)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write files and numbers as JSON")
     return parser

@@ -132,6 +132,8 @@ texture_size = _number(
 """An argparse type: texels per side of a texture, or 0 for none."""
 seconds = _number("must be seconds, above 0", lambda value: value > 0, float)
 """An argparse type: seconds, above 0."""
+above_zero = _number("must be a number above 0", lambda value: value > 0, float)
+"""An argparse type: numbers above 0."""
 at_least_zero = _number("must be a number, at least 0", lambda value: value >= 0, float)
 """An argparse type: numbers from 0."""
 elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value <= 90, float)

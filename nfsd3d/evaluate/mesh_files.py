@@ -21,7 +21,8 @@ import trimesh
 from numpy.typing import NDArray
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
+from nfsd3d.export.formats.read_glb import read_glb
+from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
 from nfsd3d.generators.nerf.nerf import NeRF
@@ -116,32 +117,6 @@ class Agreement:
     psnr_inside: float
     silhouette_iou: float
     worst_iou: float
-
-
-def read_glb(path: Path) -> SurfaceMesh:
-    """The mesh of a GLB that ``nfsd3d`` wrote, in world axes; vertices along seams are doubled, as in the file."""
-    content = path.read_bytes()
-    length = int.from_bytes(content[12:16], "little")
-    document, body = json.loads(content[20 : 20 + length]), content[20 + length + 8 :]
-    primitive = document["meshes"][0]["primitives"][0]
-
-    def array(index: int, kind: str, width: int) -> NDArray:
-        accessor = document["accessors"][index]
-        start = document["bufferViews"][accessor["bufferView"]]["byteOffset"]
-        return np.frombuffer(body, kind, accessor["count"] * width, start).reshape(-1, width)
-
-    world = [2, 0, 1]  # of glTF's axes
-    attributes = primitive["attributes"]
-    vertices, normals = (array(attributes[name], "<f4", 3)[:, world] for name in ("POSITION", "NORMAL"))
-    faces = array(primitive["indices"], "<u4", 1).reshape(-1, 3).astype(np.int32)
-    if "images" not in document:
-        light = array(attributes["COLOR_0"], "<u2", 4)[:, :3] / 65535
-        return SurfaceMesh(vertices, faces, normals, linear_to_srgb(light).astype(np.float32))
-    view = document["bufferViews"][document["images"][0]["bufferView"]]
-    image = imageio.imread(body[view["byteOffset"] : view["byteOffset"] + view["byteLength"]])
-    uv = array(attributes["TEXCOORD_0"], "<f4", 2)
-    texture = Texture(uv, np.arange(len(vertices), dtype=np.int32), faces, image)
-    return SurfaceMesh(vertices, faces, normals, np.zeros_like(vertices), texture)
 
 
 def find_glb(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from nfsd3d.prior.priors import no_lora_network
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.absolute_paths import with_absolute_paths
 from nfsd3d.runs.source_image import open_image
+from nfsd3d.settings.export import check_packages
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.prompt_texts import prompt_texts
 from nfsd3d.settings.schedules import highest
@@ -56,6 +57,8 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         raise no_lora_network(config.distill.method, config.prior.name)
     _check_samples(config)
     loggers.check(loggers.names_of(config.logger, config.train.tensorboard), config.train.tensorboard)
+    if config.export.mesh and isinstance(config.generator, NeRFSettings):
+        check_packages(config.export.formats, config.export.compress)
     if config.viewer:
         _check_viewer(config)
     source = find_model(config)

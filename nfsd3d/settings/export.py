@@ -1,12 +1,19 @@
 """Settings of the mesh, turntable and report that a finished run writes."""
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat
 from pydantic_core import PydanticCustomError
 
+from nfsd3d.errors import InputError
 from nfsd3d.settings.types import UNCHANGED, Even, described_type, is_number
+
+GLTFPACK = "gltfpack"
+"""The program that compresses GLB files for the web."""
 
 TEXTURE_SIZES = (64, 4096)
 """Smallest and largest side of a texture, in texels."""
@@ -34,14 +41,34 @@ TextureSize = Annotated[
 ]
 
 
+PACKAGES = {"3mf": ("lib3mf", "assets"), "usdz": ("pxr", "assets")}
+"""The optional package that a mesh format needs, and the extra that installs it."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings:
+class Placement:
+    """How a mesh stands in its files."""
+
+    size_mm: PositiveFloat | None = None
+    """Longest side in millimetres; null: the world's size, a metre for a world unit."""
+    units: Literal["auto", "m", "cm", "mm", "in"] = "auto"
+    """Unit of the numbers in OBJ, PLY, STL, 3MF and USDZ (GLB: always m); auto: m, or mm if size_mm is set."""
+    up: Literal["auto", "y", "z"] = "auto"
+    """Upward axis of OBJ, PLY, STL and USDZ (GLB: always y, 3MF: z); auto: y in OBJ and USDZ, z in PLY and STL."""
+    origin: Literal["world", "center", "floor"] = "world"
+    """Where the origin is: the world's, the middle of the bounding box, or the middle of its lower face."""
+    compress: Literal["none", "quantized", "web"] = "none"
+    """Compression of GLB: quantized opens in Blender, trimesh and three.js; web, by gltfpack, in three.js alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Placement):
     """What is written of a finished generator."""
 
     mesh: bool
     """Extract a mesh."""
-    formats: Annotated[list[Literal["glb", "obj", "ply", "stl"]], Field(min_length=1)]
-    """Mesh files to write; glb and obj carry the texture, ply vertex colours, stl no colours."""
+    formats: Annotated[list[Literal["glb", "obj", "ply", "stl", "3mf", "usdz"]], Field(min_length=1)]
+    """Mesh files to write; glb, obj and usdz carry the texture, ply and 3mf vertex colours, stl no colours."""
     resolution: Annotated[int, Field(ge=16, le=1024)]
     """Smallest number of cells per axis of the isosurface grid; finer resolves more detail in more time."""
     threshold: DensityThreshold
@@ -61,3 +88,21 @@ class ExportSettings:
     """Height and width in pixels of each view in the turntable video."""
     report: bool
     """Write report.html."""
+
+
+def check_packages(formats: Iterable[str], compress: str = "none") -> None:
+    """
+    Raises:
+        InputError: a format or the compression needs a package or program that is not installed.
+    """
+    for name in formats:
+        package, extra = PACKAGES.get(name, ("json", ""))
+        if find_spec(package) is None:
+            raise InputError(
+                f"--formats, export.formats: {name} needs an optional package; install it: pip install "
+                f"'nfsd3d[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+            )
+    if compress == "web" and shutil.which(GLTFPACK) is None:
+        raise InputError(
+            f"--compress, export.compress=web: there is no {GLTFPACK}; install it: npm install -g {GLTFPACK}"
+        )

@@ -15,7 +15,7 @@ from nfsd3d.config.schema import Config, TrainSettings
 from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
-from nfsd3d.export.write import TEXTURED
+from nfsd3d.export.formats.table import TEXTURED
 from nfsd3d.generators.base import Generator, ImageGenerator
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.generators.nerf.nerf import NeRF

@@ -12,9 +12,9 @@ from rich.console import Console
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import extract_mesh
+from nfsd3d.export.formats.table import write_meshes
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.progress import phase_progress, print_line
-from nfsd3d.export.write import write_meshes
 from nfsd3d.generators.base import ImageGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
@@ -119,6 +119,6 @@ def _export_scene(
                 extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
             if extracted.untextured is not None:
                 print_line(console, f"no texture: {extracted.untextured}")
-            written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config))
+            written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config), settings)
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
             exported.mesh, exported.surface = extracted.facts, extracted.mesh

@@ -13,6 +13,7 @@ import numpy as np
 import viser
 
 from nfsd3d.errors import InputError
+from nfsd3d.export.formats.read_glb import world_glb
 from nfsd3d.settings.viewer import check_host
 from nfsd3d.viewer.pictures import CHANNELS, Scene, picture
 from nfsd3d.viewer.pose import Pose, fitted_fov
@@ -190,7 +191,10 @@ class _Client:
                 node.remove()
             self._added.clear()
             if wanted[MESH]:
-                self._added[MESH] = self._handle.scene.add_glb("/mesh", scene.mesh.read_bytes(), wxyz=Y_UP_TO_Z_UP)
+                try:
+                    self._added[MESH] = self._handle.scene.add_glb("/mesh", world_glb(scene.mesh), wxyz=Y_UP_TO_Z_UP)
+                except InputError as error:  # it is compressed for the web
+                    self._about.content = str(error)
             if wanted["cells"]:
                 grid = scene.nerf.occupancy
                 self._added["cells"] = self._handle.scene.add_point_cloud(

@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image as PIL
 
 from nfsd3d.config.schema import Config
+from nfsd3d.errors import InputError
+from nfsd3d.export.formats.glb import glb_bytes
+from nfsd3d.export.formats.read_glb import world_glb
 from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
-from nfsd3d.export.write import glb_bytes
 from nfsd3d.runs.files import json_object, read_bytes, write_text
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary
@@ -220,7 +222,10 @@ def _viewer(mesh: SurfaceMesh | None, file: Path, prompt: str) -> str:
     if mesh is not None:
         content, shown = _small_glb(mesh)
     elif file.is_file() and file.stat().st_size <= MAX_MESH_BYTES:
-        content, shown = file.read_bytes(), "mesh/model.glb"
+        try:
+            content, shown = world_glb(file), "mesh/model.glb"
+        except InputError as error:
+            return f'<h2>Mesh</h2><p class="note">{escape(str(error))}</p>'
     else:
         return ""
     return (

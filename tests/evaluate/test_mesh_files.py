@@ -15,9 +15,9 @@ import trimesh
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import mesh_files
 from nfsd3d.evaluate.mesh_files import check_shape, compare_with_views, read_glb
+from nfsd3d.export.formats.table import write_mesh
 from nfsd3d.export.mesh import SurfaceMesh, Texture
 from nfsd3d.export.texture.rasterize import draw
-from nfsd3d.export.write import write_mesh
 from nfsd3d.generators.base import Rendering
 from nfsd3d.views.cameras import orbit
 

@@ -11,9 +11,11 @@ import trimesh
 
 import nfsd3d
 from nfsd3d.errors import InputError
-from nfsd3d.export import write
+from nfsd3d.export.formats import table
+from nfsd3d.export.formats.glb import glb_bytes
+from nfsd3d.export.formats.placement import y_up
+from nfsd3d.export.formats.table import FORMATS, write_mesh, write_meshes
 from nfsd3d.export.mesh import SurfaceMesh, Texture, srgb_to_linear
-from nfsd3d.export.write import FORMATS, glb_bytes, write_mesh, write_meshes, y_up
 
 EXTRAS = {"prompt": 'a "red" cube\nand snow ☃', "seed": 3}
 
@@ -147,13 +149,13 @@ def test_text_formats_have_metadata_in_comments(mesh, tmp_path):
 
 def test_existing_files_stay_if_a_mesh_cannot_be_written(textured, tmp_path, monkeypatch):
     (tmp_path / "model.obj").write_text("the former one")
-    monkeypatch.setattr(write, "write_bytes", lambda path, content: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(table, "write_bytes", lambda path, content: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_mesh(textured, tmp_path / "model.obj", EXTRAS)
     assert (tmp_path / "model.obj").read_text() == "the former one"
 
 
 def test_an_unknown_format_is_an_error_that_names_the_known_ones(mesh, tmp_path):
-    with pytest.raises(InputError, match=r"'fbx'.*glb, obj, ply, stl"):
+    with pytest.raises(InputError, match=r"'fbx'.*glb, obj, ply, stl, 3mf, usdz"):
         write_mesh(mesh, tmp_path / "model.fbx", EXTRAS)
-    assert set(FORMATS) == {"glb", "obj", "ply", "stl"}
+    assert set(FORMATS) == {"glb", "obj", "ply", "stl", "3mf", "usdz"}

@@ -1,0 +1,1 @@
+"""Mesh file formats: a file each, and the table of them."""
