@@ -1,6 +1,7 @@
 """The two kinds of failure that a user meets, how they are printed, and suggestions for misspelt words."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -49,7 +50,11 @@ def did_you_mean(word: str, known: Iterable[str], suffix: str = "") -> str:
 
     last = word.rpartition(".")[2]
     cutoff = 0.85 if len(last) < 4 else 0.75 if len(last) < 6 else 0.65
-    near = [name for name in dict.fromkeys(known) if likeness(last, name.rpartition(".")[2]) >= cutoff]
+    near = [
+        name
+        for name in dict.fromkeys(known)
+        if likeness(last, name.rpartition(".")[2]) >= cutoff or last in re.split(r"[._-]", name)[1:]
+    ]
     near.sort(key=lambda name: likeness(word, name), reverse=True)
     # A second suggestion only where it resembles the whole word; the first may lack its group.
     near = near[:1] + [name for name in near[1:2] if likeness(word, name) >= 0.6]

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nfsd3d.cli.options import Parser
-from nfsd3d.config.choices import all_choices
+from nfsd3d.config.choices import AUTO_GROUPS, all_choices
 from nfsd3d.config.experiments import choices_of, config_root
 from nfsd3d.config.schema import known_keys, values_of
+from nfsd3d.config.yaml_files import read_yaml
+from nfsd3d.errors import InputError
 from nfsd3d.loggers.table import TABLE as LOGGERS
+from nfsd3d.prior.priors import TABLE as PRIORS
 
+LAUNCHER = "hydra/launcher"
 SHELLS = ("bash", "zsh", "fish")
 LOADED_BY = {
     "bash": 'eval "$(nfsd3d completion bash)"    # in ~/.bashrc',
@@ -24,10 +28,16 @@ LOADED_BY = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints a shell's script, or for ``--line`` what completes a line, one word a line; returns 0."""
+    """Prints a shell's script, or for ``--line`` what completes a line, one word a line; returns 0.
+
+    Raises:
+        InputError: no shell, or another one.
+    """
     options = parser().parse_args(argv)
     if options.line is not None:
         print("\n".join(completions(options.line)))
+    elif options.shell is None:
+        raise InputError(f"completion: name the shell: {', '.join(SHELLS)}")
     else:
         print(Path(__file__).with_name(f"completion.{options.shell}").read_text(encoding="utf-8"), end="")
     return 0
@@ -41,9 +51,8 @@ def parser() -> argparse.ArgumentParser:
         epilog="\n".join(LOADED_BY.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("shell", nargs="?", choices=SHELLS)
-    which.add_argument("--line", help=argparse.SUPPRESS)  # what the scripts call
+    parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    parser.add_argument("--line", help=argparse.SUPPRESS)  # what the scripts call
     return parser
 
 
@@ -62,6 +71,8 @@ def completions(line: str) -> list[str]:
         found = _of_arguments(module.parser(), before[1:], current)
     elif before and before[-1] == "--config":
         found = choices_of("")
+    elif current.startswith("--config="):
+        found = [f"--config={name}" for name in choices_of("")]
     elif before and before[-1] == "--resume":
         found = []
     elif before and before[-1] == "--cfg":
@@ -90,13 +101,20 @@ def _settings(current: str) -> list[str]:
     key, given, value = current.partition("=")
     groups = _groups()
     if not given:
-        return [f"{name}=" for name in (*groups, *(key for key in known_keys() if not _is_group(key)))]
-    done, comma, _ = value.rpartition(",")
-    extra = {"viewer": ["true", "false"], "logger": LOGGERS.names()}
+        own = (key for key in known_keys() if not _is_group(key))
+        return [f"{name}=" for name in (*groups, *own, LAUNCHER, *map("hydra.launcher.{}".format, _engine_settings()))]
+    done = value[: max(value.rfind(","), value.rfind("[")) + 1]
+    extra = {"viewer": ["true", "false"], "logger": LOGGERS.names(), LAUNCHER: choices_of(LAUNCHER)}
     values = all_choices(key) if key in groups else extra.get(key) or values_of(key)
-    if key in groups and key in ("machine", "backend", "prior"):
+    if key in AUTO_GROUPS:
         values = ["auto", *values]
-    return [f"{key}={done}{comma}{word}" for word in values]
+    return [f"{key}={done}{word}" for word in values]
+
+
+def _engine_settings() -> list[str]:
+    """The settings of all engines, in ``hydra.launcher``."""
+    files = (config_root() / LAUNCHER).glob("*.yaml")
+    return sorted({name for path in files for name in read_yaml(path)} - {"engine"})
 
 
 def _groups() -> list[str]:
@@ -135,4 +153,6 @@ def _of_action(action: argparse.Action, current: str) -> Iterable[str]:
         return list(map(str, action.choices))
     if "--config" in action.option_strings:
         return choices_of("")
+    if action.dest == "prior_name":
+        return PRIORS.names()
     return _settings(current) if "key=" in str(action.metavar).lower() else []

@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(prog="nfsd3d doctor", description="Print what is installed, found and chosen here.")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write it as JSON")
     parser.add_argument(
-        "--self-test", action="store_true", help="make a tiny run, and read its results again (about 20 s)"
+        "--self-test", action="store_true", help="make a tiny run, and read its results again (20 s on an idle machine)"
     )
     return parser
 

@@ -24,10 +24,10 @@ def main(argv: Sequence[str]) -> int:
         InputError: no such prior, or its model cannot be had; the message says why for each id.
     """
     options = parser().parse_args(argv)
-    settings = PriorSettings(name=options.name, model=options.model, vae=options.vae, offline=False)
-    source = TABLE.find(options.name).locate(settings)
+    settings = PriorSettings(name=options.prior_name, model=options.model, vae=options.vae, offline=False)
+    source = TABLE.find(options.prior_name).locate(settings)
     if source is None:
-        raise InputError(f"prior={options.name}: has no model files to download")
+        raise InputError(f"prior={options.prior_name}: has no model files to download")
     files = fetch(source)
     print(f"model: {files.folder}")
     if files.base is not None:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of ``nfsd3d download``."""
     parser = Parser(prog="nfsd3d download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="the prior, as in prior=NAME")
+    parser.add_argument("prior_name", metavar="NAME", help="the prior, as in prior=NAME")
     parser.add_argument("--model", help="a hub id instead of the prior's own, as in prior.model=owner/name")
     parser.add_argument("--vae", help="another autoencoder too, as in prior.vae=owner/name")
     return parser

@@ -20,7 +20,7 @@ def add_engine_options(parser: argparse.ArgumentParser, workers: str = "1") -> N
     group.add_argument("--engine", choices=get_args(EngineName), help="what runs the jobs (default: local)")
     group.add_argument("--workers", type=whole_number(1), metavar="N", help=f"jobs at a time (default: {workers})")
     group.add_argument("--threads", type=whole_number(1), metavar="N", help="threads of each job")
-    group.add_argument("--gpus", type=at_least_zero, metavar="N", help="GPUs of each job, one process each")
+    group.add_argument("--gpus", type=at_least_zero, metavar="N", help="GPUs of each job, a process each; Ray: or .5")
     group.add_argument("--retries", type=whole_number(0), metavar="N", help="new starts of a job whose process died")
     group.add_argument("--address", help="Ray: the cluster's address, such as auto")
     for name in ("partition", "account", "qos", "constraint"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, RunFailed
@@ -83,11 +87,25 @@ def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None
     if config.dry_run:
         print_plan(config, source, str(run_dir))
         return None
+    if worker.count == 1 and _is_done(config, run_dir):
+        place = shlex.quote(str(run_dir))
+        print(f"{run_dir}: is done; more steps: --resume {place} train.steps=N; its mesh again: nfsd3d export {place}")
+        return run_dir
     run_dir = run_dir.absolute()  # the process may change its working directory
     if not worker.first:
         return _train(config, source, worker)
     with owned(run_dir):
         return _train(config, source, worker, resumed=run_dir)
+
+
+def _is_done(config: Config, run_dir: Path) -> bool:
+    """Whether the run has all results that ``config``, with which it is to be resumed, asks for."""
+    with suppress(OSError, ValueError, AttributeError):  # a damaged summary is written again
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        there = all((run_dir / name).exists() for name in summary.get("exported") or ())
+        finished = summary.get("status") == "done" and summary.get("steps") == config.train.steps
+        return finished and there and config.to_yaml() == load_run_config(run_dir).to_yaml()
+    return False
 
 
 def _has_checkpoint(run_dir: Path) -> bool:

@@ -21,7 +21,7 @@ from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import check_listed, each_value, group_values, parse_overrides
 from nfsd3d.config.renamed import RENAMED
-from nfsd3d.config.schema import Config, known_keys
+from nfsd3d.config.schema import Config, known_keys, takes_list
 from nfsd3d.errors import InputError, did_you_mean
 from nfsd3d.settings.paths import user_path
 
@@ -60,7 +60,8 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine
         if override.is_sweep_override():
             key, _, values = str(override.input_line).partition("=")
             raise InputError(
-                f"{key}={values}: several values are a sweep; add -m, or write {key}=[{values}] for a list"
+                f"{key}={values}: several values are a sweep; add -m"
+                + (f", or write {key}=[{values}] for a list" if takes_list(key) else "")
             )
     lines, choices = settle(experiment, parsed, machine)
     return Composition(to_config(compose_with_hydra(experiment, lines)[0]), choices)
@@ -90,6 +91,10 @@ def load_run_config(run_dir: str | Path, overrides: Sequence[str] = ()) -> Confi
     if not os.path.isdir(path):
         raise InputError(f"{run_dir}: no such run directory; give one that holds a config.yaml")
     if not os.path.isfile(path / "config.yaml"):
+        if os.path.isfile(path / "manifest.jsonl"):
+            raise InputError(
+                f"{run_dir}: holds the runs of a sweep; name one of them, or nfsd3d sweep resume {run_dir}"
+            )
         raise InputError(f"{run_dir}: not a run directory, it has no config.yaml")
     experiment = find_experiment(path / "config.yaml")
     if not experiment.resolved:
@@ -203,6 +208,8 @@ def _unknown(key: str) -> str:
     whole, _, last = key.rpartition(".")
     if last.isdigit() and whole in known:
         return f"{key}: elements of a list cannot be set one by one; give the whole list, {whole}=[...]"
+    if whole in known_keys() and not any(name.startswith(f"{whole}.") for name in known):
+        return f"unknown setting {key}: {whole} has one value and no parts; write {whole}=..."
     hint = did_you_mean(key, [*known, *RENAMED])
     for old, new in RENAMED.items():
         hint = hint.replace(old, new)

@@ -72,6 +72,11 @@ def _within(text: str) -> str:
 
 def _no_such_setting(key: str) -> str:
     """The message for a known setting that the chosen groups lack."""
+    if key.startswith("hydra.launcher."):
+        files = (config_root() / "hydra" / "launcher").glob("*.yaml")
+        known = sorted({name for path in files for name in read_yaml(path)} - {"engine"})
+        hint = did_you_mean(key.rpartition(".")[2], known)
+        return f"{key}: no engine has such a setting{hint}; they have {', '.join(known)}"
     group, _, name = key.partition(".")
     having = []
     for choice in choices_of(group):

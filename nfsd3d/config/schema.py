@@ -461,12 +461,23 @@ def known_keys() -> list[str]:
 
 def values_of(key: str) -> list[str]:
     """The words that a setting may have, such as ``true``, ``false`` or a choice; [] for numbers, texts and groups."""
+    return list(dict.fromkeys(word for annotation in _annotations_of(key) for word in _words(annotation)))
+
+
+def takes_list(key: str) -> bool:
+    """Whether a setting may be a list of values, such as ``export.formats``; a schedule is a list of knots."""
+    schemas = [TypeAdapter(kind).json_schema() for kind in _annotations_of(key) if not groups_in(kind)]
+    choices = [choice for schema in schemas for choice in schema.get("anyOf", [schema])]
+    return any("items" in choice or "list of texts" in choice.get("description", "") for choice in choices)
+
+
+def _annotations_of(key: str) -> list[Any]:
+    """The annotations of a setting, in every kind of its group."""
     kinds: list[type] = [Config]
     *path, name = key.split(".")
     for part in path:
         kinds = [kind for outer in kinds for kind in groups_in(_annotations(outer).get(part))]
-    found = [_annotations(kind)[name] for kind in kinds if name in _annotations(kind)]
-    return list(dict.fromkeys(word for annotation in found for word in _words(annotation)))
+    return [_annotations(kind)[name] for kind in kinds if name in _annotations(kind)]
 
 
 def _annotations(kind: type) -> dict[str, Any]:
@@ -478,6 +489,7 @@ def _words(annotation: Any) -> list[str]:
         return []
     schema = TypeAdapter(annotation).json_schema()
     choices = schema.get("anyOf", [schema])
+    choices = [choice.get("items", choice) for choice in choices]
     words = ["true", "false"] if any(choice.get("type") == "boolean" for choice in choices) else []
     return words + [str(word) for choice in choices for word in (*choice.get("enum", ()), *_only(choice))]
 

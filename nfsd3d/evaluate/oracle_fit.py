@@ -4,6 +4,7 @@ Cameras, optimiser, learning rates, regularisers, resolution, number of steps an
 Errors of the oracle fit are due to renderer and recipe; further errors of a distilled run to the prior or the method.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,9 +90,10 @@ class OracleFit(Task):
         """See :func:`photometric_loss`."""
         return photometric_loss(self.nerf, self.batches, self.rng, plan)
 
-    def preview(self) -> Image:
+    def preview(self, on_view: Callable[[], None]) -> Image:
         """Views of the scene."""
-        return preview(self.nerf, viewing_cameras(self.config, PREVIEW_VIEWS, self.config.train.preview_size))
+        cameras = viewing_cameras(self.config, PREVIEW_VIEWS, self.config.train.preview_size)
+        return preview(self.nerf, cameras, on_view)
 
     def release_compiled(self) -> None:
         """Nothing is compiled."""

@@ -134,9 +134,7 @@ def _run_steps(
             bar.update(done, progress.metrics if log else None)
             preview = None
             if first and (done % settings.preview_every == 0 or last):
-                begin = time.monotonic()
-                preview = task.preview()
-                task.outlook.measure(time.monotonic() - begin)
+                preview = task.preview(task.outlook.stopwatch())
                 bar.later = task.outlook.whole_export
                 path = write_preview(run_dir, done, preview)
             with _saving(state):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from nfsd3d.config.schema import Config
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS
 from nfsd3d.train.previews import PREVIEW_VIEWS
@@ -36,9 +39,22 @@ class Outlook:
             PIXEL_S["cpu" if config.machine.device == "cpu" else "cuda"],
         )
 
-    def measure(self, preview_s: float) -> None:
-        """Learns from a preview, which took so many seconds."""
-        self._pixel_s = preview_s / self._preview
+    def stopwatch(self) -> Callable[[], None]:
+        """What a preview calls after each of its views, to be learnt from; the first one may compile kernels."""
+        last: float | None = None
+
+        def after_view() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if last is not None:
+                self.measure(now - last)
+            last = now
+
+        return after_view
+
+    def measure(self, view_s: float) -> None:
+        """Learns from one view of a preview, which took so many seconds."""
+        self._pixel_s = view_s * PREVIEW_VIEWS / self._preview
 
     @property
     def mesh(self) -> float:

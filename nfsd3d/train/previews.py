@@ -1,5 +1,6 @@
 """Images of a generator: previews of a run, and the results of a 2D run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,10 +19,15 @@ from nfsd3d.visualize.images import to_uint8
 PREVIEW_VIEWS = 4
 
 
-def preview(config: Config, generator: NeRF | ImageGenerator, prior: Prior) -> Image:
-    """An image grid: four views with opacity and normals of a scene, or all images of a 2D run."""
+def preview(
+    config: Config, generator: NeRF | ImageGenerator, prior: Prior, on_view: Callable[[], None] | None = None
+) -> Image:
+    """An image grid: four views with opacity and normals of a scene, or all images of a 2D run.
+
+    ``on_view`` is called after each view of a scene.
+    """
     if isinstance(generator, NeRF):
-        return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size))
+        return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size), on_view)
     return square([to_uint8(image) for image in images_of(generator, prior)])
 
 

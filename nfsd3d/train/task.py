@@ -1,6 +1,7 @@
 """The task of the training loop: a generator, its optimiser, and the loss of a step."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -49,8 +50,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def preview(self) -> Image:
-        """An image grid of the generator's present state."""
+    def preview(self, on_view: Callable[[], None]) -> Image:
+        """An image grid of the generator's present state; ``on_view`` is called after each view of a scene."""
 
     @abstractmethod
     def release_compiled(self) -> None:
@@ -86,9 +87,9 @@ class ScoreDistillation(Task):
             own.generator, own.prior, own.bank, own.distillation, own.ranges, plan, own.rng, own.source, self.ranks
         )
 
-    def preview(self) -> Image:
+    def preview(self, on_view: Callable[[], None]) -> Image:
         """Views of the scene, or all images."""
-        return preview(self.config, self.parts.generator, self.parts.prior)
+        return preview(self.config, self.parts.generator, self.parts.prior, on_view)
 
     def release_compiled(self) -> None:
         """Frees the compiled networks and their CUDA graphs."""

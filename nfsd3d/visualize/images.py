@@ -79,9 +79,9 @@ def depth_image(rendering: Rendering, near: float, far: float) -> Image:
     return to_uint8(((0.15 + 0.85 * nearness) * opacity).expand(3, -1, -1))
 
 
-def preview(generator: Viewable, cameras: Cameras) -> Image:
-    """A grid with one column per camera; rows: RGB, opacity, normals."""
-    views = list(render_views(generator, cameras, normals=True))
+def preview(generator: Viewable, cameras: Cameras, on_progress: Callable[[], None] | None = None) -> Image:
+    """A grid with one column per camera; rows: RGB, opacity, normals. ``on_progress`` is called after each camera."""
+    views = list(render_views(generator, cameras, normals=True, on_progress=on_progress))
     return grid([[to_image(view) for view in views] for to_image in (rgb_image, opacity_image, normal_image)])
 
 

@@ -241,7 +241,7 @@ def test_a_retried_step_starts_with_the_memory_of_the_failed_one_freed(configure
             loss = Scarce.apply(parameter.sum(), kept, plan.chunks.unet_batch_size != 1)
             return StepResult(loss, StepMetrics(loss.detach()))
 
-        def preview(self):
+        def preview(self, on_view):
             raise NotImplementedError
 
         def release_compiled(self):
