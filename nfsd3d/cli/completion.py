@@ -119,7 +119,7 @@ def _engine_settings() -> list[str]:
 
 def _groups() -> list[str]:
     """The groups of YAML files that are chosen by name, such as ``distill``."""
-    internal = ("hydra", "recipe", "fast", "ablations")
+    internal = ("hydra", "recipe", "fast", "quick", "ablations")
     return sorted(path.name for path in config_root().iterdir() if path.is_dir() and path.name not in internal)
 
 

@@ -18,6 +18,7 @@ from nfsd3d.config.experiments import config_root
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.prior.files.check_folder import check_folder
 from nfsd3d.prior.files.locate import EMBEDDED
+from nfsd3d.train.interrupts import Interrupted
 
 PACKAGES = (
     "torch",
@@ -125,7 +126,10 @@ def _self_test() -> None:
     print("self-test: a run of 40 steps, its mesh and its page", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        start(compose("nfsd", [*SELF_TEST, f"run_dir={run_dir}"]), "self-test")
+        try:
+            start(compose("nfsd", [*SELF_TEST, f"run_dir={run_dir}"]), "self-test")
+        except Interrupted as interruption:  # its folder goes, so that nothing can be resumed
+            raise Interrupted(interruption.signum, "the self-test was interrupted") from interruption
 
         import trimesh
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.export.progress import clock
-from nfsd3d.visualize.report import costs, jpeg_source, result_image
+from nfsd3d.visualize.report import costs, jpeg_source, method_name, result_image
 
 if TYPE_CHECKING:
     from nfsd3d.callbacks.events import StepEvent
@@ -93,7 +93,7 @@ def _open() -> Callable[[str], None]:
 
 def run_html(directory: Path, config: Config, summary: Summary, step: int) -> str:
     """A run as HTML: prompt, facts and its turntable, images or newest preview."""
-    facts = [config.distill.method.upper(), f"seed {config.seed}", *(costs(summary) or [f"step {step}"])]
+    facts = [method_name(config), f"seed {config.seed}", *(costs(summary) or [f"step {step}"])]
     facts += [f"status: {status}"] if (status := summary.get("status", "unfinished")) != "done" else []
     image = result_image(directory)
     shown = f'<img src="{image}" alt="views" style="max-width:100%">' if image else ""

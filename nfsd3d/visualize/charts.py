@@ -50,6 +50,9 @@ def line_chart(title: str, series: Mapping[str, Points], *, logarithmic: bool = 
         color = COLORS[index % len(COLORS)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         parts.append(f'<polyline points="{path}" style="stroke:{color}"/>')
+        if len(points) == 1:  # which makes no line
+            x, y = place(*points[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" style="fill:{color}"/>')
         if len(lines) > 1:
             right = WIDTH - RIGHT - 96 * (len(lines) - 1 - index)
             parts.append(f'<text x="{right}" y="16" text-anchor="end" style="fill:{color}">{escape(name)}</text>')

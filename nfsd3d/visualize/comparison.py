@@ -10,7 +10,18 @@ from nfsd3d.config.trust import leaves
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.visualize.charts import line_chart
-from nfsd3d.visualize.report import EVALUATION, PLOTS, STATUS, costs, page, plots, result_image, scores, table
+from nfsd3d.visualize.report import (
+    EVALUATION,
+    PLOTS,
+    STATUS,
+    costs,
+    method_name,
+    page,
+    plots,
+    result_image,
+    scores,
+    table,
+)
 
 WITHOUT_EFFECT = ("run_dir", "dry_run", "viewer", "logger")
 
@@ -38,7 +49,7 @@ def _side_by_side(parts: Mapping[str, str]) -> str:
 def _facts(folder: Path, config: Config) -> str:
     summary = read_summary(folder)
     status = summary.get("status", "")
-    lines = [config.prompt, f"{config.distill.method.upper()}, seed {config.seed}", *costs(summary)]
+    lines = [config.prompt, f"{method_name(config)}, seed {config.seed}", *costs(summary)]
     lines += [f"{status or 'unfinished'}. {STATUS.get(status, '')}"] if status != "done" else []
     return "".join(f'<p class="facts">{escape(line)}</p>' for line in lines)
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image as PIL
 
 from nfsd3d.config.schema import Config
+from nfsd3d.distill.methods import TABLE as METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.glb import glb_bytes
 from nfsd3d.export.formats.read_glb import world_glb
@@ -113,11 +114,17 @@ def _facts(config: Config, summary: Summary) -> str:
     scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
     scales = dict.fromkeys(f"{value_at(scale, at) * value_at(factor, at):g}" for at in progress)
     facts = [
-        f"{config.distill.method.upper()}, guidance {' to '.join(scales)}",
+        f"{method_name(config)}, guidance {' to '.join(scales)}" + (", steered" if summary.get("steered") else ""),
         f"prior {config.prior.model or config.prior.name}",
         f"seed {config.seed}",
     ]
     return escape(" · ".join([*facts, *costs(summary)]))
+
+
+def method_name(config: Config) -> str:
+    """The method as it is written: a plug-in's as its author does, the project's own in capitals."""
+    name = config.distill.method
+    return name.upper() if name in METHODS.builtin else name
 
 
 def costs(summary: Summary) -> list[str]:

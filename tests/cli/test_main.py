@@ -92,6 +92,17 @@ BAD_COMMANDS = [
     (["--resume", "x", "--config", "nfsd"], "neither --config nor -m"),
     (["evaluate", "no-run"], "no-run"),
     (["evalute", "no-run"], "unknown command evalute (did you mean evaluate?)"),
+    (["a", "red", "cube"], 'unknown command a; a prompt is given as prompt="a red cube"; see --help'),
+    (["prompt=a red house", "seed=0,1"], "seed=0,1: several values are a sweep; add -m"),
+    (["prompt=a red house", "export.formats=glb,obj"], "add -m, or write export.formats=[glb,obj] for a list"),
+    (["prompt=a red house", "viewer.port=8080"], "viewer.port: viewer has one value and no parts; write viewer=..."),
+    (["prompt=a red house", "export.formats=[fbx]"], "export.formats"),
+    (["prompt=a red house", "export.size_mm=0"], "export.size_mm=0: must be greater than 0"),
+    (["prompt=a red house", "export.compress=zip"], "export.compress=zip: must be"),
+    (["-m", "prompt=a red house", "hydra/launcher=slurm"], "did you mean submitit_slurm?"),
+    (["-m", "prompt=a red house", "hydra.launcher.worker=3"], "no engine has such a setting (did you mean workers?)"),
+    (["--resume", "a-sweep"], "a-sweep: holds the runs of a sweep; name one of them, or nfsd3d sweep resume a-sweep"),
+    (["completion"], "completion: name the shell: bash, zsh, fish"),
     (["checkmesh"], "unknown command checkmesh (did you mean check-mesh?)"),
     (["prompt=a red house", "viewer=maybe"], "viewer=maybe: must be true, false or HOST:PORT"),
     (["prompt=a red house", "viewer=localhost:0"], "viewer=localhost:0: must be true, false or HOST:PORT"),
@@ -123,6 +134,8 @@ BAD_COMMANDS = [
 @pytest.mark.parametrize(("arguments", "message"), BAD_COMMANDS)
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, capsys, runs, elsewhere):
     (elsewhere / "used").mkdir()
+    (elsewhere / "a-sweep").mkdir()
+    (elsewhere / "a-sweep" / "manifest.jsonl").touch()
     (elsewhere / "used" / "file").write_text("precious")
     assert main(arguments) == 2
     assert message in error_line(capsys)
@@ -263,6 +276,29 @@ def test_resume(runs, capsys, elsewhere):
     assert resume == elsewhere / "first"
     assert main(["--resume", "first", "distill=sds"]) == 2
     assert "--config configs/nfsd.yaml" in error_line(capsys)
+
+
+def test_a_run_that_is_done_is_left_as_it_is(runs, capsys, elsewhere):
+    assert main(["prompt=a red house", "run_dir=first", *SETTLED]) == 0
+    (elsewhere / "first" / "checkpoints").mkdir()
+    (elsewhere / "first" / "checkpoints" / "step-000005.json").write_text("{}")
+    (elsewhere / "first" / "mesh.glb").touch()
+    path = elsewhere / "first" / "summary.json"
+    summary = json.loads(path.read_text()) | {"exported": ["mesh.glb"]}
+    path.write_text(json.dumps(summary))
+    before = len(runs)
+    assert main(["--resume", "first"]) == 0
+    assert "first: is done; more steps: --resume first train.steps=N" in capsys.readouterr().out
+    assert len(runs) == before and json.loads(path.read_text()) == summary
+    for change in (["export.resolution=64"], [f"train.steps={summary['steps'] + 1}"]):
+        assert main(["--resume", "first", *change]) == 0
+        before += 1
+        assert len(runs) == before
+        path.write_text(json.dumps(summary))
+
+    (elsewhere / "first" / "mesh.glb").unlink()  # is made again
+    (elsewhere / "first" / "config.yaml").write_text(runs[0][0].to_yaml())
+    assert main(["--resume", "first"]) == 0 and len(runs) == before + 1
 
 
 def _table(folder: Path) -> list[dict[str, str]]:

@@ -154,6 +154,12 @@ def test_a_logarithmic_chart_shows_factors_and_omits_zero():
     assert line_chart("nothing", {"": [(0, 0.0)]}, logarithmic=True) == ""
 
 
+def test_a_single_point_is_a_dot():
+    assert "<circle" in line_chart("loss", {"": [(10, 2.0)]}) and "<circle" not in line_chart(
+        "loss", {"": [(10, 2.0), (20, 1.0)]}
+    )
+
+
 def test_a_constant_and_a_single_point_are_charts_too():
     assert len(points_of(line_chart("flat", {"": [(0, 0.0), (1, 0.0)]}))[0]) == 2
     assert len(points_of(line_chart("one", {"<&>": [(3, 2.0)], "b": [(3, 1.0)]}))) == 2
