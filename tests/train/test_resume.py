@@ -17,7 +17,7 @@ from nfsd3d.runs import checkpoints, directory, lock
 from nfsd3d.runs.files import describe, storage_error
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import run, task
+from nfsd3d.train import outcome, run, task
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.previews import write_preview
 from nfsd3d.train.run import train_and_export
@@ -200,7 +200,7 @@ def test_a_preview_is_not_written_to_a_directory_that_another_process_took_over(
 
 def test_a_run_keeps_its_directory_when_the_process_changes_its_own(configure, console, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.sys, "argv", ["nfsd3d"])
+    monkeypatch.setattr(outcome.sys, "argv", ["nfsd3d"])
     (tmp_path / "other").mkdir()
     original = task.step_loss
 
@@ -215,7 +215,7 @@ def test_a_run_keeps_its_directory_when_the_process_changes_its_own(configure, c
     place = tmp_path / "relative/run"
     assert read_summary(place)["status"] == "done" and list((tmp_path / "other").iterdir()) == []
     os.chdir(tmp_path)
-    assert run.resume_command(place) == "nfsd3d --resume relative/run"
+    assert outcome.resume_command(place) == "nfsd3d --resume relative/run"
 
 
 @pytest.mark.parametrize("name", ["step-000006.json", "step-000006.safetensors", "metrics.jsonl", "summary.json"])

@@ -20,7 +20,7 @@ from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import loop, run, task
+from nfsd3d.train import loop, outcome, run, task
 from nfsd3d.train.build import build_generator, build_parts
 from nfsd3d.train.divergence import Diverged, largest_parameter
 from nfsd3d.train.interrupts import STOP_SIGNALS, Interrupted, StopRequest, stop_requests
@@ -316,7 +316,7 @@ def test_an_interruption_while_the_model_is_loaded_stops_at_once(configure, cons
 
 
 def test_signals_while_the_summary_is_written_do_not_cut_it_short(configure, console, monkeypatch):
-    write = run.write_summary
+    write = outcome.write_summary
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -326,7 +326,7 @@ def test_signals_while_the_summary_is_written_do_not_cut_it_short(configure, con
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(run, "build_parts", loading)
-    monkeypatch.setattr(run, "write_summary", interrupted)
+    monkeypatch.setattr(outcome, "write_summary", interrupted)
     config = configure(**OFF)
     with pytest.raises(Interrupted, match="SIGTERM after step 0"), stop_requests() as outer, outer.at_once():
         train_and_export(config, console=console)
@@ -412,4 +412,4 @@ def test_the_report_of_a_run_contains_its_images(configure, console):
 @pytest.mark.parametrize(("started", "program"), [("launch.py", "python launch.py"), ("/venv/bin/nfsd3d", "nfsd3d")])
 def test_the_resume_command_names_the_program_that_was_started(monkeypatch, started, program):
     monkeypatch.setattr("sys.argv", [started, "prompt=a red cube"])
-    assert run.resume_command(Path("my runs")) == f"{program} --resume 'my runs'"
+    assert outcome.resume_command(Path("my runs")) == f"{program} --resume 'my runs'"
