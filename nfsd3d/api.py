@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ from nfsd3d.train.build import (
 )
 from nfsd3d.train.previews import images_of
 from nfsd3d.viewer.notebook import NotebookProgress, in_notebook
+from nfsd3d.visualize.animation import Animation, cut_outs, write_animation
 from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
 
 if TYPE_CHECKING:
@@ -130,22 +131,33 @@ class Run:
         return np.stack([rgb_image(view) for view in render_views(self.generator, cameras)])
 
     def turntable(
-        self, folder: str | Path, frames: int = 60, size: int = 256, elevation_deg: float = ELEVATION_DEG
+        self,
+        folder: str | Path,
+        frames: int = 60,
+        size: int = 256,
+        elevation_deg: float = ELEVATION_DEG,
+        form: Literal["mp4", "gif", "webp", "png"] = "mp4",
     ) -> list[Path]:
         """Writes ``turntable.png`` (8 views) and ``turntable.mp4`` (image, depth, normals) to ``folder``.
 
-        Returns their paths. ``size`` is the height and width of each view in pixels.
+        Returns their paths. ``size`` is the height and width of each view in pixels. The other forms show the object
+        alone, on clear ground: ``turntable.gif``, ``turntable.webp``, or the files ``turntable/NNN.png``.
 
         Raises:
-            InputError: no frames, an odd or too small size, an elevation outside [-90, 90], or a run that made
-                images.
+            InputError: no frames, an odd or too small size, an elevation outside [-90, 90], no such form, or a run that
+                made images.
         """
+        if form not in ("mp4", *get_args(Animation)):
+            raise InputError(f"form={form}: must be mp4, gif, webp or png")
         if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
             raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
         folder = _path("folder", folder)
         generator = self.generator
         folder.mkdir(parents=True, exist_ok=True)
+        if form != "mp4":
+            cameras = viewing_cameras(self.config, frames, size, elevation_deg)
+            return write_animation(folder, form, cut_outs(generator, cameras))
         return write_turntable(
             generator,
             folder,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         if options.turntable or options.views is None:
             frames = options.frames if options.frames is not None else run.config.export.turntable_frames
             # Video frames have even sides.
-            files += run.turntable(folder, frames, size + size % 2, options.elevation)
+            files += run.turntable(folder, frames, size + size % 2, options.elevation, options.format)
     print("\n".join(map(str, files)))
     return 0
 
@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--views", type=whole_number(1), metavar="N", help="write N views as views/NNN.png")
     parser.add_argument("--turntable", action="store_true", help="with --views: write the turntable too")
+    parser.add_argument(
+        "--format",
+        choices=("mp4", "gif", "webp", "png"),
+        default="mp4",
+        help="of the turntable: a video of image, depth and normals (default), or the object alone on clear ground, "
+        "animated or as turntable/NNN.png",
+    )
     parser.add_argument("--frames", type=whole_number(8), help="frames of the turntable's video")
     parser.add_argument("--size", type=whole_number(16), help="height and width of each view in pixels")
     parser.add_argument("--elevation", type=elevation, default=15.0, help="degrees above the horizon (default: 15)")

@@ -1,12 +1,16 @@
 """Previews, contact sheets, turntables and image grids."""
 
+from dataclasses import replace
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 
 from nfsd3d.generators.base import Rendering
 from nfsd3d.views.cameras import orbit
+from nfsd3d.visualize.animation import cut_outs, write_animation
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import contact_sheet, depth_image, normal_image, preview, turntable_frames, write_video
 
@@ -79,3 +83,48 @@ def test_an_incomplete_video_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_png(tmp_path / "view.png", np.full((4, 6, 3), 7, np.uint8))
     np.testing.assert_array_equal(imageio.imread(tmp_path / "view.png"), 7)
+
+
+class MovingBall:
+    """A generator of an orange disc with a soft outline, which moves across the view."""
+
+    def render_in_chunks(self, cameras, options):
+        rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+        middle = 8 + 2.5 * float(cameras.azimuth[0])
+        opacity = (9 - torch.hypot(rows - 16, columns - middle)).div(4).clamp(0, 1)[None, None]
+        color = torch.tensor([0.9, 0.5, 0.1])[None, :, None, None]
+        image = color * opacity + (1 - opacity) * options.background[:, :, None, None]
+        return replace(rendering(32), image=image, opacity=opacity)
+
+
+@pytest.mark.parametrize("form", ["gif", "webp", "png"])
+def test_an_animation_has_the_object_alone_on_clear_ground(tmp_path, form):
+    frames = list(cut_outs(MovingBall(), orbit(5, 32)))
+    assert all(frame.shape == (32, 32, 4) for frame in frames)
+    paths = write_animation(tmp_path, form, iter(frames))
+    if form == "png":
+        assert [path.relative_to(tmp_path).as_posix() for path in paths] == [f"turntable/{i:03d}.png" for i in range(5)]
+        read = [np.asarray(Pillow.open(path)) for path in paths]
+    else:
+        (path,) = paths
+        with Pillow.open(path) as file:
+            assert file.info["loop"] == 0 and file.n_frames == 5
+            read = []
+            for index in range(5):
+                file.seek(index)
+                read.append(np.asarray(file.convert("RGBA")))
+                assert file.info["duration"] in (40, 42)
+    for found, frame in zip(read, frames, strict=True):
+        if form != "gif":
+            np.testing.assert_array_equal(found, frame)
+            continue
+        opaque = frame[..., 3] >= 128
+        np.testing.assert_array_equal(found[..., 3] == 255, opaque)  # nothing of the frame before is left
+        assert opaque.any() and np.abs(found[opaque][:, :3].astype(int) - frame[opaque][:, :3]).max() < 12
+
+
+def test_colours_of_a_cut_out_are_not_multiplied_by_alpha():
+    (frame,) = cut_outs(MovingBall(), orbit(1, 32))
+    shown = frame[frame[..., 3] > 20][:, :3]
+    assert (frame[..., 3] < 128).any() and len(np.unique(frame[..., 3])) > 5
+    assert np.abs(shown.astype(int) - [230, 128, 26]).max() <= 1
