@@ -13,6 +13,7 @@ from nfsd3d.cli.options import (
     open_run,
     seconds,
     texture_size,
+    triangles,
     whole_number,
     write_numbers,
     writing_to,
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = run.config.export
     formats = wanted.formats if options.formats is None else options.formats.split(",")
     formats = [known_format(name.strip()) for name in formats]
-    names = ("resolution", "threshold", "max_faces", "texture_size", "unwrap_timeout", *PLACEMENT)
+    names = ("resolution", "threshold", "max_faces", "lods", "texture_size", "unwrap_timeout", *PLACEMENT)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if not TEXTURED & set(formats):
         given["texture_size"] = 0
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         extracted = run.extract(settings, on_progress)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config), settings)
+        paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config), settings, extracted.lods)
     files, facts = [str(path) for path in paths], extracted.facts
     write_numbers(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})
     low, high = (round(density, 4) for density in extracted.density_range)
@@ -84,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resolution", type=whole_number(16, 1024), help="least number of cells per axis")
     parser.add_argument("--max-faces", type=whole_number(100), help="simplify to this many triangles")
+    parser.add_argument(
+        "--lods",
+        type=triangles,
+        metavar="LIST",
+        help="levels of detail: triangles of further meshes, such as 10000,2000",
+    )
     parser.add_argument("--texture-size", type=texture_size, help="texels per side, 64 to 4096; 0: vertex colours")
     parser.add_argument(
         "--unwrap-timeout", type=seconds, metavar="SECONDS", help="limit of UV unwrapping; beyond it: vertex colours"

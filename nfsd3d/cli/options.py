@@ -141,6 +141,14 @@ elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value
 _density = _number("must be auto or a density above 0", lambda value: value > 0, float)
 
 
+def triangles(text: str) -> list[int]:
+    """An argparse type: whole numbers from 50 that become smaller, separated by commas."""
+    numbers = [whole_number(50)(part) for part in text.split(",")]
+    if numbers != sorted(set(numbers), reverse=True):
+        raise argparse.ArgumentTypeError(f"{text!r} must become smaller, such as 10000,2000")
+    return numbers
+
+
 def density_or_auto(text: str) -> float | str:
     """An argparse type: ``auto``, or a density above 0."""
     return text if text == "auto" else _density(text)

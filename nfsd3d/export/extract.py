@@ -25,6 +25,9 @@ COARSE_CELLS = 128
 STAGES = {"density": 0.1, "surface": 0.2, "simplification": 0.25, "charts": 0.55, "colours": 1.0}
 """The stages, and the cumulative fraction of the run time at the end of each (approximate, with a texture)."""
 
+LOD_SHARE = 0.3
+"""The time of a level of detail, as a fraction of the mesh's (approximate)."""
+
 OnProgress = Callable[[str, float], None]
 """Called with the present stage, and the fraction in [0,1] of the whole extraction that is done."""
 
@@ -34,13 +37,14 @@ class ExtractedMesh:
     """A mesh, and facts about its extraction.
 
     ``level`` is the density of its surface, ``density_range`` that of the coarse grid. ``untextured`` is the reason if
-    a requested texture is missing.
+    a requested texture is missing. ``lods`` are levels of detail, each with fewer triangles.
     """
 
     mesh: SurfaceMesh
     level: float
     density_range: tuple[float, float]
     untextured: str | None = None
+    lods: tuple[SurfaceMesh, ...] = ()
 
     @property
     def facts(self) -> dict[str, object]:
@@ -53,6 +57,7 @@ class ExtractedMesh:
             "density_range": [round(density, 4) for density in self.density_range],
             "texture_size": None if texture is None else texture.size,
             **({} if self.untextured is None else {"untextured": self.untextured}),
+            **({"lods": [len(mesh.faces) for mesh in self.lods]} if self.lods else {}),
         }
 
 
@@ -68,7 +73,14 @@ def extract_mesh(
     Raises:
         InputError: the field is empty or full at the threshold, or not finite.
     """
-    progress = on_progress or (lambda stage, done: None)
+    whole = 1 + LOD_SHARE * len(settings.lods)
+
+    def progress(stage: str, done: float, number: int = 0) -> None:
+        if on_progress is not None and number == 0:
+            on_progress(stage, done / whole)
+        elif on_progress is not None:
+            on_progress(f"level of detail {number}, {stage}", (1 + LOD_SHARE * (number - 1 + done)) / whole)
+
     split = -(-settings.resolution // COARSE_CELLS)
     cells = -(-settings.resolution // split)
     progress("density", 0.0)
@@ -77,19 +89,25 @@ def extract_mesh(
     progress("surface", STAGES["density"])
     surface = extract_surface(level_set, grid, split)
     progress("simplification", STAGES["surface"])
-    surface = simplify(surface, settings.max_faces)
-    # The field's gradient below the length of the mesh's edges is noise.
-    normals = surface_normals(level_set, surface, _mean_edge(surface) / 2)
     color = partial(surface_colors, solid, radius=radius, reach=REACH * radius, device=device)
-    texture, untextured = None, None
-    if settings.texture_size:
-        try:
-            texture = _texture(surface, normals, color, 2 * radius / settings.resolution, settings, progress)
-        except UnwrapFailed as error:
-            untextured = f"{error}: colours are at the vertices instead"
-    progress("colours", 1.0)
-    mesh = SurfaceMesh(surface.vertices, surface.faces, normals, color(surface.vertices, normals), texture)
-    return ExtractedMesh(mesh, level_set.level, (float(grid.values.min()), float(grid.values.max())), untextured)
+    levels, reasons = [], []
+    for number, faces in enumerate((settings.max_faces, *settings.lods)):
+        surface = simplify(surface, faces)
+        # The field's gradient below the length of the mesh's edges is noise.
+        normals = surface_normals(level_set, surface, _mean_edge(surface) / 2)
+        texture = None
+        if settings.texture_size:
+            told = partial(progress, number=number)
+            try:
+                texture = _texture(surface, normals, color, 2 * radius / settings.resolution, settings, told)
+            except UnwrapFailed as error:
+                reasons.append(f"{error}: colours are at the vertices instead")
+        vertex_colors = color(surface.vertices, normals)
+        levels.append(SurfaceMesh(surface.vertices, surface.faces, normals, vertex_colors, texture))
+    progress("colours", 1.0, len(settings.lods))
+    mesh, *lods = levels
+    span = float(grid.values.min()), float(grid.values.max())
+    return ExtractedMesh(mesh, level_set.level, span, next(iter(reasons), None), tuple(lods))
 
 
 def _level_set(

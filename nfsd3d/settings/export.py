@@ -2,8 +2,9 @@
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, PositiveFloat
@@ -31,6 +32,12 @@ def _check_texture_size(value: int) -> int:
         message = "must be 0 (vertex colours, no texture) or from {low} to {high}"
         raise PydanticCustomError("texture_size", message, {"low": low, "high": high})
     return value
+
+
+def _check_decreasing(values: list[int]) -> list[int]:
+    if any(after >= before for before, after in pairwise(values)):
+        raise PydanticCustomError("lods", "must become smaller, such as [10000, 2000]")
+    return values
 
 
 DensityThreshold = Annotated[
@@ -75,7 +82,9 @@ class ExportSettings(Placement):
     """Density at the surface; auto: the density at which the rendered views show one, with hidden cavities filled."""
     max_faces: Annotated[int, Field(ge=100)]
     """Largest number of triangles after simplification."""
-    # The next two have defaults because older runs lack them.
+    # The next three have defaults because older runs lack them.
+    lods: Annotated[list[Annotated[int, Field(ge=50)]], AfterValidator(_check_decreasing)] = field(default_factory=list)
+    """Levels of detail: triangles of further, coarser meshes, as model-lod1, model-lod2, ... beside the mesh."""
     texture_size: TextureSize = 1024
     """Texels per side of the texture of GLB and OBJ; 0: vertex colours."""
     unwrap_timeout: PositiveFloat = 120.0

@@ -119,6 +119,8 @@ def _export_scene(
                 extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
             if extracted.untextured is not None:
                 print_line(console, f"no texture: {extracted.untextured}")
-            written = write_meshes(extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config), settings)
+            written = write_meshes(
+                extracted.mesh, run_dir / "mesh", settings.formats, mesh_extras(config), settings, extracted.lods
+            )
             exported.files += [path.relative_to(run_dir).as_posix() for path in written]
             exported.mesh, exported.surface = extracted.facts, extracted.mesh

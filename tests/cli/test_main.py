@@ -98,6 +98,7 @@ BAD_COMMANDS = [
     (["prompt=a red house", "viewer.port=8080"], "viewer.port: viewer has one value and no parts; write viewer=..."),
     (["prompt=a red house", "export.formats=[fbx]"], "export.formats"),
     (["prompt=a red house", "export.size_mm=0"], "export.size_mm=0: must be greater than 0"),
+    (["prompt=a red house", "export.lods=[100,200]"], "export.lods=[100, 200]: must become smaller"),
     (["prompt=a red house", "export.compress=zip"], "export.compress=zip: must be"),
     (["-m", "prompt=a red house", "hydra/launcher=slurm"], "did you mean submitit_slurm?"),
     (["-m", "prompt=a red house", "hydra.launcher.worker=3"], "no engine has such a setting (did you mean workers?)"),

@@ -11,6 +11,7 @@ from small_settings import EXPORT
 from nfsd3d.errors import InputError
 from nfsd3d.export import extract as extract_module
 from nfsd3d.export.extract import extract_mesh
+from nfsd3d.export.formats.table import write_meshes
 from nfsd3d.export.texture.rasterize import colors_at
 from nfsd3d.export.texture.unwrap import UnwrapFailed
 
@@ -89,6 +90,24 @@ def test_progress_is_reported_in_order(ball):
     assert list(dict.fromkeys(stage for stage, _ in told)) == list(extract_module.STAGES)
     shares = [share for _, share in told]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1
+
+
+def test_levels_of_detail_are_coarser_meshes_with_textures_of_their_own(ball, tmp_path):
+    told = []
+    wanted = settings(max_faces=4000, texture_size=64, lods=[1000, 100])
+    extracted = extract_mesh(ball, 1.0, wanted, on_progress=lambda *step: told.append(step))
+    assert extracted.facts["lods"] == [len(level.faces) for level in extracted.lods]
+    for most, level in zip((1000, 100), extracted.lods, strict=True):
+        mesh = level.to_trimesh()
+        assert 0.8 * most <= len(mesh.faces) <= most and mesh.is_watertight and level.texture.size == 64
+        assert mesh.volume == pytest.approx(BALL_VOLUME, rel=0.02 if most == 1000 else 0.15)
+        np.testing.assert_allclose(level.colors, level.vertices / 2 + 0.5, atol=0.05)
+    shares = [share for _, share in told]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+    paths = write_meshes(extracted.mesh, tmp_path / "mesh", ["glb", "stl"], {}, lods=extracted.lods)
+    assert [path.name for path in paths] == [
+        f"model{level}.{suffix}" for level in ("", "-lod1", "-lod2") for suffix in ("glb", "stl")
+    ]
 
 
 def test_an_exception_from_the_progress_callback_is_raised(ball):

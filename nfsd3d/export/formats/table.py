@@ -71,16 +71,29 @@ def write_mesh(mesh: SurfaceMesh, path: Path, extras: Extras, placement: Placeme
 
 
 def write_meshes(
-    mesh: SurfaceMesh, folder: Path, formats: Sequence[str], extras: Extras, placement: Placement = WORLD
+    mesh: SurfaceMesh,
+    folder: Path,
+    formats: Sequence[str],
+    extras: Extras,
+    placement: Placement = WORLD,
+    lods: Sequence[SurfaceMesh] = (),
 ) -> list[Path]:
     """Writes ``model.<format>`` for every format into ``folder``, which is created; returns the paths of all files.
+
+    Levels of detail are ``model-lod1.<format>`` and so on.
 
     Raises:
         InputError: a format is unknown, or a package for it is missing; nothing is written.
     """
-    paths = [folder / f"model.{known_format(name)}" for name in formats]
+    suffixes = [known_format(name) for name in formats]
     folder.mkdir(exist_ok=True)
-    return [written for path in paths for written in write_mesh(mesh, path, extras, placement)]
+    levels = {"model": mesh, **{f"model-lod{number}": level for number, level in enumerate(lods, 1)}}
+    return [
+        path
+        for stem, level in levels.items()
+        for suffix in suffixes
+        for path in write_mesh(level, folder / f"{stem}.{suffix}", extras, placement)
+    ]
 
 
 def known_format(name: str) -> str:
