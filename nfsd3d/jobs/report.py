@@ -98,14 +98,20 @@ def _thumbnail(run_dir: Path) -> str:
 
 
 def _figures(manifest: Manifest, rows: Sequence[Row]) -> str:
-    """A figure of each final metric over each column with several values."""
+    """A figure of each final metric that differs over each column with several values."""
     done = [row for row in rows if row.state.status == "done"]
+    swept = {name.rpartition(".")[2] for name in manifest.columns}  # what was set is no result
+    metrics = [
+        name
+        for name in metric_names(done)
+        if name not in swept and len({row.metrics[name] for row in done if name in row.metrics}) > 1
+    ]
     figures = []
     for column, name in enumerate(manifest.columns):
         values = list(dict.fromkeys(row.job.values[column] for row in rows))
         if not 1 < len(values) <= MOST_VALUES:
             continue
-        for metric in metric_names(done):
+        for metric in metrics:
             having = [row for row in done if metric in row.metrics]
             groups = {
                 value: [row.metrics[metric] for row in having if row.job.values[column] == value]

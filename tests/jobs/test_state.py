@@ -127,6 +127,16 @@ def test_the_page_of_a_sweep_holds_no_markup_of_its_values_and_loads_nothing(swe
     assert "over prompt" not in page  # it has one value
 
 
+def test_what_was_set_and_what_never_differs_has_no_figure(sweep):
+    for number in range(4):
+        run_dir = summary(sweep, number, "done")
+        content = json.loads((run_dir / "summary.json").read_text())
+        content["final_metrics"] |= {"seed": float(number), "t_min": 0.02}
+        (run_dir / "summary.json").write_text(json.dumps(content))
+    page = render_report(sweep, table.rows_of(sweep))
+    assert "grad_norm over seed" in page and "seed over seed" not in page and "t_min over" not in page
+
+
 def test_the_states_of_thousands_of_jobs_are_told_in_seconds(tmp_path):
     jobs = [(f"{n}-job", [f"seed={n}"], {"seed": str(n)}) for n in range(10_000)]
     started = time.monotonic()
