@@ -73,7 +73,7 @@ $(SWEEP_STAMP): $(DEV_STAMP)
 # prior=shapes: the demonstration downloads no model, on a machine with a GPU either.
 demo: $(RUN_STAMP)
 	@run="outputs/demo/$$(date +%Y%m%d-%H%M%S)"; \
-	$(BIN)/python launch.py --config configs/nfsd.yaml prompt="$(PROMPT)" prior=shapes run_dir="$$run" $(ARGS) || exit $$?; \
+	$(BIN)/python launch.py --config configs/quick.yaml prompt="$(PROMPT)" prior=shapes run_dir="$$run" $(ARGS) || exit $$?; \
 	printf '\nturntable  %s\nmesh       %s\nreport     %s\n' \
 	  "$$run/turntable.mp4" "$$run/mesh/model.glb" "$$run/report.html"
 

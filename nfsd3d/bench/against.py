@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from nfsd3d.bench.tree import ROOT, Tree, demo
 from nfsd3d.errors import InputError
 
-MEASUREMENTS = ("step", "start", "run", "export", "export-512")
+MEASUREMENTS = ("step", "start", "run", "demo", "export", "export-512")
 """What is measured; `measure` says what each is."""
 _EXPORTS = {"export": (256, 1024), "export-512": (512, 2048)}
 WARMUP_ROUNDS = 1
@@ -93,9 +93,10 @@ def measure(
 
     "step": milliseconds of a training step of the demo, and of its parts that both trees know by the same name.
     "start": seconds from the command until the metrics of the first step are on disk. "run": seconds and peak memory of
-    the demo with ``steps``. "export" and "export-512": seconds and peak memory of a mesh of 256³ cells with a texture
-    of 1024², and of 512³ with 2048²; of the same scene, trained by the other tree. The trees take turns, and begin in
-    turns; a first round, in which kernels are compiled, does not count. ``on_measured`` is called after each command.
+    the demo's scene with the recipe and ``steps``. "demo": of what each tree's ``make demo`` runs. "export" and
+    "export-512": seconds and peak memory of a mesh of 256³ cells with a texture of 1024², and of 512³ with 2048²; of
+    the same scene, trained by the other tree. The trees take turns, and begin in turns; a first round, in which kernels
+    are compiled, does not count. ``on_measured`` is called after each command.
 
     Raises:
         InputError: a command failed.
@@ -129,6 +130,8 @@ def _measured(name: str, tree: Tree, folder: Path, scene: Path, settings: Settin
         return {("start", "s"): _start(tree, folder)}
     if name == "run":
         seconds, memory = tree.run(*demo(folder, settings.steps))
+    elif name == "demo":
+        seconds, memory = tree.run(*demo(folder, None, config=tree.demo_config))
     else:
         cells, texels = _EXPORTS[name]
         sizes = ("--resolution", str(cells), "--texture-size", str(texels), "--formats", "glb")

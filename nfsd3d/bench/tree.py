@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,13 @@ class Tree:
             seconds, memory = Path(temporary, "use").read_text(encoding="utf-8").split()
         return float(seconds), float(memory) * (1 if sys.platform == "darwin" else 1024) / 1e6
 
+    @property
+    def demo_config(self) -> str:
+        """The experiment of the tree's ``make demo``."""
+        found = re.search(r"launch\.py --config (\S+)", (self.folder / "Makefile").read_text(encoding="utf-8"))
+        assert found is not None
+        return found[1]
+
     @contextmanager
     def started(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
         """A command in the tree and the file of its output; it is killed at the end of the block if it still runs."""
@@ -83,7 +91,7 @@ class Tree:
         return InputError(f"{self.option}: {' '.join(arguments[:3])} failed in {self.folder}: {lines[-1]}")
 
 
-def demo(run_dir: Path, steps: int, *settings: str) -> tuple[str, ...]:
-    """The command of a run of the demo, with other ``settings``."""
-    given = (f"prompt={PROMPT}", f"train.steps={steps}", f"run_dir={run_dir}", "machine=cpu", *settings)
-    return ("launch.py", "--config", "configs/nfsd.yaml", *given)
+def demo(run_dir: Path, steps: int | None, *settings: str, config: str = "configs/nfsd.yaml") -> tuple[str, ...]:
+    """The command of a run of the demo, with other ``settings``; without ``steps`` with those of its ``config``."""
+    given = (f"prompt={PROMPT}", *([] if steps is None else [f"train.steps={steps}"]), f"run_dir={run_dir}")
+    return ("launch.py", "--config", config, *given, "machine=cpu", *settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nfsd3d.bench import against
+from nfsd3d.bench.tree import ROOT, Tree
 from nfsd3d.cli.bench import main
 from nfsd3d.errors import InputError
 
@@ -68,6 +69,23 @@ def test_time_and_memory_are_those_of_the_process(trees):
     seconds, memory = against.measure(("export",), trees, settings)
     assert (seconds.unit, memory.unit) == ("s", "MB")
     assert 190 < memory.theirs[0] - memory.ours[0] < 210
+
+
+def test_the_demo_is_what_each_trees_makefile_runs(trees):
+    for folder, name in ((trees, "nfsd"), (trees.parent / "ours", "quick")):
+        command = f'demo:\n\t$(BIN)/python launch.py --config configs/{name}.yaml prompt="$(PROMPT)"\n'
+        (folder / "Makefile").write_text(command)
+        launch = (folder / "launch.py").read_text()
+        check = f"assert sys.argv[2] == 'configs/{name}.yaml' and not any('steps' in word for word in sys.argv)\n"
+        (folder / "launch.py").write_text(
+            launch.replace("import pathlib, sys, time\n", f"import pathlib, sys, time\n{check}")
+        )
+    figures = {figure.name: figure for figure in against.measure(("demo",), trees, against.Settings(1, 60, 1))}
+    assert figures["demo"].ours[0] >= 0.1 and figures["demo"].theirs[0] >= 0.3
+
+
+def test_the_demo_of_this_tree_is_an_experiment_of_it():
+    assert (ROOT / Tree(ROOT, 1, "--against").demo_config).is_file()
 
 
 def test_a_ratio_has_the_range_of_its_rounds():
