@@ -6,10 +6,10 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from nfsd3d.config import hardware
 from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.objects import register_object
 from nfsd3d.config.schema import Config
-from nfsd3d.errors import InputError
+from nfsd3d.errors import InputError, did_you_mean
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.formats.table import known_format, write_mesh
 from nfsd3d.generators.nerf.nerf import NeRF
@@ -29,7 +29,7 @@ from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import Summary, read_summary
-from nfsd3d.settings.export import ExportSettings, check_packages
+from nfsd3d.settings.export import ExportSettings, Placement, check_packages
 from nfsd3d.settings.paths import user_path
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
@@ -43,7 +43,7 @@ from nfsd3d.train.build import (
 )
 from nfsd3d.train.previews import images_of
 from nfsd3d.viewer.notebook import NotebookProgress, in_notebook
-from nfsd3d.visualize.animation import Animation, cut_outs, write_animation
+from nfsd3d.visualize.animation import Form, cut_outs, write_animation
 from nfsd3d.visualize.images import render_views, rgb_image, to_uint8, write_turntable
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Run:
         frames: int = 60,
         size: int = 256,
         elevation_deg: float = ELEVATION_DEG,
-        form: Literal["mp4", "gif", "webp", "png"] = "mp4",
+        form: Form = "mp4",
     ) -> list[Path]:
         """Writes ``turntable.png`` (8 views) and ``turntable.mp4`` (image, depth, normals) to ``folder``.
 
@@ -147,9 +147,9 @@ class Run:
             InputError: no frames, an odd or too small size, an elevation outside [-90, 90], no such form, or a run that
                 made images.
         """
-        if form not in ("mp4", *get_args(Animation)):
+        if form not in get_args(Form):
             raise InputError(f"form={form}: must be mp4, gif, webp or png")
-        if frames < 1 or size < 2 or size % 2 or not -90 <= elevation_deg <= 90:
+        if frames < 1 or size < 2 or (size % 2 and form == "mp4") or not -90 <= elevation_deg <= 90:
             expected = "need frames >= 1, an even size and -90..90 degrees"
             raise InputError(f"frames={frames}, size={size}, elevation_deg={elevation_deg}: {expected}")
         folder = _path("folder", folder)
@@ -197,7 +197,11 @@ class Run:
             InputError: another suffix, a placement that is none, or as `extract`.
         """
         path = _path("path", path)
-        config = self.config.replace(export=self.config.to_dict()["export"] | placement) if placement else self.config
+        known = [field.name for field in fields(Placement)]
+        for name in placement.keys() - set(known):
+            raise InputError(f"{name}: is no placement{did_you_mean(name, known)}; there are {', '.join(known)}")
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in placement.items()}
+        config = self.config.replace(export=self.config.to_dict()["export"] | given) if given else self.config
         check_packages((), config.export.compress if path.suffix.lower() == ".glb" else "none")
         known_format(path.suffix.lstrip("."))  # before the slow extraction
         extracted = self._extracted

@@ -53,7 +53,7 @@ def did_you_mean(word: str, known: Iterable[str], suffix: str = "") -> str:
     near = [
         name
         for name in dict.fromkeys(known)
-        if likeness(last, name.rpartition(".")[2]) >= cutoff or last in re.split(r"[._-]", name)[1:]
+        if likeness(last, name.rpartition(".")[2]) >= cutoff or (len(last) > 2 and last in re.split(r"[._-]", name)[1:])
     ]
     near.sort(key=lambda name: likeness(word, name), reverse=True)
     # A second suggestion only where it resembles the whole word; the first may lack its group.

@@ -1,15 +1,22 @@
 """``nfsd3d check-mesh RUN_DIR``: compares exported meshes with the NeRF's views and opens them in other programs."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nfsd3d.cli.options import Parser, plain, write_numbers
 from nfsd3d.errors import InputError
 from nfsd3d.settings.paths import user_cache
+
+if TYPE_CHECKING:
+    from nfsd3d.api import Run
+    from nfsd3d.export.mesh import SurfaceMesh
 
 TOOLS = user_cache() / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95
@@ -44,15 +51,28 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
     """The findings about one run's mesh, for JSON; the files of its images begin with ``name``."""
     from nfsd3d.api import load_run
     from nfsd3d.evaluate import mesh_files
-    from nfsd3d.train.build import viewing_cameras
-    from nfsd3d.visualize.image_grid import write_png
 
     run = load_run(run_dir)
     glb = mesh_files.find_glb(options.folder or run_dir / "mesh")
-    shape = mesh_files.check_shape(glb)
+    mesh = mesh_files.read_glb(glb)
+    with mesh_files.in_the_world(glb) as shown:
+        result = plain(_findings(run, mesh, glb, shown, name, options))  # a PSNR may be infinite, which JSON lacks
+    print(json.dumps(result, allow_nan=False), flush=True)
+    return dict(result)
+
+
+def _findings(
+    run: Run, mesh: SurfaceMesh, glb: Path, shown: Path, name: Path, options: argparse.Namespace
+) -> dict[str, object]:
+    """What is found in the file ``glb``; ``shown`` is the one in world coordinates, for pictures."""
+    from nfsd3d.evaluate import mesh_files
+    from nfsd3d.train.build import viewing_cameras
+    from nfsd3d.visualize.image_grid import write_png
+
+    run_dir, shape = run.directory, mesh_files.check_shape(shown)
     result: dict[str, object] = {"run": str(run_dir), "shape": shape}
     cameras = viewing_cameras(run.config, 8, 256)
-    agreement, image = mesh_files.compare_with_views(run.generator, mesh_files.read_glb(glb), cameras)
+    agreement, image = mesh_files.compare_with_views(run.generator, mesh, cameras)
     write_png(name.with_name(f"{name.name}-views.png"), image)
     result["views"] = {key: round(value, 4) for key, value in asdict(agreement).items()}
     ok = shape["watertight"] and shape["consistent"] and shape["volume"] > 0
@@ -62,17 +82,15 @@ def _check(run_dir: Path, name: Path, options: argparse.Namespace) -> dict[str, 
         ok = ok and report["errors"] == report["warnings"] == 0
     if options.browser:
         image_path = name.with_name(f"{name.name}-three.png")
-        psnr = mesh_files.render_in_three(glb, image_path, options.tools, options.chromium)
+        psnr = mesh_files.render_in_three(shown, image_path, options.tools, options.chromium)
         result["three_psnr"] = round(psnr, 2)
     if options.browser and (run_dir / "report.html").exists():
         image_path = name.with_name(f"{name.name}-report.png")
         mesh_files.screenshot(run_dir / "report.html", image_path, options.chromium, (1100, 2600))
     if options.blender is not None:
         image_path = name.with_name(f"{name.name}-blender.png")
-        result["blender"] = mesh_files.render_in_blender(glb, image_path, options.blender)
+        result["blender"] = mesh_files.render_in_blender(shown, image_path, options.blender)
     result["ok"] = ok
-    result = plain(result)  # equal images have a PSNR of infinity, which JSON lacks
-    print(json.dumps(result, allow_nan=False), flush=True)
     return result
 
 

@@ -5,7 +5,7 @@ _nfsd3d() {
     start="${word%"${word##*[=:]}"}"
     COMPREPLY=()
     for found in $(nfsd3d completion --line "$line" 2>/dev/null); do
-        [[ $found == *= ]] || found+=" "
+        [[ $found == *= || $found == *=\[* ]] || found+=" "
         COMPREPLY+=("${found#"$start"}")
     done
 }

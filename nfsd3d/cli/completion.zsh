@@ -1,12 +1,12 @@
 # Completes nfsd3d in zsh.
 _nfsd3d() {
-    local -a found keys words_
-    found=(${(f)"$(nfsd3d completion --line "$LBUFFER" 2>/dev/null)"})
+    local -a found keys others
+    found=(${(f)"$(nfsd3d completion --line "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)"})
     keys=(${(M)found:#*=})
-    words_=(${found:#*=})
+    others=(${found:#*=})
     if (( $#found )); then
         compadd -S '' -a keys
-        compadd -a words_
+        compadd -a others
         return 0
     else
         compset -P '*='

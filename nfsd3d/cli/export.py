@@ -7,9 +7,9 @@ from pathlib import Path
 
 from nfsd3d.cli.options import (
     Parser,
-    above_zero,
     add_run_arguments,
     density_or_auto,
+    millimetres,
     open_run,
     seconds,
     texture_size,
@@ -89,14 +89,14 @@ def parser() -> argparse.ArgumentParser:
         "--lods",
         type=triangles,
         metavar="LIST",
-        help="levels of detail: triangles of further meshes, such as 10000,2000",
+        help="levels of detail: triangles of further meshes, such as 10000,2000; 0: none",
     )
     parser.add_argument("--texture-size", type=texture_size, help="texels per side, 64 to 4096; 0: vertex colours")
     parser.add_argument(
         "--unwrap-timeout", type=seconds, metavar="SECONDS", help="limit of UV unwrapping; beyond it: vertex colours"
     )
     parser.add_argument(
-        "--size-mm", type=above_zero, metavar="MM", help="longest side in millimetres (default: a unit is a metre)"
+        "--size-mm", type=millimetres, metavar="MM", help="longest side in millimetres (default: a unit is a metre)"
     )
     words = {
         "units": "of the numbers in OBJ, PLY, STL, 3MF and USDZ; GLB has metres (auto: m, with --size-mm mm)",

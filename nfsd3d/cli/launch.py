@@ -100,11 +100,14 @@ def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None
 
 def _is_done(config: Config, run_dir: Path) -> bool:
     """Whether the run has all results that ``config``, with which it is to be resumed, asks for."""
-    with suppress(OSError, ValueError, AttributeError):  # a damaged summary is written again
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, AttributeError, TypeError):  # a damaged summary is written again
+        summary_file, settings = run_dir / "summary.json", run_dir / "config.yaml"
+        if settings.stat().st_mtime > summary_file.stat().st_mtime:  # it was edited since
+            return False
+        summary = json.loads(summary_file.read_text(encoding="utf-8"))
         there = all((run_dir / name).exists() for name in summary.get("exported") or ())
         finished = summary.get("status") == "done" and summary.get("steps") == config.train.steps
-        return finished and there and config.to_yaml() == load_run_config(run_dir).to_yaml()
+        return bool(finished and there) and config.to_yaml() == load_run_config(run_dir).to_yaml()
     return False
 
 

@@ -73,9 +73,10 @@ def run_command(arguments: list[str]) -> int:
         module = importlib.import_module(f"nfsd3d.cli.{command.replace('-', '_')}")
         return int(module.main(arguments[1:]))
     if command and "=" not in command and not command.startswith(("-", "~")):
-        sentence = len(arguments) > 1 and all(word.isalpha() for word in arguments)
-        hint = f'; a prompt is given as prompt="{" ".join(arguments)}"' if sentence else ""
-        raise InputError(f"unknown command {command}{did_you_mean(command, COMMANDS)}{hint}; see --help")
+        hint = did_you_mean(command, COMMANDS)
+        if not hint and len(arguments) > 1 and all(word.isalpha() for word in arguments):
+            hint = f'; a prompt is given as prompt="{" ".join(arguments)}"'
+        raise InputError(f"unknown command {command}{hint}; see --help")
     options = _parse(arguments)
     if options.help:
         print(help_text())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from nfsd3d.config.renamed import current_name
 from nfsd3d.errors import InputError
 from nfsd3d.runs.files import write_json
-from nfsd3d.settings.export import TEXTURE_SIZES
+from nfsd3d.settings.export import SIZES_MM, TEXTURE_SIZES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -132,8 +132,10 @@ texture_size = _number(
 """An argparse type: texels per side of a texture, or 0 for none."""
 seconds = _number("must be seconds, above 0", lambda value: value > 0, float)
 """An argparse type: seconds, above 0."""
-above_zero = _number("must be a number above 0", lambda value: value > 0, float)
-"""An argparse type: numbers above 0."""
+millimetres = _number(
+    "must be millimetres from {:g} to {:g}".format(*SIZES_MM), lambda value: SIZES_MM[0] <= value <= SIZES_MM[1], float
+)
+"""An argparse type: the size of a mesh in millimetres."""
 at_least_zero = _number("must be a number, at least 0", lambda value: value >= 0, float)
 """An argparse type: numbers from 0."""
 elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value <= 90, float)
@@ -142,7 +144,9 @@ _density = _number("must be auto or a density above 0", lambda value: value > 0,
 
 
 def triangles(text: str) -> list[int]:
-    """An argparse type: whole numbers from 50 that become smaller, separated by commas."""
+    """An argparse type: whole numbers from 50 that become smaller, separated by commas; 0 for none."""
+    if text.strip() == "0":
+        return []
     numbers = [whole_number(50)(part) for part in text.split(",")]
     if numbers != sorted(set(numbers), reverse=True):
         raise argparse.ArgumentTypeError(f"{text!r} must become smaller, such as 10000,2000")

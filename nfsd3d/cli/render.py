@@ -15,6 +15,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     run = open_run(options)
 
+    from nfsd3d.visualize.animation import Form
     from nfsd3d.visualize.image_grid import write_png
 
     size = options.size if options.size is not None else run.config.export.turntable_size
@@ -27,10 +28,11 @@ def main(argv: Sequence[str]) -> int:
             for index, image in enumerate(images):
                 files.append(folder / "views" / f"{index:03d}.png")
                 write_png(files[-1], image)
-        if options.turntable or options.views is None:
+        if options.turntable or options.format is not None or options.views is None:
             frames = options.frames if options.frames is not None else run.config.export.turntable_frames
-            # Video frames have even sides.
-            files += run.turntable(folder, frames, size + size % 2, options.elevation, options.format)
+            form: Form = options.format or "mp4"
+            size += size % 2 if form == "mp4" else 0  # the frames of a video have even sides
+            files += run.turntable(folder, frames, size, options.elevation, form)
     print("\n".join(map(str, files)))
     return 0
 
@@ -47,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=("mp4", "gif", "webp", "png"),
-        default="mp4",
         help="of the turntable: a video of image, depth and normals (default), or the object alone on clear ground, "
         "animated or as turntable/NNN.png",
     )

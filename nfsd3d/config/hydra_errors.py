@@ -53,7 +53,9 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
 def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) -> str:
     """The message for ``group=name``, which has no file."""
     chosen = f"{group}={name}"
-    if group in ("recipe", "fast", "quick"):
+    if group == "quick":
+        return "--config quick: is for prior=shapes and generator=nerf alone; choose those, or --config fast"
+    if group in ("recipe", "fast"):
         return (
             f"{group}/{name}.yaml: missing; write it beside the experiment file, with the settings for this kind of "
             f"generator and prior; there are {', '.join(choices_of(group))}"

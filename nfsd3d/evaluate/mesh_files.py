@@ -9,7 +9,9 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import trimesh
 from numpy.typing import NDArray
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.formats.read_glb import read_glb
+from nfsd3d.export.formats.read_glb import is_placed, read_glb, world_glb
 from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
@@ -129,6 +131,18 @@ def find_glb(folder: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such mesh; write it with `nfsd3d export RUN_DIR --formats glb`, or give --folder")
     return path
+
+
+@contextmanager
+def in_the_world(path: Path) -> Iterator[Path]:
+    """A GLB file of the world's size and origin: ``path`` itself, or a temporary one if it was placed elsewhere."""
+    if not is_placed(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / path.name
+        file.write_bytes(world_glb(path))
+        yield file
 
 
 def image_names(run_dirs: Sequence[Path]) -> list[str]:

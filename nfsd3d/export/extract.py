@@ -101,7 +101,8 @@ def extract_mesh(
             try:
                 texture = _texture(surface, normals, color, 2 * radius / settings.resolution, settings, told)
             except UnwrapFailed as error:
-                reasons.append(f"{error}: colours are at the vertices instead")
+                where = f"level of detail {number}: " if number else ""
+                reasons.append(f"{where}{error}: colours are at the vertices instead")
         vertex_colors = color(surface.vertices, normals)
         levels.append(SurfaceMesh(surface.vertices, surface.faces, normals, vertex_colors, texture))
     progress("colours", 1.0, len(settings.lods))

@@ -70,8 +70,9 @@ def phase_progress(
 def waiting(console: Console, text: str) -> Iterator[None]:
     """Shows that a block without a known end goes on: its seconds on a terminal, elsewhere a line now and then."""
     if console.is_terminal:
-        with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=console, transient=True) as bar:
-            bar.add_task("")
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(text)
             yield
         return
     ended, begin = threading.Event(), time.monotonic()

@@ -57,8 +57,8 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         raise no_lora_network(config.distill.method, config.prior.name)
     _check_samples(config)
     loggers.check(loggers.names_of(config.logger, config.train.tensorboard), config.train.tensorboard)
-    if config.export.mesh and isinstance(config.generator, NeRFSettings):
-        check_packages(config.export.formats, config.export.compress)
+    if config.export.mesh and isinstance(config.generator, NeRFSettings) and not elsewhere:
+        check_packages(config.export.formats, config.export.compress if "glb" in config.export.formats else "none")
     if config.viewer:
         _check_viewer(config)
     source = find_model(config)

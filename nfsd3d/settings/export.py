@@ -16,6 +16,9 @@ from nfsd3d.settings.types import UNCHANGED, Even, described_type, is_number
 GLTFPACK = "gltfpack"
 """The program that compresses GLB files for the web."""
 
+SIZES_MM = (0.01, 1e6)
+"""Smallest and largest longest side of a mesh, in millimetres."""
+
 TEXTURE_SIZES = (64, 4096)
 """Smallest and largest side of a texture, in texels."""
 
@@ -56,7 +59,7 @@ PACKAGES = {"3mf": ("lib3mf", "assets"), "usdz": ("pxr", "assets")}
 class Placement:
     """How a mesh stands in its files."""
 
-    size_mm: PositiveFloat | None = None
+    size_mm: Annotated[float, Field(ge=SIZES_MM[0], le=SIZES_MM[1])] | None = None
     """Longest side in millimetres; null: the world's size, a metre for a world unit."""
     units: Literal["auto", "m", "cm", "mm", "in"] = "auto"
     """Unit of the numbers in OBJ, PLY, STL, 3MF and USDZ (GLB: always m); auto: m, or mm if size_mm is set."""
@@ -86,7 +89,7 @@ class ExportSettings(Placement):
     lods: Annotated[list[Annotated[int, Field(ge=50)]], AfterValidator(_check_decreasing)] = field(default_factory=list)
     """Levels of detail: triangles of further, coarser meshes, as model-lod1, model-lod2, ... beside the mesh."""
     texture_size: TextureSize = 1024
-    """Texels per side of the texture of GLB and OBJ; 0: vertex colours."""
+    """Texels per side of the texture of GLB, OBJ and USDZ; 0: vertex colours."""
     unwrap_timeout: PositiveFloat = 120.0
     """Seconds allowed for UV unwrapping; a mesh that takes longer gets vertex colours."""
     turntable: bool
@@ -97,6 +100,15 @@ class ExportSettings(Placement):
     """Height and width in pixels of each view in the turntable video."""
     report: bool
     """Write report.html."""
+
+    def __post_init__(self) -> None:
+        """Checks levels of detail against the mesh.
+
+        Raises:
+            InputError: the first one has as many triangles as the mesh may have, or more.
+        """
+        if self.lods and self.lods[0] >= self.max_faces:
+            raise InputError(f"export.lods={self.lods}: must lie below export.max_faces={self.max_faces}")
 
 
 def check_packages(formats: Iterable[str], compress: str = "none") -> None:

@@ -19,7 +19,8 @@ from nfsd3d.visualize.images import FRAMES_PER_SECOND, Viewable, to_uint8
 if TYPE_CHECKING:
     from nfsd3d.views.cameras import Cameras
 
-Animation = Literal["gif", "webp", "png"]
+Form = Literal["mp4", "gif", "webp", "png"]
+"""Forms of a turntable; all but the video are written here."""
 FRAME_MS = round(1000 / FRAMES_PER_SECOND)
 
 
@@ -39,7 +40,7 @@ def cut_out(over_black: Rendering) -> Image:
     return to_uint8(torch.cat([color, alpha]))
 
 
-def write_animation(folder: Path, form: Animation, frames: Iterator[Image]) -> list[Path]:
+def write_animation(folder: Path, form: Form, frames: Iterator[Image]) -> list[Path]:
     """Writes ``turntable.gif`` or ``turntable.webp``, or ``turntable/NNN.png``; returns the paths.
 
     A GIF's pixels are opaque or clear; a WebP is lossless, because a lossy one lets half alpha drift.
@@ -50,6 +51,9 @@ def write_animation(folder: Path, form: Animation, frames: Iterator[Image]) -> l
         for index, frame in enumerate(frames):
             paths.append(folder / "turntable" / f"{index:03d}.png")
             write_png(paths[-1], frame)
+        for path in (folder / "turntable").glob("*.png"):  # of an earlier one with more frames
+            if path not in paths and path.stem.isdecimal():
+                path.unlink()
         return paths
     first, *others = (Pillow.fromarray(_clear_or_opaque(frame) if form == "gif" else frame) for frame in frames)
     content = io.BytesIO()  # see `image_grid.write_png`

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -97,7 +98,12 @@ BAD_COMMANDS = [
     (["prompt=a red house", "export.formats=glb,obj"], "add -m, or write export.formats=[glb,obj] for a list"),
     (["prompt=a red house", "viewer.port=8080"], "viewer.port: viewer has one value and no parts; write viewer=..."),
     (["prompt=a red house", "export.formats=[fbx]"], "export.formats"),
-    (["prompt=a red house", "export.size_mm=0"], "export.size_mm=0: must be greater than 0"),
+    (["prompt=a red house", "export.size_mm=0"], "export.size_mm=0: must be greater than or equal to 0.01"),
+    (["prompt=a red house", "export.lods=[60000]"], "export.lods=[60000]: must lie below export.max_faces=50000"),
+    (
+        ["--config", "quick", "prompt=a red house", "prior=sd21"],
+        "quick: is for prior=shapes and generator=nerf",
+    ),
     (["prompt=a red house", "export.lods=[100,200]"], "export.lods=[100, 200]: must become smaller"),
     (["prompt=a red house", "export.compress=zip"], "export.compress=zip: must be"),
     (["-m", "prompt=a red house", "hydra/launcher=slurm"], "did you mean submitit_slurm?"),
@@ -291,12 +297,19 @@ def test_a_run_that_is_done_is_left_as_it_is(runs, capsys, elsewhere):
     assert main(["--resume", "first"]) == 0
     assert "first: is done; more steps: --resume first train.steps=N" in capsys.readouterr().out
     assert len(runs) == before and json.loads(path.read_text()) == summary
+    later = path.stat().st_mtime + 10
+    os.utime(elsewhere / "first" / "config.yaml", (later, later))  # edited since
+    assert main(["--resume", "first"]) == 0
+    before += 1
+    assert len(runs) == before
+    path.write_text(json.dumps(summary))
+    os.utime(path, (later + 10, later + 10))
     for change in (["export.resolution=64"], [f"train.steps={summary['steps'] + 1}"]):
         assert main(["--resume", "first", *change]) == 0
         before += 1
         assert len(runs) == before
         path.write_text(json.dumps(summary))
-
+        os.utime(path, (later + 10, later + 10))
     (elsewhere / "first" / "mesh.glb").unlink()  # is made again
     (elsewhere / "first" / "config.yaml").write_text(runs[0][0].to_yaml())
     assert main(["--resume", "first"]) == 0 and len(runs) == before + 1

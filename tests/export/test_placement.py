@@ -16,7 +16,7 @@ from pxr import Usd, UsdGeom, UsdShade
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.glb import glb_bytes
-from nfsd3d.export.formats.placement import METRES, y_up
+from nfsd3d.export.formats.placement import METRES, place, y_up
 from nfsd3d.export.formats.read_glb import read_glb, world_glb
 from nfsd3d.export.formats.table import FORMATS, write_mesh, write_meshes
 from nfsd3d.export.mesh import SurfaceMesh, Texture, srgb_to_linear
@@ -164,6 +164,36 @@ def test_a_3mf_has_its_unit_its_words_and_a_colour_for_each_vertex(mesh, tmp_pat
         index: color.upper().ljust(9, "F") for index, color in colors.items()
     }
     assert facts["Title"] == EXTRAS["prompt"] and "seed: 3" in facts["Description"]
+
+
+def test_what_is_no_glb_is_told_on_one_line(tmp_path):
+    for content in (b"", b"hello", b"glTF" + bytes(40)):
+        (tmp_path / "model.glb").write_bytes(content)
+        with pytest.raises(InputError, match="is no GLB file, or cut off"):
+            world_glb(tmp_path / "model.glb")
+
+
+def test_the_facts_of_a_file_are_true(mesh):
+    def units(**placement):
+        return place(mesh, Placement(**placement), "z", None, turns=True).facts
+
+    assert units()["units"].startswith("1 unit = 1 world unit; the object lies in") and "to_world" not in units()
+    assert units(origin="floor")["units"] == "1 unit = 1 m; the longest side is 1600 mm"
+    assert units(size_mm=60.0)["units"] == "1 unit = 1 mm; the longest side is 60 mm"
+    assert units(size_mm=1.6)["units"] == "1 unit = 1 mm; the longest side is 1.6 mm"  # as many as world units
+
+
+def test_a_prompt_with_control_characters_leaves_files_readable(mesh, tmp_path):
+    write_meshes(mesh, tmp_path / "mesh", list(FORMATS), {"prompt": "a \x01 b \ud800 c"})
+    assert threemf(tmp_path / "mesh" / "model.3mf")[3]["Title"] == "a b c"
+
+
+def test_levels_of_detail_of_an_earlier_export_go(mesh, tmp_path):
+    write_meshes(mesh, tmp_path / "mesh", ["glb", "obj"], EXTRAS, lods=[mesh, mesh, mesh])
+    (tmp_path / "mesh" / "model-lodge.txt").touch()
+    write_meshes(mesh, tmp_path / "mesh", ["glb"], EXTRAS, lods=[mesh])
+    left = {path.name for path in (tmp_path / "mesh").iterdir()}
+    assert left == {"model.glb", "model.obj", "model-lod1.glb", "model-lod1.obj", "model-lodge.txt"}
 
 
 def test_a_3mf_leaves_the_locale_as_it_was(mesh, tmp_path):

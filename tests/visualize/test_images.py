@@ -123,6 +123,12 @@ def test_an_animation_has_the_object_alone_on_clear_ground(tmp_path, form):
         assert opaque.any() and np.abs(found[opaque][:, :3].astype(int) - frame[opaque][:, :3]).max() < 12
 
 
+def test_frames_of_an_earlier_animation_go(tmp_path):
+    write_animation(tmp_path, "png", iter(list(cut_outs(MovingBall(), orbit(4, 32)))))
+    paths = write_animation(tmp_path, "png", iter(list(cut_outs(MovingBall(), orbit(2, 32)))))
+    assert sorted((tmp_path / "turntable").iterdir()) == paths
+
+
 def test_colours_of_a_cut_out_are_not_multiplied_by_alpha():
     (frame,) = cut_outs(MovingBall(), orbit(1, 32))
     shown = frame[frame[..., 3] > 20][:, :3]

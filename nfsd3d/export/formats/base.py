@@ -24,4 +24,9 @@ def png_bytes(image: NDArray[np.uint8]) -> bytes:
 def facts_of(placed: Placed, extras: Extras) -> dict[str, str]:
     """The metadata of a file, each on one line: its program, ``extras``, axes and units."""
     facts = {"generator": GENERATOR, **extras, **placed.facts}
-    return {key: " ".join(str(value).split()) for key, value in facts.items()}
+    return {key: _one_line(str(value)) for key, value in facts.items()}
+
+
+def _one_line(text: str) -> str:
+    """``text`` without line breaks, and without characters that XML or UTF-8 cannot hold."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -46,11 +46,11 @@ class Placed:
     def facts(self) -> Mapping[str, str | float | list[float]]:
         """Axes and units in words, and how world coordinates are had again."""
         extent = np.ptp(self.mesh.vertices, axis=0).max() * METRES[self.unit]
-        if self.scale == 1.0:
+        moved = {"to_world": [self.scale, *self.offset]} if self.scale != 1.0 or any(self.offset) else {}
+        if not moved and self.unit == "m":
             units = "1 unit = 1 world unit; the object lies in [-radius, radius]^3"
         else:
             units = f"1 unit = 1 {self.unit}; the longest side is {extent * 1000:.4g} mm"
-        moved = {} if self.scale == 1.0 and not any(self.offset) else {"to_world": [self.scale, *self.offset]}
         return {"axes": AXES[self.up], "units": units, **moved}
 
 

@@ -26,7 +26,7 @@ def read_glb(path: Path) -> SurfaceMesh:
     Raises:
         InputError: it is compressed by meshopt.
     """
-    document, body = _parts(path.read_bytes())
+    document, body = _parts(path, path.read_bytes())
     if MESHOPT in document.get("extensionsRequired", ()):
         raise InputError(f"{path}: is compressed for the web; read it in three.js, or export it with --compress none")
     primitive, node = document["meshes"][0]["primitives"][0], document["nodes"][0]
@@ -57,6 +57,12 @@ def read_glb(path: Path) -> SurfaceMesh:
     return SurfaceMesh(vertices, faces, normals, np.zeros_like(vertices), texture)
 
 
+def is_placed(path: Path) -> bool:
+    """Whether a GLB has another size or origin than in the world."""
+    document, _ = _parts(path, path.read_bytes())
+    return "to_world" in document["asset"].get("extras", {})
+
+
 def world_glb(path: Path) -> bytes:
     """A GLB file as it is in the world, without compression: for viewers of this project.
 
@@ -64,12 +70,21 @@ def world_glb(path: Path) -> bytes:
         InputError: it is compressed by meshopt.
     """
     content = path.read_bytes()
-    document, _ = _parts(content)
+    document, _ = _parts(path, content)
     plain = "to_world" not in document["asset"].get("extras", {}) and not document.get("extensionsRequired")
     return content if plain else glb_bytes(read_glb(path), {})
 
 
-def _parts(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON document and the binary chunk of a GLB."""
+def _parts(path: Path, content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The JSON document and the binary chunk of a GLB.
+
+    Raises:
+        InputError: it is none.
+    """
     length = int.from_bytes(content[12:16], "little")
-    return json.loads(content[20 : 20 + length]), content[20 + length + 8 :]
+    try:
+        document = json.loads(content[20 : 20 + length])
+        assert content[:4] == b"glTF" and isinstance(document, dict) and "asset" in document
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{path}: is no GLB file, or cut off; write it again: nfsd3d export RUN_DIR") from error
+    return document, content[20 + length + 8 :]

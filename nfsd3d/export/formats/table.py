@@ -1,6 +1,7 @@
 """The formats, and writing a mesh in one or several of them."""
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def write_meshes(
     suffixes = [known_format(name) for name in formats]
     folder.mkdir(exist_ok=True)
     levels = {"model": mesh, **{f"model-lod{number}": level for number, level in enumerate(lods, 1)}}
+    for path in folder.glob("model-lod*.*"):  # of an earlier export with more levels
+        if path.stem not in levels and re.fullmatch(r"model-lod\d+", path.stem):
+            path.unlink()
     return [
         path
         for stem, level in levels.items()

@@ -83,14 +83,16 @@ class TracedDenoiser:
         return self.run(*arguments)
 
     def _traced(self) -> Denoise:
-        weights, arguments = tuple(self._network.parameters()), self._example()
-        key = self._architecture, *((tensor.shape, tensor.dtype) for tensor in (*weights, *arguments))
+        function, weights = _with_weights(self._network, self.run)
+        arguments = self._example()
+        key = self._architecture, *((tensor.shape, tensor.dtype, tensor.device) for tensor in (*weights, *arguments))
+        if any(True for _ in self._network.buffers()):  # which are constants of the recording
+            key = (*key, id(self._network))
         if key not in _RECORDED:
             with torch.no_grad(), warnings.catch_warnings():
                 # It has a successor, torch.export, which neither takes any batch size nor saves time here.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
-                function = _with_weights(self._network, self.run)
                 try:
                     _RECORDED[key] = torch.jit.trace(function, (*weights, *arguments), check_trace=False)
                 except Exception as error:  # the tracer is deprecated: a version of torch may come without it
@@ -107,20 +109,21 @@ _RECORDED: dict[Hashable, Callable[..., Tensor]] = {}
 weights if they were its constants, would make a worker grow with every job."""
 
 
-def _with_weights(network: torch.nn.Module, denoise: Denoise) -> Denoise:
-    """A function of the parameters of ``network`` and the arguments of ``denoise``, which calls it."""
+def _with_weights(network: torch.nn.Module, denoise: Denoise) -> tuple[Denoise, tuple[Tensor, ...]]:
+    """A function of the parameters of ``network`` and the arguments of ``denoise``, which calls it; the parameters."""
     places = [(module, name) for module in network.modules() for name, _ in module.named_parameters(recurse=False)]
+    own = tuple(getattr(module, name) for module, name in places)
 
     def called(*given: Tensor) -> Tensor:
-        own = [getattr(module, name) for module, name in places]
-        for (module, name), weight in zip(places, given[: len(places)], strict=True):
-            delattr(module, name)  # else it would have to be a parameter
-            setattr(module, name, weight)
         try:
+            for (module, name), weight in zip(places, given[: len(places)], strict=True):
+                delattr(module, name)  # else it would have to be a parameter
+                setattr(module, name, weight)
             return denoise(*given[len(places) :])
         finally:
             for (module, name), parameter in zip(places, own, strict=True):
-                delattr(module, name)
+                if hasattr(module, name):
+                    delattr(module, name)
                 module.register_parameter(name, parameter)
 
-    return called
+    return called, own
