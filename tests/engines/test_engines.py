@@ -28,7 +28,9 @@ TINY = (
     *("export.turntable=false", "export.report=false", "train.tensorboard=false", "prompt=a red cube"),
 )
 LONG = ("train.steps=3000", "train.log_every=1", "train.checkpoint_every=500")
-KILLED = ("train.steps=40", "train.log_every=1")
+STEPS = 200
+KILLED = (f"train.steps={STEPS}", "train.log_every=1", "train.checkpoint_every=10")
+"""A run that lasts long enough to be killed in its first steps, on a fast machine too."""
 ALONE = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
 """Runs a command within a network that has loopback alone."""
 OTHERS = [name for name in ENGINES if name not in ("local", "submitit_slurm")]
@@ -169,12 +171,12 @@ def test_the_job_of_a_killed_worker_is_done_once_from_its_checkpoint(started, un
     _, printed = process.communicate(timeout=240)
     assert "started again" in printed
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
-    assert logged_steps(manifest) == list(range(1, 41))
-    assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
+    assert logged_steps(manifest) == list(range(1, STEPS + 1))
+    assert weights(manifest, 0, STEPS) == weights(undisturbed, 4, STEPS)
 
 
 def test_workers_end_with_a_controller_that_is_killed_and_another_engine_ends_the_set(started):
-    manifest, process = started(*KILLED[1:], "train.steps=400", "train.checkpoint_every=100")
+    manifest, process = started("train.log_every=1", "train.steps=400", "train.checkpoint_every=100")
     below = descendants(process.pid)
     assert attempt(manifest)["pid"] in below
     process.kill()
@@ -204,7 +206,7 @@ def test_a_preempted_job_saves_and_submitit_starts_it_again(started, undisturbed
     _, printed = process.communicate(timeout=240)
     assert "started again" not in printed  # not by the controller
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2
-    assert weights(manifest, 0, 40) == weights(undisturbed, 4, 40)
+    assert weights(manifest, 0, STEPS) == weights(undisturbed, 4, STEPS)
 
 
 @pytest.mark.parametrize("engine", ["ray"], indirect=True)
@@ -220,7 +222,7 @@ def test_jobs_of_a_ray_node_that_is_killed_are_done_once_on_another(tmp_path, en
         _, printed = process.communicate(timeout=240)
     assert "NodeDiedError" in printed and printed.count("done in") == 3
     assert statuses(manifest) == ["done"] * 3 and attempt(manifest)["attempt"] == 2
-    assert all(logged_steps(manifest, job) == list(range(1, 41)) for job in range(3))
+    assert all(logged_steps(manifest, job) == list(range(1, STEPS + 1)) for job in range(3))
 
 
 @pytest.fixture(scope="module", params=[1], ids=["one node"])
@@ -250,7 +252,7 @@ def test_slurm_cancels_and_requeues_jobs_and_all_end_as_on_the_local_engine(tmp_
     assert "started again" not in printed and attempt(manifest)["attempt"] == 1  # as its user wanted
     assert attempt(manifest, 3)["attempt"] == 2
     assert weights(manifest, 2, 3) == weights(undisturbed, 2, 3)
-    assert weights(manifest, 3, 40) == weights(undisturbed, 4, 40)
+    assert weights(manifest, 3, STEPS) == weights(undisturbed, 4, STEPS)
 
 
 def test_a_killed_job_of_slurm_is_started_again_and_a_signal_to_the_controller_ends_it(tmp_path, slurm, controller):
@@ -284,10 +286,10 @@ def test_a_preempted_job_of_slurm_with_two_gpus_ends_its_processes_and_is_requeu
     subprocess.run(["scancel", "--signal=USR2", attempt(manifest)["id"]], check=True)
     _, printed = process.communicate(timeout=240)
     assert statuses(manifest) == ["done"] and attempt(manifest)["attempt"] == 2, printed
-    assert logged_steps(manifest) == list(range(1, 41))
+    assert logged_steps(manifest) == list(range(1, STEPS + 1))
     process = controller(undisturbed, "submitit_slurm", gpus=2, threads=2)
     process.communicate(timeout=240)
-    assert weights(manifest, 0, 40) == weights(undisturbed, 0, 40)
+    assert weights(manifest, 0, STEPS) == weights(undisturbed, 0, STEPS)
 
 
 def test_what_slurm_does_not_take_is_told_on_one_line(tmp_path, slurm, controller):
@@ -315,7 +317,7 @@ def test_jobs_of_several_arrays_are_done_once_though_a_node_is_drained_and_one_f
     _, printed = process.communicate(timeout=300)
     assert statuses(manifest) == ["done"] * 5, printed
     assert [attempt(manifest, job)["attempt"] for job in range(5)] == [2, 1, 1, 1, 1]
-    assert logged_steps(manifest, 0) == list(range(1, 41))
+    assert logged_steps(manifest, 0) == list(range(1, STEPS + 1))
     arrays = {str(attempt(manifest, job)["id"]).partition("_")[0] for job in range(5)}
     assert len(arrays) == 2
     states_of_nodes = subprocess.run(
