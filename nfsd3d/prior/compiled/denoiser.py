@@ -86,21 +86,23 @@ class TracedDenoiser:
         function, weights = _with_weights(self._network, self.run)
         arguments = self._example()
         key = self._architecture, *((tensor.shape, tensor.dtype, tensor.device) for tensor in (*weights, *arguments))
-        if any(True for _ in self._network.buffers()):  # which are constants of the recording
-            key = (*key, id(self._network))
-        if key not in _RECORDED:
+        shared = not any(True for _ in self._network.buffers())  # buffers are constants of a recording
+        recorded = _RECORDED.get(key) if shared else None
+        if recorded is None:
             with torch.no_grad(), warnings.catch_warnings():
                 # It has a successor, torch.export, which neither takes any batch size nor saves time here.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes are not repeated
                 try:
-                    _RECORDED[key] = torch.jit.trace(function, (*weights, *arguments), check_trace=False)
+                    recorded = torch.jit.trace(function, (*weights, *arguments), check_trace=False)
                 except Exception as error:  # the tracer is deprecated: a version of torch may come without it
                     if self._on_failure is None:
                         raise
                     self._on_failure(error)
                     return self.run
-        recorded, self.is_traced = _RECORDED[key], True
+            if shared:
+                _RECORDED[key] = recorded
+        self.is_traced = True
         return lambda *arguments: recorded(*weights, *arguments)
 
 
