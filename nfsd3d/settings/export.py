@@ -51,7 +51,7 @@ TextureSize = Annotated[
 ]
 
 
-PACKAGES = {"3mf": ("lib3mf", "assets"), "usdz": ("pxr", "assets")}
+PACKAGES: dict[str, tuple[str, str]] = {"3mf": ("lib3mf", "assets"), "usdz": ("pxr", "assets")}
 """The optional package that a mesh format needs, and the extra that installs it."""
 
 
@@ -112,13 +112,14 @@ class ExportSettings(Placement):
 
 
 def check_packages(formats: Iterable[str], compress: str = "none") -> None:
-    """
+    """Checks that what the mesh formats and the compression of GLB need is installed.
+
     Raises:
         InputError: a format or the compression needs a package or program that is not installed.
     """
     for name in formats:
-        package, extra = PACKAGES.get(name, ("json", ""))
-        if find_spec(package) is None:
+        package, extra = PACKAGES.get(name, (None, ""))
+        if package is not None and find_spec(package) is None:
             raise InputError(
                 f"--formats, export.formats: {name} needs an optional package; install it: pip install "
                 f"'nfsd3d[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
