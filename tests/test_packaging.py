@@ -186,6 +186,28 @@ def test_every_import_is_a_declared_dependency():
                 assert _name(distributions.get(top, top)) in declared | {"pydantic-core"}, f"{path} imports {top}"
 
 
+def test_types_are_checked_alike_with_and_without_what_only_some_install():
+    """mypy must not need a package that [dev] does not install."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert extras["dev"][-1] == "nfsd3d[assets,viewer]"
+    installed = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["assets"], *extras["viewer"]]
+    known = {_name(line).replace("-", "_") for line in installed}
+    # Of transformers, of pydantic, and two of viser.
+    known |= {"tokenizers", "pydantic_core", "msgspec", "websockets"}
+    for overrides in PROJECT["tool"]["mypy"]["overrides"]:
+        if overrides.get("ignore_missing_imports"):
+            known |= {name.removesuffix(".*") for name in overrides["module"]}
+    distributions = {"yaml": "pyyaml", "PIL": "pillow", "hydra": "hydra_core"}
+    files = [path for folder in ("nfsd3d", "scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
+    own = {"nfsd3d", "scripts", "tests", *(path.stem for path in (ROOT / "scripts").iterdir())}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - own:
+                assert distributions.get(top, top) in known, f"{path}: mypy needs an override for {top}"
+
+
 def test_constraints_pin_every_dependency():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_name(line): line for line in lines if line and not line.startswith("#")}
