@@ -22,9 +22,10 @@ from nfsd3d.config.compose import compose, load_run_config
 from nfsd3d.config.objects import register_object
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, did_you_mean
-from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
+from nfsd3d.export.extract import ExtractedMesh, OnProgress
 from nfsd3d.export.formats.table import known_format, write_mesh
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.export.scene import extract_scene
+from nfsd3d.generators.base import SceneGenerator
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.metrics import read_metrics
@@ -34,13 +35,12 @@ from nfsd3d.settings.paths import user_path
 from nfsd3d.train.build import (
     CONTACT_SHEET_VIEWS,
     ELEVATION_DEG,
-    build_generator,
-    build_images,
     build_prior,
     mesh_extras,
     mesh_settings,
     viewing_cameras,
 )
+from nfsd3d.train.build_generator import build_generator, build_images
 from nfsd3d.train.previews import images_of
 from nfsd3d.viewer.notebook import NotebookProgress, in_notebook
 from nfsd3d.visualize.animation import Form, cut_outs, write_animation
@@ -88,8 +88,8 @@ class Run:
         return read_metrics(self._place / "metrics.jsonl")
 
     @cached_property
-    def generator(self) -> NeRF:
-        """The trained NeRF on its device.
+    def generator(self) -> SceneGenerator:
+        """The trained NeRF or mesh on its device.
 
         Raises:
             InputError: the run made images.
@@ -163,11 +163,11 @@ class Run:
             folder,
             sheet=viewing_cameras(self.config, CONTACT_SHEET_VIEWS, size, elevation_deg),
             video=viewing_cameras(self.config, frames, size, elevation_deg),
-            radius=generator.settings.radius,
+            radius=generator.radius,
         )
 
     def extract(self, settings: ExportSettings | None = None, on_progress: OnProgress | None = None) -> ExtractedMesh:
-        """The mesh, extracted with ``settings`` (default: the run's); see `nfsd3d.export.extract.extract_mesh`.
+        """The mesh, extracted with ``settings`` (default: the run's); see `nfsd3d.export.scene.extract_scene`.
 
         ``on_progress`` is called with the stage and the completed fraction.
 
@@ -175,8 +175,7 @@ class Run:
             InputError: the field is empty or full at the threshold, or the run made images.
         """
         settings = settings or mesh_settings(self.config)
-        radius, device = self.generator.settings.radius, self.config.machine.device
-        return extract_mesh(self.generator, radius, settings, device, on_progress)
+        return extract_scene(self.generator, settings, on_progress)
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:

@@ -78,6 +78,7 @@ ADAPTERS = {
     "numba": {
         "nfsd3d.generators.nerf.launch_numba",
         "nfsd3d.export.texture.rasterize_numba",
+        "nfsd3d.generators.mesh.rasterize.numba_kernels",
         "nfsd3d.export.visibility_numba",
         "nfsd3d.generators.nerf.hashgrid.numba_kernels",
         "nfsd3d.generators.nerf.sampling.numba_kernels",
@@ -94,6 +95,7 @@ ADAPTERS = {
         "nfsd3d.generators.nerf.launch_triton",
         "nfsd3d.generators.nerf.hashgrid.triton_kernels",
         "nfsd3d.generators.nerf.morton_triton",
+        "nfsd3d.generators.mesh.rasterize.triton_kernels",
         "nfsd3d.generators.nerf.mlp_triton",
         "nfsd3d.generators.nerf.sampling.triton_kernels",
         "nfsd3d.generators.nerf.compositing.triton_kernels",

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from nfsd3d.callbacks.events import StepEvent
     from nfsd3d.config.schema import Config
-    from nfsd3d.generators.base import ImageGenerator
-    from nfsd3d.generators.nerf.nerf import NeRF
+    from nfsd3d.generators.base import ImageGenerator, SceneGenerator
     from nfsd3d.prior.base import Prior
 
 
@@ -32,7 +31,7 @@ class LiveRun:
     id: str | None
     directory: Path
     config: Config
-    generator: NeRF | ImageGenerator
+    generator: SceneGenerator | ImageGenerator
     prior: Prior
     finished: int
     controls: Controls

@@ -147,9 +147,9 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
     import torch
 
     from nfsd3d.bench import kernels
-    from nfsd3d.train.build import build_generator
+    from nfsd3d.train.build_generator import build_nerf
 
-    generator = build_generator(config)
+    generator = build_nerf(config)
     device = generator.device
     size = milestone_at(config.train.resolution, 0.0) if device.type == "cpu" else GPU_PIXELS
     scene = kernels.demo_scene(generator, config.cameras, config.train.batch_size, size)

@@ -16,7 +16,7 @@ from nfsd3d.settings.paths import user_cache
 
 if TYPE_CHECKING:
     from nfsd3d.api import Run
-    from nfsd3d.export.mesh import SurfaceMesh
+    from nfsd3d.generators.mesh.surface import SurfaceMesh
 
 TOOLS = user_cache() / "mesh-tools"
 LEAST_PSNR, LEAST_SILHOUETTE_IOU = 22.0, 0.95

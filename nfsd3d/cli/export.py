@@ -61,9 +61,12 @@ def main(argv: Sequence[str]) -> int:
         paths = write_meshes(extracted.mesh, folder, formats, mesh_extras(run.config), settings, extracted.lods)
     files, facts = [str(path) for path in paths], extracted.facts
     write_numbers(options.json, {"run": str(run.directory), "step": run.step, "files": files, **facts})
-    low, high = (round(density, 4) for density in extracted.density_range)
     texture = "vertex colours" if facts["texture_size"] is None else f"a texture of {facts['texture_size']}^2"
-    print(f"{facts['faces']} triangles at density {facts['threshold']} (the field has {low} to {high}), {texture}")
+    where = ""
+    if extracted.density_range is not None:
+        low, high = facts["density_range"]
+        where = f" at density {facts['threshold']} (the field has {low} to {high})"
+    print(f"{facts['faces']} triangles{where}, {texture}")
     if extracted.untextured is not None:
         print(f"no texture: {extracted.untextured}")
     print("\n".join(files))

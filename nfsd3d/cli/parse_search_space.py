@@ -17,7 +17,7 @@ from nfsd3d.config.overrides import TEXT_KEYS, each_value, sweeps_in
 from nfsd3d.errors import InputError
 from nfsd3d.tune.search_space import Dimension, Setting, placeholder
 
-AVERAGED = (*TEXT_KEYS, "seed", "source_run", "source_image")
+AVERAGED = (*TEXT_KEYS, "seed", "source_run", "source_mesh", "source_image")
 """Settings of which a trial runs all values: its objective is the mean."""
 MOST_RUNS = 1000
 """Runs of a trial."""

@@ -16,7 +16,7 @@ from nfsd3d.config.yaml_text import escape_interpolations
 from nfsd3d.errors import InputError
 
 TEXT_KEYS = ("prompt", "negative_prompt", "source_prompt")
-PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_image")
+PATH_KEYS = ("run_dir", "prior.model", "prior.layout", "prior.vae", "source_run", "source_mesh", "source_image")
 
 _BEYOND_GRAMMAR = re.compile(r"""^[^"'()]*[~=#&;|!?{}\[\]<>^`][^"'()]*$""")
 """A path with a character that Hydra's grammar does not have; a run's directory has =."""

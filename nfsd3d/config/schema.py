@@ -36,6 +36,7 @@ from nfsd3d.config.yaml_text import to_yaml
 from nfsd3d.distill.methods import TABLE as METHODS
 from nfsd3d.distill.settings import DistillSettings
 from nfsd3d.errors import InputError
+from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.generators.plugins import TABLE as GENERATORS
 from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
@@ -58,7 +59,13 @@ from nfsd3d.settings.types import (
 
 MAX_PROMPT_LENGTH = 1000
 _OF_A_PROCESS = ("run_dir", "dry_run", "viewer")
-RATES = {"nerf": ("encoding", "network", "background"), "latent": ("latent",), "image": ("image",)}
+_SOURCES = ("source_run", "source_mesh", "source_image")
+RATES = {
+    "nerf": ("encoding", "network", "background"),
+    "mesh": ("geometry", "texture", "background"),
+    "latent": ("latent",),
+    "image": ("image",),
+}
 """The learning rates of each generator."""
 
 
@@ -99,6 +106,7 @@ def _generator_tag(values: object) -> object:
 _PLUGIN = "a registered generator"
 GeneratorSettings = Annotated[
     Annotated[NeRFSettings, Tag("nerf")]
+    | Annotated[MeshSettings, Tag("mesh")]
     | Annotated[LatentSettings, Tag("latent")]
     | Annotated[ImageSettings, Tag("image")]
     | Annotated[PluginGeneratorSettings, Tag(_PLUGIN)],
@@ -146,12 +154,14 @@ class MachineSettings(ChunkSettings, DeviceSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class BackendSettings:
-    """Implementations of the field (hash encoding and MLP) and of ray sampling."""
+    """Implementations of the field (hash encoding and MLP), of ray sampling and of rasterisation."""
 
     field: Literal["torch", "numba", "triton", "tcnn"]
     """Hash encoding: torch (reference), numba (CPU), triton (CUDA, fuses the MLP), tcnn (CUDA, tiny-cuda-nn)."""
     sampler: Literal["torch", "numba", "triton", "nerfacc"]
     """Ray sampling: torch (reference), numba (CPU), triton (CUDA, composites too), nerfacc (CUDA)."""
+    rasterizer: Literal["torch", "numba", "triton"] = "torch"
+    """Rasterisation of a mesh: torch (reference), numba (CPU), triton (CUDA)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +172,12 @@ class LearningRateSettings:
     """Learning rate of a NeRF's hash tables."""
     network: PositiveFloat | None = None
     """Learning rate of a NeRF's density and colour MLP."""
+    geometry: PositiveFloat | None = None
+    """Learning rate of a mesh's vertices, in world units."""
+    texture: PositiveFloat | None = None
+    """Learning rate of a mesh's texture, whose values lie in [0, 1]."""
     background: PositiveFloat | None = None
-    """Learning rate of a NeRF's background network."""
+    """Learning rate of a scene's background network."""
     latent: PositiveFloat | None = None
     """Learning rate of latent codes."""
     image: PositiveFloat | None = None
@@ -314,7 +328,9 @@ class Config:
     logger: Names | None = None
     """Loggers besides metrics.jsonl: wandb, mlflow, or a list of them."""
     source_run: str | None = None
-    """Run directory to start from, or to edit, with the same generator."""
+    """Run directory to start from, or to edit, with the same generator; a mesh starts from a NeRF, too."""
+    source_mesh: str | None = None
+    """Mesh file to start from (generator=mesh): GLB, OBJ, PLY or STL."""
     source_image: str | None = None
     """Image file to start from, or to edit; cropped to a square."""
     source_prompt: str | None = None
@@ -330,7 +346,7 @@ class Config:
     prompts: PromptSettings
     """View-dependent prompts."""
     generator: GeneratorSettings
-    """What is optimised: a NeRF, latents, images or a plug-in's parameters."""
+    """What is optimised: a NeRF, a mesh, latents, images or a plug-in's parameters."""
     cameras: CameraRanges
     """Training cameras."""
     train: TrainSettings
@@ -340,6 +356,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_source()
+        self._check_mesh()
         self._check_learning_rates()
         if self.makes_images:
             self._check_images()
@@ -348,10 +365,10 @@ class Config:
     @property
     def makes_images(self) -> bool:
         """Whether the generator is a batch of images (latents or pixels) instead of a scene."""
-        return not isinstance(self.generator, NeRFSettings)
+        return not isinstance(self.generator, NeRFSettings | MeshSettings)
 
     def _check_source(self) -> None:
-        given = [f"{name}={getattr(self, name)}" for name in ("source_run", "source_image") if getattr(self, name)]
+        given = [f"{name}={getattr(self, name)}" for name in _SOURCES if getattr(self, name)]
         edits = self.distill.method in METHODS and METHODS.find(self.distill.method).needs_source
         if edits and not given:
             message = "needs something to edit: give source_image=FILE or source_run=RUN_DIR, and source_prompt"
@@ -361,7 +378,7 @@ class Config:
                 "that with --config configs/dds.yaml"
             )
         elif len(given) > 1:
-            message = f"edits one source, not both {given[0]} and {given[1]}: leave one out"
+            message = f"starts from one source, not both {given[0]} and {given[1]}: leave one out"
         elif edits and not (self.source_prompt or "").strip():
             message = f'needs source_prompt beside {given[0]}: say what the source shows, source_prompt="a red cube"'
         elif self.source_image is not None and not self.makes_images:
@@ -371,6 +388,14 @@ class Config:
         else:
             return
         raise InputError(f"distill={self.distill.method}: {message}")
+
+    def _check_mesh(self) -> None:
+        """What is a mesh needs one to begin with."""
+        mesh = isinstance(self.generator, MeshSettings)
+        if mesh and self.source_run is None and self.source_mesh is None:
+            raise InputError("generator=mesh: needs a mesh to start from: give source_run=RUN_DIR or source_mesh=FILE")
+        if not mesh and self.source_mesh is not None:
+            raise InputError(f"source_mesh={self.source_mesh}: is for generator=mesh; set generator=mesh")
 
     def _check_learning_rates(self) -> None:
         rates, kind = self.train.learning_rate.given(), self.generator.type

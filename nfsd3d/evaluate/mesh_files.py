@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.read_glb import is_placed, read_glb, world_glb
-from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.texture.rasterize import draw
-from nfsd3d.generators.base import RenderOptions
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.generators.base import RenderOptions, SceneGenerator
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.views.cameras import Cameras, orbit
 from nfsd3d.visualize.image_grid import Image, square
 from nfsd3d.visualize.images import to_uint8
@@ -169,7 +168,7 @@ def check_shape(path: Path) -> dict[str, Any]:
     }
 
 
-def compare_with_views(generator: NeRF, mesh: SurfaceMesh, cameras: Cameras) -> tuple[Agreement, Image]:
+def compare_with_views(generator: SceneGenerator, mesh: SurfaceMesh, cameras: Cameras) -> tuple[Agreement, Image]:
     """The agreement of ``mesh`` with views of ``generator`` from ``cameras``, and images: each mesh beside its view."""
     psnr, inside, ious, images = [], [], [], []
     for index in range(len(cameras)):

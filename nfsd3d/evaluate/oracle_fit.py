@@ -28,7 +28,8 @@ from nfsd3d.runs.summary import Summary, write_summary
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.render import render_views
-from nfsd3d.train.build import build_generator, build_optimizer, viewing_cameras
+from nfsd3d.train.build import build_optimizer, viewing_cameras
+from nfsd3d.train.build_generator import build_nerf
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import stop_requests
 from nfsd3d.train.loop import train
@@ -119,7 +120,7 @@ def fit_oracle(config: Config, run_dir: Path, console: Console | None = None) ->
     console = console or Console()
     composition = composition_of(config.prompt)
     run_dir = claim_folder(run_dir)
-    generator = build_generator(config)
+    generator = build_nerf(config)
     rng = torch.Generator().manual_seed(config.seed)
     batches = render_batches(composition, config.cameras, config.train, rng, generator.device, console)
     task = OracleFit(

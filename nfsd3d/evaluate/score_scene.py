@@ -16,7 +16,9 @@ from nfsd3d.evaluate.geometry.iou import fit
 from nfsd3d.evaluate.geometry.voxels import Solid, field_solid, mesh_solid, overlap
 from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.evaluate.sharpness import compare_appearance
-from nfsd3d.generators.base import RenderOptions
+from nfsd3d.generators.base import RenderOptions, SceneGenerator
+from nfsd3d.generators.mesh.mesh import TexturedMesh
+from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.runs import checkpoints
 from nfsd3d.settings.paths import user_path
 from nfsd3d.shapes.world.grammar import Composition
@@ -81,8 +83,8 @@ def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScor
     true = render_views([truth] * VIEWS, cameras, background, ambient=0.6)
     appearance = compare_appearance(images, opacity, true.image, true.mask)
     near, far = run.config.cameras.distance
-    radius = run.generator.settings.radius
-    solid = field_solid(run.generator, radius, distance=(near + far) / 2)
+    radius = run.generator.radius
+    solid = _solid_of(run.generator, (near + far) / 2)
     solid_fit = fit(solid, truth.object)
     error, janus = view_errors(prediction, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
     summary = run.summary
@@ -127,7 +129,15 @@ def _source_iou(config: Config, solid: Solid, distance: float) -> float | None:
     if not checkpoints.list_checkpoints(folder / "checkpoints"):
         return None
     source = load_run(folder)
-    return overlap(solid, field_solid(source.generator, solid.radius, distance=distance))
+    return overlap(solid, _solid_of(source.generator, distance))
+
+
+def _solid_of(generator: SceneGenerator, distance: float) -> Solid:
+    """What is solid: of a field by its views from ``distance``, of a mesh what it encloses."""
+    if isinstance(generator, NeRF):
+        return field_solid(generator, generator.radius, distance=distance)
+    assert isinstance(generator, TexturedMesh)
+    return mesh_solid(generator.surface().to_trimesh(), generator.radius)
 
 
 def _mesh_iou(run: Run, truth: Composition, radius: float) -> float | None:

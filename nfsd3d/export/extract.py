@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
 from nfsd3d.export.level_set import DensityGrid, LevelSet, sample_density, visible_level_set
-from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture
 from nfsd3d.export.simplify import simplify
 from nfsd3d.export.texture.bake import Colored, bake, surface_colors
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
+from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture
 from nfsd3d.settings.export import ExportSettings
 
 REACH = 0.03
@@ -36,25 +36,26 @@ OnProgress = Callable[[str, float], None]
 class ExtractedMesh:
     """A mesh, and facts about its extraction.
 
-    ``level`` is the density of its surface, ``density_range`` that of the coarse grid. ``untextured`` is the reason if
+    ``level`` is the density of its surface, ``density_range`` that of the coarse grid; None for a mesh that comes from
+    no field. ``untextured`` is the reason if
     a requested texture is missing. ``lods`` are levels of detail, each with fewer triangles.
     """
 
     mesh: SurfaceMesh
-    level: float
-    density_range: tuple[float, float]
+    level: float | None
+    density_range: tuple[float, float] | None
     untextured: str | None = None
     lods: tuple[SurfaceMesh, ...] = ()
 
     @property
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """Plain values about the mesh, for summaries."""
         texture = self.mesh.texture
         return {
             "vertices": len(self.mesh.vertices),
             "faces": len(self.mesh.faces),
-            "threshold": round(self.level, 4),
-            "density_range": [round(density, 4) for density in self.density_range],
+            **({} if self.level is None else {"threshold": round(self.level, 4)}),
+            **({} if self.density_range is None else {"density_range": [round(d, 4) for d in self.density_range]}),
             "texture_size": None if texture is None else texture.size,
             **({} if self.untextured is None else {"untextured": self.untextured}),
             **({"lods": [len(mesh.faces) for mesh in self.lods]} if self.lods else {}),

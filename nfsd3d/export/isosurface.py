@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from nfsd3d.errors import InputError
 from nfsd3d.export.level_set import LIMIT, POINTS_PER_BATCH, DensityGrid, LevelSet, density_range, spread_directions
 from nfsd3d.export.marching_cubes_table import CORNERS, EDGES, triangle_table
-from nfsd3d.export.mesh import FloatArray
+from nfsd3d.generators.mesh.surface import FloatArray
 
 NEAR = 3.0
 """Offset before the softplus: a coarse sample less far below the level (1/20 of its density) is near the surface."""

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.mesh import FloatArray
 from nfsd3d.export.visibility_numba import mark_visible, meet_surfaces
+from nfsd3d.generators.mesh.surface import FloatArray
 from nfsd3d.generators.nerf.launch_numba import launch
 
 LIMIT = 64.0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from nfsd3d.export.isosurface import Surface, outward_normals
-from nfsd3d.export.mesh import FloatArray, SurfaceMesh
+from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh
 
 AGGRESSIVENESS = (7.0, 5.0, 3.0)
 """How fast the tolerated error of collapses grows; tried in turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,6 +81,8 @@ class Rendering(Images):
     orientation: Tensor | None
     albedo: Tensor | None
     samples_per_ray: Tensor
+    roughness: Tensor | None = None
+    """A scalar to add to the loss: what the generator's own regularisers say of its shape."""
 
 
 class Generator(Protocol):
@@ -136,6 +139,46 @@ class ImageGenerator(nn.Module, ABC):
 
     def update(self, step: int, rng: torch.Generator) -> None:
         """Nothing."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[Parameter]]:
+        """Parameters by the name of the learning rate that they train with."""
+
+
+class SceneGenerator(nn.Module, ABC):
+    """A `Generator` whose results are views of one scene, and a mesh; abstract."""
+
+    sized_by_state: frozenset[str] = frozenset()
+    """The tensors of a state whose sizes the settings do not decide."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+
+    @property
+    @abstractmethod
+    def radius(self) -> float:
+        """Half-width in world units of the cube that holds the object."""
+
+    @abstractmethod
+    def render(
+        self, cameras: Cameras, rng: torch.Generator | None = None, options: RenderOptions = DEFAULT_OPTIONS
+    ) -> Rendering:
+        """The view of each of the B cameras; differentiable."""
+
+    @abstractmethod
+    def render_in_chunks(
+        self,
+        cameras: Cameras,
+        options: RenderOptions = DEFAULT_OPTIONS,
+        on_chunk: Callable[[], None] = lambda: None,
+    ) -> Rendering:
+        """``render`` of many or large views without gradient; ``on_chunk`` is called now and then, and may raise."""
+
+    @abstractmethod
+    def update(self, step: int, rng: torch.Generator) -> None:
+        """Work before training step ``step`` other than the optimiser's."""
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[Parameter]]:

@@ -14,7 +14,7 @@ from nfsd3d.plugins.table import Table
 if TYPE_CHECKING:
     from nfsd3d.generators.base import ImageGenerator
 
-BUILTIN = ("nerf", "latent", "image")
+BUILTIN = ("nerf", "mesh", "latent", "image")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 from nfsd3d.config.schema import Config
 from nfsd3d.settings.paths import user_path
 
-_OF_RUN = ("source_run", "source_image")
+_OF_RUN = ("source_run", "source_mesh", "source_image")
 _OF_PRIOR = ("model", "layout", "vae", "lora")
 
 

@@ -11,6 +11,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.config.trust import leaves
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
+from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.loggers import table as loggers
 from nfsd3d.prior.families.table import PRESETS
@@ -57,7 +58,7 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         raise no_lora_network(config.distill.method, config.prior.name)
     _check_samples(config)
     loggers.check(loggers.names_of(config.logger, config.train.tensorboard), config.train.tensorboard)
-    if config.export.mesh and isinstance(config.generator, NeRFSettings) and not elsewhere:
+    if config.export.mesh and not config.makes_images and not elsewhere:
         check_packages(config.export.formats, config.export.compress if "glb" in config.export.formats else "none")
     if config.viewer:
         _check_viewer(config)
@@ -76,6 +77,8 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         return source
     if config.source_image is not None:
         open_image(config.source_image)
+    if config.source_mesh is not None:
+        _check_source_mesh(config.source_mesh)
     if config.source_run is not None:
         _check_source_run(config, config.source_run)
     return source
@@ -183,7 +186,7 @@ def _check_lengths(config: Config, tokens: TokenCounter) -> None:
 
 def _check_viewer(config: Config) -> None:
     """Raises `InputError` if the run cannot be shown while it trains."""
-    if not isinstance(config.generator, NeRFSettings):
+    if config.makes_images:
         raise InputError(
             f"viewer=true: shows scenes, and generator={config.generator.type} makes pictures, which are in previews/ "
             "of the run; leave viewer out"
@@ -219,13 +222,19 @@ def find_model(config: Config) -> ModelSource | None:
 def _check_same_source(config: Config, run_dir: Path) -> None:
     """Raises `InputError` if ``config`` names another source than the run in ``run_dir`` started from."""
     former, now = with_absolute_paths(load_run_config(run_dir)), with_absolute_paths(config)
-    for setting in ("source_run", "source_image"):
+    for setting in ("source_run", "source_mesh", "source_image"):
         theirs, ours = getattr(former, setting), getattr(now, setting)
         if theirs != ours:
             raise InputError(
                 f"{setting}={ours}: {run_dir} was started from {theirs}; a resumed run cannot change its source; "
                 "start a new run"
             )
+
+
+def _check_source_mesh(path: str) -> None:
+    """Raises `InputError` unless there is such a file; what is in it is seen when the run begins."""
+    if not user_path(path).is_file():
+        raise InputError(f"source_mesh={path}: there is no such file; give a GLB, OBJ, PLY or STL file")
 
 
 def _check_source_run(config: Config, run_dir: str) -> None:
@@ -238,6 +247,10 @@ def _check_source_run(config: Config, run_dir: str) -> None:
         raise InputError(f"source_run={run_dir}: holds no checkpoint; choose a run that was trained")
     theirs, ours = leaves(source.to_dict()), leaves(config.to_dict())
     groups = ("generator.", *(("train.batch_size", "train.resolution") if config.makes_images else ()))
+    if isinstance(config.generator, MeshSettings):
+        groups = ("generator.radius",)  # the rest is the mesh's own
+        if source.makes_images:
+            raise InputError(f"source_run={run_dir}: made pictures, which have no mesh; choose the run of a scene")
     different = [key for key in theirs if key.startswith(groups) and theirs[key] != ours.get(key)]
     if different:
         key = "generator.type" if "generator.type" in different else different[0]

@@ -56,8 +56,9 @@ def load_generator(checkpoint: Checkpoint, generator: nn.Module) -> None:
     """
     saved = _under(checkpoint.tensors, GENERATOR)
     expected = generator.state_dict()
+    free: frozenset[str] = getattr(generator, "sized_by_state", frozenset())
     wrong = sorted(saved.keys() ^ expected.keys()) or sorted(
-        name for name, value in expected.items() if saved[name].shape != value.shape
+        name for name, value in expected.items() if name not in free and saved[name].shape != value.shape
     )
     if wrong:
         raise InputError(

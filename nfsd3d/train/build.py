@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,13 +15,8 @@ from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.table import TEXTURED
-from nfsd3d.generators.base import Generator, ImageGenerator
-from nfsd3d.generators.images import ImageBatch
-from nfsd3d.generators.nerf.nerf import NeRF
-from nfsd3d.generators.nerf.settings import NeRFSettings
-from nfsd3d.generators.plugins import TABLE as GENERATORS
-from nfsd3d.generators.plugins import RunFacts
-from nfsd3d.generators.settings import ImageSettings, LatentSettings, PluginGeneratorSettings
+from nfsd3d.generators.base import Generator, ImageGenerator, SceneGenerator
+from nfsd3d.generators.settings import PluginGeneratorSettings
 from nfsd3d.prior.base import Prior
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
@@ -36,7 +30,8 @@ from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
-from nfsd3d.settings.schedules import highest, milestone_at
+from nfsd3d.settings.schedules import highest
+from nfsd3d.train.build_generator import build_generator, build_images
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.plan import plan_at
 from nfsd3d.train.progress import Progress
@@ -62,12 +57,12 @@ class Parts:
 
     prior: Prior
     bank: PromptBank
-    generator: NeRF | ImageGenerator
+    generator: SceneGenerator | ImageGenerator
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     distillation: Distillation
     ranges: CameraRanges
-    source: NeRF | ImageGenerator | None = None
+    source: SceneGenerator | ImageGenerator | None = None
 
 
 def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | None = None) -> Parts:
@@ -80,6 +75,10 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
         source that cannot be read, or a weighting that the prior's noise schedule does not allow.
     """
     method = find_method(config.distill.method)
+    # First, because what is wrong with a mesh is to be told before a large prior is loaded.
+    scene = None if config.makes_images else build_generator(config)
+    if scene is not None:
+        load_source(config, scene, kept=kept_source)
     prior = prior or build_prior(config)
     check_weighting(config, prior.schedule)
     bank = PromptBank.build(
@@ -94,8 +93,11 @@ def build_parts(config: Config, prior: Prior | None = None, kept_source: Path | 
     prior.free_text_encoder()
     if isinstance(prior, DiffusersPrior) and prior.family is not STABLE_DIFFUSION:
         prior.check_fit()
-    generator = build_images(config, prior) if config.makes_images else build_generator(config)
-    load_source(config, generator, prior, kept_source)
+    if scene is None:
+        generator: SceneGenerator | ImageGenerator = build_images(config, prior)
+        load_source(config, generator, prior, kept_source)
+    else:
+        generator = scene
     source = copy.deepcopy(generator).requires_grad_(False) if method.needs_source else None
     return Parts(
         prior=prior,
@@ -152,24 +154,6 @@ def threshold_time(fraction: float, schedule: NoiseSchedule) -> float:
     return math.inf if step >= schedule.training_steps else schedule.time(torch.tensor([step])).item()
 
 
-def build_generator(config: Config) -> NeRF:
-    """A newly initialised NeRF on the run's device.
-
-    Raises:
-        InputError: a backend that is not installed.
-    """
-    assert isinstance(config.generator, NeRFSettings)
-    with torch.random.fork_rng(devices=[]):  # initialisation uses torch's global RNG: keep the caller's
-        torch.manual_seed(config.seed)
-        nerf = NeRF(
-            config.generator,
-            field_backend=config.backend.field,
-            sampler_backend=config.backend.sampler,
-            tensor_cores=config.machine.precision != "float32",
-        )
-    return nerf.to(config.machine.device)
-
-
 def build_lora(config: Config, prior: Prior) -> LoraNetwork:
     """VSD's LoRA network on the prior's UNet, initialised with the run's seed.
 
@@ -185,30 +169,6 @@ def build_lora(config: Config, prior: Prior) -> LoraNetwork:
         camera_dropout=config.distill.camera_dropout,
         seed=config.seed,
     )
-
-
-def build_images(config: Config, prior: Prior) -> ImageGenerator:
-    """A generator of images on the run's device: Gaussian noise as latents, or as pixels around mid-gray; or a
-    plug-in's.
-
-    Raises:
-        InputError: a plug-in that is not installed.
-    """
-    if isinstance(config.generator, PluginGeneratorSettings):
-        size = milestone_at(config.train.resolution, 0.0)
-        facts = RunFacts(config.train.batch_size, size, prior.latent_shape, config.seed)
-        built = GENERATORS.find(config.generator.type).build(config.generator.options, facts)
-        return built.to(config.machine.device)
-    assert isinstance(config.generator, LatentSettings | ImageSettings)
-    kind, count = config.generator.type, config.train.batch_size
-    # Not the seed of the run's RNG: its first noise would equal the image.
-    noise = partial(torch.randn, generator=torch.Generator().manual_seed(config.seed ^ 0x5EED5))
-    if kind == "latent":
-        initial = config.generator.initial_std * noise(count, *prior.latent_shape)
-    else:
-        size = milestone_at(config.train.resolution, 0.0)
-        initial = (0.5 + config.generator.initial_std * noise(count, 3, size, size)).clamp(0, 1)
-    return ImageBatch(kind, initial).to(config.machine.device)
 
 
 def model_files(config: Config) -> ModelFiles:

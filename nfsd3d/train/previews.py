@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.base import ImageGenerator, Latents
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.generators.base import ImageGenerator, Latents, SceneGenerator
 from nfsd3d.prior.base import Prior
 from nfsd3d.runs.lock import check_owned
 from nfsd3d.train.build import viewing_cameras
@@ -20,13 +19,13 @@ PREVIEW_VIEWS = 4
 
 
 def preview(
-    config: Config, generator: NeRF | ImageGenerator, prior: Prior, on_view: Callable[[], None] | None = None
+    config: Config, generator: SceneGenerator | ImageGenerator, prior: Prior, on_view: Callable[[], None] | None = None
 ) -> Image:
     """An image grid: four views with opacity and normals of a scene, or all images of a 2D run.
 
     ``on_view`` is called after each view of a scene.
     """
-    if isinstance(generator, NeRF):
+    if isinstance(generator, SceneGenerator):
         return images.preview(generator, viewing_cameras(config, PREVIEW_VIEWS, config.train.preview_size), on_view)
     return square([to_uint8(image) for image in images_of(generator, prior)])
 

@@ -11,12 +11,11 @@ from rich.console import Console
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
-from nfsd3d.export.extract import extract_mesh
 from nfsd3d.export.formats.table import write_meshes
-from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.progress import phase_progress, print_line
-from nfsd3d.generators.base import ImageGenerator
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.export.scene import extract_scene
+from nfsd3d.generators.base import ImageGenerator, SceneGenerator
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
 from nfsd3d.train.outlook import Outlook
 from nfsd3d.train.previews import images_of, write_images
@@ -64,7 +63,7 @@ def export_results(
     raise to interrupt the export.
     """
     exported = Exported()
-    if isinstance(parts.generator, NeRF):
+    if isinstance(parts.generator, SceneGenerator):
         _export_scene(config, run_dir, parts.generator, exported, console, outlook, on_view)
     else:
         with exported.part("images"):
@@ -80,14 +79,14 @@ def export_results(
 def _export_scene(
     config: Config,
     run_dir: Path,
-    generator: NeRF,
+    generator: SceneGenerator,
     exported: Exported,
     console: Console,
     outlook: Outlook,
     on_view: Callable[[], None],
 ) -> None:
     """Writes turntable and mesh and lists them in ``exported``."""
-    settings, radius = config.export, generator.settings.radius
+    settings = config.export
     if settings.turntable:
         with exported.part("turntable"):
             frames, size = settings.turntable_frames, settings.turntable_size
@@ -103,7 +102,7 @@ def _export_scene(
                     run_dir,
                     sheet=viewing_cameras(config, CONTACT_SHEET_VIEWS, size),
                     video=viewing_cameras(config, frames, size),
-                    radius=radius,
+                    radius=generator.radius,
                     on_progress=on_frame,
                 )
             exported.files += [path.name for path in written]
@@ -116,7 +115,7 @@ def _export_scene(
                     show(stage, done)
                     on_view()
 
-                extracted = extract_mesh(generator, radius, mesh_settings(config), config.machine.device, on_progress)
+                extracted = extract_scene(generator, mesh_settings(config), on_progress)
             if extracted.untextured is not None:
                 print_line(console, f"no texture: {extracted.untextured}")
             written = write_meshes(

@@ -210,7 +210,7 @@ def _build(config: Config, run_dir: Path, ranks: Ranks, *, resumed: bool) -> Par
 
 def _keep_source(config: Config, run_dir: Path, parts: Parts) -> None:
     """Saves the source of the run, if it has one, in its directory."""
-    if config.source_run is not None or config.source_image is not None:
+    if not config.source_run is config.source_mesh is config.source_image is None:
         checkpoints.save_source(run_dir, parts.generator)
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nfsd3d.config.schema import Config
-from nfsd3d.generators.base import ImageGenerator
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.generators.base import ImageGenerator, SceneGenerator
 from nfsd3d.runs.training_state import Learner
 from nfsd3d.train.build import Parts
 from nfsd3d.train.compilation import release_compiled
@@ -29,7 +28,7 @@ class Task(ABC):
     The ``ranks`` share its views. ``outlook`` estimates the time of what comes after training.
     """
 
-    generator: NeRF | ImageGenerator
+    generator: SceneGenerator | ImageGenerator
     optimizer: torch.optim.Optimizer
     rng: torch.Generator
     lora: Learner | None = None

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.callbacks.events import StepEvent
-from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.generators.base import SceneGenerator
 from nfsd3d.settings.schedules import value_at
 from nfsd3d.settings.viewer import host_and_port, url
 from nfsd3d.viewer.panel import Panel
@@ -46,7 +46,7 @@ class LiveViewer(Callback):
     def on_start(self, run: LiveRun) -> None:
         """Starts the server, and prints its address."""
         config = run.config
-        assert isinstance(run.generator, NeRF)  # checked before
+        assert isinstance(run.generator, SceneGenerator)  # checked before
         host, port = host_and_port(self._where)
         facts = f"**{config.prompt}**", f"{config.distill.method}, seed {config.seed}"
         scene = Scene(

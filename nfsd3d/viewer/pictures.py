@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nfsd3d.generators.base import Rendering, RenderOptions
+from nfsd3d.generators.base import Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.viewer.pose import Pose, cameras_of
 from nfsd3d.visualize.image_grid import Image
@@ -50,7 +50,7 @@ class Scene:
     pose. ``exclusive`` draws it, and ``tallest`` (height, width/height) limits the height of a view in pixels.
     """
 
-    nerf: NeRF
+    generator: SceneGenerator
     about: str
     mesh: Path
     start: Pose
@@ -60,13 +60,22 @@ class Scene:
     @property
     def radius(self) -> float:
         """Half-width of the world, in world units."""
-        return self.nerf.settings.radius
+        return self.generator.radius
+
+    @property
+    def cell(self) -> float:
+        """Side of a cell of the occupancy grid, in world units; of a mesh, which has none, 0."""
+        if not isinstance(self.generator, NeRF):
+            return 0.0
+        return 2 * self.generator.radius / self.generator.occupancy.resolution
 
     def occupied(self) -> NDArray[np.float32]:
-        """[N,3] the centres of the occupancy grid's occupied cells, in world units."""
-        grid = self.nerf.occupancy
+        """[N,3] the centres of the occupancy grid's occupied cells, in world units; none of a mesh."""
+        if not isinstance(self.generator, NeRF):
+            return np.zeros((0, 3), np.float32)
+        grid = self.generator.occupancy
         cells = self.exclusive(lambda: grid.occupied.nonzero().float().cpu(), 0)
-        return ((cells + 0.5) * (2 * grid.radius / grid.resolution) - grid.radius).numpy()
+        return ((cells + 0.5) * self.cell - self.radius).numpy()
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def picture(
 def _drawn(scene: Scene, pose: Pose, height: int, width: int, channel: str, on_chunk: Callable[[], None]) -> Picture:
     cameras = cameras_of(pose, height, width)
     options = RenderOptions(normals=channel == "normals", normals_above=NORMALS_ABOVE, rays_per_chunk=RAYS_PER_CHUNK)
-    rendering = scene.nerf.render_in_chunks(cameras, options, on_chunk)
+    rendering = scene.generator.render_in_chunks(cameras, options, on_chunk)
     forward = -cameras.rotations[0, :, 2]
     along = (cameras.rays().directions @ forward).reshape(height, width)
     seen = rendering.opacity[0, 0].cpu() > 0.5

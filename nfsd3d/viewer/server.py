@@ -196,9 +196,8 @@ class _Client:
                 except InputError as error:  # it is compressed for the web
                     self._about.content = str(error)
             if wanted["cells"]:
-                grid = scene.nerf.occupancy
                 self._added["cells"] = self._handle.scene.add_point_cloud(
-                    "/cells", scene.occupied(), CELL_COLOR, point_size=grid.radius / grid.resolution / 4
+                    "/cells", scene.occupied(), CELL_COLOR, point_size=scene.cell / 4
                 )
         self._ask()
 

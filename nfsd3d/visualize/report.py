@@ -20,8 +20,8 @@ from nfsd3d.distill.methods import TABLE as METHODS
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.glb import glb_bytes
 from nfsd3d.export.formats.read_glb import world_glb
-from nfsd3d.export.mesh import SurfaceMesh, reduced
 from nfsd3d.export.simplify import simplify_mesh
+from nfsd3d.generators.mesh.surface import SurfaceMesh, reduced
 from nfsd3d.runs.files import json_object, read_bytes, write_text
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary

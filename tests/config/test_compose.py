@@ -323,7 +323,7 @@ def test_paths_need_no_quotes():
         (["prompt=x", "red mushroom"], "not of the form key=value"),
         (["prompt=x", "prompts.view_dependent=[a"], "cannot be understood"),
         (["prompt=x", "distill=sds", "distill.threshold=0.3"], "have no such setting; distill=nfsd has"),
-        (["prompt=x", "generator=mesh"], "generator=mesh: no such choice"),
+        (["prompt=x", "generator=voxels"], "generator=voxels: no such choice"),
         (["prompt=x", "generator=latent", "generator.radius=2"], "the chosen groups have no such setting"),
         (["prompt=x", "generator=latent", "export.mesh=true"], "export.mesh=true: generator=latent makes pictures"),
         (["prompt=x", "generator=image", "train.random_background=0.5"], "set train.random_background=0"),

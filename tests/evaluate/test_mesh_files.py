@@ -16,9 +16,9 @@ from nfsd3d.errors import InputError
 from nfsd3d.evaluate import mesh_files
 from nfsd3d.evaluate.mesh_files import check_shape, compare_with_views, read_glb
 from nfsd3d.export.formats.table import write_mesh
-from nfsd3d.export.mesh import SurfaceMesh, Texture
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import Rendering
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture
 from nfsd3d.views.cameras import orbit
 
 TOOLS = Path(os.environ.get("NFSD3D_MESH_TOOLS", Path.home() / ".cache" / "nfsd3d" / "mesh-tools"))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nfsd3d.export.isosurface import Surface
-from nfsd3d.export.mesh import linear_to_srgb, reduced, srgb_to_linear
 from nfsd3d.export.texture import bake as bake_module
 from nfsd3d.export.texture.bake import SUPERSAMPLING, bake, surface_colors, texel_side
 from nfsd3d.export.texture.unwrap import Charts
+from nfsd3d.generators.mesh.surface import linear_to_srgb, reduced, srgb_to_linear
 
 FRONT = np.float32([1, 0, 0])
 

@@ -19,7 +19,7 @@ from nfsd3d.export.formats.glb import glb_bytes
 from nfsd3d.export.formats.placement import METRES, place, y_up
 from nfsd3d.export.formats.read_glb import read_glb, world_glb
 from nfsd3d.export.formats.table import FORMATS, write_mesh, write_meshes
-from nfsd3d.export.mesh import SurfaceMesh, Texture, srgb_to_linear
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, srgb_to_linear
 from nfsd3d.settings.export import Placement, check_packages
 
 EXTRAS = {"prompt": "a <red> & white cone", "seed": 3}

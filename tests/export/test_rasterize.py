@@ -3,8 +3,8 @@
 import numpy as np
 import trimesh
 
-from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.export.texture.rasterize import draw, rasterize
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.views.cameras import orbit
 
 

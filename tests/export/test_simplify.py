@@ -8,8 +8,8 @@ import trimesh
 from nfsd3d.export import simplify as simplify_module
 from nfsd3d.export.isosurface import Surface, extract_surface
 from nfsd3d.export.level_set import LevelSet, sample_density
-from nfsd3d.export.mesh import SurfaceMesh
 from nfsd3d.export.simplify import apart, is_closed, simplify, simplify_mesh, without_folds
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from nfsd3d.export.formats import table
 from nfsd3d.export.formats.glb import glb_bytes
 from nfsd3d.export.formats.placement import y_up
 from nfsd3d.export.formats.table import FORMATS, write_mesh, write_meshes
-from nfsd3d.export.mesh import SurfaceMesh, Texture, srgb_to_linear
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, srgb_to_linear
 
 EXTRAS = {"prompt": 'a "red" cube\nand snow ☃', "seed": 3}
 

@@ -59,7 +59,7 @@ def test_what_is_raised_after_a_chunk_ends_the_view(scene):
 
 
 def test_occupied_cells_are_in_their_places(scene):
-    occupied = scene.nerf.occupancy.occupied
+    occupied = scene.generator.occupancy.occupied
     occupied.fill_(False)
     occupied[0, 24, 47] = True
     half = 1 / 48

@@ -14,7 +14,7 @@ import pytest
 import trimesh
 
 from nfsd3d.export.formats.glb import glb_bytes
-from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.visualize import report
 from nfsd3d.visualize.charts import line_chart, scatter_chart
 from nfsd3d.visualize.comparison import render_comparison

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nfsd3d.export.formats.base import GENERATOR, Extras, Files, png_bytes
 from nfsd3d.export.formats.meshopt import compressed
 from nfsd3d.export.formats.placement import Placed, place
-from nfsd3d.export.mesh import SurfaceMesh, srgb_to_linear
+from nfsd3d.generators.mesh.surface import SurfaceMesh, srgb_to_linear
 from nfsd3d.settings.export import Placement
 
 Json = dict[str, object]

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.settings.export import Placement
 
 Up = Literal["y", "z"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.glb import glb_bytes
-from nfsd3d.export.mesh import SurfaceMesh, Texture, linear_to_srgb
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, linear_to_srgb
 
 MESHOPT = "EXT_meshopt_compression"
 _COMPONENTS = {5120: "<i1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}

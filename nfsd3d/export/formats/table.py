@@ -10,7 +10,7 @@ from typing import cast
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.base import Extras, Files
 from nfsd3d.export.formats.placement import Placed, Up, place
-from nfsd3d.export.mesh import SurfaceMesh
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.runs.files import write_bytes
 from nfsd3d.settings.export import Placement, check_packages
 

@@ -12,7 +12,7 @@ from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 from nfsd3d.errors import RunFailed
 from nfsd3d.export.formats.base import Extras, Files, facts_of, png_bytes
 from nfsd3d.export.formats.placement import METRES, Placed
-from nfsd3d.export.mesh import srgb_to_linear
+from nfsd3d.generators.mesh.surface import srgb_to_linear
 
 _ROOT = "/model"
 

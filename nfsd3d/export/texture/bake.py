@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nfsd3d.export.isosurface import Surface
-from nfsd3d.export.mesh import FloatArray, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.export.texture.rasterize import rasterize
 from nfsd3d.export.texture.unwrap import Charts
+from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 
 SUPERSAMPLING = 2
 """Colour samples per texel and axis, where a texel may hold several colours."""
@@ -96,10 +96,6 @@ def bake(
     ``on_progress`` is called with the fraction that is done.
     """
     samples = 1 if texel_side(surface, charts, size) <= detail else SUPERSAMPLING
-    corners = np.zeros((len(charts.faces), 3, 3))
-    corners[..., :2] = charts.uv[charts.faces] * (size * samples)
-    image = np.zeros((size, size, 3), np.uint8)
-    known, drawn = np.zeros((size, size), dtype=bool), np.zeros(len(corners), dtype=bool)
 
     def light_at(face: NDArray, weights: NDArray) -> NDArray:
         points, directions = (
@@ -107,6 +103,32 @@ def bake(
         )
         directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
         return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
+
+    return _baked(charts, size, samples, light_at, on_progress)
+
+
+def bake_vertex_colors(mesh: SurfaceMesh, charts: Charts, size: int) -> Texture:
+    """The texture of ``size``^2 texels that shows the mesh's vertex colours, in between in linear light."""
+    light = srgb_to_linear(mesh.colors)
+    return _baked(
+        charts, size, 1, lambda face, weights: np.einsum("nk,nkc->nc", weights, light[mesh.faces[face]]), None
+    )
+
+
+def _baked(
+    charts: Charts,
+    size: int,
+    samples: int,
+    light_at: Callable[[NDArray, NDArray], NDArray],
+    on_progress: Callable[[float], None] | None,
+) -> Texture:
+    """The texture of ``samples``^2 samples a texel; ``light_at`` gives linear light [N,3] at barycentric weights [N,3]
+    of triangles [N].
+    """
+    corners = np.zeros((len(charts.faces), 3, 3))
+    corners[..., :2] = charts.uv[charts.faces] * (size * samples)
+    image = np.zeros((size, size, 3), np.uint8)
+    known, drawn = np.zeros((size, size), dtype=bool), np.zeros(len(corners), dtype=bool)
 
     rows = max(1, SAMPLES_PER_BAND // (size * samples**2))
     for top in range(0, size, rows):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nfsd3d.export.mesh import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.export.texture.rasterize_numba import fill
+from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
 from nfsd3d.generators.nerf.launch_numba import launch
 
 if TYPE_CHECKING:

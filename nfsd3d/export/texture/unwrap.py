@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfsd3d.export.isosurface import Surface
-from nfsd3d.export.mesh import FloatArray
+from nfsd3d.generators.mesh.surface import FloatArray
 
 WORKER = Path(__file__).with_name("unwrap_worker.py")
 POLL_SECONDS = 0.2

@@ -15,13 +15,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from nfsd3d.device import move
-from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions
+from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
 from nfsd3d.generators.nerf.field import HashGridField
@@ -41,8 +41,8 @@ PLAIN_BACKGROUND = (1.0, 1.0, 1.0)
 """RGB in [0,1] behind the object with ``background="color"``."""
 
 
-class NeRF(nn.Module):
-    """A generator (see ``base.Generator``) of views of one scene."""
+class NeRF(SceneGenerator):
+    """The radiance field of one scene, as a generator."""
 
     def __init__(
         self,
@@ -84,6 +84,11 @@ class NeRF(nn.Module):
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self.occupancy.density.device
+
+    @property
+    def radius(self) -> float:
+        """Half-width in world units of the cube that holds the object."""
+        return self.settings.radius
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """Parameters by the name of their learning rate: "encoding", "network" and "background" (may be empty)."""

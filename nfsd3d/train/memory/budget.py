@@ -17,7 +17,8 @@ from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.prior.families.full_size import FULL_SIZES, full_size_prior
 from nfsd3d.prior.families.table import FAMILIES, PRESETS
 from nfsd3d.settings.schedules import highest
-from nfsd3d.train.build import PRECISIONS, Parts, build_generator, build_lora, find_method
+from nfsd3d.train.build import PRECISIONS, Parts, build_lora, find_method
+from nfsd3d.train.build_generator import build_generator
 from nfsd3d.train.compilation import compiles_encoder, compiles_unet
 from nfsd3d.train.memory.chunking import ChunkSizes, configured_chunks
 from nfsd3d.train.memory.footprint import SampleBytes, network_peak, sample_bytes, samples_at_most

@@ -1,0 +1,1 @@
+"""A textured triangle mesh as a generator, and its differentiable rasteriser."""

@@ -1,0 +1,44 @@
+"""Trilinear texture sampling: a pyramid of averaged levels (mip maps), read at the size of a pixel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Pyramid:
+    """The levels of a texture [S,S,C], each of half the size: down to an odd size."""
+
+    def __init__(self, texture: Tensor) -> None:
+        levels = [texture.permute(2, 0, 1)[None]]
+        while levels[-1].shape[-1] % 2 == 0:
+            levels.append(F.avg_pool2d(levels[-1], 2))
+        sizes = torch.tensor([level.shape[-1] for level in levels])
+        self._sizes = sizes.to(texture.device)
+        self._starts = (sizes.square().cumsum(0) - sizes.square()).to(texture.device)
+        self._texels = torch.cat([level[0].flatten(1).T for level in levels])
+
+    def sample(self, uv: Tensor, footprint: Tensor) -> Tensor:
+        """[N,C] colours at ``uv`` [N,2] in [0,1], x to the right and y downwards, bilinear within and between levels.
+
+        ``footprint`` [N]: the side of a pixel in the units of uv.
+        """
+        last = len(self._sizes) - 1
+        level = (footprint * self._sizes[0]).clamp(min=1).log2().clamp(max=last)
+        lower = level.floor().long()
+        part = (level - lower)[:, None].to(uv)
+        return self._at(uv, lower) * (1 - part) + self._at(uv, (lower + 1).clamp(max=last)) * part
+
+    def _at(self, uv: Tensor, level: Tensor) -> Tensor:
+        size = self._sizes[level][:, None]
+        place = (uv * size - 0.5).clamp(min=0).minimum((size - 1).to(uv))
+        low = place.detach().floor().long()
+        high = (low + 1).minimum(size - 1)
+        x, y = (place - low)[:, :1], (place - low)[:, 1:]
+        start = self._starts[level]
+
+        def texels(column: Tensor, row: Tensor) -> Tensor:
+            return self._texels[start + row * size[:, 0] + column]
+
+        top = texels(low[:, 0], low[:, 1]) * (1 - x) + texels(high[:, 0], low[:, 1]) * x
+        bottom = texels(low[:, 0], high[:, 1]) * (1 - x) + texels(high[:, 0], high[:, 1]) * x
+        return top * (1 - y) + bottom * y

@@ -1,0 +1,165 @@
+"""Runs that optimise a mesh: from a file, a NeRF's run or another mesh's, with every part that a NeRF's run has."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from tiny_runs import OFF, TINY, changed, final_tensors
+
+import nfsd3d
+from nfsd3d.config.compose import compose
+from nfsd3d.errors import InputError
+from nfsd3d.export.formats.read_glb import read_glb
+from nfsd3d.export.formats.table import write_mesh
+from nfsd3d.generators.mesh.mesh import TexturedMesh
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture
+from nfsd3d.runs.preflight import check
+from nfsd3d.train.run import train_and_export
+
+pytestmark = pytest.mark.usefixtures("tiny_prior")
+
+MESH = {key: value for key, value in TINY.items() if not key.startswith("generator.")}
+MESH |= {"generator.texture_size": 32, "generator.max_faces": 500, "generator.geometry_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def cube(tmp_path_factory):
+    """A textured cube with UVs of every side, as a GLB file; and what was written."""
+    made = trimesh.creation.box((0.9, 0.8, 0.7))
+    vertices, faces = np.array(made.vertices, np.float32), np.array(made.faces, np.int32)
+    uv = np.tile(np.array([[0, 0], [1, 0], [0, 1]], np.float32) * 0.2, (12, 1))
+    uv += np.repeat(np.stack(np.divmod(np.arange(12), 3), axis=1) * 0.25 + 0.01, 3, axis=0).astype(np.float32)
+    image = np.random.default_rng(0).integers(60, 200, (16, 16, 3)).astype(np.uint8)
+    texture = Texture(uv, faces.reshape(-1), np.arange(36, dtype=np.int32).reshape(12, 3), image)
+    normals = vertices / np.linalg.norm(vertices, axis=1, keepdims=True)
+    mesh = SurfaceMesh(vertices, faces, normals, np.full_like(vertices, 0.5), texture)
+    path = tmp_path_factory.mktemp("cube") / "cube.glb"
+    write_mesh(mesh, path, {}, compose("nfsd", ["prompt=x"]).export)
+    return path, mesh
+
+
+@pytest.fixture
+def configure_mesh(tmp_path):
+    """(changes by dotted key) -> a tiny configuration of a mesh, with its run in an empty folder."""
+
+    def configured(experiment="nfsd", **changes):
+        run_dir = changes.pop("run_dir", tmp_path / "mesh-run")
+        run_dir.mkdir(exist_ok=True)
+        sources = {name: changes.pop(name) for name in ("source_run", "source_mesh") if name in changes}
+        overrides = [f"{name}={value}" for name, value in sources.items()]
+        if "source_prompt" in changes:
+            overrides.append(f"source_prompt={changes.pop('source_prompt')}")
+        fixed = ["prompt=a red cube", "negative_prompt=dull", "machine=cpu", "backend=torch", "prior=shapes"]
+        config = compose(experiment, [*fixed, "generator=mesh", *overrides])
+        return changed(config, {**MESH, "run_dir": str(run_dir), **changes})
+
+    return configured
+
+
+def test_a_mesh_with_fixed_geometry_keeps_its_triangles_and_uvs_bit_for_bit(cube, configure_mesh, console):
+    path, mesh = cube
+    config = configure_mesh(source_mesh=path, **{"generator.geometry_steps": 0})
+    run_dir = train_and_export(config, console=console)
+    generator = nfsd3d.load_run(run_dir).generator
+    surface = generator.surface()
+    for given, kept in ((mesh.vertices, surface.vertices), (mesh.texture.uv, surface.texture.uv)):
+        assert sorted(map(tuple, given.tolist())) == sorted(map(tuple, kept.tolist()))
+    corners = mesh.vertices[mesh.faces], surface.vertices[surface.faces]
+    np.testing.assert_array_equal(*corners)
+    np.testing.assert_array_equal(mesh.texture.uv[mesh.texture.faces], surface.texture.uv[surface.texture.faces])
+    assert surface.texture.image.shape == (16, 16, 3)
+    assert not np.array_equal(surface.texture.image, mesh.texture.image)  # that is what learned
+    written = read_glb(run_dir / "mesh" / "model.glb")
+    assert len(written.faces) == 12 and written.texture is not None
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"turntable.mp4", "turntable.png", "report.html", "metrics.jsonl", "mesh", "previews"} <= names
+
+
+def test_a_mesh_starts_as_the_surface_of_a_nerf_and_with_its_background(configure, configure_mesh, tmp_path, console):
+    field = train_and_export(configure(**OFF, run_dir=tmp_path / "field"), console=console)
+    config = configure_mesh(**OFF, source_run=field)
+    check(config)
+    run_dir = train_and_export(config, console=console)
+    run, source = nfsd3d.load_run(run_dir), nfsd3d.load_run(field)
+    assert isinstance(run.generator, TexturedMesh) and 50 < len(run.generator.faces) <= 500
+    field_views, mesh_views = source.views(4, 32), run.views(4, 32)
+    assert np.abs(field_views.astype(int) - mesh_views).mean() < 25
+    assert np.abs(run.extract().mesh.vertices).max() < 1
+    shutil.rmtree(field)  # the run has kept what it started from
+    longer = configure_mesh(**OFF, source_run=field, run_dir=run_dir, **{"train.steps": 8})
+    assert nfsd3d.load_run(train_and_export(longer, resume=run_dir, console=console)).step == 8
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_run_that_was_interrupted_resumes_bit_for_bit(cube, configure_mesh, tmp_path, console, backend):
+    settings = {**OFF, "source_mesh": cube[0], "backend.rasterizer": backend}
+    whole = train_and_export(configure_mesh(**settings, run_dir=tmp_path / "whole"), console=console)
+    parts = tmp_path / "parts"
+    shutil.copytree(whole, parts)
+    for file in (parts / "checkpoints").glob("step-00000[56]*"):
+        file.unlink()
+    train_and_export(configure_mesh(**settings, run_dir=parts), resume=parts, console=console)
+    expected, given = final_tensors(whole), final_tensors(parts)
+    assert expected.keys() == given.keys()
+    assert [name for name in expected if not torch.equal(expected[name], given[name])] == []
+
+
+def test_an_edit_starts_from_a_meshs_run(cube, configure_mesh, tmp_path, console):
+    first = train_and_export(configure_mesh(**OFF, source_mesh=cube[0], run_dir=tmp_path / "first"), console=console)
+    config = configure_mesh("dds", **OFF, source_run=first, source_prompt="a blue cube")
+    check(config)
+    run_dir = train_and_export(config, console=console)
+    before, after = (nfsd3d.load_run(folder).views(4, 32).mean() for folder in (first, run_dir))
+    assert after != before
+
+
+def test_a_mesh_without_texture_gets_one_that_shows_its_colours(configure_mesh, tmp_path, console):
+    made = trimesh.creation.icosphere(subdivisions=2, radius=0.6)
+    made.visual.vertex_colors = np.where(made.vertices[:, [2]] > 0, [[220, 30, 30, 255]], [[30, 30, 220, 255]])
+    made.export(tmp_path / "ball.ply")
+    config = configure_mesh(**OFF, source_mesh=tmp_path / "ball.ply", **{"train.steps": 0 + 1})
+    run = nfsd3d.load_run(train_and_export(config, console=console))
+    view = run.views(1, 32)[0].astype(int)
+    assert view[10, 16, 0] > view[10, 16, 2] + 60 and view[22, 16, 2] > view[22, 16, 0] + 60
+    assert run.generator.texture.shape == (32, 32, 3)
+
+
+def test_levels_of_detail_and_smaller_textures_are_exported(cube, configure_mesh, tmp_path, console):
+    made = trimesh.creation.icosphere(subdivisions=3, radius=0.6)
+    made.export(tmp_path / "ball.stl")
+    config = configure_mesh(**OFF, source_mesh=tmp_path / "ball.stl", **{"train.steps": 1})
+    run = nfsd3d.load_run(train_and_export(config, console=console))
+    settings = replace(config.export, lods=[300], texture_size=16 * 4)
+    extracted = run.extract(settings)
+    assert len(extracted.mesh.faces) == 1280 and [len(mesh.faces) <= 300 for mesh in extracted.lods] == [True]
+    assert "threshold" not in extracted.facts and extracted.facts["texture_size"] == 32
+    assert run.extract(replace(settings, texture_size=0)).mesh.texture is None
+    assert run.export(tmp_path / "again.obj").is_file() and len(run.mesh.faces) == 1280
+
+
+def test_settings_that_do_not_fit_are_one_line(cube, configure_mesh, configure, tmp_path):
+    cases = {
+        "generator=mesh: needs a mesh to start from": {},
+        "starts from one source": {"source_run": tmp_path, "source_mesh": cube[0]},
+        "generator=mesh has exactly the rates geometry, texture, background": {
+            "source_mesh": cube[0],
+            "train.learning_rate": {"encoding": 0.1},
+        },
+    }
+    for message, changes in cases.items():
+        with pytest.raises(InputError, match=message) as error:
+            configure_mesh(**changes)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"source_mesh=.*: is for generator=mesh"):
+        configure(source_mesh=str(cube[0]))
+
+
+def test_a_source_that_has_no_mesh_is_refused_before_anything_slow(configure_mesh, configure_2d, tmp_path, console):
+    pictures = train_and_export(configure_2d(**{"export.report": False}), console=console)
+    with pytest.raises(InputError, match=r"source_run=.*made pictures, which have no mesh"):
+        check(configure_mesh(source_run=pictures))
+    with pytest.raises(InputError, match=r"source_mesh=.*missing\.glb"):
+        check(configure_mesh(source_mesh=tmp_path / "missing.glb"))
