@@ -32,7 +32,7 @@ PROMPT = "a red and white dotted mushroom"
 WARMUP_STEPS = 5
 GPU_PIXELS = 128
 """Side of the view for a GPU's kernels: 640,000 samples, for which the encoding's reference needs 5 GB."""
-KERNELS = ("encoding", "network", "marching", "compositing")
+KERNELS = ("encoding", "network", "marching", "compositing", "rasterizing")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -147,6 +147,7 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
     import torch
 
     from nfsd3d.bench import kernels
+    from nfsd3d.bench.rasterizer import rasterizer_contenders
     from nfsd3d.train.build_generator import build_nerf
 
     generator = build_nerf(config)
@@ -181,6 +182,9 @@ def _measure_kernels(config: Config, options: argparse.Namespace, console: Conso
         measure("marching", kernels.marching_contenders(scene), "rays", len(scene.rays))
     if options.only in (None, "compositing"):
         measure("compositing", kernels.compositing_contenders(scene), "samples", scene.density.shape[0])
+    if options.only in (None, "rasterizing"):
+        contenders = rasterizer_contenders(device, config.train.batch_size, size)
+        measure("rasterizing", contenders, "pixels", config.train.batch_size * size**2)
     return record
 
 

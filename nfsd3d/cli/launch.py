@@ -112,7 +112,9 @@ def _is_done(config: Config, run_dir: Path) -> bool:
 
 
 def _has_checkpoint(run_dir: Path) -> bool:
-    return any((run_dir / "checkpoints").glob("step-*.json"))
+    """Of the run, or of the field that it begins with."""
+    folders = run_dir / "checkpoints", run_dir / "field" / "checkpoints"
+    return any(True for folder in folders for _ in folder.glob("step-*.json"))
 
 
 def _train(

@@ -10,7 +10,7 @@ error. Angles are degrees (``_deg``), lengths world units (the object lies in th
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -304,6 +304,18 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineSettings:
+    """The field that a mesh's run trains first, where it has no other source."""
+
+    experiment: str
+    """Experiment of the field, a name or a YAML file; the run's prompts, seed, method, teacher and machine are its."""
+    field_steps: PositiveInt | None = None
+    """Steps of the field; null: the experiment's. ``train.steps`` are the mesh's."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of the field, each as on the command line: ``[train.batch_size=2]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on.
 
@@ -333,6 +345,8 @@ class Config:
     """Mesh file to start from (generator=mesh): GLB, OBJ, PLY or STL."""
     source_image: str | None = None
     """Image file to start from, or to edit; cropped to a square."""
+    refine: RefineSettings | None = None
+    """The field that a mesh's run begins with; not used where a source is given."""
     source_prompt: str | None = None
     """Editing: description of the source."""
     machine: MachineSettings
@@ -392,7 +406,7 @@ class Config:
     def _check_mesh(self) -> None:
         """What is a mesh needs one to begin with."""
         mesh = isinstance(self.generator, MeshSettings)
-        if mesh and self.source_run is None and self.source_mesh is None:
+        if mesh and self.source_run is None and self.source_mesh is None and self.refine is None:
             raise InputError("generator=mesh: needs a mesh to start from: give source_run=RUN_DIR or source_mesh=FILE")
         if not mesh and self.source_mesh is not None:
             raise InputError(f"source_mesh={self.source_mesh}: is for generator=mesh; set generator=mesh")
@@ -475,10 +489,10 @@ def known_keys() -> list[str]:
 
     def walk(kind: type, prefix: str) -> list[str]:
         keys = []
-        for field in fields(kind):
-            keys.append(prefix + field.name)
-            for group in groups_in(field.type):
-                keys += walk(group, f"{prefix}{field.name}.")
+        for setting in fields(kind):
+            keys.append(prefix + setting.name)
+            for group in groups_in(setting.type):
+                keys += walk(group, f"{prefix}{setting.name}.")
         return keys
 
     return list(dict.fromkeys(walk(Config, "")))
@@ -506,7 +520,7 @@ def _annotations_of(key: str) -> list[Any]:
 
 
 def _annotations(kind: type) -> dict[str, Any]:
-    return {field.name: field.type for field in fields(kind)}
+    return {setting.name: setting.type for setting in fields(kind)}
 
 
 def _words(annotation: Any) -> list[str]:

@@ -17,6 +17,7 @@ from nfsd3d.runs import checkpoints
 from nfsd3d.runs.files import describe, remedy, storage_error
 from nfsd3d.runs.lock import OwnerLost, check_owned
 from nfsd3d.runs.summary import Summary, write_summary
+from nfsd3d.train import field_stage
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.progress import Progress
@@ -138,7 +139,11 @@ class Outcome:
 
 
 def resume_command(run_dir: Path) -> str:
-    """The command that continues a run, by the program that this process was started with."""
+    """The command that continues a run, by the program that this process was started with.
+
+    A field that is part of a mesh's run is continued with that run.
+    """
+    run_dir = field_stage.whole_run(run_dir)
     program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
     return f"{program} --resume {shlex.quote(str(shown(run_dir)))}"
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from nfsd3d.callbacks.steering import Steering
 from nfsd3d.runs.checkpoint_file import Checkpoint, Record
 from nfsd3d.runs.metrics import Metrics
-from nfsd3d.runs.summary import SmallerChunks
+from nfsd3d.runs.summary import SmallerChunks, Summary
 from nfsd3d.train.divergence import History
 
 
@@ -60,6 +60,11 @@ class Progress:
             "history": asdict(self.history),
             "steered": list(self.steered),
         }
+
+    @classmethod
+    def after(cls, summary: Summary) -> "Progress":
+        """The progress of a run that begins with another one, whose time and NFE are its own; or with nothing."""
+        return cls(earlier_seconds=summary.get("seconds", 0.0), evaluations=summary.get("network_evaluations", 0))
 
     @classmethod
     def resumed(cls, checkpoint: Checkpoint) -> "Progress":

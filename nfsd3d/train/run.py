@@ -28,6 +28,7 @@ from nfsd3d.runs.directory import claim_run_dir
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.lock import check_owned, owned
 from nfsd3d.runs.summary import read_summary
+from nfsd3d.train import field_stage
 from nfsd3d.train.build import Parts, build_parts, check_steering, teacher_in_words
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.divergence import Diverged
@@ -65,8 +66,37 @@ def train_and_export(
         Interrupted: a signal (`nfsd3d.train.interrupts`); a checkpoint is saved, and the message says how to resume.
     """
     run_dir = resume or _new_run_dir(config)
+    console = console or Console()
     with owned(run_dir):
-        return _train_and_export(config, run_dir, resume, console or Console(), Ranks(worker), callbacks)
+        if resume is None and (run_dir / "config.yaml").exists():
+            raise InputError(
+                f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}"
+            )
+        config = with_absolute_paths(config)
+        if field_stage.needs_field(config):
+            config, resume = _with_field(config, run_dir, console, worker, callbacks), None
+        return _train_and_export(config, run_dir, resume, console, Ranks(worker), callbacks)
+
+
+def _with_field(
+    config: Config, run_dir: Path, console: Console, worker: Worker, callbacks: Sequence[Callback]
+) -> Config:
+    """Trains the field that the run begins with; returns the configuration of a run that starts from it.
+
+    Raises:
+        InputError: several processes share the run. Others: as :func:`train_and_export`.
+    """
+    if worker.count > 1:
+        raise InputError(
+            "generator=mesh: trains its field in one process; train the field first, and give it as source_run"
+        )
+
+    def train_field(field: Config, resume: Path | None) -> None:
+        print_line(console, f"a field first, in {shown(Path(str(field.run_dir)))}: {field.train.steps} steps")
+        train_and_export(field, resume=resume, console=console, callbacks=callbacks)
+        print_line(console, f"then the mesh: {config.train.steps} steps")
+
+    return field_stage.train_field(config, run_dir.absolute(), train_field)
 
 
 def follow(config: Config, worker: Worker) -> None:
@@ -97,12 +127,10 @@ def _train_and_export(
     callbacks: Sequence[Callback],
 ) -> Path:
     log = partial(print_line, console)
-    if resume is None and (run_dir / "config.yaml").exists():
-        raise InputError(f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}")
-    config = with_absolute_paths(config)
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
     run_id = found[0].header.get("run") if found else None
-    progress = Progress.resumed(found[0]) if found else Progress()
+    before = field_stage.before(config, run_dir)
+    progress = Progress.resumed(found[0]) if found else Progress.after(before)
     run, hooks = Outcome(config, run_dir, progress), _callbacks(config, console, callbacks)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
     with _ended(hooks, run_dir), stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:

@@ -118,7 +118,7 @@ def test_the_parts_of_a_step_add_up(configure):
     assert not {"encode", "predict_eps"} & vars(parts.prior).keys()
 
 
-@pytest.mark.parametrize(("kernel", "unit"), [("encoding", "points"), ("marching", "rays")])
+@pytest.mark.parametrize(("kernel", "unit"), [("encoding", "points"), ("marching", "rays"), ("rasterizing", "pixels")])
 def test_the_command_writes_numbers_and_prints_tables(kernel, unit, tmp_path, capsys):
     path = tmp_path / "bench.json"
     arguments = ["--machine", "cpu", "--only", kernel, "--no-compile", "--rounds", "1", "--threads", "1"]

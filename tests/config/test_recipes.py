@@ -55,7 +55,7 @@ def test_there_are_few_files_and_no_stubs():
         group: {path.stem for path in (config_root() / group).glob("*.yaml")} for group in ("", "distill", "prior")
     }
     assert named["distill"] == set(METHODS)
-    assert named[""] == set(METHODS) | {"dds_2d", "nfsd_2d", "fast", "lowmem", "quick"}
+    assert named[""] == set(METHODS) | {"dds_2d", "nfsd_2d", "fast", "lowmem", "quick", "refine", "texture"}
     assert named["prior"] == set(PRIORS.builtin)
     kinds = {yaml.safe_load((config_root() / f"prior/{name}.yaml").read_text()).get("kind") for name in named["prior"]}
     for group, all_made in (("recipe", ("images", "nerf", "mesh")), ("fast", ("images", "nerf"))):

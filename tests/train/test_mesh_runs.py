@@ -142,7 +142,7 @@ def test_levels_of_detail_and_smaller_textures_are_exported(cube, configure_mesh
 
 def test_settings_that_do_not_fit_are_one_line(cube, configure_mesh, configure, tmp_path):
     cases = {
-        "generator=mesh: needs a mesh to start from": {},
+        "generator=mesh: needs a mesh to start from": {"refine": None},
         "starts from one source": {"source_run": tmp_path, "source_mesh": cube[0]},
         "generator=mesh has exactly the rates geometry, texture, background": {
             "source_mesh": cube[0],
@@ -163,3 +163,58 @@ def test_a_source_that_has_no_mesh_is_refused_before_anything_slow(configure_mes
         check(configure_mesh(source_run=pictures))
     with pytest.raises(InputError, match=r"source_mesh=.*missing\.glb"):
         check(configure_mesh(source_mesh=tmp_path / "missing.glb"))
+
+
+@pytest.fixture
+def configure_refine(configure_mesh, tmp_path):
+    """(changes by dotted key) -> a tiny configuration of a field and then its mesh."""
+    field = tmp_path / "tiny_field.yaml"
+    values = {key: value for key, value in TINY.items() if key not in ("generator.encoding", "train.steps")}
+    encoding = {f"generator.encoding.{key}": value for key, value in TINY["generator.encoding"].items()}
+    overrides = [f"{key}={str(value).lower()}" for key, value in {**values, **encoding}.items()]
+    field.write_text("defaults: [nfsd]\n")
+
+    def configured(**changes):
+        refine = {"experiment": str(field), "field_steps": 4, "overrides": overrides}
+        return configure_mesh("refine", **{"refine": refine, **OFF, **changes})
+
+    return configured
+
+
+def test_a_field_comes_first_then_the_mesh_in_one_run(configure_refine, tmp_path, console):
+    config = configure_refine(**{"export.mesh": True, "export.report": True}, seed=3)
+    run_dir = train_and_export(config, console=console)
+    run, field = nfsd3d.load_run(run_dir), nfsd3d.load_run(run_dir / "field")
+    assert (run.step, field.step) == (6, 4) and isinstance(run.generator, TexturedMesh)
+    assert (field.config.prompt, field.config.negative_prompt, field.config.seed) == ("a red cube", "dull", 3)
+    assert field.config.backend == run.config.backend and not (run_dir / "field" / "mesh").exists()
+    assert run.summary["seconds"] > field.summary["seconds"] > 0
+    assert run.summary["network_evaluations"] > field.summary["network_evaluations"] > 0
+    assert (run_dir / "mesh" / "model.glb").is_file() and (run_dir / "report.html").is_file()
+    printed = console.file.getvalue()
+    assert "a field first" in printed and "then the mesh: 6 steps" in printed
+
+
+@pytest.mark.parametrize("stopped", ["field", "mesh"])
+def test_a_refined_run_resumes_where_it_was(configure_refine, tmp_path, console, stopped):
+    whole = train_and_export(configure_refine(run_dir=tmp_path / "whole"), console=console)
+    config, parts = configure_refine(run_dir=tmp_path / "parts"), tmp_path / "parts"
+
+    class Stop(nfsd3d.Callback):
+        def on_step(self, event):
+            if event.step == (3 if stopped == "field" else 5) and (event.steps == (4 if stopped == "field" else 6)):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as error:
+        train_and_export(config, console=console, callbacks=[Stop()])
+    assert f"--resume {parts}" in str(error.value) and "field" not in str(error.value)
+    again = nfsd3d.config.compose.load_run_config(parts)
+    train_and_export(again, resume=parts, console=console)
+    expected, given = final_tensors(whole), final_tensors(parts)
+    assert [name for name in expected if not torch.equal(expected[name], given[name])] == []
+
+
+def test_an_experiment_that_makes_no_field_is_refused(configure_refine, console):
+    config = configure_refine(**{"refine.experiment": "nfsd_2d", "refine.overrides": []})
+    with pytest.raises(InputError, match=r"refine\.experiment=nfsd_2d: makes no field"):
+        train_and_export(config, console=console)
