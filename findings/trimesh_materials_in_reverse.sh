@@ -4,7 +4,7 @@
 # Expected: maintain_order ("make the strongest attempt possible to not reorder faces or vertices") keeps the order of
 # triangles in the file, at least where the faces of each material stand together.
 # Seen: the last material comes first, in a scene and in a mesh, so that labels in the file's order of triangles are on
-# other triangles. The same faces without materials keep their order. (nfsd3d reverses the parts again.)
+# other triangles. The same faces without materials keep their order. (nfsd3d reads OBJ itself.)
 #
 # Exits with 0 while this is so, with 1 when it has changed.
 set -euo pipefail

@@ -505,6 +505,68 @@ def test_relative_indices_comments_tabs_and_indents_of_an_obj(tmp_path):
     np.testing.assert_array_equal(source.mesh.faces, expected.mesh.faces)
 
 
+@pytest.mark.parametrize(
+    ("text", "faces"),
+    [
+        ("f 1 2 3 4 5 6\nf 1/1 2/2 7/3\n", [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5], [0, 1, 6]]),
+        ("f 1 2 3 4 5 6\nf 1//1 2//1 7//1\n", [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 5], [0, 1, 6]]),
+        ("f 1/1/1 2/2/1 3/3/1\nf 1//1 3//1 7//1\n", [[0, 1, 2], [0, 2, 6]]),
+        ("f 1/1 2// 3//1\nf 1/ 3/2/ 7/3/1\n", [[0, 1, 2], [0, 2, 6]]),
+        ("f 1/1 2/2 7/3\nf 1 2\nf 1/1/1 2/2/1 3/3/1 4/1/1\n", [[0, 1, 6], [0, 1, 2], [0, 2, 3]]),
+    ],
+)
+def test_faces_of_several_forms_stay_what_they_are(tmp_path, text, faces):
+    points = [[0, 0, 0], [2, 0, 0], [3, 1, 0], [2, 2, 0], [0, 2, 0], [-1, 1, 0], [0, 0, 1]]
+    rows = "".join(f"v {x} {y} {z}\n" for x, y, z in points) + "vt 0 0\nvt 1 0\nvt 0 1\nvn 0 0 1\n"
+    source = read_mesh(written(tmp_path, "a.obj", rows + text), 2.0)
+    expected = np.array(points, np.float32)[faces]
+    read = source.file_vertices[source.mesh.faces]
+    # Triangles may begin at any corner.
+    turns = [(np.roll(expected, turn, axis=1) == read).all(axis=(1, 2)) for turn in range(3)]
+    assert len(read) == len(faces) and np.any(turns, axis=0).all()
+
+
+def test_continued_lines_of_an_obj_are_joined(tmp_path):
+    text = "# saved as C:\\models\\\nv 0 0 \\\n 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 \\ \n2\\\n 3 \\\n 4\n"
+    for ending in ("\n", "\r\n", "\r"):
+        source = read_mesh(written(tmp_path, "a.obj", text.replace("\n", ending)), 1.0)
+        np.testing.assert_array_equal(source.file_vertices, [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+        assert len(source.mesh.faces) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("f 1 2 4", "line 6: there is no vertex 4"),
+        ("f 1 2 -4", "line 6: there is no vertex -4"),
+        ("f 1 2 0", "line 6: there is no vertex 0"),
+        ("f 1 2 99999999999999999999", "line 6: there is no vertex"),
+        ("f 1/1 2/1 3/2", "line 6: there is no UV position 2"),
+        ("f 1//1 2//-2 3//1", "line 6: there is no normal -2"),
+        ("f 1 2 x", "line 6 is unreadable: f 1 2 x"),
+        ("f 1 2 3-1", "line 6 is unreadable"),
+        ("f 1 2 3.5", "line 6 is unreadable"),
+        ("f 1/1/1/1 2 3", "line 6 is unreadable"),
+        ("f /1 2 3", "line 6 is unreadable"),
+        ("v 1 1-1", "line 6 is unreadable"),
+        ("v 1,5 0 0", "line 6 is unreadable: v 1,5 0 0"),
+        ("v 1 2 # 3", "line 6: a vertex has less than three coordinates"),
+        ("vt", "line 6 is unreadable: vt"),
+    ],
+)
+def test_a_damaged_line_of_an_obj_is_named(tmp_path, line, says):
+    text = f"v 0 0 0\nv 1 \\\n0 0\nv 0 1 0\n\n{line}\nvt 0 0\nvn 0 0 1\nf 1 2 3\n"
+    with pytest.raises(InputError) as caught:
+        read_mesh(written(tmp_path, "a.obj", text), 1.0)
+    assert f"a.obj: cannot be read as OBJ ({says}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_indices_of_uv_positions_and_normals_that_a_file_has_not_are_ignored(tmp_path):
+    source = read_mesh(written(tmp_path, "a.obj", TRIANGLE + "f 1/1/1 2/2/2 3/3/3\n"), 1.0)
+    np.testing.assert_array_equal(source.mesh.faces, [[0, 1, 2]])
+    assert source.mesh.texture is None
+
+
 @pytest.mark.parametrize("content", [CUBE.export(file_type="stl") + b"more", CUBE.export(file_type="stl_ascii")])
 def test_binary_and_ascii_stl_become_a_closed_mesh(tmp_path, content):
     mesh = read_mesh(written(tmp_path, "cube.stl", content), 1.0).mesh
@@ -687,6 +749,52 @@ def test_materials_of_an_obj_colour_their_parts(tmp_path):
     assert source.mesh.texture is None and not any("grey" in note for note in source.notes)
 
 
+def three_parts(materials: str) -> str:
+    """An OBJ of triangles at heights 0 to 3, in the materials red, green, red and blue."""
+    rows = "".join(f"v 0 0 {z}\nv 1 0 {z}\nv 0 1 {z}\n" for z in range(4))
+    names = {1: "red", 4: "green", 7: "red", 10: "blue"}
+    faces = [f"usemtl {name}\nf {k} {k + 1} {k + 2}\n" for k, name in names.items()]
+    return materials + rows + "".join(faces)
+
+
+KD = {"red": "newmtl red\nKd 1 0 0\n", "green": "newmtl green\nKd\t0 1 0 # lime\n", "blue": "newmtl blue\nKd 0 0 1\n"}
+
+
+def test_parts_of_an_obj_keep_the_order_of_their_materials_and_triangles(tmp_path):
+    written(tmp_path, "a.mtl", KD["blue"] + KD["red"] + KD["green"])
+    source = read_mesh(written(tmp_path, "a.obj", three_parts("mtllib a.mtl\n")), 2.0)
+    np.testing.assert_array_equal(source.file_vertices[source.mesh.faces][:, 0, 2], [0, 2, 1, 3])
+    assert (source.mesh.colors[::3] == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("mtllib a.mtl\nmtllib b.mtl\n", ("a.mtl", "b.mtl")),
+        ("mtllib a.mtl b.mtl\n", ("a.mtl", "b.mtl")),
+        ("mtllib one file.mtl  b.MTL\n", ("one file.mtl", "b.mtl")),
+        ("mtllib one file.mtl\nmtllib colours\n", ("one file.mtl", "colours")),
+        ("mtllib red green\n", ("red", "green")),
+        ("mtllib sub\\a.mtl\n  mtllib\t./b.mtl # colours\n", ("sub/A.mtl", "b.mtl")),
+        ("# mtllib none\n#mtllib none.mtl\nmtllib a.mtl\n# usemtl blue\nmtllib b.mtl\n", ("a.mtl", "b.mtl")),
+    ],
+)
+def test_all_material_files_of_an_obj_are_read(tmp_path, lines, names):
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, names[0], KD["red"])
+    written(tmp_path, names[1], KD["blue"] + KD["green"] + "newmtl red\nKd 0 0 0\n")  # the first red is taken
+    source = read_mesh(written(tmp_path, "a.obj", three_parts(lines)), 2.0)
+    assert (source.mesh.colors[::3] == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).all()
+    assert not any("names the" in note for note in source.notes)
+
+
+def test_vertex_colours_of_an_obj_may_be_in_8_bits_or_missing_for_some(tmp_path):
+    text = "v 0 0 0 255 0 51\nv 1 0 0 0 255 0\nv 0 1 0\nv 0 0 1\nv 1 0 1\nv 0 1 1 1\nf 1 2 3\nf 4 5 6\n"
+    source = read_mesh(written(tmp_path, "a.obj", text), 1.0)
+    np.testing.assert_allclose(source.mesh.colors, [[1, 0, 0.2], [0, 1, 0]] + [[0.5] * 3] * 4)
+    assert "has 1 part without colours: grey" not in source.notes
+
+
 QUADS = (
     "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0 0 1\nv 1 0 1\nv 1 1 1\nv 0 1 1\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
     "mtllib a.mtl\nusemtl one\nf 1/1 2/2 3/3\nf 1/1 3/3 4/4\nusemtl two\nf 5/1 6/2 7/3\nf 5/1 7/3 8/4\n"
@@ -763,10 +871,52 @@ def test_textures_are_found_in_the_folder_of_the_mesh_and_below(tmp_path):
     assert any("has 2 textures" in note for note in source.notes)
 
 
-def test_a_missing_material_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "-s 1 1 1 one map.png",
+        "-o 0.5 0 -blendu on -mm 0 1.5 -clamp off one map.png",
+        "-bm 1 -imfchan r ONE Map.PNG",
+        "Textures\\One Map.png",
+        "C:\\my files\\textures\\one map.png",
+        '"one map.png"',
+    ],
+)
+def test_a_texture_is_found_behind_options_and_in_another_case(tmp_path, reference):
+    folder = tmp_path / "textures" if reference.startswith("Textures") else tmp_path
+    folder.mkdir(exist_ok=True)
+    written(folder, "one map.png", png(RED, BLUE))
+    written(tmp_path, "a.mtl", f"newmtl one\nMAP_KD {reference}\nnewmtl two\n\tmap_Kd\t{reference}\r\n")
     source = read_mesh(written(tmp_path, "a.obj", QUADS), 1.0)
-    assert any("names the material file a.mtl" in note for note in source.notes)
+    assert source.mesh.texture.size == 4 and not any("names the" in note for note in source.notes)
+
+
+def test_triangles_without_uv_positions_have_the_colour_of_their_textured_material(tmp_path):
+    written(tmp_path, "a.mtl", "newmtl one\nKd 0 1 0\nmap_Kd one.png\nnewmtl two\nmap_Kd one.png\n")
+    written(tmp_path, "one.png", png(RED, BLUE, size=(16, 16)))
+    source = read_mesh(written(tmp_path, "a.obj", QUADS + "usemtl one\nf 1 5 6\nf 1/1 6/2 2\n"), 1.0)
+    corners = source.mesh.texture.faces
+    assert [shown(source.mesh, vertex).tolist() for vertex in corners[2:4].flat] == [[0, 255, 0]] * 6
+    assert [shown(source.mesh, vertex).tolist() for vertex in corners[0]] == [list(RED), list(BLUE), list(BLUE)]
+    assert any(note.startswith("has 2 triangles without UV positions in a part") for note in source.notes)
+    text = QUADS.replace("usemtl two\n", "").replace("/1", "").replace("/2", "").replace("/3", "").replace("/4", "")
+    source = read_mesh(written(tmp_path, "a.obj", text), 1.0)
+    assert source.mesh.texture is None and messages.NO_UV in source.notes
+
+
+@pytest.mark.parametrize("name", ["a.mtl", "materials.txt", "my a.mtl"])
+def test_a_missing_material_file_is_named(tmp_path, name):
+    source = read_mesh(written(tmp_path, "a.obj", QUADS.replace("a.mtl", name)), 1.0)
+    assert any(f"names the material file {name}, which" in note for note in source.notes)
     assert "has no colours: it is grey" in source.notes
+
+
+def test_each_missing_one_of_several_material_files_is_named(tmp_path):
+    written(tmp_path, "c.mtl", "newmtl one\nKd 1 0 0\nnewmtl two\nKd 1 0 0\n")
+    source = read_mesh(written(tmp_path, "a.obj", QUADS.replace("a.mtl", "a.mtl my b.mtl c.mtl")), 1.0)
+    missing = [note.split(",")[0] for note in source.notes if note.startswith("names")]
+    assert missing == ["names the material file a.mtl", "names the material file my b.mtl"]
+    assert (source.mesh.colors == [1, 0, 0]).all()
 
 
 @pytest.mark.parametrize("content", [b"no image", png(RED, size=(64, 64))[:-40]])
@@ -776,9 +926,10 @@ def test_a_damaged_texture_is_refused_on_one_line(tmp_path, content):
     glb = Gltf()
     glb.mesh(CUBE.vertices, CUBE.faces, TEXCOORD_0=np.zeros((8, 2)))["material"] = glb.material(content)
     for path in (written(tmp_path, "a.obj", QUADS), glb.write(tmp_path)):
-        with pytest.raises(InputError, match=r"source_mesh=.*its texture .* cannot be read") as caught:
+        name = "one.png" if path.suffix == ".obj" else "0"
+        with pytest.raises(InputError, match=rf"source_mesh=.*its texture {name} cannot be read") as caught:
             read_mesh(path, 1.0)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and " at 0x" not in str(caught.value)
 
 
 def test_a_texture_that_repeats_becomes_vertex_colours(tmp_path):

@@ -3,7 +3,7 @@
 Positions, triangles and UVs are those of the file. Vertices at exactly the same position become one vertex of the mesh,
 and keep their UV positions as texture vertices (`nfsd3d.generators.mesh.surface.Texture`).
 
-OBJ, PLY and STL are parsed by trimesh's loaders, GLB by this package.
+PLY and STL are parsed by trimesh's loaders, GLB and OBJ by this package.
 """
 
 import logging

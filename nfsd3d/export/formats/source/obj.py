@@ -21,6 +21,7 @@ from nfsd3d.export.formats.source.trimesh_loaders import uv_from_top
 
 _FACE = re.compile(rb"f(?: [-+]?\d+(?:/(?:[-+]?\d+)?){0,2})+")
 _VERTEX = re.compile(rb"v[tn]?(?: [-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf|infinity))+", re.IGNORECASE)
+"""Well-formed lines, for the error that names the first other one."""
 
 
 def read_obj(path: Path, content: bytes, notes: list[str]) -> list[Part]:
@@ -48,8 +49,8 @@ def read_obj(path: Path, content: bytes, notes: list[str]) -> list[Part]:
 
     siblings = SiblingFiles(path.parent)
     materials: dict[str, Material] = {}
-    for listed in dict.fromkeys(rest for _, rest in lines.statements(b"mtllib")):
-        materials = {**siblings.materials(listed), **materials}  # of equal names, the first file's counts
+    for listed in dict.fromkeys(rest for _, rest in lines.statements(b"mtllib") if rest):
+        materials = {**siblings.materials(listed), **materials}  # of equal names, the first is taken
     names, number = _used_materials(lines, faces.lines)
     order = np.argsort(number[polygon], kind="stable")
     ends = np.cumsum(np.bincount(number[polygon], minlength=len(names)))
@@ -187,7 +188,7 @@ def _fans(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     step = np.arange(len(face)) - (np.cumsum(triangles) - triangles)[face] + 1
     start = (np.cumsum(counts) - counts)[face]
     fan = np.stack([start, start + step, start + step + 1], axis=1)
-    fan[step > 1] = np.roll(fan[step > 1], -1, axis=1)  # the corner that trimesh begins with
+    fan[step > 1] = np.roll(fan[step > 1], -1, axis=1)  # turned, as trimesh does with quads
     return fan, face
 
 

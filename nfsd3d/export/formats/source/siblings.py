@@ -39,7 +39,7 @@ class SiblingFiles:
         self.broken: dict[str, str] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file of a name as a program wrote it: with a path of its own, other separators, case or spaces."""
+        """The file of a name that may have backslashes, another case, or the path that it had elsewhere."""
         plain = name.strip().strip('"').replace("\\", "/")
         for candidate in (plain, PurePosixPath(plain).name):
             place = Path(os.path.normpath(self.folder / candidate))
@@ -50,7 +50,7 @@ class SiblingFiles:
         return None
 
     def _similar(self, place: Path) -> Path | None:
-        """The file ``place`` in the folder, or one that differs from it in case or spaces alone."""
+        """The file ``place`` in the folder, or else one whose name differs in case or repeated spaces."""
         if place.is_file():
             return place
         found = [self.folder]
@@ -111,7 +111,7 @@ class SiblingFiles:
 
 
 def _folded(name: str) -> str:
-    """A file name without the difference of case and of repeated spaces."""
+    """A file name in lower case, with single spaces."""
     return " ".join(name.casefold().split())
 
 
@@ -129,7 +129,7 @@ def _parsed_mtl(text: str) -> dict[str, Material]:
                 values = [float(word) for word in rest.partition("#")[0].split()]
                 material.base = np.array(values) if len(values) == 3 and np.isfinite(values).all() else None
         elif keyword == "map_kd":
-            material.texture = _OPTIONS.sub("", rest, count=1)
+            material.texture = _OPTIONS.sub("", rest, count=1) or None
     return materials
 
 

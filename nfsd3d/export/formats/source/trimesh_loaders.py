@@ -1,4 +1,4 @@
-"""Converts what trimesh's loaders of OBJ, PLY and STL return: geometries, polygons, UV positions.
+"""Converts what trimesh's loaders of PLY and STL return: geometries, polygons, UV positions.
 
 The loaders' arrays are taken before a ``trimesh.Trimesh`` rounds colours to 8 bits.
 """
