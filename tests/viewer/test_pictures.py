@@ -11,20 +11,35 @@ import torch
 from small_settings import NERF
 from torch.overrides import TorchFunctionMode
 
+from nfsd3d.bench import rasterizer
+from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.viewer.pictures import CHANNELS, FAR, Scene, picture
 from nfsd3d.viewer.pose import start_pose
 
 
 @pytest.fixture
-def scene(monkeypatch):
-    """An opaque red ball of radius one half, with the camera two units from its centre."""
+def field(monkeypatch):
+    """An opaque ball of radius one half, with the camera two units from its centre."""
     nerf = NeRF(replace(NERF, background="color", samples_per_ray=512))
     monkeypatch.setattr(nerf.field, "_density", lambda positions, raw: (
         200 * torch.sigmoid(200 * (0.5 - positions.norm(dim=-1)))
     ))  # fmt: skip
     nerf.occupancy.occupied.fill_(True)
     return Scene(nerf.requires_grad_(False), "a ball", Path("none"), start_pose(2.0, math.radians(45)))
+
+
+@pytest.fixture
+def ball_mesh():
+    """The ball as a mesh."""
+    mesh = TexturedMesh(rasterizer._SETTINGS, replace(rasterizer.ball(), vertices=rasterizer.ball().vertices / 1.2))
+    return Scene(mesh.requires_grad_(False), "a ball", Path("none"), start_pose(2.0, math.radians(45)))
+
+
+@pytest.fixture(params=["field", "ball_mesh"])
+def scene(request):
+    """The ball, as a field and as a mesh."""
+    return request.getfixturevalue(request.param)
 
 
 def test_depths_are_along_the_cameras_axis(scene):
@@ -58,7 +73,12 @@ def test_what_is_raised_after_a_chunk_ends_the_view(scene):
         picture(scene, scene.start, 8, 8, "colour", enough)
 
 
-def test_occupied_cells_are_in_their_places(scene):
+def test_a_mesh_has_no_cells(ball_mesh):
+    assert ball_mesh.occupied().shape == (0, 3) and ball_mesh.cell == 0
+
+
+def test_occupied_cells_are_in_their_places(field):
+    scene = field
     occupied = scene.generator.occupancy.occupied
     occupied.fill_(False)
     occupied[0, 24, 47] = True
