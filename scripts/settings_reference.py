@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 
 from nfsd3d.config.compose import compose
-from nfsd3d.config.schema import Config, groups_in
+from nfsd3d.config.keys import groups_in
+from nfsd3d.config.schema import Config
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 RECIPES = ("shapes", "sd21")

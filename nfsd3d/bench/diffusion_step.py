@@ -10,13 +10,14 @@ import torch
 from nfsd3d.bench.baseline import as_baseline
 from nfsd3d.bench.flops import Arithmetic, arithmetic, device_tflops
 from nfsd3d.bench.step import StepTiming, bench_step
-from nfsd3d.config.schema import Config, TrainSettings
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.prior.architectures import random_networks
 from nfsd3d.prior.compiled.cuda_graphs import peak_bytes
 from nfsd3d.prior.diffusers_prior import DiffusersPrior
 from nfsd3d.runs.summary import device_name
+from nfsd3d.settings.train import TrainSettings
 from nfsd3d.train.build import PRECISIONS, Parts, build_optimizer
 from nfsd3d.train.compilation import release_compiled
 from nfsd3d.train.memory.chunking import ChunkSizes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nfsd3d.bench.clock import Stopwatch, now
-from nfsd3d.config.schema import TrainSettings
+from nfsd3d.settings.train import TrainSettings
 from nfsd3d.train.build import Parts
 from nfsd3d.train.divergence import drop_unless_finite
 from nfsd3d.train.memory.chunking import ChunkSizes

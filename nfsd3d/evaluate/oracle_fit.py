@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nfsd3d.config.schema import Config, TrainSettings
+from nfsd3d.config.schema import Config
 from nfsd3d.errors import RunFailed
 from nfsd3d.evaluate.ground_truth import composition_of
 from nfsd3d.generators.base import RenderOptions
@@ -26,6 +26,7 @@ from nfsd3d.runs.files import write_text
 from nfsd3d.runs.lock import owned
 from nfsd3d.runs.summary import Summary, write_summary
 from nfsd3d.settings.cameras import CameraRanges
+from nfsd3d.settings.train import TrainSettings
 from nfsd3d.shapes.world.grammar import Composition
 from nfsd3d.shapes.world.render import render_views
 from nfsd3d.train.build import build_optimizer, viewing_cameras

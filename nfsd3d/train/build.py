@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nfsd3d.callbacks.steering import Steering
-from nfsd3d.config.schema import Config, TrainSettings
+from nfsd3d.config.schema import Config
 from nfsd3d.distill.gradient import WEIGHTINGS, threshold_step
 from nfsd3d.distill.methods import find_method
 from nfsd3d.errors import InputError
@@ -31,6 +31,7 @@ from nfsd3d.runs.preflight import find_model
 from nfsd3d.settings.cameras import CameraRanges
 from nfsd3d.settings.export import ExportSettings
 from nfsd3d.settings.schedules import highest
+from nfsd3d.settings.train import TrainSettings
 from nfsd3d.train.build_generator import build_generator, build_images
 from nfsd3d.train.initialize import load_source
 from nfsd3d.train.plan import plan_at

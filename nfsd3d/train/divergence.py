@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nfsd3d.config.schema import Config, DivergedSettings
+from nfsd3d.config.schema import Config
 from nfsd3d.generators.base import Generator, ImageGenerator, Latents
+from nfsd3d.settings.train import DivergedSettings
 
 FEWEST_NORMS = 3
 """Gradient norms before which nothing is compared with their mean: the first ones may be small."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from nfsd3d.callbacks.steering import Steering
-from nfsd3d.config.schema import TrainSettings
 from nfsd3d.settings.schedules import milestone_at, value_at
+from nfsd3d.settings.train import TrainSettings
 from nfsd3d.train.memory.chunking import ChunkSizes
 
 

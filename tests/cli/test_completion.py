@@ -68,7 +68,7 @@ def test_the_options_of_every_subcommand_are_offered(command, capsys):
 def test_values_of_settings():
     assert values_of("train.steps") == [] == values_of("train") == values_of("no.such") == values_of("nothing")
     assert values_of("prompts.views") == ["coarse", "fine"]
-    assert values_of("generator.type") == ["nerf", "latent", "image"]
+    assert values_of("generator.type") == ["nerf", "mesh", "latent", "image"]
 
 
 def test_an_unknown_shell_is_refused(capsys):

@@ -12,13 +12,13 @@ from fake_gpu import fake_gpu
 from tiny_runs import OFF, TinyPrior, final_tensors
 
 from nfsd3d.config.compose import compose, load_run_config
-from nfsd3d.config.schema import DivergedSettings
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.images import ImageBatch
 from nfsd3d.prior.schedule import VariancePreserving
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
 from nfsd3d.runs.summary import read_summary
+from nfsd3d.settings.train import DivergedSettings
 from nfsd3d.train import task
 from nfsd3d.train.build import build_parts
 from nfsd3d.train.divergence import History, Watchdog, largest_parameter, largest_value, window_steps

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
-from nfsd3d.config.schema import ChunkSettings, MachineSettings
+from nfsd3d.settings.machine import ChunkSettings, MachineSettings
 
 SMALLEST_PIXELS = 4096
 """Smaller chunks of rays save nothing: the rest of a step takes more memory than their samples."""
