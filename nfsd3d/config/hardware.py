@@ -241,5 +241,5 @@ def adapted(config: Config) -> tuple[Config, str | None]:
     values["machine"] |= {"name": machine, "device": machine}
     if machine == "cpu":
         values["machine"]["precision"] = cpu_precision()
-    values["backend"] = {"field": backend, "sampler": backend}
+    values["backend"] = dict.fromkeys(("field", "sampler", "rasterizer"), backend)
     return Config.from_dict(values), f"opened with machine={machine} and backend={backend} ({reason})"

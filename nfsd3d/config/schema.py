@@ -212,6 +212,11 @@ class Config:
             raise InputError("generator=mesh: needs a mesh to start from: give source_run=RUN_DIR or source_mesh=FILE")
         if not mesh and self.source_mesh is not None:
             raise InputError(f"source_mesh={self.source_mesh}: is for generator=mesh; set generator=mesh")
+        for name in ("orient", "z_variance"):
+            weight = getattr(self.train.regularizers, name)
+            if mesh and highest(weight) > 0:
+                key = f"train.regularizers.{name}"
+                raise InputError(f"{key}={json.dumps(weight)}: a mesh has one surface point a pixel; set {key}=0")
 
     def _check_learning_rates(self) -> None:
         rates, kind = self.train.learning_rate.given(), self.generator.type

@@ -143,6 +143,7 @@ def test_levels_of_detail_and_smaller_textures_are_exported(cube, configure_mesh
 def test_settings_that_do_not_fit_are_one_line(cube, configure_mesh, configure, tmp_path):
     cases = {
         "generator=mesh: needs a mesh to start from": {"refine": None},
+        "z_variance=0.1: a mesh has one surface": {"source_mesh": cube[0], "train.regularizers.z_variance": 0.1},
         "starts from one source": {"source_run": tmp_path, "source_mesh": cube[0]},
         "generator=mesh has exactly the rates geometry, texture, background": {
             "source_mesh": cube[0],

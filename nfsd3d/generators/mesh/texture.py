@@ -1,4 +1,9 @@
-"""Trilinear texture sampling: a pyramid of averaged levels (mip maps), read at the size of a pixel."""
+"""Trilinear texture sampling: a pyramid of averaged levels (mip maps), read at the size of a pixel.
+
+Design note. Problem: the gradient of a pixel that is larger than a texel goes to all texels of a square alike, and an
+optimiser that learns from it makes a texture of squares. Idea: levels are made by a wider, smooth filter than the mean
+of four texels. A gradient then arrives as a smooth bump, twice as wide.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +16,7 @@ class Pyramid:
     def __init__(self, texture: Tensor) -> None:
         levels = [texture.permute(2, 0, 1)[None]]
         while levels[-1].shape[-1] % 2 == 0:
-            levels.append(F.avg_pool2d(levels[-1], 2))
+            levels.append(_halved(levels[-1]))
         sizes = torch.tensor([level.shape[-1] for level in levels])
         self._sizes = sizes.to(texture.device)
         self._starts = (sizes.square().cumsum(0) - sizes.square()).to(texture.device)
@@ -42,3 +47,8 @@ class Pyramid:
         top = texels(low[:, 0], low[:, 1]) * (1 - x) + texels(high[:, 0], low[:, 1]) * x
         bottom = texels(low[:, 0], high[:, 1]) * (1 - x) + texels(high[:, 0], high[:, 1]) * x
         return top * (1 - y) + bottom * y
+
+
+def _halved(level: Tensor) -> Tensor:
+    """[1,C,S/2,S/2] of [1,C,S,S]: each texel from four by four, with weights of 1, 3, 3, 1 along both axes."""
+    return F.interpolate(level, scale_factor=0.5, mode="bilinear", align_corners=False, antialias=True)

@@ -17,12 +17,21 @@ def test_small_pixels_read_the_texture_bilinearly():
     torch.testing.assert_close(Pyramid(texture).sample(uv, torch.full((200,), 0.01)), expected)
 
 
-def test_large_pixels_read_averages():
+def test_larger_pixels_read_weighted_means():
     texture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
-    pyramid, centre = Pyramid(texture), torch.tensor([[3 / 16, 5 / 16]])  # of a cell of 8x8 texels
-    averaged = texture[16:24, 8:16].mean((0, 1))
-    torch.testing.assert_close(pyramid.sample(centre, torch.tensor([8 / 64]))[0], averaged)
-    torch.testing.assert_close(pyramid.sample(centre, torch.tensor([9.0]))[0], texture.mean((0, 1)))
+    pyramid, centre = Pyramid(texture), torch.tensor([[5 / 64, 9 / 64]])  # of texel (2, 4) of the next level
+    weights = torch.tensor([1.0, 3, 3, 1]) / 8
+    averaged = torch.einsum("rcd,r,c->d", texture[7:11, 3:7], weights, weights)
+    torch.testing.assert_close(pyramid.sample(centre, torch.tensor([2 / 64]))[0], averaged)
+    torch.testing.assert_close(pyramid.sample(centre, torch.tensor([9.0]))[0], texture.mean((0, 1)), atol=0.05, rtol=0)
+
+
+def test_the_gradient_of_a_large_pixel_is_smooth():
+    texture = torch.zeros(32, 32, 1, requires_grad=True)
+    Pyramid(texture).sample(torch.tensor([[0.5, 0.5]]), torch.tensor([8 / 32])).sum().backward()
+    along = texture.grad[16, :, 0]
+    assert along.max() == along[15:17].max() and (along > 0).sum() > 20
+    assert along.diff().abs().max() < 0.25 * along.max()
 
 
 def test_between_levels_is_between_their_colours():
