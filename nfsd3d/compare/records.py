@@ -19,6 +19,8 @@ _NEWER: dict[str, dict[str, float]] = {
     "generator": {"prune_alpha": 0.0},
 }
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""
+_NEWER_IF_SET = ("source_mesh", "refine")
+"""As those, of no group; null has no effect."""
 
 
 _LIMITS = {"after": 0.2, "opacity_below": 0.002, "opacity_above": 0.998}
@@ -174,6 +176,9 @@ def recipe_of(config: Config, kind: str, **more: float) -> str:
     values["train"] = {key: value for key, value in values["train"].items() if key not in _ABOUT_OUTPUT}
     if values["train"]["diverged"] == _DIVERGED:
         values["train"]["diverged"] = _DIVERGED_BEFORE
+    for name in _NEWER_IF_SET:
+        if values[name] is None:
+            del values[name]
     for group, neutral in _NEWER.items():
         values[group] = {k: v for k, v in values[group].items() if k not in neutral or v != neutral[k]}
     if kind == "oracle_fit":

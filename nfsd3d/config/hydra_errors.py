@@ -53,8 +53,11 @@ def describe(error: Exception, overrides: Sequence[str] = ()) -> str:
 def _missing_choice(text: str, group: str, name: str, overrides: Sequence[str]) -> str:
     """The message for ``group=name``, which has no file."""
     chosen = f"{group}={name}"
-    if group == "quick":
-        return "--config quick: is for prior=shapes and generator=nerf alone; choose those, or --config fast"
+    if group in ("quick", "best"):
+        other = "fast" if group == "quick" else "nfsd"
+        return f"--config {group}: is for prior=shapes and generator=nerf alone; choose those, or --config {other}"
+    if group == "fast" and name.startswith("mesh"):
+        return "--config fast: is not for generator=mesh; choose --config refine, or set train.steps"
     if group in ("recipe", "fast"):
         return (
             f"{group}/{name}.yaml: missing; write it beside the experiment file, with the settings for this kind of "

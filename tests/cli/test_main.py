@@ -104,6 +104,8 @@ BAD_COMMANDS = [
         ["--config", "quick", "prompt=a red house", "prior=sd21"],
         "quick: is for prior=shapes and generator=nerf",
     ),
+    (["--config", "best", "prompt=a red house", "prior=sd21"], "best: is for prior=shapes and generator=nerf"),
+    (["--config", "fast", "prompt=a red house", "generator=mesh"], "fast: is not for generator=mesh"),
     (["prompt=a red house", "export.lods=[100,200]"], "export.lods=[100, 200]: must become smaller"),
     (["prompt=a red house", "export.compress=zip"], "export.compress=zip: must be"),
     (["-m", "prompt=a red house", "hydra/launcher=slurm"], "did you mean submitit_slurm?"),

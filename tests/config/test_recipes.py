@@ -55,14 +55,14 @@ def test_there_are_few_files_and_no_stubs():
         group: {path.stem for path in (config_root() / group).glob("*.yaml")} for group in ("", "distill", "prior")
     }
     assert named["distill"] == set(METHODS)
-    assert named[""] == set(METHODS) | {"dds_2d", "nfsd_2d", "fast", "lowmem", "quick", "refine", "texture"}
+    assert named[""] == set(METHODS) | {"dds_2d", "nfsd_2d", "fast", "lowmem", "quick", "best", "refine", "texture"}
     assert named["prior"] == set(PRIORS.builtin)
     kinds = {yaml.safe_load((config_root() / f"prior/{name}.yaml").read_text()).get("kind") for name in named["prior"]}
     for group, all_made in (("recipe", ("images", "nerf", "mesh")), ("fast", ("images", "nerf"))):
         recipes = {f"{made}-{kind}" for made in all_made for kind in kinds - {None}}
         assert {path.stem for path in (config_root() / group).glob("*.yaml")} == recipes
     others = [path for path in files if path.parent.name not in ("configs", "distill", "prior", "recipe", "fast")]
-    assert len(others) <= 26
+    assert len(others) <= 27
 
 
 def test_priors_of_one_kind_share_a_recipe():
