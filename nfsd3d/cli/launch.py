@@ -19,7 +19,9 @@ from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.locate import ModelSource
 from nfsd3d.prior.files.scheduler_config import prediction_type
 from nfsd3d.runs import directory, preflight
+from nfsd3d.runs.field_stage import field_config, needs_field
 from nfsd3d.runs.lock import owned
+from nfsd3d.runs.resumable import FIELD, can_be_resumed
 from nfsd3d.settings.paths import user_path
 from nfsd3d.settings.schedules import highest
 from nfsd3d.train.torchrun import ALONE, Worker
@@ -60,7 +62,7 @@ def start(
         return _train(config, source, worker)
     if (begun := worker.begun()) is not None:
         run_dir = Path(begun)
-        if _has_checkpoint(run_dir):
+        if can_be_resumed(run_dir):
             from nfsd3d.runs.summary import read_summary  # imports torch
 
             if read_summary(run_dir).get("status") == "diverged":
@@ -80,7 +82,7 @@ def resume(config: Config, run_dir: Path, worker: Worker = ALONE) -> Path | None
     """
     source = preflight.check(config, run_dir)
     worker.check(config)
-    if not _has_checkpoint(run_dir):
+    if not can_be_resumed(run_dir):
         raise InputError(
             f"--resume {run_dir}: holds no checkpoint; start the run anew with --config {run_dir}/config.yaml"
         )
@@ -109,12 +111,6 @@ def _is_done(config: Config, run_dir: Path) -> bool:
         finished = summary.get("status") == "done" and summary.get("steps") == config.train.steps
         return bool(finished and there) and config.to_yaml() == load_run_config(run_dir).to_yaml()
     return False
-
-
-def _has_checkpoint(run_dir: Path) -> bool:
-    """Of the run, or of the field that it begins with."""
-    folders = run_dir / "checkpoints", run_dir / "field" / "checkpoints"
-    return any(True for folder in folders for _ in folder.glob("step-*.json"))
 
 
 def _train(
@@ -157,6 +153,9 @@ def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None
     shown = {"run directory": run_dir}
     if source is not None:
         shown |= _model_facts(source)
+    if needs_field(config):
+        field = field_config(config, Path(FIELD))
+        shown["a field first"] = f"{field.train.steps:,} steps, in {run_dir}/{FIELD}"
     if isinstance(config.generator, NeRFSettings):
         pixels = config.train.batch_size * int(highest(config.train.resolution)) ** 2
         most = min(config.generator.max_samples, pixels * config.generator.samples_per_ray)

@@ -114,7 +114,7 @@ class RefineSettings:
     field_steps: PositiveInt | None = None
     """Steps of the field; null: the experiment's. ``train.steps`` are the mesh's."""
     overrides: list[str] = field(default_factory=list)
-    """Settings of the field, each as on the command line: ``[train.batch_size=2]``."""
+    """Settings of the field, each as on the command line: ``["train.batch_size=2"]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,8 @@ class Config:
         given = [f"{name}={getattr(self, name)}" for name in _SOURCES if getattr(self, name)]
         edits = self.distill.method in METHODS and METHODS.find(self.distill.method).needs_source
         if edits and not given:
-            message = "needs something to edit: give source_image=FILE or source_run=RUN_DIR, and source_prompt"
+            sources = "source_run=RUN_DIR, source_mesh=FILE or source_image=FILE"
+            message = f"needs something to edit: give {sources}, and source_prompt"
         elif not edits and self.source_prompt is not None:
             message = (
                 f"does not read source_prompt={self.source_prompt}: leave it out to start from what is there, or edit "

@@ -84,7 +84,10 @@ def score_run(run: Run, classifier: Classifier, *, mesh: bool = True) -> RunScor
     appearance = compare_appearance(images, opacity, true.image, true.mask)
     near, far = run.config.cameras.distance
     radius = run.generator.radius
-    solid = _solid_of(run.generator, (near + far) / 2)
+    try:
+        solid = _solid_of(run.generator, (near + far) / 2)
+    except InputError as reason:  # a mesh that is not closed
+        raise InputError(f"{run.directory}: {reason}") from reason
     solid_fit = fit(solid, truth.object)
     error, janus = view_errors(prediction, cameras.azimuth) if OBJECTS[truth.object].has_front else (None, None)
     summary = run.summary

@@ -6,7 +6,6 @@ from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.generators.base import SceneGenerator
 from nfsd3d.generators.mesh.mesh import TexturedMesh
-from nfsd3d.generators.mesh.surface import reduced
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.settings.export import ExportSettings
 
@@ -16,8 +15,8 @@ def extract_scene(
 ) -> ExtractedMesh:
     """The mesh of ``generator`` at the export's settings.
 
-    A mesh that was optimised keeps its triangles, whatever ``export.resolution``, ``threshold`` and ``max_faces`` say;
-    its texture has at most ``texture_size`` texels a side, and its levels of detail have colours at the vertices.
+    A mesh that was optimised keeps its triangles and its texture, whatever ``export.resolution``, ``threshold``,
+    ``max_faces`` and ``texture_size`` say, except for a size of 0; its levels of detail have colours at the vertices.
 
     Raises:
         InputError: a field is empty or full at the threshold, or not finite.
@@ -27,8 +26,7 @@ def extract_scene(
     assert isinstance(generator, TexturedMesh)
     mesh = generator.surface()
     lods = tuple(simplify_mesh(mesh, faces) for faces in settings.lods)
-    assert mesh.texture is not None
-    texture = reduced(mesh.texture, settings.texture_size) if settings.texture_size else None
+    texture = mesh.texture if settings.texture_size else None
     if on_progress is not None:
         on_progress("colours", 1.0)
     return ExtractedMesh(replace(mesh, texture=texture), None, None, lods=lods)

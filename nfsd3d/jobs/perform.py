@@ -17,6 +17,7 @@ from nfsd3d.jobs.state import CANCELLED, FINAL, LOG, SUMMARY, begin_attempt, obj
 from nfsd3d.jobs.torchrun import run_module
 from nfsd3d.runs import lock, remains
 from nfsd3d.runs.files import describe, write_json
+from nfsd3d.runs.resumable import can_be_resumed
 from nfsd3d.train.interrupts import Interrupted, StopRequest, stop_requests
 
 Command: TypeAlias = Callable[[list[str]], object]
@@ -145,7 +146,7 @@ def enter(manifest: Manifest, job: Job, threads: int | None) -> list[str]:
     arguments = [*manifest.arguments, *job.arguments]
     if manifest.kind == "compare":
         return [*arguments, str(run_dir.absolute())]
-    if any((run_dir / "checkpoints").glob("step-*.json")):
+    if can_be_resumed(run_dir):
         return [RESUME, str(run_dir)]
     return [*arguments, f"run_dir={run_dir.absolute()}"]
 

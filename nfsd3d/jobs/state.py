@@ -14,6 +14,7 @@ from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import Job, Manifest
 from nfsd3d.runs.files import read_bytes, write_json
 from nfsd3d.runs.lock import live_owner
+from nfsd3d.runs.resumable import can_be_resumed
 
 Status: TypeAlias = Literal["pending", "running", "done", "failed", "diverged", "interrupted", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -93,7 +94,7 @@ def _state(manifest: Manifest, job: Job, cancelled: bool) -> JobState:
     summary = object_in(run_dir / SUMMARY)
     status = _status_in(summary, manifest)
     if status is None:
-        resumable = any((run_dir / "checkpoints").glob("step-*.json"))
+        resumable = can_be_resumed(run_dir)
         status = "cancelled" if cancelled else "interrupted" if attempt is not None or resumable else "pending"
         return JobState(status, "its process was killed" if status == "interrupted" else "", attempt=attempt)
     if status == "interrupted" and cancelled:

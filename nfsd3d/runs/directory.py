@@ -14,6 +14,7 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.runs import lock, remains
 from nfsd3d.runs.files import check_writable
+from nfsd3d.runs.resumable import can_be_resumed
 from nfsd3d.settings.paths import user_path
 
 OUTPUTS = Path("outputs")
@@ -100,8 +101,7 @@ def check_unused(path: Path, *, unstarted: bool = True) -> None:
     try:
         left = remains.found(path) if path.is_dir() else []
         if left is None or (left and not unstarted):
-            resumable = any((path / "checkpoints").glob("step-*.json"))
-            remedy = f"go on with --resume {path}" if resumable else "empty it"
+            remedy = f"go on with --resume {path}" if can_be_resumed(path) else "empty it"
             raise InputError(f"run_dir={path}: already used; choose another, or {remedy}")
         if path.exists() and not path.is_dir():
             raise InputError(f"run_dir={path}: is a file; choose a directory")

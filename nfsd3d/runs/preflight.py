@@ -26,6 +26,8 @@ from nfsd3d.prior.priors import TABLE as PRIORS
 from nfsd3d.prior.priors import no_lora_network
 from nfsd3d.prior.vocabulary import check_prompt
 from nfsd3d.runs.absolute_paths import with_absolute_paths
+from nfsd3d.runs.field_stage import field_config, needs_field
+from nfsd3d.runs.resumable import FIELD
 from nfsd3d.runs.source_image import open_image
 from nfsd3d.settings.export import check_packages
 from nfsd3d.settings.paths import user_path
@@ -77,6 +79,8 @@ def check(config: Config, resume: Path | None = None, *, elsewhere: bool = False
         return source
     if config.source_image is not None:
         open_image(config.source_image)
+    if needs_field(config):
+        check(field_config(config, Path(FIELD)), elsewhere=elsewhere)
     if config.source_mesh is not None:
         _check_source_mesh(config.source_mesh)
     if config.source_run is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from nfsd3d.errors import InputError
 from nfsd3d.runs import identity, lock
 from nfsd3d.runs.files import is_temporary, json_object, read_bytes
+from nfsd3d.runs.resumable import FIELD
 
 OF_JOBS = frozenset({"job.json", "job.log"})
 """Files of a sweep that lie in a run's directory before the run begins."""
@@ -25,14 +26,16 @@ _METRICS = "metrics.jsonl"
 def found(run_dir: Path) -> list[Path] | None:
     """The files that an unstarted run has left, in the order of their removal; None if there is any other.
 
-    Locks, files of jobs and temporary files do not count; nor do empty folders of checkpoints.
+    Locks, files of jobs and temporary files do not count; nor do empty folders of checkpoints. What an unstarted field
+    (`nfsd3d.runs.field_stage`) has left in its folder counts as the run's.
 
     Raises:
         OSError: the directory cannot be read.
     """
     sizes = {name: _size(run_dir / name) for name in _names(run_dir)}
     evidence = [name for name in _EVIDENCE if sizes.get(name) is not None and _of_unstarted_run(run_dir / name)]
-    known = {*evidence, *_OF_RUNS, _HALF_WRITTEN, _METRICS} if evidence else set()
+    of_field = {name for name in sizes if name.startswith(f"{FIELD}/")}  # see _names
+    known = {*evidence, *_OF_RUNS, _HALF_WRITTEN, _METRICS, *of_field} if evidence else set()
     if None in sizes.values() or sizes.keys() - known or sizes.get(_METRICS):
         return None
     return [run_dir / name for name in [*sorted(sizes.keys() - set(evidence)), *evidence]]
@@ -58,6 +61,8 @@ def _names(run_dir: Path) -> list[str]:
         path = Path(entry.path)
         if entry.name == "checkpoints" and entry.is_dir(follow_symlinks=False):
             counted += [f"checkpoints/{file.name}" for file in path.iterdir() if not is_temporary(file)]
+        elif entry.name == FIELD and entry.is_dir(follow_symlinks=False) and (left := found(path)) is not None:
+            counted += [file.relative_to(run_dir).as_posix() for file in left]
         elif not (entry.name.startswith(lock.NAME) or entry.name in OF_JOBS or is_temporary(path)):
             counted.append(entry.name)
     return counted

@@ -72,7 +72,8 @@ def _load_mesh(config: Config, generator: TexturedMesh) -> None:
         return
     assert config.source_run is not None
     folder = user_path(config.source_run)
-    source = build_generator(load_run_config(folder).replace(machine=config.to_dict()["machine"]))
+    here = {name: config.to_dict()[name] for name in ("machine", "backend")}
+    source = build_generator(load_run_config(folder).replace(**here))
     checkpoints.load_generator(checkpoints.newest(folder), source)
     if isinstance(source, TexturedMesh):
         generator.load_state_dict(source.state_dict())
@@ -81,7 +82,10 @@ def _load_mesh(config: Config, generator: TexturedMesh) -> None:
     export = replace(config.export, max_faces=settings.max_faces, texture_size=settings.texture_size, lods=[])
     extracted = extract_mesh(source, source.radius, export, config.machine.device)
     if extracted.untextured is not None:
-        raise InputError(f"source_run={config.source_run}: {extracted.untextured}; lower generator.max_faces")
+        why = extracted.untextured.partition(":")[0]
+        raise InputError(
+            f"source_run={config.source_run}: {why}; raise export.unwrap_timeout, or lower generator.max_faces"
+        )
     generator.replace(extracted.mesh)
     if generator.background is not None and source.background is not None:
         generator.background.load_state_dict(source.background.state_dict())

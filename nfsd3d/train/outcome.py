@@ -14,10 +14,10 @@ from nfsd3d.callbacks.dispatch import CallbackFailed
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
+from nfsd3d.runs.field_stage import whole_run
 from nfsd3d.runs.files import describe, remedy, storage_error
 from nfsd3d.runs.lock import OwnerLost, check_owned
 from nfsd3d.runs.summary import Summary, write_summary
-from nfsd3d.train import field_stage
 from nfsd3d.train.divergence import Diverged
 from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.progress import Progress
@@ -143,7 +143,7 @@ def resume_command(run_dir: Path) -> str:
 
     A field that is part of a mesh's run is continued with that run.
     """
-    run_dir = field_stage.whole_run(run_dir)
+    run_dir = whole_run(run_dir)
     program = "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "nfsd3d"
     return f"{program} --resume {shlex.quote(str(shown(run_dir)))}"
 

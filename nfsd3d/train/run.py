@@ -20,15 +20,16 @@ from nfsd3d.config.schema import Config
 from nfsd3d.distill import methods
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.export.progress import print_line, waiting
+from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.loggers import table as loggers
 from nfsd3d.runs import checkpoints, identity
 from nfsd3d.runs.absolute_paths import with_absolute_paths
 from nfsd3d.runs.checkpoint_file import Checkpoint
 from nfsd3d.runs.directory import claim_run_dir
+from nfsd3d.runs.field_stage import needs_field
 from nfsd3d.runs.files import write_text
 from nfsd3d.runs.lock import check_owned, owned
 from nfsd3d.runs.summary import read_summary
-from nfsd3d.train import field_stage
 from nfsd3d.train.build import Parts, build_parts, check_steering, teacher_in_words
 from nfsd3d.train.compilation import compile_prior
 from nfsd3d.train.divergence import Diverged
@@ -41,6 +42,7 @@ from nfsd3d.train.ranks import Ranks
 from nfsd3d.train.results import export_results
 from nfsd3d.train.task import ScoreDistillation, Task
 from nfsd3d.train.torchrun import ALONE, Worker
+from nfsd3d.train.train_field import before, train_field
 
 
 def train_and_export(
@@ -73,7 +75,10 @@ def train_and_export(
                 f"run_dir={run_dir}: holds a run already; choose another, or go on with --resume {run_dir}"
             )
         config = with_absolute_paths(config)
-        if field_stage.needs_field(config):
+        begun = bool(checkpoints.list_checkpoints(run_dir / "checkpoints"))
+        if resume is not None and not begun and config.refine is not None:
+            config = config.replace(source_run=None)  # it was about to start from its field
+        if needs_field(config):
             config, resume = _with_field(config, run_dir, console, worker, callbacks), None
         return _train_and_export(config, run_dir, resume, console, Ranks(worker), callbacks)
 
@@ -91,12 +96,12 @@ def _with_field(
             "generator=mesh: trains its field in one process; train the field first, and give it as source_run"
         )
 
-    def train_field(field: Config, resume: Path | None) -> None:
+    def trained(field: Config, resume: Path | None) -> None:
         print_line(console, f"a field first, in {shown(Path(str(field.run_dir)))}: {field.train.steps} steps")
         train_and_export(field, resume=resume, console=console, callbacks=callbacks)
         print_line(console, f"then the mesh: {config.train.steps} steps")
 
-    return field_stage.train_field(config, run_dir.absolute(), train_field)
+    return train_field(config, run_dir.absolute(), trained)
 
 
 def follow(config: Config, worker: Worker) -> None:
@@ -129,8 +134,8 @@ def _train_and_export(
     log = partial(print_line, console)
     found = [] if resume is None else [_checkpoint_to_resume(run_dir, config)]
     run_id = found[0].header.get("run") if found else None
-    before = field_stage.before(config, run_dir)
-    progress = Progress.resumed(found[0]) if found else Progress.after(before)
+    field = before(config, run_dir)
+    progress = Progress.resumed(found[0]) if found else Progress.after(field)
     run, hooks = Outcome(config, run_dir, progress), _callbacks(config, console, callbacks)
     # The signals' handlers stay until the summary is written: a second signal must not cut that short.
     with _ended(hooks, run_dir), stop_requests() as stop, run.failures_in_summary(), ExitStack() as cleanup:
@@ -231,6 +236,9 @@ def _build(config: Config, run_dir: Path, ranks: Ranks, *, resumed: bool) -> Par
     if ranks.from_first(lambda: resumed and os.path.lexists(kept)):
         return build_parts(config, kept_source=kept)
     parts = build_parts(config, kept_source=None)
+    for generator in (parts.generator, parts.source):
+        if isinstance(generator, TexturedMesh) and not ranks.alone:  # how it is unwrapped can differ
+            generator.load_state_dict(ranks.from_first(generator.state_dict))
     if resumed and ranks.first:  # before its checkpoint is loaded
         _keep_source(config, run_dir, parts)
     return parts

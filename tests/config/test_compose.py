@@ -331,7 +331,7 @@ def test_paths_need_no_quotes():
         (["prompt=x", "generator=image", "train.shading.lambertian=1"], "set train.shading.lambertian=0"),
         (["prompt=x", "generator=image", "train.resolution=[[0,8],[1,16]]"], "pictures keep their size"),
         (["prompt=x", "generator=latent", "+train.learning_rate.network=1"], "has exactly the rates latent"),
-        (["prompt=x", "distill=dds"], "distill=dds: needs something to edit: give source_image=FILE or source_run"),
+        (["prompt=x", "distill=dds"], "distill=dds: needs something to edit: give source_run=RUN_DIR, source_mesh"),
         (["prompt=x", "distill=dds", "source_run=r"], "needs source_prompt beside source_run=r"),
         (["prompt=x", "distill=dds", "source_run=r", "source_prompt= "], "needs source_prompt"),
         (["prompt=x", "distill=dds", "source_image=i", "source_prompt=y"], "set generator=latent or generator=image"),

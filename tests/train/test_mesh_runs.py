@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from nfsd3d.export.formats.read_glb import read_glb
 from nfsd3d.export.formats.table import write_mesh
 from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture
+from nfsd3d.runs import remains
+from nfsd3d.runs.directory import check_unused
+from nfsd3d.runs.field_stage import field_config, whole_run
 from nfsd3d.runs.preflight import check
+from nfsd3d.runs.resumable import can_be_resumed
+from nfsd3d.train import run
 from nfsd3d.train.run import train_and_export
 
 pytestmark = pytest.mark.usefixtures("tiny_prior")
@@ -83,11 +89,11 @@ def test_a_mesh_starts_as_the_surface_of_a_nerf_and_with_its_background(configur
     config = configure_mesh(**OFF, source_run=field)
     check(config)
     run_dir = train_and_export(config, console=console)
-    run, source = nfsd3d.load_run(run_dir), nfsd3d.load_run(field)
-    assert isinstance(run.generator, TexturedMesh) and 50 < len(run.generator.faces) <= 500
-    field_views, mesh_views = source.views(4, 32), run.views(4, 32)
+    refined, source = nfsd3d.load_run(run_dir), nfsd3d.load_run(field)
+    assert isinstance(refined.generator, TexturedMesh) and 50 < len(refined.generator.faces) <= 500
+    field_views, mesh_views = source.views(4, 32), refined.views(4, 32)
     assert np.abs(field_views.astype(int) - mesh_views).mean() < 25
-    assert np.abs(run.extract().mesh.vertices).max() < 1
+    assert np.abs(refined.extract().mesh.vertices).max() < 1
     shutil.rmtree(field)  # the run has kept what it started from
     longer = configure_mesh(**OFF, source_run=field, run_dir=run_dir, **{"train.steps": 8})
     assert nfsd3d.load_run(train_and_export(longer, resume=run_dir, console=console)).step == 8
@@ -219,3 +225,53 @@ def test_an_experiment_that_makes_no_field_is_refused(configure_refine, console)
     config = configure_refine(**{"refine.experiment": "nfsd_2d", "refine.overrides": []})
     with pytest.raises(InputError, match=r"refine\.experiment=nfsd_2d: makes no field"):
         train_and_export(config, console=console)
+
+
+def test_the_field_has_settings_on_the_command_line():
+    config = compose("refine", ["prompt=x", "refine.field_steps=4", 'refine.overrides=["train.batch_size=2"]'])
+    field = field_config(config, Path("field"))
+    assert (field.train.steps, field.train.batch_size, field.generator.radius) == (4, 2, config.generator.radius)
+    assert compose("texture", ["prompt=x", "source_mesh=y"]).refine is None
+
+
+def test_what_cannot_be_the_field_is_told_before_anything_is_made(configure_refine):
+    with pytest.raises(InputError, match=r"refine\.experiment=nope: --config nope: no such file"):
+        check(configure_refine(**{"refine.experiment": "nope"}))
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing cleans up."""
+
+
+@pytest.mark.parametrize("moment", ["before the field's checkpoint", "between field and mesh"])
+def test_a_refined_run_that_is_killed_at_an_awkward_moment_is_begun_again(
+    configure_refine, tmp_path, console, monkeypatch, moment
+):
+    run_dir = tmp_path / "killed"
+    config = configure_refine(run_dir=run_dir)
+    calls, build = [], run.build_parts
+
+    def killed(*arguments, **others):
+        calls.append(1)
+        if len(calls) == (1 if moment.startswith("before") else 2):
+            raise Killed
+        return build(*arguments, **others)
+
+    monkeypatch.setattr(run, "build_parts", killed)
+    with pytest.raises(Killed):
+        train_and_export(config, console=console)
+    if moment.startswith("before"):
+        assert remains.found(run_dir) is not None and not can_be_resumed(run_dir)
+        check_unused(run_dir)  # the same command starts it
+    else:
+        assert can_be_resumed(run_dir)
+        train_and_export(nfsd3d.config.compose.load_run_config(run_dir), resume=run_dir, console=console)
+        assert nfsd3d.load_run(run_dir).step == 6 and nfsd3d.load_run(run_dir / "field").step == 4
+
+
+def test_only_a_refined_runs_field_is_a_part(configure_refine, tmp_path, console):
+    outer = train_and_export(configure_refine(run_dir=tmp_path / "outer"), console=console)
+    assert whole_run(outer / "field") == outer and whole_run(outer) == outer
+    (tmp_path / "mine" / "field").mkdir(parents=True)
+    (tmp_path / "mine" / "config.yaml").write_text("prompt: x\n")
+    assert whole_run(tmp_path / "mine" / "field") == tmp_path / "mine" / "field"

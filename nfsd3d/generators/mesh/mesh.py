@@ -122,9 +122,9 @@ class TexturedMesh(SceneGenerator):
         return self.start + self.offset
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
-        """Parameters by the name of their learning rate; "geometry" is empty if it is fixed, as "background" may be."""
+        """Parameters by the name of their learning rate; "background" may be empty."""
         return {
-            "geometry": [self.offset] if self.settings.geometry_steps else [],
+            "geometry": [self.offset],  # after its steps it has no gradient
             "texture": [self.texture],
             "background": [] if self.background is None else list(self.background.parameters()),
         }

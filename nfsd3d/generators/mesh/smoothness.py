@@ -4,12 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nfsd3d.generators.mesh.gather import gather
 from nfsd3d.generators.mesh.rasterize.silhouettes import Edges
+
+SLIVER = 1e-3
+"""Triangles of a smaller part of the mean area have shorter normals."""
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """[F,3] normals of the triangles ``faces`` [F,3], twice their area long."""
-    a, b, c = vertices[faces].unbind(1)
+    a, b, c = gather(vertices, faces).unbind(1)
     return torch.linalg.cross(b - a, c - a)
 
 
@@ -26,7 +30,7 @@ def laplacian(vertices: Tensor, edges: Edges) -> Tensor:
     The uniform Laplacian (Sorkine, Eurographics STAR 2005).
     """
     start, end = edges.ends.unbind(1)
-    between = vertices[end] - vertices[start]
+    between = gather(vertices, end) - gather(vertices, start)
     summed = torch.zeros_like(vertices).index_add(0, start, between).index_add(0, end, -between)
     count = torch.bincount(edges.ends.reshape(-1), minlength=len(vertices)).clamp(min=1).to(vertices)
     return (summed / count[:, None]).square().sum(-1).mean() / between.detach().square().sum(-1).mean()
@@ -34,7 +38,12 @@ def laplacian(vertices: Tensor, edges: Edges) -> Tensor:
 
 def normal_consistency(vertices: Tensor, faces: Tensor, edges: Edges) -> Tensor:
     """Mean of 1 - cosine between the normals on both sides of the edges that have two triangles."""
-    normals = F.normalize(face_normals(vertices, faces), dim=-1)
+    areas = face_normals(vertices, faces)
+    size = areas.norm(dim=-1, keepdim=True)
+    # A sliver's normal turns with the slightest move: its gradient would drown all others.
+    normals = areas / size.clamp(min=SLIVER * size.detach().mean())
     inner = edges.faces[:, 1] >= 0
+    if not inner.any():
+        return vertices.new_zeros(())
     first, second = edges.faces[inner].unbind(1)
-    return 1 - (normals[first] * normals[second]).sum(-1).mean()
+    return 1 - (gather(normals, first) * gather(normals, second)).sum(-1).mean()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nfsd3d.generators.mesh.gather import gather
+
 
 class Pyramid:
     """The levels of a texture [S,S,C], each of half the size: down to an odd size."""
@@ -42,7 +44,7 @@ class Pyramid:
         start = self._starts[level]
 
         def texels(column: Tensor, row: Tensor) -> Tensor:
-            return self._texels[start + row * size[:, 0] + column]
+            return gather(self._texels, start + row * size[:, 0] + column)
 
         top = texels(low[:, 0], low[:, 1]) * (1 - x) + texels(high[:, 0], low[:, 1]) * x
         bottom = texels(low[:, 0], high[:, 1]) * (1 - x) + texels(high[:, 0], high[:, 1]) * x

@@ -77,6 +77,15 @@ def test_triangles_without_area_outside_or_of_no_numbers_show_nothing(found):
     assert (found(*triangles(*flat, *beside, *broken, *beyond), 4, 4) == -1).all()
 
 
+def test_the_reference_tests_so_many_pixels_at_a_time(monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+    screen = torch.rand(1, 90, 3, generator=rng, dtype=torch.float64) * torch.tensor([20.0, 20.0, 1.0])
+    faces = torch.arange(90).reshape(-1, 3)
+    whole = cover(screen, faces, 20, 20)
+    monkeypatch.setattr("nfsd3d.generators.mesh.rasterize.coverage.CANDIDATES", 50)
+    assert torch.equal(cover(screen, faces, 20, 20), whole) and len(whole.unique()) > 10
+
+
 def test_no_triangles(found):
     assert (found(torch.zeros(2, 0, 3), torch.zeros(0, 3, dtype=torch.int64), 2, 5) == -1).all()
 

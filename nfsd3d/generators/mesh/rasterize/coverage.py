@@ -28,7 +28,7 @@ def cover(screen: Tensor, faces: Tensor, height: int, width: int, backend: Cover
         from nfsd3d.generators.mesh.rasterize.triton_kernels import cover_triton
 
         return cover_triton(screen, faces, height, width)
-    return torch.stack([_one_view(view[faces], height, width) for view in screen])
+    return torch.stack([_one_view(view[faces].double(), height, width) for view in screen])
 
 
 def _numba(screen: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
@@ -41,27 +41,35 @@ def _numba(screen: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
     return face
 
 
+CANDIDATES = 2**22
+"""Pairs of triangle and pixel that the reference tests together, which bounds its memory."""
+
+
 def _one_view(corners: Tensor, height: int, width: int) -> Tensor:
-    """The reference: [H,W] for the triangles [F,3,3] of one view, by a list of all (triangle, pixel) candidates."""
-    corners = corners.double()
-    x, y, inverse_depth = corners.unbind(-1)
-    area = doubled_area(corners)
-    left, right = _pixels(x, width)
-    top, bottom = _pixels(y, height)
+    """The reference: [H,W] for the triangles [F,3,3] of one view; tests all pixels of their bounding boxes."""
+    left, right = _pixels(corners[..., 0], width)
+    top, bottom = _pixels(corners[..., 1], height)
     columns, rows = (right - left + 1).clamp(min=0), (bottom - top + 1).clamp(min=0)
-    count = columns * rows * ((area != 0) & (inverse_depth > 0).all(-1))
-    triangle = torch.repeat_interleave(torch.arange(len(corners), device=corners.device), count)
-    place = torch.arange(len(triangle), device=corners.device) - (count.cumsum(0) - count)[triangle]
-    column, row = left[triangle] + place % columns[triangle], top[triangle] + place // columns[triangle]
-    centre = torch.stack([column, row], dim=-1).double() + 0.5
-    weights = screen_weights(corners[triangle, :, :2], centre)
-    inside = (weights >= -1e-9).all(-1)
-    triangle, pixel = triangle[inside], (row * width + column)[inside]
-    near = (weights[inside] * inverse_depth[triangle]).sum(-1)
-    nearest = near.new_zeros(height * width).scatter_reduce(0, pixel, near, "amax")
-    first = near == nearest[pixel]
-    face = triangle.new_full((height * width,), len(corners))
-    face = face.scatter_reduce(0, pixel[first], triangle[first], "amin")
+    count = columns * rows * ((doubled_area(corners) != 0) & (corners[..., 2] > 0).all(-1))
+    nearest = corners.new_zeros(height * width)
+    face = torch.full((height * width,), len(corners), device=corners.device)
+    part = (count.cumsum(0) - 1).clamp(min=0) // CANDIDATES  # a part has at most so many, and one triangle more
+    for number in range(int(part[-1]) + 1):
+        here = ((part == number) & (count > 0)).nonzero()[:, 0]
+        triangle = torch.repeat_interleave(here, count[here])
+        place = torch.arange(len(triangle), device=corners.device)
+        place -= torch.repeat_interleave(count[here].cumsum(0) - count[here], count[here])
+        column, row = left[triangle] + place % columns[triangle], top[triangle] + place // columns[triangle]
+        centre = torch.stack([column, row], dim=-1).double() + 0.5
+        weights = screen_weights(corners[triangle, :, :2], centre)
+        inside = (weights >= -1e-9).all(-1)
+        triangle, pixel = triangle[inside], (row * width + column)[inside]
+        near = (weights[inside] * corners[triangle, :, 2]).sum(-1)
+        before = nearest
+        nearest = nearest.scatter_reduce(0, pixel, near, "amax")
+        face = torch.where(nearest > before, len(corners), face)
+        first = near == nearest[pixel]
+        face = face.scatter_reduce(0, pixel[first], triangle[first], "amin")
     return torch.where(face == len(corners), -1, face).reshape(height, width)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nfsd3d.generators.mesh.gather import gather
 from nfsd3d.generators.mesh.rasterize.coverage import doubled_area, screen_weights
 from nfsd3d.views.cameras import Cameras
 
@@ -42,7 +43,7 @@ class Fragments:
 
     def interpolate(self, values: Tensor, faces: Tensor) -> Tensor:
         """[P,C] of the values [N,C] at the corners that ``faces`` [F,3] names."""
-        return torch.einsum("pk,pkc->pc", self.weights, values[faces[self.triangle]])
+        return torch.einsum("pk,pkc->pc", self.weights, gather(values, faces[self.triangle]))
 
     @torch.no_grad()
     def footprint(self, uv: Tensor, faces: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def fragments(screen: Tensor, faces: Tensor, shown: Tensor) -> Fragments:
     pixel = (shown.reshape(-1) >= 0).nonzero()[:, 0]
     triangle = shown.reshape(-1)[pixel]
     view = pixel // (height * width)
-    corners = screen.reshape(-1, 3)[faces[triangle] + (view * screen.shape[1])[:, None]]
+    corners = gather(screen.reshape(-1, 3), faces[triangle] + (view * screen.shape[1])[:, None])
     row, column = pixel % (height * width) // width, pixel % width
     centre = torch.stack([column, row], dim=-1).to(screen) + 0.5
     weights = screen_weights(corners[..., :2], centre) * corners[..., 2]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nfsd3d.generators.mesh.gather import gather
 from nfsd3d.generators.mesh.rasterize.coverage import doubled_area
 
 
@@ -77,10 +78,10 @@ def crossings(screen: Tensor, faces: Tensor, edges: Edges, inverse_depth: Tensor
         outline = (seen[:, first] != seen[:, second.clamp(min=0)]) | (second < 0)
         view, edge = outline.nonzero(as_tuple=True)
     flat, start = screen.reshape(-1, 3), view * screen.shape[1]
-    ends = flat[edges.ends[edge] + start[:, None]]
+    ends = gather(flat, edges.ends[edge] + start[:, None])
     third = flat[edges.opposite[edge] + start].detach()
     drawn = ((ends[..., 2] > 0).all(-1) & (third[:, 2] > 0)).nonzero()[:, 0]
-    found = [_along(axis, view[drawn], ends[drawn], third[drawn], inverse_depth.detach()) for axis in (0, 1)]
+    found = [_along(axis, view[drawn], gather(ends, drawn), third[drawn], inverse_depth.detach()) for axis in (0, 1)]
     return Crossings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -99,7 +100,7 @@ def _along(axis: int, view: Tensor, ends: Tensor, third: Tensor, shown: Tensor) 
     count = last - first
     item = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), count)
     line = first[item] + torch.arange(len(item), device=ends.device) - (count.cumsum(0) - count)[item]
-    u, v, third = u[item], v[item], third[item]
+    u, v, third = gather(u, item), gather(v, item), third[item]
     slope = (u[:, 1] - u[:, 0]) / (v[:, 1] - v[:, 0])
     place = u[:, 0] + slope * (line + 0.5 - v[:, 0])
     below = (place.detach() - 0.5).floor()
@@ -110,12 +111,13 @@ def _along(axis: int, view: Tensor, ends: Tensor, third: Tensor, shown: Tensor) 
     near = ends[item, 0, 2].detach() * (1 - along) + ends[item, 1, 2].detach() * along
 
     inside = ((below >= 0) & (below + 1 < length)).nonzero()[:, 0]
-    item, line, smaller, near, steep = (values[inside] for values in (item, line, smaller, near, slope.abs() <= bound))
+    steep = (slope.detach().abs() <= bound)[inside]
+    item, line, smaller, near = (values[inside] for values in (item, line, smaller, near))
     low = below[inside].long()
     stride, across = (1, width) if axis == 0 else (width, 1)
     low = view[item] * (height * width) + line * across + low * stride
     inner, outer = torch.where(smaller, low, low + stride), torch.where(smaller, low + stride, low)
-    distance = torch.where(smaller, position[inside], 1 - position[inside])
+    distance = torch.where(smaller, gather(position, inside), 1 - gather(position, inside))
     flat = shown.reshape(-1)
     visible = ((flat[inner] > 0) & (flat[outer] < near)).nonzero()[:, 0]
     place, away = low[visible], distance[visible].detach()
@@ -124,7 +126,7 @@ def _along(axis: int, view: Tensor, ends: Tensor, third: Tensor, shown: Tensor) 
     first = place.new_full(flat.shape, len(low)).scatter_reduce(0, place[last], visible[last], "amin")
     kept = visible[last][first[place[last]] == visible[last]]
     kept = kept[steep[kept]]
-    return inner[kept], outer[kept], distance[kept]
+    return inner[kept], outer[kept], gather(distance, kept)
 
 
 def antialias(pixels: Tensor, found: Crossings) -> Tensor:
@@ -139,5 +141,5 @@ def antialias(pixels: Tensor, found: Crossings) -> Tensor:
     share = share.abs()
     # A pixel that outlines pass on several sides is not replaced more than once.
     total = torch.zeros(len(pixels), dtype=pixels.dtype, device=pixels.device).index_add(0, target, share)
-    share = share / total.clamp(min=1)[target]
-    return pixels.index_add(0, target, share[:, None] * (pixels[source] - pixels[target]))
+    share = share / gather(total.clamp(min=1), target)
+    return pixels.index_add(0, target, share[:, None] * (gather(pixels, source) - gather(pixels, target)))
