@@ -12,6 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+import nfsd3d.generators.mesh.rasterize.triton_kernels as rasterizing
 import nfsd3d.generators.nerf.compositing.triton_kernels as compositing
 import nfsd3d.generators.nerf.hashgrid.triton_kernels as encoding  # noqa: F401 (before INTERPRETED, so that the tiles are a GPU's)
 import nfsd3d.generators.nerf.mlp_triton as network
@@ -94,5 +95,8 @@ for channels, dtype in ((1, torch.float64), (7, torch.float32)):
     compositing.accumulate(values.detach(), samples, depth.clone().requires_grad_()).sum().backward()
 
 ordering.space_order(torch.rand(77, 3))
+
+for views, triangles in ((2, 3), (1, 1)):
+    rasterizing.cover_triton(torch.zeros(views, 5, 3), torch.zeros(triangles, 3, dtype=torch.int64), 17, 16)
 
 print(json.dumps(found))

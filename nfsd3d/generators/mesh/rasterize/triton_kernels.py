@@ -28,7 +28,7 @@ def cover_triton(screen: Tensor, faces: Tensor, height: int, width: int) -> Tens
     return torch.where(keys > 0, LAST - (keys & 0xFFFFFFFF), -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "height", "width"])
 def _nearest(corners, keys, count, height, width, TILE: tl.constexpr, LAST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Writes the nearest triangle of ``corners`` [B,count,3,3] float64 at every pixel into ``keys`` [B,height,width].
 
