@@ -98,7 +98,12 @@ def _with_field(
 
     def trained(field: Config, resume: Path | None) -> None:
         print_line(console, f"a field first, in {shown(Path(str(field.run_dir)))}: {field.train.steps} steps")
-        train_and_export(field, resume=resume, console=console, callbacks=callbacks)
+        try:
+            train_and_export(field, resume=resume, console=console, callbacks=callbacks)
+        except (RunFailed, KeyboardInterrupt) as error:  # so that the run's own directory says it, too
+            status = read_summary(Path(str(field.run_dir))).get("status", "failed")
+            Outcome(config, run_dir, Progress()).summarize(status, f"its field: {error}")
+            raise
         print_line(console, f"then the mesh: {config.train.steps} steps")
 
     return train_field(config, run_dir.absolute(), trained)

@@ -22,6 +22,7 @@ from nfsd3d.runs.directory import check_unused
 from nfsd3d.runs.field_stage import field_config, whole_run
 from nfsd3d.runs.preflight import check
 from nfsd3d.runs.resumable import can_be_resumed
+from nfsd3d.runs.summary import read_summary
 from nfsd3d.train import run
 from nfsd3d.train.run import train_and_export
 
@@ -215,6 +216,8 @@ def test_a_refined_run_resumes_where_it_was(configure_refine, tmp_path, console,
     with pytest.raises(KeyboardInterrupt) as error:
         train_and_export(config, console=console, callbacks=[Stop()])
     assert f"--resume {parts}" in str(error.value) and "field" not in str(error.value)
+    summary = read_summary(parts)
+    assert summary["status"] == "interrupted" and ("its field" in summary["reason"]) == (stopped == "field")
     again = nfsd3d.config.compose.load_run_config(parts)
     train_and_export(again, resume=parts, console=console)
     expected, given = final_tensors(whole), final_tensors(parts)

@@ -13,11 +13,11 @@ from nfsd3d.generators.mesh.gather import gather
 
 
 class Pyramid:
-    """The levels of a texture [S,S,C], each of half the size: down to an odd size."""
+    """The levels of a texture [S,S,C], each of half the size, rounded up: down to a single texel."""
 
     def __init__(self, texture: Tensor) -> None:
         levels = [texture.permute(2, 0, 1)[None]]
-        while levels[-1].shape[-1] % 2 == 0:
+        while levels[-1].shape[-1] > 1:
             levels.append(_halved(levels[-1]))
         sizes = torch.tensor([level.shape[-1] for level in levels])
         self._sizes = sizes.to(texture.device)
@@ -52,5 +52,9 @@ class Pyramid:
 
 
 def _halved(level: Tensor) -> Tensor:
-    """[1,C,S/2,S/2] of [1,C,S,S]: each texel from four by four, with weights of 1, 3, 3, 1 along both axes."""
-    return F.interpolate(level, scale_factor=0.5, mode="bilinear", align_corners=False, antialias=True)
+    """[1,C,S/2,S/2] of [1,C,S,S]: each texel from four by four, with weights of 1, 3, 3, 1 along both axes.
+
+    An odd size is rounded up, with weights to match.
+    """
+    size = (level.shape[-1] + 1) // 2
+    return F.interpolate(level, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
