@@ -29,7 +29,8 @@ from nfsd3d.jobs.cores import threads, usable_cores
 
 if TYPE_CHECKING:
     from nfsd3d.evaluate.classifier.model import Classifier
-    from nfsd3d.evaluate.score_mesh import MeshScore, ScoredMesh, TruePlace
+    from nfsd3d.evaluate.score_mesh import MeshScore, ScoredMesh
+    from nfsd3d.evaluate.true_place import TruePlace
     from nfsd3d.visualize.image_grid import Image
 
 SHEET_VIEWS = (1, 5)
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(path, name)
     jobs = jobs_of(options)
 
-    from nfsd3d.evaluate.score_mesh import differences, mesh_table, summarize
+    from nfsd3d.evaluate.mesh_table import differences, mesh_table, summarize
 
     sets = ("runs", "against")[: len(jobs[0].meshes)]
     scores: dict[str, dict[str, MeshScore]] = {name: {} for name in sets}
@@ -164,7 +165,8 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         raise InputError("--one-place: is for two meshes; give --against or --against-mesh, or leave it out")
     for directory in (*options.run_dirs, *against):  # wrong paths fail before the slow imports
         load_run_config(directory)
-    from nfsd3d.evaluate.score_mesh import check_run, pair_runs
+    from nfsd3d.evaluate.mesh_table import pair_runs
+    from nfsd3d.evaluate.score_mesh import check_run
 
     if not against:
         for directory in options.run_dirs:

@@ -77,7 +77,6 @@ ADAPTERS = {
     "nerfacc": {"nfsd3d.generators.nerf.sampling.nerfacc"},
     "numba": {
         "nfsd3d.generators.nerf.launch_numba",
-        "nfsd3d.export.texture.rasterize_numba",
         "nfsd3d.generators.mesh.rasterize.numba_kernels",
         "nfsd3d.export.visibility_numba",
         "nfsd3d.generators.nerf.hashgrid.numba_kernels",

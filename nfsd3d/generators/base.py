@@ -81,7 +81,7 @@ class Rendering(Images):
     orientation: Tensor | None
     albedo: Tensor | None
     samples_per_ray: Tensor
-    roughness: Tensor | None = None
+    shape_penalty: Tensor | None = None
     """A scalar to add to the loss: what the generator's own regularisers say of its shape."""
 
 

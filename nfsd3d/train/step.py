@@ -154,8 +154,8 @@ def step_loss(
     scene = view if isinstance(view, Rendering) else None
     if scene is not None:
         loss = loss + penalty(scene, plan.regularizers, ranks.divisor)
-        if scene.roughness is not None:
-            loss = loss + scene.roughness
+        if scene.shape_penalty is not None:
+            loss = loss + scene.shape_penalty
     lora_loss, evaluations = None, counted.evaluations
     if lora is not None:
         size = chunks.unet_batch_size

@@ -20,23 +20,9 @@ from nfsd3d.errors import InputError
 from nfsd3d.evaluate import score_mesh as module
 from nfsd3d.evaluate.classifier.model import Classifier
 from nfsd3d.evaluate.ground_truth import composition_of
-from nfsd3d.evaluate.score_mesh import (
-    GLB,
-    MeshScore,
-    ScoredMesh,
-    TruePlace,
-    check_run,
-    differences,
-    fit_place,
-    mesh_of_run,
-    mesh_table,
-    pair_runs,
-    psnr,
-    score_mesh,
-    silhouette_iou,
-    summarize,
-    true_views,
-)
+from nfsd3d.evaluate.mesh_table import differences, mesh_table, pair_runs, summarize
+from nfsd3d.evaluate.score_mesh import GLB, MeshScore, ScoredMesh, check_run, mesh_of_run, score_mesh
+from nfsd3d.evaluate.true_place import TruePlace, fit_place, psnr, silhouette_iou, true_views
 from nfsd3d.export.formats.table import write_mesh
 from nfsd3d.export.isosurface import extract_surface
 from nfsd3d.export.level_set import LevelSet, sample_density
@@ -141,7 +127,7 @@ def test_a_flatter_mesh_has_another_shape(mug, scored, classifier):
     ],
 )
 def test_the_heading_of_an_object_without_a_front_is_that_of_its_pattern(prompt, degrees, tolerance, monkeypatch):
-    monkeypatch.setattr(module, "HEADING_SIZE", 32)
+    monkeypatch.setattr("nfsd3d.evaluate.true_place.HEADING_SIZE", 32)
     mesh = exact(prompt, TruePlace(0.95, (0.0, 0.02, -0.03), math.radians(degrees)), cells=56)
     place, iou = fit_place(mesh, composition_of(prompt), config_of(prompt))
     assert math.degrees(place.rotation) % 360 == pytest.approx(degrees, abs=tolerance)

@@ -961,3 +961,13 @@ def test_grey_and_16_bit_and_palette_images_become_rgb(tmp_path):
         content = io.BytesIO()
         image.save(content, "PNG")
         assert (decoded_image(content.getvalue()) == 128).all()
+
+
+def test_vertex_colours_that_are_no_numbers_are_told(tmp_path):
+    path = tmp_path / "colours.obj"
+    path.write_text(
+        "v 0 0 0 nan 0 0\nv 1 0 0 1 0 0\nv 0 1 0 1 0 0\nv 0 0 1 1 0 0\nf 1 2 3\nf 1 3 4\nf 1 4 2\nf 2 4 3\n"
+    )
+    found = read_mesh(path, 1.0)
+    assert any("1 vertex colours that are no numbers" in note for note in found.notes)
+    assert np.isfinite(found.mesh.colors).all() and sorted(found.mesh.colors[:, 0].tolist()) == [0, 1, 1, 1]

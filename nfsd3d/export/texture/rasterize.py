@@ -9,15 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nfsd3d.export.texture.rasterize_numba import fill
+from nfsd3d.generators.mesh.rasterize.coverage import cover, screen_weights
 from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
-from nfsd3d.generators.nerf.launch_numba import launch
 
 if TYPE_CHECKING:
     from nfsd3d.views.cameras import Cameras
-
-BANDS = 16
-"""Horizontal bands of an image, each filled by one thread."""
 
 NEAREST = 1e-3
 """Near plane, in world units from the camera."""
@@ -41,12 +37,16 @@ def rasterize(triangles: NDArray, height: int, width: int) -> Fragments:
 
     Their columns are x to the right and y downwards, in pixels, and a depth that is linear across the image.
     """
-    nearest = torch.full((height, width), torch.inf, dtype=torch.float64)
-    face = torch.full((height, width), -1, dtype=torch.int32)
+    corners = torch.from_numpy(np.array(triangles, dtype=np.float64))
+    if len(corners):
+        corners[..., 2] = 1 + corners[..., 2].max() - corners[..., 2]  # positive, and larger where it is nearer
+    faces = torch.arange(3 * len(corners)).reshape(-1, 3)
+    face = cover(corners.reshape(1, -1, 3), faces, height, width, "numba")[0]
+    row, column = (face >= 0).nonzero(as_tuple=True)
     weights = torch.zeros(height, width, 3)
-    corners = torch.from_numpy(np.ascontiguousarray(triangles, dtype=np.float64))
-    launch(fill, corners, min(BANDS, height), nearest, face, weights)
-    return Fragments(face.numpy(), weights.numpy())
+    centre = torch.stack([column, row], dim=-1).double() + 0.5
+    weights[row, column] = screen_weights(corners[face[row, column], :, :2], centre).float()
+    return Fragments(face.int().numpy(), weights.numpy())
 
 
 def draw(mesh: SurfaceMesh, camera: Cameras) -> tuple[FloatArray, NDArray[np.bool_]]:

@@ -169,7 +169,7 @@ class TexturedMesh(SceneGenerator):
             orientation=none.expand_as(images["opacity"]) if normals else None,
             albedo=images.get("albedo"),
             samples_per_ray=images["opacity"].detach().mean(),
-            roughness=self._roughness(vertices) if torch.is_grad_enabled() and vertices.requires_grad else None,
+            shape_penalty=self._shape_penalty(vertices) if torch.is_grad_enabled() and vertices.requires_grad else None,
         )
 
     @torch.no_grad()
@@ -244,7 +244,7 @@ class TexturedMesh(SceneGenerator):
             return own
         return torch.where(move(replaced, self.device).repeat_interleave(each, 0)[:, None], given, own)
 
-    def _roughness(self, vertices: Tensor) -> Tensor:
+    def _shape_penalty(self, vertices: Tensor) -> Tensor:
         settings = self.settings
         total = settings.laplacian * laplacian(vertices, self.edges) if settings.laplacian else vertices.new_zeros(())
         if settings.normal_consistency:

@@ -72,7 +72,7 @@ def test_triangles_without_area_outside_or_of_no_numbers_show_nothing(found):
     nan, far = float("nan"), 1e30
     flat = (0, 0, 1), (2, 2, 1), (4, 4, 1)
     beside = (-9, 0, 1), (-5, 0, 1), (-5, 4, 1)
-    broken = (nan, nan, nan), (4, 0, 1), (0, 4, 1)
+    broken = (nan, nan, nan), (4, 0, 1), (0, 4, 1), (nan, 0, 1), (4, 0, 1), (0, 4, 1)
     beyond = (far, 0, 1), (far, 9, 1), (far, 4, 1)
     assert (found(*triangles(*flat, *beside, *broken, *beyond), 4, 4) == -1).all()
 

@@ -103,7 +103,7 @@ def test_gradients_are_the_same_every_time_with_several_threads(ball):
         for _ in range(4):
             mesh.zero_grad()
             rendering = mesh.render(orbit(4, 128), options=RenderOptions(shading="lambertian"))
-            (rendering.image.square().sum() + rendering.roughness).backward()
+            (rendering.image.square().sum() + rendering.shape_penalty).backward()
             found.append([mesh.offset.grad.clone(), mesh.texture.grad.clone()])
     finally:
         torch.set_num_threads(threads)
@@ -129,7 +129,7 @@ def test_geometry_learns_in_its_steps_and_the_texture_in_all(ball):
     for step in range(4):
         mesh.update(step, rng)
         rendering = mesh.render(orbit(2, 16))
-        assert rendering.roughness is not None if step < 2 else rendering.roughness is None
+        assert rendering.shape_penalty is not None if step < 2 else rendering.shape_penalty is None
         optimizer.zero_grad()
         (rendering.image.mean() * 100 + rendering.opacity.mean() * 100).backward()
         optimizer.step()

@@ -76,6 +76,8 @@ def read_mesh(path: Path, radius: float, up: Literal["auto", "y", "z"] = "auto")
     parts = [part for part in _parsed(path, name, content, notes) if len(part.faces)]
     check_triangle_count(path, sum(len(part.faces) for part in parts), least=1)
     parts = without_unused(parts, notes)
+    if unknown := sum(int((~np.isfinite(part.colors)).any(1).sum()) for part in parts if part.colors is not None):
+        notes.append(f"has {unknown:,} vertex colours that are no numbers: they are black")
     positions = np.concatenate([part.positions for part in parts])
     with np.errstate(over="ignore"):
         finite = np.isfinite(positions.astype(np.float32)).all(axis=1)

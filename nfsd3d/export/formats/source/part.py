@@ -71,7 +71,7 @@ class Part:
         return replace(self, positions=self.positions[kept], faces=faces, normals=normals, uv=uv, colors=colors)
 
     def vertex_colors(self) -> NDArray[Any]:
-        """[N,3] sRGB: of the texture, which repeats, or of the vertices, the material, or grey."""
+        """[N,3] sRGB: of the texture, which repeats, or of the vertices (black if no number), the material, or grey."""
         if self.image is not None and self.uv is not None:
             height, width = self.image.shape[:2]
             wrapped = self.uv if self.fits else self.uv - np.floor(self.uv)
@@ -79,7 +79,8 @@ class Part:
             column = (wrapped[:, 0] * width).astype(np.int64).clip(0, width - 1)
             return self.image[row, column] / 255
         if self.colors is not None:
-            return np.nan_to_num(self.colors).clip(0, 1)
+            known = np.isfinite(self.colors).all(axis=1, keepdims=True)
+            return np.where(known, self.colors, 0.0).clip(0, 1)
         return np.tile(np.full(3, GREY) if self.base is None else self.base.clip(0, 1), (len(self.positions), 1))
 
     def unit_normals(self) -> NDArray[np.float64]:

@@ -22,8 +22,9 @@ def cover_triton(screen: Tensor, faces: Tensor, height: int, width: int) -> Tens
     check_device(screen, "backend.rasterizer")
     views = len(screen)
     keys = torch.zeros(views, height, width, dtype=torch.int64, device=screen.device)
-    # NaN is no pixel. Without area a triangle shows nothing.
-    corners = screen[:, faces].double().nan_to_num(nan=0.0).contiguous()
+    corners = screen[:, faces].double()
+    # NaN is no pixel: a triangle that has one is, as for the other implementations, not drawn.
+    corners = torch.where(corners.isnan().any(-1).any(-1)[..., None, None], 0.0, corners).contiguous()
     launch(_nearest, (len(faces), views), corners, keys, len(faces), height, width, TILE=TILE, LAST=LAST)
     return torch.where(keys > 0, LAST - (keys & 0xFFFFFFFF), -1)
 
