@@ -68,10 +68,10 @@ class Rendering(Images):
     the world's origin, and variance 0. ``samples_per_ray`` is the mean over all rays, a scalar tensor because reading
     it as a number synchronises with a GPU.
 
-    Present if normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and
-    ``orientation`` [B,1,H,W], the sum of weight * max(n.d, 0)^2 over samples with detached weights, which penalises
-    visible normals that face away (Ref-NeRF, arXiv 2112.03907, eq. 11). ``albedo`` [B,3,H,W], over black, is present
-    if the image is shaded.
+    Present if normals were computed: ``normal`` [B,3,H,W], world axes, of length at most ``opacity``; and, with
+    gradients enabled, ``orientation`` [B,1,H,W], the sum of weight * max(n.d, 0)^2 over samples with detached weights,
+    which penalises visible normals that face away (Ref-NeRF, arXiv 2112.03907, eq. 11). ``albedo`` [B,3,H,W], over
+    black, is present if the image is shaded.
     """
 
     opacity: Tensor

@@ -13,6 +13,7 @@ import torch
 from nfsd3d.callbacks.dispatch import CallbackFailed
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, RunFailed
+from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.field_stage import whole_run
 from nfsd3d.runs.files import describe, remedy, storage_error
@@ -23,7 +24,6 @@ from nfsd3d.train.interrupts import Interrupted
 from nfsd3d.train.progress import Progress
 from nfsd3d.train.ranks import RankLost
 from nfsd3d.train.results import Exported
-from nfsd3d.visualize.report import write_report
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Outcome:
             return
         before = exported.failure
         with exported.part("report"):
-            write_report(self.run_dir, self.config, exported.surface)
+            self._write_report(exported.surface)
         if exported.failure != before:
             exported.files.remove("report.html")
             self.summarize("failed", exported.failure, exported, seconds=seconds)
@@ -135,7 +135,12 @@ class Outcome:
             self.summarize(status, reason, signal_name=signal_name)
             if self.config.export.report:
                 with suppress(Exception):  # of damaged files
-                    write_report(self.run_dir, self.config)
+                    self._write_report()
+
+    def _write_report(self, surface: SurfaceMesh | None = None) -> None:
+        from nfsd3d.visualize.report import write_report  # .4 s, which the first step need not wait for
+
+        write_report(self.run_dir, self.config, surface)
 
 
 def resume_command(run_dir: Path) -> str:

@@ -13,7 +13,6 @@ from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.formats.table import write_meshes
 from nfsd3d.export.progress import phase_progress, print_line
-from nfsd3d.export.scene import extract_scene
 from nfsd3d.generators.base import ImageGenerator, SceneGenerator
 from nfsd3d.generators.mesh.surface import SurfaceMesh
 from nfsd3d.train.build import CONTACT_SHEET_VIEWS, Parts, mesh_extras, mesh_settings, viewing_cameras
@@ -108,6 +107,8 @@ def _export_scene(
             exported.files += [path.name for path in written]
     on_view()
     if settings.mesh:
+        from nfsd3d.export.scene import extract_scene  # a third of a second, which the first step need not wait for
+
         with exported.part("mesh"):
             with phase_progress(console, "mesh") as show:
 

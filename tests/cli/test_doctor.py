@@ -35,9 +35,9 @@ def test_a_missing_result_fails_the_self_test(monkeypatch):
     monkeypatch.setattr(doctor, "SELF_TEST", [*doctor.SELF_TEST, "train.steps=2", "machine=cpu"])
 
     def train_without_page(config, label):
-        from nfsd3d.train import outcome, run
+        from nfsd3d.train import run
 
-        monkeypatch.setattr(outcome, "write_report", lambda *arguments: None)
+        monkeypatch.setattr("nfsd3d.visualize.report.write_report", lambda *arguments: None)
         return run.train_and_export(config)
 
     monkeypatch.setattr(doctor, "start", train_without_page)

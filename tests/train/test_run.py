@@ -279,7 +279,7 @@ def test_an_export_that_runs_out_of_memory_names_the_reason(configure, console, 
     def hungry(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
 
-    monkeypatch.setattr("nfsd3d.train.results.extract_scene", hungry)
+    monkeypatch.setattr("nfsd3d.export.scene.extract_scene", hungry)
     with pytest.raises(RunFailed, match=r"mesh: out of GPU memory; lower export\.resolution.*the training is done"):
         train_and_export(configure(), console=console)
     summary = read_summary(_path(configure()))

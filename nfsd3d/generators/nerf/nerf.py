@@ -243,7 +243,7 @@ class NeRF(SceneGenerator):
         sample = self.field(positions)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         normal = self._normals(positions, weights, options.normals_above) if options.normals or shaded else None
-        to_light = None if normal is None else F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1)
+        to_light = F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1) if shaded else None
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
         columns = {"opacity": torch.ones_like(depth)[:, None], "image": colour,
@@ -261,7 +261,7 @@ class NeRF(SceneGenerator):
         mean = seen["depth"] / opacity.clamp(min=SMALLEST_OPACITY)
         seen["depth_variance"] = seen["depth_variance"] / opacity.clamp(min=SMALLEST_OPACITY) - mean.square()
         seen["depth"] = middles[:, None] + mean
-        if normal is not None:
+        if normal is not None and torch.is_grad_enabled():  # a penalty, which only training asks for
             away = (normal * rays.directions[samples.ray_indices]).sum(-1).clamp(min=0).square()
             seen["orientation"] = accumulate(
                 away[:, None], samples, weights=weights.detach(), backend=self.sampler_backend
