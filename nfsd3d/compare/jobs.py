@@ -106,7 +106,7 @@ def _templates(suite: Suite, tier: str, engine: EngineSettings, *, oracle_fit: b
     fingerprints: dict[str, str] = {}
     templates: list[PlannedJob] = []
     for row, settings in suite.rows.items():
-        config = compose(suite.config, [f"prompt={suite.prompts[0]}", *overrides_of(settings)], engine.machine)
+        config = compose(suite.config_of(row), [f"prompt={suite.prompts[0]}", *overrides_of(settings)], engine.machine)
         config = _changed(config, _QUIET)
         check_run(config, engine)
         run = PlannedJob(

@@ -22,7 +22,8 @@ TIERS = Path(__file__).parents[2] / "scripts" / "suites"
 class Suite:
     """A suite: every one of the ``prompts`` with every seed and row, each in a run of the experiment ``config``.
 
-    ``rows`` are settings (by dotted key) by the row's name. ``oracle_fit``: whether the first row's prompts also get an
+    ``rows`` are settings (by dotted key) by the row's name; a row's own ``config`` takes the place of the suite's.
+    ``oracle_fit``: whether the first row's prompts also get an
     oracle fit. A comparison also reads ``baseline``, the row that each row is compared with, and ``equal_evaluations``,
     whether rows also run at the NFE of SDS. With ``edits``, the source prompts first run with the
     experiment ``source_config``; each row then edits them into each of their edits. ``clip`` is a CLIP model that
@@ -51,6 +52,10 @@ class Suite:
             raise InputError(f"--row {unknown[0]}: no such row; there are {', '.join(self.rows)}")
         kept = {name: row for name, row in self.rows.items() if not rows or name in rows}
         return replace(self, rows=kept, prompts=self.prompts[:prompts])
+
+    def config_of(self, row: str) -> str:
+        """The experiment of a row."""
+        return str(self.rows[row].get("config", self.config))
 
     def with_settings(self, settings: Mapping[str, object]) -> "Suite":
         """The suite with these settings in every row."""
@@ -156,14 +161,14 @@ def manifest_of(suite: Suite, folder: Path) -> Manifest:
     sources = [_job("source", suite.source_config, [], *pair) for pair in pairs] if suite.edits else []
     jobs = list(sources)
     for row, settings in suite.rows.items():
-        overrides = overrides_of(settings)
+        config, overrides = suite.config_of(row), overrides_of(settings)
         for prompt, seed in pairs:
             if not suite.edits:
-                jobs.append(_job(row, suite.config, overrides, prompt, seed))
+                jobs.append(_job(row, config, overrides, prompt, seed))
             for target in suite.edits.get(prompt, ()):
                 source = (folder / "source" / f"{slug(prompt)}-{seed}").absolute()
                 edit = [f"source_run={source}", f"source_prompt={prompt}", *overrides]
-                jobs.append(_job(row, suite.config, edit, target, seed, f"{slug(prompt)}-to-"))
+                jobs.append(_job(row, config, edit, target, seed, f"{slug(prompt)}-to-"))
     return new_manifest(folder, "suite", (), ("row", "prompt", "seed"), jobs, leading=len(sources))
 
 
@@ -198,8 +203,8 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def overrides_of(settings: dict[str, object]) -> list[str]:
-    """A row's settings as ``key=value`` of the command line."""
-    return [f"{key}={_text(value)}" for key, value in settings.items()]
+    """A row's settings as ``key=value`` of the command line, without its experiment."""
+    return [f"{key}={_text(value)}" for key, value in settings.items() if key != "config"]
 
 
 def _text(value: object) -> str:

@@ -1,14 +1,7 @@
-"""Checks of exported meshes: closed, equal to the field's views, and readable by other programs.
+"""Checks of exported meshes: closed, equal to the field's views, and valid. Other programs: see :mod:`.programs`."""
 
-The other programs are not dependencies: Khronos' validator and three.js are npm packages, Blender is the Python package
-``bpy`` (in a separate environment), the browser is Chromium. Each check gets its program's location.
-"""
-
-import base64
 import json
 import math
-import re
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,93 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import torch
 import trimesh
 from numpy.typing import NDArray
 
 from nfsd3d.errors import InputError
-from nfsd3d.export.formats.read_glb import is_placed, read_glb, world_glb
+from nfsd3d.evaluate.programs.browser import NPM_PACKAGES
+from nfsd3d.evaluate.programs.run import run
+from nfsd3d.export.formats.read_glb import is_placed, world_glb
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions, SceneGenerator
 from nfsd3d.generators.mesh.surface import SurfaceMesh
-from nfsd3d.views.cameras import Cameras, orbit
+from nfsd3d.views.cameras import Cameras
 from nfsd3d.visualize.image_grid import Image, square
 from nfsd3d.visualize.images import to_uint8
 
 BACKGROUND = 0.5
 """Gray background of the mesh's and the field's views."""
 
-PLACE = (1.2, 0.9, 2.2)
-"""Camera position in other programs' images: world units to the left, up and to the front of the centre."""
-
-NPM_PACKAGES = ("gltf-validator@2.0.0-dev.3.10", "three@0.187.0")
-PROGRAM_SECONDS = 600
-
-# Headless Chromium without a GPU; pages and three.js's modules are local files.
-_CHROMIUM = (
-    *("--headless=new", "--no-sandbox", "--hide-scrollbars", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-    *("--ignore-gpu-blocklist", "--allow-file-access-from-files", "--virtual-time-budget=20000"),
-)
-
 _VALIDATE = """
 const validator = require("gltf-validator");
 const bytes = new Uint8Array(require("fs").readFileSync(process.argv[1]));
 validator.validateBytes(bytes, { maxIssues: 20 }).then((report) => console.log(JSON.stringify(report)));
-"""
-
-_BLENDER = """
-import math, sys
-import bpy
-
-glb, output, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-bpy.ops.wm.read_factory_settings(use_empty=True)
-bpy.ops.import_scene.gltf(filepath=glb)
-scene = bpy.context.scene
-images = [i for i in bpy.data.images if i.size[0]]
-meshes = [o for o in bpy.data.objects if o.type == "MESH"]
-world = bpy.data.worlds.new("white")
-world.use_nodes = True
-world.node_tree.nodes["Background"].inputs[0].default_value = (1, 1, 1, 1)
-scene.world = world
-camera = bpy.data.objects.new("camera", bpy.data.cameras.new("camera"))
-scene.collection.objects.link(camera)
-scene.camera = camera
-camera.data.angle = math.radians(45)
-left, up, front = map(float, sys.argv[4:7])
-camera.location = (left, -front, up)  # glTF's front (+Z) is Blender's -y
-camera.rotation_euler = (math.atan2(math.hypot(left, front), up), 0, math.atan2(left, front))
-scene.render.engine = "CYCLES"
-scene.cycles.device, scene.cycles.samples, scene.cycles.use_denoising = "CPU", 8, False
-scene.view_settings.view_transform = "Standard"
-scene.render.resolution_x = scene.render.resolution_y = size
-scene.render.filepath = output
-bpy.ops.render.render(write_still=True)
-print("RESULT", len(meshes), sum(len(m.data.polygons) for m in meshes), *[f"{i.size[0]}x{i.size[1]}" for i in images])
-"""
-
-_THREE_PAGE = """<!doctype html><meta charset="utf-8"><style>body { margin: 0 }</style>
-<script type="importmap">
-{ "imports": { "three": "MODULES/three/build/three.module.js", "three/addons/": "MODULES/three/examples/jsm/" } }
-</script>
-<script type="module">
-  import * as THREE from "three";
-  import { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";
-  const renderer = new THREE.WebGLRenderer({ antialias: true, preserveDrawingBuffer: true });
-  renderer.setSize(SIZE, SIZE);
-  document.body.appendChild(renderer.domElement);
-  const scene = new THREE.Scene();
-  scene.background = new THREE.Color(0x808080);
-  scene.add(new THREE.AmbientLight(0xffffff, Math.PI));
-  const camera = new THREE.PerspectiveCamera(45, 1, 0.1, 10);
-  camera.position.set(LEFT, UP, FRONT);
-  camera.lookAt(0, 0, 0);
-  new GLTFLoader().load("MODEL", (gltf) => {
-    scene.add(gltf.scene);
-    renderer.render(scene, camera);
-  });
-</script>
 """
 
 
@@ -193,13 +122,15 @@ def _psnr(image: NDArray, expected: NDArray) -> float:
 
 
 def install_npm_packages(tools: Path) -> None:
-    """Installs the validator and three.js into ``tools``, with npm.
+    """Installs the validator, three.js and model-viewer into ``tools``, with npm.
 
     Raises:
         InputError: npm is not there, or fails.
     """
     tools.mkdir(parents=True, exist_ok=True)
-    _run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(tools), *NPM_PACKAGES])
+    # model-viewer brings a three.js of its own, and is content with no other.
+    quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps")
+    run(["npm", "install", *quiet, "--prefix", tools, *NPM_PACKAGES])
 
 
 def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
@@ -208,80 +139,7 @@ def validate_glb(path: Path, tools: Path) -> dict[str, Any]:
     Raises:
         InputError: node or the package is not there.
     """
-    output = _run(["node", "-e", _VALIDATE, str(path.resolve())], cwd=tools)
+    output = run(["node", "-e", _VALIDATE, path.resolve()], cwd=tools)
     issues = json.loads(output)["issues"]
     counts = {name: issues[f"num{name.capitalize()}"] for name in ("errors", "warnings", "infos", "hints")}
     return {**counts, "messages": [f"{m['code']}: {m['message']}" for m in issues["messages"]]}
-
-
-def render_in_blender(path: Path, output: Path, python: Path, size: int = 384) -> dict[str, Any]:
-    """Opens a GLB in Blender, lit from all sides, and renders ``output``; returns what Blender found in the file.
-
-    ``python`` is an interpreter with the package ``bpy``.
-
-    Raises:
-        InputError: it lacks the package, or Blender fails.
-    """
-    arguments = [str(path.resolve()), str(output.resolve()), str(size), *map(str, PLACE)]
-    printed = _run([str(python), "-c", _BLENDER, *arguments])
-    found = next(line for line in printed.splitlines() if line.startswith("RESULT")).split()
-    return {"meshes": int(found[1]), "triangles": int(found[2]), "textures": found[3:]}
-
-
-def render_in_three(path: Path, output: Path, tools: Path, chromium: str, size: int = 512) -> float:
-    """Opens a GLB with three.js in Chromium, unlit, and writes the screenshot ``output``.
-
-    Returns its PSNR (dB) against the rendering of the file by ``nfsd3d`` from the same camera.
-
-    Raises:
-        InputError: the browser or the package is not there.
-    """
-    page = output.resolve().with_suffix(".html")
-    page.write_text(_three_page(path, tools / "node_modules", size), encoding="utf-8")
-    screenshot(page, output, chromium, (size, size))
-    page.unlink()
-    left, up, front = PLACE
-    away = math.hypot(left, up, front)
-    camera = orbit(1, size, math.degrees(math.asin(up / away)), away, 45.0, math.degrees(math.atan2(left, front)))
-    image, shown = draw(read_glb(path), camera)
-    image[~shown] = 128 / 255
-    return _psnr(imageio.imread(output)[..., :3].astype(np.float32) / 255, image)
-
-
-def _three_page(path: Path, modules: Path, size: int) -> str:
-    left, up, front = PLACE
-    # The model is inlined: browsers restrict or forbid fetch() of local files.
-    model = f"data:model/gltf-binary;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    values = {"MODULES": modules.resolve().as_uri(), "MODEL": model, "SIZE": size}
-    values |= {"LEFT": left, "UP": up, "FRONT": front}
-    # All replacements in one pass, because a path may contain a placeholder.
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: str(values[match[0]]), _THREE_PAGE)
-
-
-def screenshot(page: Path, output: Path, chromium: str, size: tuple[int, int]) -> None:
-    """Writes the screenshot ``output`` of a page in Chromium, offline, in a window of ``size`` (width, height) pixels.
-
-    Raises:
-        InputError: the browser is not there.
-    """
-    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
-    window = f"--window-size={size[0]},{size[1]}"
-    _run([chromium, *_CHROMIUM, offline, window, f"--screenshot={output.resolve()}", page.resolve().as_uri()])
-
-
-def _run(command: list[str], cwd: Path | None = None) -> str:
-    """The standard output of a program.
-
-    Raises:
-        InputError: it is not there, fails or does not end.
-    """
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=True)
-    except OSError as error:
-        raise InputError(f"{command[0]}: cannot be started ({error.strerror}); is it installed?") from error
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"{command[0]}: not done after {PROGRAM_SECONDS} s") from error
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{command[0]}: failed ({last})") from error
-    return done.stdout

@@ -37,6 +37,17 @@ def test_every_row_prompt_and_seed_is_one_run(tmp_path):
     )
 
 
+def test_a_row_may_be_of_another_experiment(tmp_path):
+    (tmp_path / "suite.yaml").write_text(
+        "config: nfsd\nprompts: [a red cube]\nrows:\n  recipe: {}\n  quick: {config: quick, train.steps: 7}\n"
+    )
+    jobs = manifest_of(load_suite(tmp_path / "suite.yaml"), tmp_path).jobs
+    assert [list(job.arguments) for job in jobs] == [
+        ["--config", "nfsd", "prompt=a red cube", "seed=0"],
+        ["--config", "quick", "train.steps=7", "prompt=a red cube", "seed=0"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,8 @@ import trimesh
 
 from nfsd3d.errors import InputError
 from nfsd3d.evaluate import mesh_files
-from nfsd3d.evaluate.mesh_files import check_shape, compare_with_views, read_glb
+from nfsd3d.evaluate.mesh_files import check_shape, compare_with_views
+from nfsd3d.export.formats.read_glb import read_glb
 from nfsd3d.export.formats.table import write_mesh
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import Rendering
@@ -97,23 +96,6 @@ def test_shape_checks_merge_vertices_along_seams(ball, tmp_path):
     assert check_shape(tmp_path / "inside-out.glb")["volume"] < 0
 
 
-def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"no-such-browser.*is it installed"):
-        mesh_files.screenshot(tmp_path / "page.html", tmp_path / "page.png", "no-such-browser", (10, 10))
-    with pytest.raises(InputError, match="bpy"):
-        mesh_files.render_in_blender(tmp_path / "none.glb", tmp_path / "none.png", Path(sys.executable))
-
-
-def test_the_page_inlines_the_model_and_keeps_placeholders_in_paths(tmp_path):
-    model = tmp_path / "LEFT UP" / "SIZE MODEL.glb"
-    model.parent.mkdir()
-    model.write_bytes(b"glTF")
-    page = mesh_files._three_page(model, tmp_path / "FRONT", 64)
-    assert '"data:model/gltf-binary;base64,Z2xURg=="' in page
-    assert f"{(tmp_path / 'FRONT').as_uri()}/three/build" in page
-    assert "setSize(64, 64)" in page and "position.set(1.2, 0.9, 2.2)" in page
-
-
 def test_runs_of_one_name_have_distinct_image_names():
     runs = [Path("a/run"), Path("b/run"), Path("run-2"), Path("c/run"), Path("other")]
     assert mesh_files.image_names(runs) == ["run", "run-2", "run-2-2", "run-3", "other"]
@@ -143,12 +125,3 @@ def test_the_validator_reports_no_errors(ball, tmp_path, textured):
 def test_the_validator_finds_an_error(ball, tmp_path):
     write_mesh(replace(ball, normals=ball.normals * 2), tmp_path / "model.glb", {})
     assert mesh_files.validate_glb(tmp_path / "model.glb", TOOLS)["errors"] > 0
-
-
-@needs_packages
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_three_js_shows_what_the_file_says(ball, tmp_path):
-    write_mesh(ball, tmp_path / "model.glb", {})
-    psnr = mesh_files.render_in_three(tmp_path / "model.glb", tmp_path / "three.png", TOOLS, "chromium", 128)
-    assert psnr > 25  # outlines are smoothed there
-    assert imageio.imread(tmp_path / "three.png").shape[:2] == (128, 128)

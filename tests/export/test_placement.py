@@ -196,6 +196,12 @@ def test_levels_of_detail_of_an_earlier_export_go(mesh, tmp_path):
     assert left == {"model.glb", "model.obj", "model-lod1.glb", "model-lod1.obj", "model-lodge.txt"}
 
 
+def test_a_3mf_is_a_plain_zip_file(mesh, tmp_path):
+    with zipfile.ZipFile(written(mesh, "3mf", tmp_path)) as package:
+        assert {(entry.extract_version, entry.extra) for entry in package.infolist()} == {(20, b"")}
+        assert package.testzip() is None
+
+
 def test_a_3mf_leaves_the_locale_as_it_was(mesh, tmp_path):
     before = locale.setlocale(locale.LC_ALL)
     written(mesh, "3mf", tmp_path)

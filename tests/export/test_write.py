@@ -63,7 +63,20 @@ def test_glb_reloads_y_up_with_its_shape(mesh, tmp_path):
     assert loaded.volume == pytest.approx(mesh.to_trimesh().volume)  # turned, not mirrored
 
 
-def test_glb_has_metadata_normals_and_linear_colours(mesh):
+@pytest.mark.parametrize("count", [65534, 65535])
+def test_indices_have_as_many_bits_as_they_need(tmp_path, count):
+    vertices = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    faces = np.array([[0, 1, 2], [count - 3, count - 2, count - 1]], np.int32)
+    normals = vertices / np.linalg.norm(vertices, axis=1, keepdims=True)
+    write_mesh(SurfaceMesh(vertices, faces, normals, np.full_like(vertices, 0.5)), tmp_path / "model.glb", EXTRAS)
+    document, _ = read_glb((tmp_path / "model.glb").read_bytes())
+    indices = document["accessors"][document["meshes"][0]["primitives"][0]["indices"]]
+    assert indices["componentType"] == (5123 if count < 65535 else 5125)
+    loaded = trimesh.load_scene(tmp_path / "model.glb", process=False).to_geometry()
+    np.testing.assert_allclose(loaded.vertices[loaded.faces], y_up(vertices)[faces], atol=1e-6)
+
+
+def test_glb_has_metadata_normals_and_linear_colours(mesh, tmp_path):
     document, body = read_glb(glb_bytes(mesh, EXTRAS))
     assert document["asset"]["generator"] == f"nfsd3d {nfsd3d.__version__}"
     assert document["asset"]["extras"].items() >= EXTRAS.items()
@@ -79,9 +92,14 @@ def test_glb_has_metadata_normals_and_linear_colours(mesh):
 
     np.testing.assert_array_equal(array("POSITION", "<f4", 3), y_up(mesh.vertices))
     np.testing.assert_array_equal(array("NORMAL", "<f4", 3), y_up(mesh.normals))
-    colors = array("COLOR_0", "<u2", 4) / 65535
-    np.testing.assert_allclose(colors[:, :3], srgb_to_linear(mesh.colors), atol=1e-5)
+    colors = array("COLOR_0", "<f4", 4)
+    np.testing.assert_allclose(colors[:, :3], srgb_to_linear(mesh.colors), atol=1e-6)
     assert (colors[:, 3] == 1).all()
+    write_mesh(mesh, tmp_path / "model.glb", EXTRAS)
+    scene = trimesh.load_scene(tmp_path / "model.glb")
+    (loaded,) = scene.geometry.values()
+    np.testing.assert_allclose(loaded.visual.vertex_attributes["color"], colors, atol=1e-6)
+    assert scene.export(file_type="glb")  # trimesh cannot write colours without alpha that it has read
 
 
 @pytest.mark.parametrize(("name", "top_axis"), [("obj", 1), ("ply", 2), ("stl", 2)])

@@ -15,7 +15,7 @@ from nfsd3d.settings.export import Placement
 Json = dict[str, object]
 
 QUANTIZATION = "KHR_mesh_quantization"
-_FLOAT, _USHORT, _UINT, _SHORT, _BYTE = 5126, 5123, 5125, 5122, 5120  # glTF component types
+_FLOAT, _UINT, _USHORT, _SHORT, _BYTE = 5126, 5125, 5123, 5122, 5120  # glTF component types
 _ARRAY_BUFFER, _ELEMENT_ARRAY_BUFFER = 34962, 34963  # glTF buffer view targets
 _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP_TO_EDGE = 9729, 9987, 33071  # glTF sampler filters and wrapping
 
@@ -29,8 +29,8 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
     """A binary glTF 2.0 file: one mesh with normals and a matt material; ``extras`` in ``asset.extras``.
 
     The material's base colour is the texture, an embedded PNG (sRGB by specification); vertices are duplicated along
-    its seams. Without a texture, colours are vertex colours, linear by specification, in 16 bits: 8 linear bits would
-    leave only a handful of steps for the darkest fifth of the sRGB range.
+    its seams. Without a texture, colours are vertex colours, linear by specification, as floats: 8 linear bits would
+    leave only a handful of steps for the darkest fifth of the sRGB range, and trimesh 5.2 misreads 16.
 
     ``quantized``: positions in 16 bits, normals in 8 (KHR_mesh_quantization).
     """
@@ -58,9 +58,9 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
     material: Json = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     images: Json = {}
     if texture is None:
-        colors = np.full((len(positions), 4), 65535, dtype="<u2")
-        colors[:, :3] = np.round(srgb_to_linear(mesh.colors.astype(np.float64)) * 65535)
-        attributes["COLOR_0"] = buffer.array(colors, _USHORT, "VEC4", normalized=True)
+        light = srgb_to_linear(mesh.colors.astype(np.float64))
+        colors = np.concatenate([light, np.ones_like(light[:, :1])], axis=1).astype("<f4")
+        attributes["COLOR_0"] = buffer.array(colors, _FLOAT, "VEC4")
     else:
         attributes["TEXCOORD_0"] = buffer.array(texture.uv.astype("<f4"), _FLOAT, "VEC2")
         filters = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
@@ -72,7 +72,8 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
         }
         material["baseColorTexture"] = {"index": 0}
     faces = mesh.faces if texture is None else texture.faces
-    indices = buffer.array(faces.astype("<u4").reshape(-1), _UINT, "SCALAR")
+    kind, component = ("<u2", _USHORT) if len(positions) < 65535 else ("<u4", _UINT)  # 65535 itself is reserved
+    indices = buffer.array(faces.astype(kind).reshape(-1), component, "SCALAR")
     document = {
         "asset": {
             "version": "2.0",

@@ -1,10 +1,13 @@
 """3MF: what slicers read, z-up, with a unit and, by its materials extension, a colour for each vertex.
 
-Written by the 3MF Consortium's own library. Colours are sRGB with 8 bits. PrusaSlicer reads the file and drops them.
+Written by the 3MF Consortium's own library, and packed again. Colours are sRGB with 8 bits. PrusaSlicer reads the
+file and drops them.
 """
 
+import io
 import locale
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +48,16 @@ def threemf_files(placed: Placed, stem: str, extras: Extras) -> Files:
     with tempfile.TemporaryDirectory() as folder, _kept_locale():
         path = Path(folder) / "model.3mf"
         model.QueryWriter("3mf").WriteToFile(str(path))
-        return {f"{stem}.3mf": path.read_bytes()}
+        return {f"{stem}.3mf": _repacked(path)}
+
+
+def _repacked(path: Path) -> bytes:
+    """The package as plain ZIP: lib3mf writes ZIP64, which assimp 5.2 cannot read, and a fifth more bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as written, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as package:
+        for name in written.namelist():
+            package.writestr(zipfile.ZipInfo(name), written.read(name), zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
 
 
 @contextmanager
