@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> int:
     wanted = run.config.export
     formats = wanted.formats if options.formats is None else options.formats.split(",")
     formats = [known_format(name.strip()) for name in formats]
-    names = ("resolution", "threshold", "max_faces", "lods", "texture_size", "unwrap_timeout", *PLACEMENT)
+    names = ("resolution", "threshold", "max_faces", "lods", "texture_size", "normal_map", "unwrap_timeout", *PLACEMENT)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if not TEXTURED & set(formats):
-        given["texture_size"] = 0
+        given |= {"texture_size": 0, "normal_map": False}
     settings = replace(wanted, **given)
     if "glb" in formats:
         check_packages((), settings.compress)
@@ -95,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
         help="levels of detail: triangles of further meshes, such as 10000,2000; 0: none",
     )
     parser.add_argument("--texture-size", type=texture_size, help="texels per side, 64 to 4096; 0: vertex colours")
+    parser.add_argument(
+        "--normal-map",
+        action=argparse.BooleanOptionalAction,
+        help="also write the directions of the surface before simplification as a texture",
+    )
     parser.add_argument(
         "--unwrap-timeout", type=seconds, metavar="SECONDS", help="limit of UV unwrapping; beyond it: vertex colours"
     )

@@ -213,6 +213,8 @@ class Config:
             raise InputError("generator=mesh: needs a mesh to start from: give source_run=RUN_DIR or source_mesh=FILE")
         if not mesh and self.source_mesh is not None:
             raise InputError(f"source_mesh={self.source_mesh}: is for generator=mesh; set generator=mesh")
+        if mesh and self.export.normal_map:
+            raise InputError("export.normal_map=true: generator=mesh has no finer surface; set export.normal_map=false")
         for name in ("orient", "z_variance"):
             weight = getattr(self.train.regularizers, name)
             if mesh and highest(weight) > 0:

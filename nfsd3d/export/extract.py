@@ -1,7 +1,7 @@
 """Mesh extraction: from a density field to a simplified, coloured mesh, with a texture if it can be unwrapped."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from nfsd3d.export.isosurface import Surface, extract_surface, surface_normals
 from nfsd3d.export.level_set import DensityGrid, LevelSet, sample_density, visible_level_set
 from nfsd3d.export.simplify import simplify
 from nfsd3d.export.texture.bake import Colored, bake, surface_colors
+from nfsd3d.export.texture.normal_map import bake_normal_map
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
 from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture
 from nfsd3d.settings.export import ExportSettings
@@ -100,7 +101,7 @@ def extract_mesh(
         if settings.texture_size:
             told = partial(progress, number=number)
             try:
-                texture = _texture(surface, normals, color, 2 * radius / settings.resolution, settings, told)
+                texture = _texture(surface, normals, color, level_set, settings, told)
             except UnwrapFailed as error:
                 where = f"level of detail {number}: " if number else ""
                 reasons.append(f"{where}{error}: colours are at the vertices instead")
@@ -129,11 +130,11 @@ def _texture(
     surface: Surface,
     normals: FloatArray,
     color: Callable[[FloatArray, FloatArray], FloatArray],
-    detail: float,
+    level_set: LevelSet,
     settings: ExportSettings,
     progress: OnProgress,
 ) -> Texture:
-    """The surface's texture; ``detail`` is the side of a cell, in world units.
+    """The surface's texture, with its normal map if it is wanted.
 
     Raises:
         UnwrapFailed: it could not be unwrapped.
@@ -150,7 +151,15 @@ def _texture(
         progress("colours", first + share * (last - first))
 
     on_bake(0.0)
-    return bake(surface, normals, charts, settings.texture_size, color, detail, on_bake)
+    cell = 2 * level_set.radius / settings.resolution
+    texture = bake(surface, normals, charts, settings.texture_size, color, cell, on_bake)
+    if not settings.normal_map:
+        return texture
+    on_normals = partial(progress, "normal map")
+    normal_map = bake_normal_map(
+        surface, normals, charts, settings.texture_size, level_set, cell, lambda share: on_normals(last)
+    )
+    return replace(texture, normal_map=normal_map)
 
 
 def _mean_edge(surface: Surface) -> float:

@@ -281,12 +281,17 @@ def surface_normals(level_set: LevelSet, surface: Surface, step: float) -> Float
     gradient is the least-squares fit to differences in many directions. Where a field steps from one limit to the
     other, these still give its direction, which differences along three axes would not.
     """
+    return outward_normals(surface.vertices, surface.faces, downhill(level_set, surface.vertices, step))
+
+
+def downhill(level_set: LevelSet, points: FloatArray, step: float) -> NDArray:
+    """[N,3] of any length, against the gradient that :func:`surface_normals` says, at ``points`` [N,3]."""
     upper = spread_directions(2 * NORMAL_SAMPLES)[:NORMAL_SAMPLES]
-    slope = np.zeros(surface.vertices.shape)
+    slope = np.zeros(points.shape)
     for direction in upper:
-        ahead, behind = (level_set.offset(surface.vertices + np.float32(sign * step * direction)) for sign in (1, -1))
+        ahead, behind = (level_set.offset(points + np.float32(sign * step * direction)) for sign in (1, -1))
         slope += (ahead - behind)[:, None] * direction
-    return outward_normals(surface.vertices, surface.faces, -slope @ np.linalg.inv(upper.T @ upper))
+    return -slope @ np.linalg.inv(upper.T @ upper) / (2 * step)
 
 
 def outward_normals(vertices: NDArray, faces: NDArray, preferred: NDArray) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from nfsd3d.errors import InputError
 from nfsd3d.export.extract import ExtractedMesh, OnProgress, extract_mesh
 from nfsd3d.export.simplify import simplify_mesh
 from nfsd3d.generators.base import SceneGenerator
@@ -19,11 +20,14 @@ def extract_scene(
     ``max_faces`` and ``texture_size`` say, except for a size of 0; its levels of detail have colours at the vertices.
 
     Raises:
-        InputError: a field is empty or full at the threshold, or not finite.
+        InputError: a field is empty or full at the threshold, or not finite; or an optimised mesh should have a normal
+            map.
     """
     if isinstance(generator, NeRF):
         return extract_mesh(generator, generator.radius, settings, generator.device, on_progress)
     assert isinstance(generator, TexturedMesh)
+    if settings.normal_map:
+        raise InputError("--normal-map, export.normal_map=true: generator=mesh has no finer surface; leave it out")
     mesh = generator.surface()
     lods = tuple(simplify_mesh(mesh, faces) for faces in settings.lods)
     texture = mesh.texture if settings.texture_size else None

@@ -85,11 +85,13 @@ class ExportSettings(Placement):
     """Density at the surface; auto: the density at which the rendered views show one, with hidden cavities filled."""
     max_faces: Annotated[int, Field(ge=100)]
     """Largest number of triangles after simplification."""
-    # The next three have defaults because older runs lack them.
+    # The next four have defaults because older runs lack them.
     lods: Annotated[list[Annotated[int, Field(ge=50)]], AfterValidator(_check_decreasing)] = field(default_factory=list)
     """Levels of detail: triangles of further, coarser meshes, as model-lod1, model-lod2, ... beside the mesh."""
     texture_size: TextureSize = 1024
     """Texels per side of the texture of GLB, OBJ and USDZ; 0: vertex colours."""
+    normal_map: bool = False
+    """Also write the directions of the surface before simplification as a texture, in GLB, OBJ and USDZ."""
     unwrap_timeout: PositiveFloat = 120.0
     """Seconds allowed for UV unwrapping; a mesh that takes longer gets vertex colours."""
     turntable: bool
@@ -102,13 +104,17 @@ class ExportSettings(Placement):
     """Write report.html."""
 
     def __post_init__(self) -> None:
-        """Checks levels of detail against the mesh.
+        """Checks levels of detail and normal map against the mesh.
 
         Raises:
-            InputError: the first one has as many triangles as the mesh may have, or more.
+            InputError: the first level has as many triangles as the mesh may have, or more; a normal map has no UV map.
         """
         if self.lods and self.lods[0] >= self.max_faces:
             raise InputError(f"export.lods={self.lods}: must lie below export.max_faces={self.max_faces}")
+        if self.normal_map and not self.texture_size:
+            raise InputError(
+                "export.normal_map=true: a normal map needs a texture; set export.texture_size, such as 1024"
+            )
 
 
 def check_packages(formats: Iterable[str], compress: str = "none") -> None:

@@ -43,7 +43,9 @@ def load_mesh(config: Config, generator: TexturedMesh) -> None:
         generator.load_state_dict(source.state_dict())
         return
     assert isinstance(source, NeRF)
-    export = replace(config.export, max_faces=settings.max_faces, texture_size=settings.texture_size, lods=[])
+    export = replace(
+        config.export, max_faces=settings.max_faces, texture_size=settings.texture_size, lods=[], normal_map=False
+    )
     extracted = extract_mesh(source, source.radius, export, config.machine.device)
     if extracted.untextured is not None:
         why = extracted.untextured.partition(":")[0]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nfsd3d.export.formats.base import GENERATOR, Extras, Files, png_bytes
 from nfsd3d.export.formats.meshopt import compressed
 from nfsd3d.export.formats.placement import Placed, place
-from nfsd3d.generators.mesh.surface import SurfaceMesh, srgb_to_linear
+from nfsd3d.generators.mesh.surface import NormalMap, SurfaceMesh, srgb_to_linear
 from nfsd3d.settings.export import Placement
 
 Json = dict[str, object]
@@ -29,8 +29,9 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
     """A binary glTF 2.0 file: one mesh with normals and a matt material; ``extras`` in ``asset.extras``.
 
     The material's base colour is the texture, an embedded PNG (sRGB by specification); vertices are duplicated along
-    its seams. Without a texture, colours are vertex colours, linear by specification, as floats: 8 linear bits would
-    leave only a handful of steps for the darkest fifth of the sRGB range, and trimesh 5.2 misreads 16.
+    its seams. A normal map is another PNG, with tangents. Without a texture, colours are vertex colours, linear by
+    specification, as floats: 8 linear bits would leave only a handful of steps for the darkest fifth of the sRGB range,
+    and trimesh 5.2 misreads 16.
 
     ``quantized``: positions in 16 bits, normals in 8 (KHR_mesh_quantization).
     """
@@ -57,6 +58,7 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
         }
     material: Json = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     images: Json = {}
+    relief: Json = {}
     if texture is None:
         light = srgb_to_linear(mesh.colors.astype(np.float64))
         colors = np.concatenate([light, np.ones_like(light[:, :1])], axis=1).astype("<f4")
@@ -64,13 +66,20 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
     else:
         attributes["TEXCOORD_0"] = buffer.array(texture.uv.astype("<f4"), _FLOAT, "VEC2")
         filters = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
-        png = buffer.view(png_bytes(texture.image))
+        pictures = {"albedo": texture.image}
+        material["baseColorTexture"] = {"index": 0}
+        if texture.normal_map is not None:
+            pictures["normals"] = texture.normal_map.image
+            relief = {"normalTexture": {"index": 1}}
+            attributes["TANGENT"] = _tangents(buffer, placed, texture.normal_map, quantized=quantized)
         images = {
             "samplers": [{**filters, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}],
-            "images": [{"bufferView": png, "mimeType": "image/png", "name": "albedo"}],
-            "textures": [{"source": 0, "sampler": 0}],
+            "images": [
+                {"bufferView": buffer.view(png_bytes(image)), "mimeType": "image/png", "name": name}
+                for name, image in pictures.items()
+            ],
+            "textures": [{"source": number, "sampler": 0} for number in range(len(pictures))],
         }
-        material["baseColorTexture"] = {"index": 0}
     faces = mesh.faces if texture is None else texture.faces
     kind, component = ("<u2", _USHORT) if len(positions) < 65535 else ("<u4", _UINT)  # 65535 itself is reserved
     indices = buffer.array(faces.astype(kind).reshape(-1), component, "SCALAR")
@@ -87,7 +96,7 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
         "meshes": [
             {"name": "model", "primitives": [{"attributes": attributes, "indices": indices, "material": 0}]},
         ],
-        "materials": [{"name": "albedo", "pbrMetallicRoughness": material}],
+        "materials": [{"name": "albedo", "pbrMetallicRoughness": material, **relief}],
         **images,
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
@@ -98,6 +107,14 @@ def glb_file(placed: Placed, extras: Extras, *, quantized: bool = False) -> byte
     body = bytes(buffer.content)
     header = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(body))
     return header + struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(body), b"BIN\0") + body
+
+
+def _tangents(buffer: "_Buffer", placed: Placed, normal_map: NormalMap, *, quantized: bool) -> int:
+    """The accessor of the tangents of a normal map's texture vertices."""
+    tangents = np.concatenate([placed.turned(normal_map.tangents[:, :3]), normal_map.tangents[:, 3:]], axis=1)
+    if quantized:
+        return buffer.array(np.round(tangents * 127).astype("<i1"), _BYTE, "VEC4", normalized=True)
+    return buffer.array(np.ascontiguousarray(tangents, dtype="<f4"), _FLOAT, "VEC4")
 
 
 def glb_files(placed: Placed, stem: str, extras: Extras) -> Files:

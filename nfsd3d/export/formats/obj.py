@@ -30,7 +30,11 @@ def obj_files(placed: Placed, stem: str, extras: Extras) -> Files:
         np.savetxt(text, mesh.texture.uv * [1, -1] + [0, 1], fmt="vt %.6f %.6f")
         corners, form = [mesh.faces, mesh.texture.faces, mesh.faces], "%d/%d/%d"
         material = f"{comments}newmtl albedo\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {safe}.png\n"
-        files = {f"{safe}.png": png_bytes(mesh.texture.image), f"{safe}.mtl": material.encode()}
+        files = {f"{safe}.png": png_bytes(mesh.texture.image)}
+        if mesh.texture.normal_map is not None:
+            files[f"{safe}-normals.png"] = png_bytes(mesh.texture.normal_map.image)
+            material += f"norm {safe}-normals.png\n"  # of the extension of MTL for physically based materials
+        files[f"{safe}.mtl"] = material.encode()
         text.write("usemtl albedo\n")
     # OBJ indices start at 1; a vertex and its normal share their index.
     np.savetxt(text, np.stack(corners, axis=-1).reshape(len(mesh.faces), -1) + 1, fmt=f"f {form} {form} {form}")

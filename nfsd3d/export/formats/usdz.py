@@ -12,7 +12,7 @@ from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 from nfsd3d.errors import RunFailed
 from nfsd3d.export.formats.base import Extras, Files, facts_of, png_bytes
 from nfsd3d.export.formats.placement import METRES, Placed
-from nfsd3d.generators.mesh.surface import srgb_to_linear
+from nfsd3d.generators.mesh.surface import NormalMap, srgb_to_linear
 
 _ROOT = "/model"
 
@@ -93,6 +93,24 @@ def _material(stage: Usd.Stage, placed: Placed, folder: Path) -> UsdShade.Materi
         place = reader.CreateOutput("result", Sdf.ValueTypeNames.Float2)
         texture.CreateInput("st", Sdf.ValueTypeNames.Float2).ConnectToSource(place)
         color.ConnectToSource(texture.CreateOutput("rgb", Sdf.ValueTypeNames.Float3))
+        if placed.mesh.texture.normal_map is not None:
+            normal = surface.CreateInput("normal", Sdf.ValueTypeNames.Normal3f)
+            normal.ConnectToSource(_normals(stage, placed.mesh.texture.normal_map, folder, place))
     shown = surface.CreateOutput("surface", Sdf.ValueTypeNames.Token)
     material.CreateSurfaceOutput().ConnectToSource(shown)
     return material
+
+
+def _normals(stage: Usd.Stage, normal_map: NormalMap, folder: Path, place: UsdShade.Output) -> UsdShade.Output:
+    """The directions of a normal map, of [-1,1], read at ``place``."""
+    (folder / "normals.png").write_bytes(png_bytes(normal_map.image))
+    texture = UsdShade.Shader.Define(stage, f"{_ROOT}/material/normals")
+    texture.CreateIdAttr("UsdUVTexture")
+    texture.CreateInput("file", Sdf.ValueTypeNames.Asset).Set(Sdf.AssetPath("normals.png"))
+    texture.CreateInput("sourceColorSpace", Sdf.ValueTypeNames.Token).Set("raw")
+    texture.CreateInput("scale", Sdf.ValueTypeNames.Float4).Set(Gf.Vec4f(2, 2, 2, 1))
+    texture.CreateInput("bias", Sdf.ValueTypeNames.Float4).Set(Gf.Vec4f(-1, -1, -1, 0))
+    for side in ("wrapS", "wrapT"):
+        texture.CreateInput(side, Sdf.ValueTypeNames.Token).Set("clamp")
+    texture.CreateInput("st", Sdf.ValueTypeNames.Float2).ConnectToSource(place)
+    return texture.CreateOutput("rgb", Sdf.ValueTypeNames.Float3)

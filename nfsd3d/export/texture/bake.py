@@ -104,26 +104,31 @@ def bake(
         directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
         return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
 
-    return _baked(charts, size, samples, light_at, on_progress)
+    image = bake_image(charts, size, samples, light_at, encoded, on_progress)
+    return Texture(charts.uv, charts.source, charts.faces, image)
 
 
 def bake_vertex_colors(mesh: SurfaceMesh, charts: Charts, size: int) -> Texture:
     """The texture of ``size``^2 texels that shows the mesh's vertex colours, in between in linear light."""
     light = srgb_to_linear(mesh.colors)
-    return _baked(
-        charts, size, 1, lambda face, weights: np.einsum("nk,nkc->nc", weights, light[mesh.faces[face]]), None
+    image = bake_image(
+        charts, size, 1, lambda face, weights: np.einsum("nk,nkc->nc", weights, light[mesh.faces[face]]), encoded
     )
+    return Texture(charts.uv, charts.source, charts.faces, image)
 
 
-def _baked(
+def bake_image(
     charts: Charts,
     size: int,
     samples: int,
-    light_at: Callable[[NDArray, NDArray], NDArray],
-    on_progress: Callable[[float], None] | None,
-) -> Texture:
-    """The texture of ``samples``^2 samples a texel; ``light_at`` gives linear light [N,3] at barycentric weights [N,3]
-    of triangles [N].
+    values_at: Callable[[NDArray, NDArray], NDArray],
+    encode: Callable[[NDArray], NDArray[np.uint8]],
+    on_progress: Callable[[float], None] | None = None,
+) -> NDArray[np.uint8]:
+    """[size,size,3] the texels of the charts, and outside of them the nearest one's.
+
+    ``values_at`` gives values [N,3] at barycentric weights [N,3] of triangles [N]. A texel is ``encode`` of the mean of
+    its samples, of which it has ``samples``^2.
     """
     corners = np.zeros((len(charts.faces), 3, 3))
     corners[..., :2] = charts.uv[charts.faces] * (size * samples)
@@ -137,8 +142,8 @@ def _baked(
         if found.covered.any():
             face = found.face[found.covered]
             drawn[face] = True
-            light, there = _texels(light_at(face, found.weights[found.covered]), found.covered, samples)
-            image[top : top + height], known[top : top + height] = _encoded(light), there
+            mean, there = _texels(values_at(face, found.weights[found.covered]), found.covered, samples)
+            image[top : top + height], known[top : top + height] = encode(mean), there
         if on_progress is not None:
             on_progress((top + height) / size)
     # Triangles that cover no sample's centre get a texel that is still empty.
@@ -147,8 +152,8 @@ def _baked(
     free = ~known[row, column]
     if free.any():
         slivers, place = slivers[free], (row[free], column[free])
-        image[place], known[place] = _encoded(light_at(slivers, np.full((len(slivers), 3), 1 / 3))), True
-    return Texture(charts.uv, charts.source, charts.faces, _padded(image, known))
+        image[place], known[place] = encode(values_at(slivers, np.full((len(slivers), 3), 1 / 3))), True
+    return _padded(image, known)
 
 
 def texel_side(surface: Surface, charts: Charts, size: int) -> float:
@@ -163,8 +168,8 @@ def _area(places: NDArray, faces: NDArray) -> float:
     return float(np.sqrt(np.linalg.det(lengths).clip(min=0)).sum() / 2)
 
 
-def _texels(light: NDArray, covered: NDArray[np.bool_], samples: int) -> tuple[NDArray, NDArray[np.bool_]]:
-    """[H,W,3] mean of the samples ``light`` [N,3], at the ``covered`` pixels, per texel; [H,W] whether it has any.
+def _texels(values: NDArray, covered: NDArray[np.bool_], samples: int) -> tuple[NDArray, NDArray[np.bool_]]:
+    """[H,W,3] mean of the samples ``values`` [N,3], at the ``covered`` pixels, per texel; [H,W] whether it has any.
 
     A texel has ``samples`` pixels per axis.
     """
@@ -172,12 +177,12 @@ def _texels(light: NDArray, covered: NDArray[np.bool_], samples: int) -> tuple[N
     row, column = (place // samples for place in np.nonzero(covered))
     index = row * width + column
     count = np.bincount(index, minlength=height * width)
-    sums = np.stack([np.bincount(index, channel, minlength=height * width) for channel in light.T], axis=-1)
+    sums = np.stack([np.bincount(index, channel, minlength=height * width) for channel in values.T], axis=-1)
     mean = sums / np.maximum(count, 1)[:, None]
     return mean.reshape(height, width, 3), (count > 0).reshape(height, width)
 
 
-def _encoded(light: NDArray) -> NDArray[np.uint8]:
+def encoded(light: NDArray) -> NDArray[np.uint8]:
     """8-bit sRGB values of linear light."""
     return np.round(linear_to_srgb(light) * 255).astype(np.uint8)
 

@@ -15,18 +15,32 @@ FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class NormalMap:
+    """Directions of a finer surface, as a texture: ``image`` [S,S,3] uint8, with the UV map of the colours.
+
+    Red, green and blue are the direction's components along tangent, bitangent and normal, of [-1,1], as in glTF 2.0
+    (green up in the image). ``tangents`` [T,4] of the texture vertices: a unit vector to the right in the image, in
+    world axes, and the sign of the bitangent, ``sign * cross(normal, tangent)``, which points up in the image.
+    """
+
+    image: NDArray[np.uint8]
+    tangents: FloatArray
+
+
+@dataclass(frozen=True)
 class Texture:
     """A texture: ``image`` [S,S,3] uint8, sRGB-encoded, row 0 at the top, and its UV map.
 
     ``uv`` [T,2] in [0,1]: the positions of texture vertices, x to the right and y downwards (as in glTF). ``faces``
     [F,3] int32: the texture vertices of the mesh's triangles, in the same order. ``source`` [T] int32: the mesh vertex
-    of each texture vertex (several texture vertices share one along the seams of charts).
+    of each texture vertex (several texture vertices share one along the seams of charts). ``normal_map``, or None.
     """
 
     uv: FloatArray
     source: NDArray[np.int32]
     faces: NDArray[np.int32]
     image: NDArray[np.uint8]
+    normal_map: NormalMap | None = None
 
     @property
     def size(self) -> int:
@@ -62,7 +76,10 @@ class SurfaceMesh:
 
 
 def reduced(texture: Texture, size: int) -> Texture:
-    """The texture reduced to at most ``size`` texels per side: each is the mean of a block, in linear light."""
+    """The texture reduced to at most ``size`` texels per side: each is the mean of a block, in linear light.
+
+    A smaller one has no normal map.
+    """
     block = -(-texture.size // size)
     if block == 1:
         return texture
@@ -71,7 +88,7 @@ def reduced(texture: Texture, size: int) -> Texture:
     mean = light.reshape(cut // block, block, cut // block, block, 3).mean(axis=(1, 3))
     # UV coordinates refer to the cropped texture, without an incomplete last block.
     uv = (texture.uv * (texture.size / cut)).clip(0, 1).astype(np.float32)
-    return replace(texture, uv=uv, image=np.round(linear_to_srgb(mean) * 255).astype(np.uint8))
+    return replace(texture, uv=uv, image=np.round(linear_to_srgb(mean) * 255).astype(np.uint8), normal_map=None)
 
 
 def srgb_to_linear(colors: NDArray) -> NDArray:
