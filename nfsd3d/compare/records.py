@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -17,6 +19,7 @@ _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "logger", "machi
 _NEWER: dict[str, dict[str, float]] = {
     "distill": {"guidance_factor": 1.0, "eta": 0.0},
     "generator": {"prune_alpha": 0.0},
+    "train.shading": {"normals": 0.0},
 }
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""
 _NEWER_IF_SET = ("source_mesh", "refine")
@@ -180,7 +183,9 @@ def recipe_of(config: Config, kind: str, **more: float) -> str:
         if values[name] is None:
             del values[name]
     for group, neutral in _NEWER.items():
-        values[group] = {k: v for k, v in values[group].items() if k not in neutral or v != neutral[k]}
+        *path, last = group.split(".")
+        above = reduce(operator.getitem, path, values)
+        above[last] = {k: v for k, v in above[last].items() if k not in neutral or v != neutral[k]}
     if kind == "oracle_fit":
         values = {key: values[key] for key in ("generator", "cameras", "train")}
     elif kind == "samples":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nfsd3d.views.cameras import Cameras
 
 
-SHADINGS = ("albedo", "lambertian", "textureless")
+SHADINGS = ("albedo", "lambertian", "textureless", "normals")
 """The ``shading`` of :class:`RenderOptions`: see ``nerf.shade``."""
 
 

@@ -43,8 +43,22 @@ class ShadingSettings:
     """Probability that a step is lit instead of plain albedo; ``[[0.2, 0.0], [0.2, 0.75]]`` starts after a fifth."""
     textureless: Fraction
     """Probability that a lit step has a white surface, which leaves the gradient to the shape."""
+    normals: Fraction = 0.0
+    """Probability that a lit step shows the normals as colours (Fantasia3D, 2303.13873); 1 - textureless at most."""
     ambient: Fraction
     """Share of ambient light in a lit step; the rest is diffuse."""
+
+    def __post_init__(self) -> None:
+        """Checks the probabilities' sum.
+
+        Raises:
+            InputError: more than all lit steps are white or show normals.
+        """
+        if self.textureless + self.normals > 1:
+            raise InputError(
+                f"train.shading.normals={self.normals}: is more than the lit steps that "
+                f"train.shading.textureless={self.textureless} leaves; lower one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

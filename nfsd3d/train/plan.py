@@ -14,9 +14,10 @@ class StepPlan:
 
     ``progress`` is the fraction of training, in [0, 1). ``views`` square images have ``resolution`` pixels a side.
     Timesteps lie between the fractions ``t_min`` and ``t_max`` of the model's training steps. Probabilities:
-    ``lambertian`` of shading with a light, ``textureless`` of a white surface among those, ``random_background`` of a
-    view on a plain random colour. ``ambient`` is the ambient light in [0, 1]. ``learning_rate_factor`` multiplies the
-    learning rates, ``regularizers`` holds the weights of the regularisers. ``chunks`` are the chunk sizes.
+    ``lambertian`` of shading with a light; among those ``textureless`` of a white surface and ``normals`` of normals as
+    colours; ``random_background`` of a view on a plain random colour. ``ambient`` is the ambient light in [0, 1].
+    ``learning_rate_factor`` multiplies the learning rates, ``regularizers`` holds the weights of the regularisers.
+    ``chunks`` are the chunk sizes.
     ``guidance_scale`` replaces the method's schedule, where a run is steered.
     """
 
@@ -27,6 +28,7 @@ class StepPlan:
     t_max: float
     lambertian: float
     textureless: float
+    normals: float
     ambient: float
     random_background: float
     learning_rate_factor: float
@@ -56,6 +58,7 @@ def plan_at(train: TrainSettings, progress: float) -> StepPlan:
         t_max=value_at(train.t_max, progress),
         lambertian=value_at(shading.lambertian, progress),
         textureless=shading.textureless,
+        normals=shading.normals,
         ambient=shading.ambient,
         random_background=train.random_background,
         learning_rate_factor=value_at(train.learning_rate_factor, progress),

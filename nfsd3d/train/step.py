@@ -101,7 +101,7 @@ def step_loss(
     # On the CPU: view words and Perp-Neg's weights depend on them, and would synchronise with a GPU.
     cameras = sample_cameras(rng, plan.views, plan.resolution, ranges)
     background, replaced = draw_background(rng, plan.views, plan.random_background)
-    shading = draw_shading(rng, plan.lambertian, plan.textureless)
+    shading = draw_shading(rng, plan.lambertian, plan.textureless, plan.normals)
     cameras, background, replaced = ranks.own(cameras), ranks.own(background), ranks.own(replaced)
     normals = plan.regularizers["orient"] > 0
     options = RenderOptions(
@@ -182,15 +182,18 @@ def fork(rng: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=rng)))
 
 
-def draw_shading(rng: torch.Generator, lambertian: float, textureless: float) -> str:
-    """ "albedo", "lambertian" or "textureless", for all views of a step.
+def draw_shading(rng: torch.Generator, lambertian: float, textureless: float, normals: float = 0.0) -> str:
+    """The kind of ``SHADINGS`` of all views of a step.
 
-    ``lambertian`` is the probability of shading with a light, ``textureless`` that of a white surface among those.
+    ``lambertian`` is the probability of shading with a light; among those, ``textureless`` that of a white surface and
+    ``normals`` that of normals in place of light.
     """
-    lit, white = torch.rand(2, generator=rng).tolist()
+    lit, kind = torch.rand(2, generator=rng).tolist()
     if lit >= lambertian:
         return "albedo"
-    return "textureless" if white < textureless else "lambertian"
+    if kind < textureless:
+        return "textureless"
+    return "normals" if kind < textureless + normals else "lambertian"
 
 
 def draw_background(rng: torch.Generator, views: int, probability: float) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,11 @@ def test_settings_that_do_not_fit_are_one_line(cube, configure_mesh, configure, 
     cases = {
         "generator=mesh: needs a mesh to start from": {"refine": None},
         "z_variance=0.1: a mesh has one surface": {"source_mesh": cube[0], "train.regularizers.z_variance": 0.1},
+        "normals=0.6: is more than the lit steps that train.shading.textureless=0.5 leaves": {
+            "source_mesh": cube[0],
+            "train.shading.normals": 0.6,
+        },
+        "normal_map=true: generator=mesh has no finer surface": {"source_mesh": cube[0], "export.normal_map": True},
         "starts from one source": {"source_run": tmp_path, "source_mesh": cube[0]},
         "generator=mesh has exactly the rates geometry, texture, background": {
             "source_mesh": cube[0],

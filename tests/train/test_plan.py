@@ -20,7 +20,12 @@ def test_every_schedule_is_read_at_the_progress(configure):
                 "orient": 3.0,
                 "z_variance": 0.0,
             },
-            "train.shading": {"lambertian": [[0.5, 0.0], [0.5, 0.8]], "textureless": 0.25, "ambient": 0.3},
+            "train.shading": {
+                "lambertian": [[0.5, 0.0], [0.5, 0.8]],
+                "textureless": 0.25,
+                "ambient": 0.3,
+                "normals": 0.1,
+            },
             "generator.normals": "finite_difference",
         }
     )
@@ -32,13 +37,17 @@ def test_every_schedule_is_read_at_the_progress(configure):
     assert late.regularizers == pytest.approx({"sparsity": 0.5, "opaque": 5.0, "orient": 3.0, "z_variance": 0.0})
     assert (early.lambertian, plan_at(config.train, 0.499).lambertian) == (0.0, 0.0)  # albedo before the jump
     assert (plan_at(config.train, 0.5).lambertian, late.lambertian) == (0.8, 0.8)
-    assert (late.textureless, late.ambient, late.views) == (0.25, 0.3, 2)
+    assert (late.textureless, late.normals, late.ambient, late.views) == (0.25, 0.1, 0.3, 2)
 
 
 def test_shading_follows_its_probabilities(rng):
     assert {draw_shading(rng, 0.0, 0.5) for _ in range(50)} == {"albedo"}
     assert {draw_shading(rng, 1.0, 1.0) for _ in range(50)} == {"textureless"}
     assert {draw_shading(rng, 1.0, 0.0) for _ in range(50)} == {"lambertian"}
+    assert {draw_shading(rng, 1.0, 0.0, 1.0) for _ in range(50)} == {"normals"}
+    shown = [draw_shading(rng, 1.0, 0.3, 0.5) for _ in range(4000)]
+    for kind, share in (("textureless", 0.3), ("normals", 0.5), ("lambertian", 0.2)):
+        assert shown.count(kind) / 4000 == pytest.approx(share, abs=0.04)
     drawn = [draw_shading(rng, 0.6, 0.5) for _ in range(4000)]
     assert drawn.count("albedo") / 4000 == pytest.approx(0.4, abs=0.04)
     assert drawn.count("textureless") / 4000 == pytest.approx(0.3, abs=0.04)

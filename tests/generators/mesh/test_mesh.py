@@ -70,6 +70,17 @@ def test_depth_is_the_distance_of_the_surface_and_normals_face_the_camera(ball):
     assert rendering.normal[0, :, 0, 0].abs().max() == 0 and rendering.albedo is None
 
 
+def test_normals_as_colours_leave_the_gradient_to_the_shape(ball):
+    mesh, cameras = TexturedMesh(SETTINGS, ball), orbit(2, 24)
+    mesh.update(0, torch.Generator())
+    seen = mesh.render(cameras, options=RenderOptions(torch.ones(2, 3), shading="normals"))
+    inside = seen.opacity == 1
+    expected = (seen.normal + 1) / 2
+    torch.testing.assert_close(seen.image * inside, expected * inside, atol=1e-5, rtol=0)
+    (seen.image * torch.rand_like(seen.image)).sum().backward()
+    assert mesh.offset.grad.abs().max() > 0 and (mesh.texture.grad == 0).all()
+
+
 def test_the_back_of_an_open_surface_is_lit_from_its_own_side(ball):
     half = SurfaceMesh(ball.vertices, ball.faces[::-1, ::-1].copy(), -ball.normals, ball.colors, ball.texture)
     inside_out = Texture(

@@ -144,6 +144,16 @@ def test_normals_only_when_asked() -> None:
     assert nerf.render(cameras, options=RenderOptions(normals=True)).albedo is None
 
 
+def test_normals_as_colours_are_composited() -> None:
+    nerf = make_nerf(replace(SMALL, density_blob_scale=200.0, normals="finite_difference"))
+    cameras = orbit(2, 12)
+    black = RenderOptions(torch.zeros(2, 3), shading="normals", normals_above=0.0)
+    seen = nerf.render(cameras, options=black)
+    torch.testing.assert_close(seen.image, (seen.normal + seen.opacity) / 2, atol=1e-5, rtol=1e-5)
+    seen.image.sum().backward()
+    assert nerf.field.encoding.table.grad.abs().max() > 0
+
+
 def test_blob_faces_the_camera() -> None:
     nerf = make_nerf(replace(SMALL, density_blob_scale=200.0))
     rendering = nerf.render(orbit(4, 9), options=RenderOptions(normals=True))

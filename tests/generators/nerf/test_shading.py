@@ -35,9 +35,15 @@ def test_textureless_is_lambertian_on_white() -> None:
     torch.testing.assert_close(shade("textureless", ALBEDO, normals, TO_LIGHT, 0.1), expected)
 
 
+def test_normals_are_shown_as_colours() -> None:
+    normals = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, 1]])
+    expected = torch.tensor([[1.0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 1]])
+    torch.testing.assert_close(shade("normals", ALBEDO, normals, TO_LIGHT, 0.1), expected)
+
+
 def test_which_shadings_need_normals() -> None:
-    assert [needs_normals(shading) for shading in SHADINGS] == [False, True, True]
+    assert [needs_normals(shading) for shading in SHADINGS] == [False, True, True, True]
     with pytest.raises(ValueError, match="needs normals"):
         shade("lambertian", ALBEDO, None, TO_LIGHT, 0.1)
-    with pytest.raises(ValueError, match=r"^shading 'phong': choose one of albedo, lambertian, textureless$"):
+    with pytest.raises(ValueError, match=r"^shading 'phong': choose one of albedo, lambertian, textureless, normals$"):
         shade("phong", ALBEDO, TO_LIGHT, TO_LIGHT, 0.1)
