@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     formats = [known_format(name.strip()) for name in formats]
     names = ("resolution", "threshold", "max_faces", "lods", "texture_size", "normal_map", "unwrap_timeout", *PLACEMENT)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if given.get("size_mm") == 0:
+        given["size_mm"] = None
     if not TEXTURED & set(formats):
         given |= {"texture_size": 0, "normal_map": False}
     settings = replace(wanted, **given)
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--unwrap-timeout", type=seconds, metavar="SECONDS", help="limit of UV unwrapping; beyond it: vertex colours"
     )
     parser.add_argument(
-        "--size-mm", type=millimetres, metavar="MM", help="longest side in millimetres (default: a unit is a metre)"
+        "--size-mm", type=millimetres, metavar="MM", help="longest side in millimetres; 0: a unit is a metre"
     )
     words = {
         "units": "of the numbers in OBJ, PLY, STL, 3MF and USDZ; GLB has metres (auto: m, with --size-mm mm)",

@@ -133,9 +133,11 @@ texture_size = _number(
 seconds = _number("must be seconds, above 0", lambda value: value > 0, float)
 """An argparse type: seconds, above 0."""
 millimetres = _number(
-    "must be millimetres from {:g} to {:g}".format(*SIZES_MM), lambda value: SIZES_MM[0] <= value <= SIZES_MM[1], float
+    "must be 0 (a unit is a metre) or millimetres from {:g} to {:g}".format(*SIZES_MM),
+    lambda value: value == 0 or SIZES_MM[0] <= value <= SIZES_MM[1],
+    float,
 )
-"""An argparse type: the size of a mesh in millimetres."""
+"""An argparse type: the size of a mesh in millimetres, or 0 for the world's."""
 at_least_zero = _number("must be a number, at least 0", lambda value: value >= 0, float)
 """An argparse type: numbers from 0."""
 elevation = _number("must be degrees from -90 to 90", lambda value: -90 <= value <= 90, float)
