@@ -28,7 +28,7 @@ def build_generator(config: Config) -> SceneGenerator:
     """
     if isinstance(config.generator, MeshSettings):
         with _seeded(config):
-            mesh = TexturedMesh(config.generator, backend=config.backend.rasterizer)
+            mesh = TexturedMesh(config.generator, backend=config.backend.rasterizer, field_backend=config.backend.field)
         return mesh.to(config.machine.device)
     return build_nerf(config)
 

@@ -114,6 +114,15 @@ def test_a_run_that_was_interrupted_resumes_bit_for_bit(cube, configure_mesh, tm
     assert [name for name in expected if not torch.equal(expected[name], given[name])] == []
 
 
+def test_a_texture_that_shows_a_part_twice_learns_texel_by_texel(cube, configure_mesh, tmp_path, console):
+    mirrored = replace(cube[1].texture, uv=cube[1].texture.uv[:3][np.arange(36) % 3])  # each triangle shows the same
+    write_mesh(replace(cube[1], texture=mirrored), tmp_path / "same.glb", {}, compose("nfsd", ["prompt=x"]).export)
+    with pytest.raises(InputError, match=r"generator\.color_cells=64: .*several places.*set generator\.color_cells=0"):
+        train_and_export(configure_mesh(**OFF, source_mesh=tmp_path / "same.glb"), console=console)
+    config = configure_mesh(**OFF, source_mesh=tmp_path / "same.glb", **{"generator.color_cells": 0})
+    assert nfsd3d.load_run(train_and_export(config, console=console)).step == 6
+
+
 def test_an_edit_starts_from_a_meshs_run(cube, configure_mesh, tmp_path, console):
     first = train_and_export(configure_mesh(**OFF, source_mesh=cube[0], run_dir=tmp_path / "first"), console=console)
     config = configure_mesh("dds", **OFF, source_run=first, source_prompt="a blue cube")

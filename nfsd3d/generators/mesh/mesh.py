@@ -3,7 +3,8 @@
 Design note. The views are those of a rasteriser instead of a ray marcher: one surface point per pixel, opaque, with
 outlines of half a pixel. So a mesh shows what a field only approaches, and a step costs the teacher's time and little
 else. The triangles never change: what changes is where their vertices are (``offset``) and what the texture shows, and
-a mesh whose ``offset`` does not learn is written as it was read.
+a mesh whose ``offset`` does not learn is written as it was read. Colours change in space (:mod:`.color_change`), or
+each texel by itself.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn import Parameter
 
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
+from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range, nearest_known
 from nfsd3d.generators.mesh.rasterize.coverage import CoverageBackend, cover, doubled_area
 from nfsd3d.generators.mesh.rasterize.fragments import Fragments, fragments, project
 from nfsd3d.generators.mesh.rasterize.silhouettes import Edges, antialias, crossings
@@ -42,7 +44,9 @@ class TexturedMesh(SceneGenerator):
     """A mesh of V vertices and F triangles with a texture of S x S texels.
 
     Vertices are ``start`` [V,3] + ``offset`` [V,3] in world units, ``faces`` [F,3]; ``uv`` [T,2], ``uv_faces`` [F,3]
-    and ``uv_source`` [T] as in `nfsd3d.generators.mesh.surface.Texture`; ``texture`` [S,S,3] sRGB in [0,1].
+    and ``uv_source`` [T] as in `nfsd3d.generators.mesh.surface.Texture`; ``texture`` [S,S,3] sRGB in [0,1]. With
+    ``color_change``, that is what it was at first, and the colours are the texture's plus the change where the surface
+    was at first; without one, the texture itself learns.
     """
 
     sized_by_state = frozenset(_TOPOLOGY)
@@ -52,18 +56,35 @@ class TexturedMesh(SceneGenerator):
     uv: Tensor
     uv_faces: Tensor
     uv_source: Tensor
+    texture: Tensor
 
     def __init__(
-        self, settings: MeshSettings, mesh: SurfaceMesh | None = None, *, backend: CoverageBackend = "torch"
+        self,
+        settings: MeshSettings,
+        mesh: SurfaceMesh | None = None,
+        *,
+        backend: CoverageBackend = "torch",
+        field_backend: str = "torch",
     ) -> None:
-        """``mesh`` has a texture; without one, the mesh is empty until a state is loaded."""
+        """``mesh`` has a texture; without one, the mesh is empty until a state is loaded.
+
+        ``field_backend``: of the grids in which colours change, as of a NeRF's.
+
+        Raises InputError for a backend that is not installed.
+        """
         super().__init__()
         self.settings = settings
         self.backend = backend
         for name in _TOPOLOGY[:5]:
             self.register_buffer(name, torch.empty(0))
         self.offset = Parameter(torch.empty(0))
-        self.texture = Parameter(torch.empty(0))
+        self.color_change: ColorChange | None = None
+        if settings.color_cells:
+            self.register_buffer("texture", torch.empty(0))
+            self.color_change = ColorChange(settings.color_cells, settings.radius, field_backend)
+        else:
+            self.texture = Parameter(torch.empty(0))
+        self._levels: Pyramid | None = None
         self.background = Background() if settings.background == "learned" else None
         if mesh is None:
             empty = np.zeros((0, 3), np.int32)
@@ -95,10 +116,12 @@ class TexturedMesh(SceneGenerator):
             else:
                 setattr(self, name, tensors[name].to(self.device))
         self.edges = Edges.of(self.faces)
+        self._levels = None
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "TexturedMesh":
         super()._apply(function, recurse)
         self.edges = self.edges.map(function)
+        self._levels = None
         return self
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> object:  # type: ignore[override]
@@ -123,16 +146,18 @@ class TexturedMesh(SceneGenerator):
 
     def parameter_groups(self) -> dict[str, list[Parameter]]:
         """Parameters by the name of their learning rate; "background" may be empty."""
+        change = self.color_change
         return {
             "geometry": [self.offset],  # after its steps it has no gradient
-            "texture": [self.texture],
+            "texture": [self.get_parameter("texture")] if change is None else list(change.parameters()),
             "background": [] if self.background is None else list(self.background.parameters()),
         }
 
     @torch.no_grad()
     def update(self, step: int, rng: torch.Generator) -> None:
         """Clamps the texture to [0,1], and fixes the geometry after its steps."""
-        self.texture.clamp_(0, 1)
+        if self.color_change is None:
+            self.texture.clamp_(0, 1)
         self.offset.requires_grad_(step < self.settings.geometry_steps)
         if not self.offset.requires_grad:
             self.offset.grad = None
@@ -192,9 +217,10 @@ class TexturedMesh(SceneGenerator):
         with torch.no_grad():
             vertices = self.vertices
             normals = vertex_normals(vertices, self.faces)
-            image = (self.texture.clamp(0, 1) * 255).round().to(torch.uint8)
+            image = (self._shown_texture() * 255).round().to(torch.uint8)
             # Vertex colours are those of one of a vertex's places on the texture.
-            sampled = Pyramid(self.texture.clamp(0, 1)).sample(self.uv, self.uv.new_zeros(len(self.uv)))
+            points = self.start[self.uv_source]
+            sampled = self._colors(self.uv, self.uv.new_zeros(len(self.uv)), points).clamp(0, 1)
             colors = torch.zeros_like(vertices).index_copy(0, self.uv_source, sampled)
         texture = Texture(
             self.uv.cpu().numpy(),
@@ -210,7 +236,7 @@ class TexturedMesh(SceneGenerator):
     ) -> dict[str, Tensor]:
         """[P,C] what the covered pixels show, by the names of `Rendering`."""
         place, footprint = found.interpolate(self.uv, self.uv_faces), found.footprint(self.uv, self.uv_faces)
-        albedo = Pyramid(self.texture).sample(place, footprint)
+        albedo = self._colors(place, footprint, found.interpolate(self.start, self.faces))
         shaded = needs_normals(options.shading)
         normal = to_light = None
         if options.normals or shaded:
@@ -228,6 +254,31 @@ class TexturedMesh(SceneGenerator):
         if shaded:
             columns["albedo"] = albedo
         return columns
+
+    def _colors(self, place: Tensor, footprint: Tensor, points: Tensor) -> Tensor:
+        """[N,3] the colours at ``place`` [N,2] on the texture, as pixels of a ``footprint`` [N] see them.
+
+        ``points`` [N,3]: where the surface was there at first.
+        """
+        if self.color_change is None:
+            return Pyramid(self.texture).sample(place, footprint)
+        if self._levels is None:
+            self._levels = Pyramid(self.texture)
+        return kept_in_range(self._levels.sample(place, footprint) + self.color_change(points))
+
+    def _shown_texture(self) -> Tensor:
+        """[S,S,3] in [0,1]: the texture with the change of colour."""
+        if self.color_change is None:
+            return self.texture.clamp(0, 1)
+        size = self.texture.shape[0]
+        # Texels are pixels of a view of the charts, all at the same depth.
+        screen = torch.cat([self.uv * size, torch.ones_like(self.uv[:, :1])], dim=-1)[None]
+        found = fragments(screen, self.uv_faces, cover(screen, self.uv_faces, size, size, backend=self.backend))
+        change = torch.zeros_like(self.texture).reshape(-1, 3)
+        change[found.pixel] = self.color_change(found.interpolate(self.start, self.faces))
+        known = torch.zeros(size * size, dtype=torch.bool, device=self.device)
+        known[found.pixel] = True
+        return (self.texture + nearest_known(change.view_as(self.texture), known.view(size, size))).clamp(0, 1)
 
     def _behind(self, rays: Rays, cameras: Cameras, options: RenderOptions) -> Tensor:
         """[N,3] the colour behind the object at every pixel."""

@@ -20,6 +20,8 @@ class MeshSettings:
     """Triangles of the mesh that is taken from a field; the mesh of a file keeps its own."""
     texture_size: Annotated[int, Field(ge=16, le=8192)]
     """Texels per side, where the source has no texture of its own; a texture of a file keeps its size."""
+    color_cells: Annotated[int, Field(ge=0, le=2048)] = 0
+    """Cells per axis of the finest grid in space in which colours change, without seams; 0: each texel by itself."""
     laplacian: NonNegativeFloat
     """Weight of the squared distance of vertices to the mean of their neighbours; more is smoother, and shrinks."""
     normal_consistency: NonNegativeFloat

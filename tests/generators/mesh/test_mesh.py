@@ -7,6 +7,7 @@ import trimesh
 
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
+from nfsd3d.generators.mesh.color_change import kept_in_range, nearest_known, places_once
 from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.mesh.smoothness import laplacian, normal_consistency, vertex_normals
@@ -159,6 +160,59 @@ def test_a_fixed_mesh_is_written_bit_for_bit(ball):
     assert np.array_equal(written.vertices, ball.vertices) and np.array_equal(written.faces, ball.faces)
     for name in ("uv", "source", "faces", "image"):
         assert np.array_equal(getattr(written.texture, name), getattr(ball.texture, name)), name
+
+
+def test_colours_change_in_space_and_are_written_into_the_texture(ball):
+    mesh, rng = TexturedMesh(settings(geometry_steps=0, color_cells=32), ball), torch.Generator()
+    mesh.update(0, rng)
+    written = mesh.surface()
+    assert np.array_equal(written.texture.image, ball.texture.image)  # nothing has changed yet
+    plain = TexturedMesh(settings(geometry_steps=0), ball)
+    cameras = orbit(3, 48)
+    torch.testing.assert_close(mesh.render(cameras).image, plain.render(cameras).image)
+    optimizer = torch.optim.AdamW(mesh.parameter_groups()["texture"], lr=0.02)
+    for _ in range(40):  # red in front, green at the left
+        view = mesh.render(orbit(4, 32))
+        wanted = torch.stack([mesh.start.new_tensor([1.0, 0, 0]), mesh.start.new_tensor([0, 1.0, 0])])
+        loss = sum(
+            ((view.image[number] - wanted[number][:, None, None]) * view.opacity[number]).square().mean()
+            for number in range(2)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seen = mesh.render(orbit(4, 48)).image
+    assert seen[0, :, 24, 24].tolist() == pytest.approx([1, 0, 0], abs=0.1)
+    assert seen[1, :, 24, 24].tolist() == pytest.approx([0, 1, 0], abs=0.1)
+    assert seen.min() >= 0 and seen.max() <= 1
+    baked = TexturedMesh(settings(geometry_steps=0), mesh.surface())  # by itself, without the change
+    inside = mesh.render(orbit(4, 48)).opacity == 1
+    difference = ((baked.render(orbit(4, 48)).image - seen) * inside).abs()
+    assert difference.mean() < 0.01
+
+
+def test_a_colour_out_of_range_comes_back():
+    colors = torch.tensor([1.4, 0.5, -0.2], requires_grad=True)
+    kept = kept_in_range(colors)
+    assert kept.tolist() == [1.0, 0.5, 0.0]
+    kept.sum().backward()
+    assert colors.grad.tolist() == [1, 1, 1]
+
+
+def test_pixels_that_nothing_covers_take_the_nearest_ones_value():
+    values = torch.zeros(4, 4, 1)
+    values[1, 1], values[3, 3] = 1.0, 2.0
+    known = values[..., 0] > 0
+    found = nearest_known(values, known)[..., 0]
+    assert found[0, 0] == found[1, 2] == found[2, 1] == 1 and found[3, 2] == found[2, 3] == 2
+    assert torch.equal(nearest_known(values, torch.zeros_like(known)), values)
+
+
+def test_maps_that_use_a_place_twice_are_seen(ball):
+    uv, faces = torch.from_numpy(ball.texture.uv), torch.from_numpy(ball.texture.faces).long()
+    assert places_once(uv, faces, 128)
+    half = torch.minimum(uv, 1 - uv)  # folded: mirrored halves
+    assert not places_once(half, faces, 128)
 
 
 def test_the_texture_stays_within_colours(ball):
