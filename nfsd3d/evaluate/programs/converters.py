@@ -35,7 +35,7 @@ def open_in_assimp(path: Path, assimp: Path) -> tuple[dict[str, object], Surface
         try:
             return {"program": program, "size": size}, read_mesh(written, RADIUS).mesh
         except InputError as error:
-            raise InputError(f"{assimp}: misreads it: {str(error).removeprefix(f'{written}: ')}") from error
+            raise InputError(f"{assimp}: misreads it: {str(error).rpartition(f'{written}: ')[2]}") from error
 
 
 def open_in_trimesh(path: Path) -> tuple[dict[str, object], SurfaceMesh]:
