@@ -107,6 +107,17 @@ def test_triangles_without_area_in_the_image_have_a_tangent_all_the_same():
     assert (tangents[:, 2] == 0).all()
 
 
+def test_tangents_along_the_normal_are_no_obstacle(ball, monkeypatch):
+    surface, normals, charts = ball
+    along = np.concatenate([normals[charts.source], np.ones((len(charts.uv), 1), np.float32)], axis=1)
+    monkeypatch.setattr("nfsd3d.export.texture.normal_map.vertex_tangents", lambda *arguments: along)
+    level_set = LevelSet(bumpy, float(np.log(2)), None, 1.0)
+    found = bake_normal_map(surface, normals, charts, 64, level_set, step=0.005)
+    directions = found.image / 255 * 2 - 1
+    assert np.abs(np.linalg.norm(directions, axis=-1) - 1).max() < 0.02
+    assert directions[..., 2].mean() > 0.9
+
+
 @pytest.fixture
 def mesh(ball, baked) -> SurfaceMesh:
     surface, normals, charts = ball

@@ -16,7 +16,8 @@ from nfsd3d.export.texture.unwrap import Charts
 from nfsd3d.generators.mesh.surface import FloatArray, NormalMap
 
 STEEPEST = 0.1
-"""Least component along the mesh's normal of a direction that is kept; others are bent up to it."""
+"""Least component along the mesh's normal of a direction that is kept, others are bent up to it; and least sine of the
+angle between normal and tangent."""
 
 REACH = 3.0
 """Largest way from the mesh to the surface, in steps of its differences."""
@@ -43,7 +44,9 @@ def bake_normal_map(
 
         points = at(surface.vertices, surface.faces).astype(np.float32)
         normal, tangent = unit(at(normals, surface.faces)), at(tangents, charts.faces)
-        tangent, sign = unit(tangent[:, :3]), np.sign(tangent[:, 3:])
+        sign, tangent = np.where(tangent[:, 3:] < 0, -1.0, 1.0), unit(tangent[:, :3])
+        upright = np.linalg.norm(np.cross(normal, tangent), axis=-1) < STEEPEST
+        tangent[upright] = unit(_across(normal[upright]))  # readers cannot do better there, either
         frame = np.stack([tangent, sign * np.cross(normal, tangent), normal], axis=-1)
         finer = _nearest_direction(level_set, points, normal, step)
         local = np.linalg.solve(frame, finer[..., None])[..., 0]
