@@ -191,6 +191,23 @@ def test_colours_change_in_space_and_are_written_into_the_texture(ball):
     assert difference.mean() < 0.01
 
 
+def test_the_change_and_its_gradient_are_the_same_on_all_backends(ball, fast_backend):
+    found = []
+    for name, device in (("torch", fast_backend[1]), fast_backend):
+        mesh = TexturedMesh(settings(geometry_steps=0, color_cells=24), ball, field_backend=name).to(device)
+        table = mesh.color_change.grids.table
+        values = torch.rand(table.shape, generator=torch.Generator().manual_seed(3)) * 0.2 - 0.1
+        with torch.no_grad():
+            table.copy_(values)
+        mesh.update(0, torch.Generator())
+        view = mesh.render(orbit(2, 20)).image
+        (view * torch.linspace(0, 1, view.numel(), device=device).view_as(view)).sum().backward()
+        found.append((view.detach(), table.grad))
+    (expected, to_expected), (view, to_table) = found
+    torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_table, to_expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_colour_out_of_range_comes_back():
     colors = torch.tensor([1.4, 0.5, -0.2], requires_grad=True)
     kept = kept_in_range(colors)
