@@ -21,8 +21,8 @@ FORMATS = ("glb", "obj", "ply", "stl", "3mf", "usdz")
 COLORLESS = frozenset({"stl"})
 
 LEAST_IOU, LARGEST_COLOR_ERROR = 0.97, 10.0
-"""Of a file that is right: of the outlines, and of 255. Programs smooth outlines and filter textures each in their own way
-(up to 4 with a pattern of dots); linear colours that are taken for sRGB differ by 50."""
+"""Of a file that is right: of the outlines, and of 255. Programs smooth outlines and filter textures each in their own
+way (up to 4 with a pattern of dots); linear colours that are taken for sRGB differ by 50."""
 
 Picture = NDArray[np.uint8]
 
