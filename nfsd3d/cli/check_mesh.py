@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if options.install:
         mesh_files.install_npm_packages(options.tools)
     elif (options.validator or options.browser) and not (options.tools / "node_modules").is_dir():
-        raise InputError(f"--tools {options.tools}: no such folder; add --install, which puts the npm packages there")
+        raise InputError(f"--tools {options.tools}: nothing is there; add --install, which puts npm packages there")
     options.output.mkdir(parents=True, exist_ok=True)
     names = mesh_files.image_names(options.run_dirs)
     results = [
@@ -118,8 +118,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``nfsd3d check-mesh``."""
     parser = Parser(
         prog="nfsd3d check-mesh",
-        description="Reload each run's mesh/model.glb and compare it with the NeRF's own views; optionally open it, "
-        "and what else is there as model*.*, in other programs: its size, which way is up, its colours.",
+        description="Reload each run's mesh/model.glb and compare it with the run's own views; optionally open it, and "
+        "what else is there as model*.*, in other programs and in trimesh: its size, which way is up, its colours. The "
+        "exit code is 1 if model.glb is wrong anywhere; how the other files fare is in the table.",
     )
     parser.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN_DIR")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="folder of model.glb (default: RUN_DIR/mesh)")
@@ -135,10 +136,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chromium", default=shutil.which("chromium") or "chromium", help="the browser's executable")
     parser.add_argument("--blender", type=Path, metavar="PYTHON", help="open them in Blender: a Python that has bpy")
-    for name, program in (("assimp", "assimp"), ("slicer", "prusa-slicer")):
-        parser.add_argument(
-            f"--{name}", type=Path, nargs="?", const=Path(program), metavar="PATH", help=f"open them in {program}"
-        )
+    parser.add_argument("--assimp", type=Path, metavar="PATH", help="open them in assimp, by its command-line program")
+    parser.add_argument("--slicer", type=Path, metavar="PATH", help="open them in PrusaSlicer, by its program")
     parser.add_argument("--tools", type=Path, metavar="DIR", default=TOOLS, help="folder of the npm packages")
     parser.add_argument("--install", action="store_true", help="install the npm packages into --tools first")
     return parser

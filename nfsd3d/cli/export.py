@@ -19,6 +19,7 @@ from nfsd3d.cli.options import (
     writing_to,
 )
 from nfsd3d.config.schema import values_of
+from nfsd3d.errors import InputError
 from nfsd3d.runs.files import check_writable
 from nfsd3d.settings.export import Placement, check_packages
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     if given.get("size_mm") == 0:
         given["size_mm"] = None
     if not TEXTURED & set(formats):
+        if options.normal_map:
+            raise InputError(f"--normal-map: {', '.join(formats)} has none; add glb, obj or usdz to --formats")
         given |= {"texture_size": 0, "normal_map": False}
     settings = replace(wanted, **given)
     if "glb" in formats:
@@ -68,9 +71,11 @@ def main(argv: Sequence[str]) -> int:
     if extracted.density_range is not None:
         low, high = facts["density_range"]
         where = f" at density {facts['threshold']} (the field has {low} to {high})"
+    if extracted.mesh.texture is not None and extracted.mesh.texture.normal_map is not None:
+        texture += " with a normal map"
     print(f"{facts['faces']} triangles{where}, {texture}")
     if extracted.untextured is not None:
-        print(f"no texture: {extracted.untextured}")
+        print(f"no texture{' and no normal map' if settings.normal_map else ''}: {extracted.untextured}")
     print("\n".join(files))
     return 0
 

@@ -18,7 +18,7 @@ _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "logger", "machi
 
 _NEWER: dict[str, dict[str, float]] = {
     "distill": {"guidance_factor": 1.0, "eta": 0.0},
-    "generator": {"prune_alpha": 0.0},
+    "generator": {"prune_alpha": 0.0, "color_cells": 0},
     "train.shading": {"normals": 0.0},
 }
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""

@@ -112,6 +112,8 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise InputError(f"{option} {path}: rows must map each row's name to its settings, such as {{distill: sds}}")
     rows = {name: row for text, settings in rows.items() for name, row in _expanded(str(text), settings).items()}
+    if wrong := [row["config"] for row in rows.values() if not isinstance(row.get("config", ""), str)]:
+        raise InputError(f"{option} {path}: config={wrong[0]}: must be the name of an experiment, such as nfsd")
     if wrong := [key for row in rows.values() for key in row if not re.match(r"(?!hydra)[a-z]", str(key))]:
         raise InputError(f"{option} {path}: {wrong[0]}: not a setting of a run; leave it out")
     given = content.get("baseline") or {}

@@ -113,7 +113,7 @@ class ExportSettings(Placement):
             raise InputError(f"export.lods={self.lods}: must lie below export.max_faces={self.max_faces}")
         if self.normal_map and not self.texture_size:
             raise InputError(
-                "export.normal_map=true: a normal map needs a texture; set export.texture_size, such as 1024"
+                "--normal-map, export.normal_map=true: needs a texture; raise --texture-size, export.texture_size"
             )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_serializer
 
 from nfsd3d.errors import InputError
-from nfsd3d.settings.schedules import crossing
+from nfsd3d.settings.schedules import crossing, highest
 from nfsd3d.settings.types import Fraction, FractionSchedule, ImageSizes, WeightSchedule, Window
 
 
@@ -44,7 +44,7 @@ class ShadingSettings:
     textureless: Fraction
     """Probability that a lit step has a white surface, which leaves the gradient to the shape."""
     normals: Fraction = 0.0
-    """Probability that a lit step shows the normals as colours (Fantasia3D, 2303.13873); 1 - textureless at most."""
+    """Probability that a lit step shows normals as colours (Fantasia3D, 2303.13873); 1 - textureless at most."""
     ambient: Fraction
     """Share of ambient light in a lit step; the rest is diffuse."""
 
@@ -52,8 +52,13 @@ class ShadingSettings:
         """Checks the probabilities' sum.
 
         Raises:
-            InputError: more than all lit steps are white or show normals.
+            InputError: more than all lit steps are white or show normals, or no step is lit.
         """
+        if self.normals > 0 and highest(self.lambertian) == 0:
+            raise InputError(
+                f"train.shading.normals={self.normals}: is the share of lit steps, of which there are none; raise "
+                "train.shading.lambertian, too"
+            )
         if self.textureless + self.normals > 1:
             raise InputError(
                 f"train.shading.normals={self.normals}: is more than the lit steps that "

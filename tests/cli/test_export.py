@@ -40,6 +40,13 @@ def test_a_format_without_texture_needs_no_normal_map(run_dir, tmp_path):
     assert json.loads((tmp_path / "j").read_text())["texture_size"] is None
 
 
+def test_the_normal_map_is_told(run_dir, tmp_path, capsys):
+    exported(run_dir, tmp_path)
+    assert "with a normal map" in capsys.readouterr().out
+
+
 def test_a_normal_map_without_a_texture_is_refused(run_dir, tmp_path):
-    with pytest.raises(InputError, match=r"export\.normal_map=true: a normal map needs a texture"):
+    with pytest.raises(InputError, match=r"--normal-map: stl, ply has none; add glb, obj or usdz to --formats"):
+        main([str(run_dir), "--normal-map", "--formats", "stl,ply", "--output", str(tmp_path)])
+    with pytest.raises(InputError, match=r"export\.normal_map=true: needs a texture"):
         main([str(run_dir), "--texture-size", "0", "--output", str(tmp_path)])

@@ -48,6 +48,12 @@ def test_a_row_may_be_of_another_experiment(tmp_path):
     ]
 
 
+def test_a_rows_experiment_is_a_name(tmp_path):
+    (tmp_path / "suite.yaml").write_text("prompts: [a red cube]\nrows:\n  a: {config: null}\n")
+    with pytest.raises(InputError, match=r"config=None: must be the name of an experiment"):
+        load_suite(tmp_path / "suite.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

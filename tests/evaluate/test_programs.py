@@ -160,7 +160,7 @@ def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path, folder):
     with pytest.raises(InputError, match=r"no-such-browser.*is it installed"):
         browser.screenshot(tmp_path / "page.html", tmp_path / "page.png", "no-such-browser", (10, 10))
     with pytest.raises(InputError, match=r"no-such-browser.*is it installed"):
-        browser.open_in_three(folder / "model.glb", tmp_path / "three.png", tmp_path, "no-such-browser")
+        browser._visited("http://127.0.0.1:1/", browser._Result(), "no-such-browser")
     with pytest.raises(InputError, match="bpy"):
         blender.open_in_blender(folder / "model.glb", tmp_path / "none.png", Path(sys.executable))
     with pytest.raises(InputError, match="no-such-assimp"):
@@ -169,8 +169,29 @@ def test_a_program_that_is_not_there_or_fails_is_an_error(tmp_path, folder):
         browser.open_in_model_viewer(folder / "model.glb", tmp_path / "viewer.png", tmp_path, "chromium")
 
 
+def test_a_browser_that_ends_is_told_at_once(folder, tmp_path):
+    for name in ("three", "@google/model-viewer"):
+        package = tmp_path / "node_modules" / name / "package.json"
+        package.parent.mkdir(parents=True)
+        package.write_text('{"version": "0"}')
+    with pytest.raises(InputError, match="ended before the page did"):
+        browser.open_in_three(folder / "model.glb", tmp_path / "three.png", tmp_path, "true")
+    with pytest.raises(InputError, match="said nothing of the file"):
+        blender.open_in_blender(folder / "model.glb", tmp_path / "none.png", Path("true"))
+
+
+def test_what_a_damaged_file_makes_of_a_program_is_a_row(steps, tmp_path):
+    (tmp_path / "model.stl").write_text("solid a\nendsolid a\n")
+    (tmp_path / "model a#b.obj").write_text("v 0 0 0 | no mesh\n")
+    rows = [row for row, _ in open_all(tmp_path, steps, Programs())]
+    assert [row.failure is None for row in rows] == [False, False]
+    assert len(table_of(rows).splitlines()) == 4
+
+
 def test_a_page_that_does_not_end_is_an_error(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(browser, "SECONDS", 0.2)
+    (tmp_path / "node_modules" / "three").mkdir(parents=True)
+    (tmp_path / "node_modules" / "three" / "package.json").write_text("{}")
     silent = tmp_path / "browser"
     silent.write_text("#!/bin/sh\nexec sleep 60\n")
     silent.chmod(silent.stat().st_mode | stat.S_IEXEC)

@@ -210,5 +210,5 @@ def test_meshes_and_levels_of_detail_have_normal_maps_if_asked_for():
 
 
 def test_a_normal_map_needs_a_texture():
-    with pytest.raises(InputError, match=r"export\.normal_map=true: a normal map needs a texture; set export\.texture"):
+    with pytest.raises(InputError, match=r"export\.normal_map=true: needs a texture; raise --texture-size"):
         ExportSettings(**{**EXPORT, "texture_size": 0}, normal_map=True)

@@ -77,8 +77,9 @@ def test_a_mesh_with_fixed_geometry_keeps_its_triangles_and_uvs_bit_for_bit(cube
     corners = mesh.vertices[mesh.faces], surface.vertices[surface.faces]
     np.testing.assert_array_equal(*corners)
     np.testing.assert_array_equal(mesh.texture.uv[mesh.texture.faces], surface.texture.uv[surface.texture.faces])
-    assert surface.texture.image.shape == (16, 16, 3)
-    assert not np.array_equal(surface.texture.image, mesh.texture.image)  # that is what learned
+    assert surface.texture.image.shape == (32, 32, 3)  # its texels were larger than half a cell
+    first, last = (generator.texture.numpy(), surface.texture.image / 255)
+    assert np.abs(first - last).max() > 1 / 255  # that is what learned
     written = read_glb(run_dir / "mesh" / "model.glb")
     assert len(written.faces) == 12 and written.texture is not None
     names = {path.name for path in run_dir.iterdir()}
@@ -120,7 +121,18 @@ def test_a_texture_that_shows_a_part_twice_learns_texel_by_texel(cube, configure
     with pytest.raises(InputError, match=r"generator\.color_cells=64: .*several places.*set generator\.color_cells=0"):
         train_and_export(configure_mesh(**OFF, source_mesh=tmp_path / "same.glb"), console=console)
     config = configure_mesh(**OFF, source_mesh=tmp_path / "same.glb", **{"generator.color_cells": 0})
-    assert nfsd3d.load_run(train_and_export(config, console=console)).step == 6
+    texels = train_and_export(config, console=console)
+    assert nfsd3d.load_run(texels).step == 6
+    with pytest.raises(InputError, match=r"generator\.color_cells=64: source_run=.*several places"):
+        train_and_export(configure_mesh(**OFF, source_run=texels, run_dir=tmp_path / "again"), console=console)
+
+
+def test_a_texture_of_large_texels_is_enlarged(cube, configure_mesh, tmp_path, console, capsys):
+    small = replace(cube[1].texture, image=cube[1].texture.image[:4, :4].copy())
+    write_mesh(replace(cube[1], texture=small), tmp_path / "small.glb", {}, compose("nfsd", ["prompt=x"]).export)
+    run = nfsd3d.load_run(train_and_export(configure_mesh(**OFF, source_mesh=tmp_path / "small.glb"), console=console))
+    assert run.generator.surface().texture.size == 32
+    assert "its texture of 4^2 texels, which are larger than half a cell" in capsys.readouterr().err
 
 
 def test_an_edit_starts_from_a_meshs_run(cube, configure_mesh, tmp_path, console):
@@ -163,6 +175,11 @@ def test_settings_that_do_not_fit_are_one_line(cube, configure_mesh, configure, 
         "normals=0.6: is more than the lit steps that train.shading.textureless=0.5 leaves": {
             "source_mesh": cube[0],
             "train.shading.normals": 0.6,
+            "train.shading.lambertian": 0.5,
+        },
+        "normals=0.5: is the share of lit steps, of which there are none": {
+            "source_mesh": cube[0],
+            "train.shading.normals": 0.5,
         },
         "normal_map=true: generator=mesh has no finer surface": {"source_mesh": cube[0], "export.normal_map": True},
         "starts from one source": {"source_run": tmp_path, "source_mesh": cube[0]},

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from nfsd3d.errors import InputError
 from nfsd3d.evaluate.programs.run import run
 from nfsd3d.evaluate.programs.stage import FIELD_OF_VIEW_DEG, PLACE, SIZE
 
@@ -96,7 +97,9 @@ def open_in_blender(path: Path, picture: Path, python: Path) -> dict[str, object
     """
     arguments = json.dumps([str(path.resolve()), str(picture.resolve()), SIZE, FIELD_OF_VIEW_DEG, PLACE])
     printed = run([python, "-c", _SCRIPT, arguments])
-    line = next(line for line in printed.splitlines() if line.startswith("RESULT "))
+    line = next((line for line in printed.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        raise InputError(f"{python}: said nothing of the file; is it a Python with bpy?")
     found: dict[str, object] = json.loads(line.removeprefix("RESULT "))
     return found
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -38,7 +39,7 @@ _THREE = """<!doctype html><meta charset="utf-8">
   import * as THREE from "three";
   const { file, suffix, material, size, fov, place } = VALUES;
   const say = (values) => fetch("/result", { method: "POST", body: JSON.stringify(values) });
-  const main = "/mesh/" + file, manager = new THREE.LoadingManager();
+  const main = "/mesh/" + encodeURIComponent(file), manager = new THREE.LoadingManager();
   const loaded = new Promise((resolve) => { manager.onLoad = resolve; });
   const geometry = (found) => {
     return new THREE.Mesh(found, new THREE.MeshBasicMaterial({ vertexColors: !!found.attributes.color }));
@@ -54,7 +55,7 @@ _THREE = """<!doctype html><meta charset="utf-8">
       const { MTLLoader } = await import("three/addons/loaders/MTLLoader.js");
       const loader = new OBJLoader(manager);
       if (material) {
-        const materials = await new MTLLoader(manager).loadAsync("/mesh/" + material);
+        const materials = await new MTLLoader(manager).loadAsync("/mesh/" + encodeURIComponent(material));
         materials.preload();
         loader.setMaterials(materials);
       }
@@ -135,7 +136,7 @@ _VIEWER = """<!doctype html><meta charset="utf-8">
     await wait(2000);
     say({ program, size: [sides.x, sides.y, sides.z], picture: viewer.toDataURL("image/png") });
   });
-  viewer.src = "/mesh/" + file;
+  viewer.src = "/mesh/" + encodeURIComponent(file);
 </script>
 """
 
@@ -149,6 +150,7 @@ def open_in_three(path: Path, picture: Path, tools: Path, chromium: str) -> dict
     Raises:
         InputError: the browser or the package is not there, or the file cannot be opened.
     """
+    _package(tools, "three")
     return _opened(_THREE, path, picture, tools, chromium)
 
 
@@ -157,11 +159,20 @@ def open_in_model_viewer(path: Path, picture: Path, tools: Path, chromium: str) 
 
     Returns "program" and "size" (of the bounding box in metres). Errors as of :func:`open_in_three`.
     """
-    package = tools / "node_modules" / "@google" / "model-viewer" / "package.json"
+    version = json.loads(_package(tools, "@google/model-viewer"))["version"]
+    return _opened(_VIEWER.replace("VERSION", version).replace("SIDE", str(SIZE)), path, picture, tools, chromium)
+
+
+def _package(tools: Path, name: str) -> str:
+    """The ``package.json`` of an npm package.
+
+    Raises:
+        InputError: it is not there.
+    """
+    package = tools / "node_modules" / name / "package.json"
     if not package.is_file():
         raise InputError(f"{package.parent}: no such package; add --install")
-    version = json.loads(package.read_text(encoding="utf-8"))["version"]
-    return _opened(_VIEWER.replace("VERSION", version).replace("SIDE", str(SIZE)), path, picture, tools, chromium)
+    return package.read_text(encoding="utf-8")
 
 
 def _opened(page: str, path: Path, picture: Path, tools: Path, chromium: str) -> dict[str, object]:
@@ -242,8 +253,12 @@ def _visited(address: str, result: _Result, chromium: str) -> dict[str, object]:
         except OSError as error:
             raise InputError(f"{chromium}: cannot be started ({error.strerror}); is it installed?") from error
         try:
-            if not result.there.wait(SECONDS):
-                raise InputError(f"{chromium}: the page did not end in {SECONDS} s")
+            end = time.monotonic() + SECONDS
+            while not result.there.wait(0.1):
+                if browser.poll() is not None and not result.there.is_set():
+                    raise InputError(f"{chromium}: ended before the page did; is it a browser?")
+                if time.monotonic() > end:
+                    raise InputError(f"{chromium}: the page did not end in {SECONDS} s")
         finally:
             browser.terminate()
             browser.wait()

@@ -71,4 +71,6 @@ def measure_in_slicer(path: Path, slicer: Path) -> dict[str, object]:
 
 def _size(scene: trimesh.Scene) -> list[float]:
     """The sides of the bounding box, in the file's axes."""
+    if scene.extents is None:
+        raise InputError("trimesh: finds no mesh in it")
     return [float(side) for side in scene.extents]

@@ -93,7 +93,7 @@ def mesh_files_in(folder: Path) -> list[Path]:
 def open_all(folder: Path, mesh: SurfaceMesh, programs: Programs) -> Iterator[tuple[Opened, Image | None]]:
     """Each file of ``folder`` in each program that reads its format, and the program's picture beside the project's.
 
-    ``mesh`` is the one that the files were written from, in world axes.
+    ``mesh`` is what they should show, in world axes.
     """
     for path in mesh_files_in(folder):
         for name, opener in _openers(path.suffix[1:], programs):
@@ -101,6 +101,8 @@ def open_all(folder: Path, mesh: SurfaceMesh, programs: Programs) -> Iterator[tu
                 yield opener(path, mesh)
             except InputError as error:
                 yield Opened(path.name, name, failure=str(error).partition(": ")[2] or str(error)), None
+            except Exception as error:  # of a damaged file that a program made something of
+                yield Opened(path.name, name, failure=f"{type(error).__name__}: {error}"), None
 
 
 def sheet(rows: Sequence[tuple[Opened, Image | None]]) -> Image:
@@ -124,7 +126,7 @@ def table_of(rows: Sequence[Opened]) -> str:
     ]
     for row in rows:
         if row.failure is not None:
-            lines.append(f"| {row.file} | {row.program} | | | | | {row.failure} |")
+            lines.append(f"| {row.file} | {row.program} | | | | | {_cell(row.failure)} |")
             continue
         size = " x ".join(f"{side:.3g}" for side in row.size or ())
         way = "" if row.up is None else f"{row.up}, {row.front}{'' if row.upright else ' (not upright)'}"
@@ -132,6 +134,11 @@ def table_of(rows: Sequence[Opened]) -> str:
         iou = "" if row.silhouette_iou is None else f"{row.silhouette_iou:.3f}"
         lines.append(f"| {row.file} | {row.program} | {size} | {way} | {error} | {iou} | {row.note} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """The text on one line, without what ends a cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 _Opener = Callable[[Path, SurfaceMesh], tuple[Opened, Image | None]]

@@ -17,7 +17,7 @@ from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 COARSEST = 8
-"""Cells per axis of the coarsest grid; each finer one has about twice as many."""
+"""Cells per axis of the coarsest grid; each finer one has up to twice as many. With fewer cells there is one grid."""
 
 LOG2_ENTRIES = 19
 """Base-2 logarithm of the entries of a grid; 64 cells per axis and fewer have one for each of their vertices."""
@@ -26,14 +26,20 @@ FEATURES: Final = 4
 """Numbers of an entry, of which three are used: kernels take powers of two."""
 
 
+PLACES = 512
+"""Texels per side at whose centres the places of a texture are compared."""
+
+
 class ColorChange(nn.Module):
     """Zero everywhere at first; ``cells`` per axis of the finest grid, over the cube [-radius, radius]^3."""
 
     def __init__(self, cells: int, radius: float, backend: str) -> None:
         super().__init__()
         self.radius = radius
-        levels = max(round(math.log2(cells / COARSEST)), 0) + 1
-        growth = (cells / COARSEST) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        levels = max(math.ceil(math.log2(cells / COARSEST)), 0) + 1
+        # A little more, because the finest grid's cells are rounded down.
+        growth = ((cells + 0.01) / COARSEST) ** (1 / (levels - 1)) if levels > 1 else 1.0
+        self.levels = levels
         spec = HashGridSpec(
             levels=levels,
             features=FEATURES,
@@ -48,7 +54,7 @@ class ColorChange(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """[N,3] to add to the colours at world ``points`` [N,3]."""
         inside = (points / (2 * self.radius) + 0.5).clamp(0, 1)
-        each: Tensor = self.grids(inside).reshape(len(points), -1, FEATURES)
+        each: Tensor = self.grids(inside).reshape(len(points), self.levels, FEATURES)
         return each[..., :3].sum(1)
 
 
@@ -57,15 +63,21 @@ def kept_in_range(colors: Tensor) -> Tensor:
     return colors + (colors.clamp(0, 1) - colors).detach()
 
 
-def places_once(uv: Tensor, faces: Tensor, size: int) -> bool:
+def places_once(uv: Tensor, faces: Tensor, areas: Tensor) -> bool:
     """Whether a map ``uv`` [T,2] with triangles ``faces`` [F,3] gives each place of a texture to one surface at most.
 
-    Tested at the centres of ``size``^2 texels, of which a twentieth may be shared, on the CPU.
+    ``areas`` [F]: of the triangles in space, of which a hundredth may have no area on the map. A tenth of what is
+    covered may be shared. Tested on the CPU, at the centres of :data:`PLACES`^2 texels of what the map covers.
     """
-    screen = torch.cat([uv * size, torch.ones_like(uv[:, :1])], dim=-1)[None]
-    area = float(doubled_area(screen[0][faces]).abs().sum() / 2)
-    covered = int((cover(screen, faces, size, size, "numba") >= 0).sum())
-    return area <= 1.05 * covered + 0.01 * size**2
+    low, high = uv.min(0).values, uv.max(0).values
+    fitted = (uv - low) / (high - low).max().clamp(min=1e-12) * PLACES
+    screen = torch.cat([fitted, torch.ones_like(uv[:, :1])], dim=-1)[None]
+    on_map = doubled_area(screen[0][faces]).abs() / 2
+    if float(areas[on_map < 1e-9].sum()) > 0.01 * float(areas.sum()):
+        return False
+    covered = int((cover(screen, faces, PLACES, PLACES, "numba") >= 0).sum())
+    area = float(on_map.sum())
+    return area <= 1.1 * covered + 3 * math.sqrt(area) + 16
 
 
 def nearest_known(values: Tensor, known: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ def shade(shading: str, albedo: Tensor, normals: Tensor | None, to_light: Tensor
         raise ValueError(f"shading {shading!r}: choose one of {', '.join(SHADINGS)}")
     if not needs_normals(shading):
         return albedo
+    if shading == "normals" and normals is not None:
+        return (normals + 1) / 2
     if normals is None or to_light is None:
         raise ValueError(f"shading {shading!r} needs normals and directions to the light")
-    if shading == "normals":
-        return (normals + 1) / 2
     brightness = ambient + (1 - ambient) * (normals * to_light).sum(-1, keepdim=True).clamp(min=0)
     return brightness * (albedo if shading == "lambertian" else torch.ones_like(albedo))

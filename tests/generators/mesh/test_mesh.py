@@ -7,7 +7,7 @@ import trimesh
 
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
-from nfsd3d.generators.mesh.color_change import kept_in_range, nearest_known, places_once
+from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range, nearest_known, places_once
 from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.mesh.smoothness import laplacian, normal_consistency, vertex_normals
@@ -227,9 +227,24 @@ def test_pixels_that_nothing_covers_take_the_nearest_ones_value():
 
 def test_maps_that_use_a_place_twice_are_seen(ball):
     uv, faces = torch.from_numpy(ball.texture.uv), torch.from_numpy(ball.texture.faces).long()
-    assert places_once(uv, faces, 128)
-    half = torch.minimum(uv, 1 - uv)  # folded: mirrored halves
-    assert not places_once(half, faces, 128)
+    areas = torch.ones(len(faces))
+    folded = torch.minimum(uv, 1 - uv)  # mirrored halves
+    for scale in (1.0, 0.02):  # also of a small part of the texture
+        assert places_once(uv * scale, faces, areas)
+        assert not places_once(folded * scale, faces, areas)
+    point = torch.full_like(uv, 0.5)
+    assert not places_once(point, faces, areas)
+    areas[: len(areas) // 20] = 0  # what has no area in space may have none on the map
+    part = uv.clone()
+    part[faces[: len(areas) // 20].reshape(-1)] = 0.5
+    assert places_once(part, faces, areas)
+
+
+@pytest.mark.parametrize("cells", [1, 7, 8, 9, 24, 47, 64, 100])
+def test_the_finest_grid_has_as_many_cells_as_asked_for(cells):
+    change = ColorChange(cells, 1.0, "torch")
+    assert max(change.grids._layout.resolutions.tolist()) == cells
+    assert change(torch.zeros(0, 3)).shape == (0, 3)
 
 
 def test_the_texture_stays_within_colours(ball):
