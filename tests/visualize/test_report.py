@@ -122,7 +122,7 @@ def test_the_viewer_reads_what_the_exporter_writes(mesh, tmp_path):
     model = json.loads(output)
     np.testing.assert_allclose(np.reshape(model["positions"], (-1, 3)), mesh.vertices[:, [1, 2, 0]], atol=1e-6)
     np.testing.assert_array_equal(np.reshape(model["indices"], (-1, 3)), mesh.faces)
-    assert model["color"] == round(0.2140411 * 65535)
+    assert model["color"] == pytest.approx(0.2140411, abs=1e-5)
 
 
 def points_of(svg):

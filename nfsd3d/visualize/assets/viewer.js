@@ -89,18 +89,22 @@ function startViewer(canvas, note, model, image) {
   gl.linkProgram(program);
   gl.useProgram(program);
 
-  const attribute = (name, data, size, type, normalized) => {
+  // Files have 16-bit numbers or larger ones.
+  const kind = (data) => {
+    return data instanceof Uint16Array ? gl.UNSIGNED_SHORT : data instanceof Uint32Array ? gl.UNSIGNED_INT : gl.FLOAT;
+  };
+  const attribute = (name, data, size) => {
     if (!data) return;
     gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ARRAY_BUFFER, data, gl.STATIC_DRAW);
     const location = gl.getAttribLocation(program, name);
     gl.enableVertexAttribArray(location);
-    gl.vertexAttribPointer(location, size, type, normalized, 0, 0);
+    gl.vertexAttribPointer(location, size, kind(data), kind(data) !== gl.FLOAT, 0, 0);
   };
-  attribute("position", model.positions, 3, gl.FLOAT, false);
-  attribute("normal", model.normals, 3, gl.FLOAT, false);
-  attribute("color", model.colors, 4, gl.UNSIGNED_SHORT, true);
-  attribute("place", model.places, 2, gl.FLOAT, false);
+  attribute("position", model.positions, 3);
+  attribute("normal", model.normals, 3);
+  attribute("color", model.colors, 4);
+  attribute("place", model.places, 2);
   gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, model.indices, gl.STATIC_DRAW);
   if (image) uploadPicture(gl, image);
@@ -143,7 +147,7 @@ function startViewer(canvas, note, model, image) {
     gl.enable(gl.DEPTH_TEST);
     gl.clearColor(0, 0, 0, 0);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-    gl.drawElements(gl.TRIANGLES, model.indices.length, gl.UNSIGNED_INT, 0);
+    gl.drawElements(gl.TRIANGLES, model.indices.length, kind(model.indices), 0);
   }
 
   function zoom(factor) {
