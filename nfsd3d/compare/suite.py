@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nfsd3d.config.experiments import find_experiment
 from nfsd3d.config.renamed import notice
 from nfsd3d.config.trust import Rules, check_file
 from nfsd3d.config.yaml_files import read_yaml
@@ -114,6 +115,12 @@ def load_suite(path: Path, option: str = "--suite") -> Suite:
     rows = {name: row for text, settings in rows.items() for name, row in _expanded(str(text), settings).items()}
     if wrong := [row["config"] for row in rows.values() if not isinstance(row.get("config", ""), str)]:
         raise InputError(f"{option} {path}: config={wrong[0]}: must be the name of an experiment, such as nfsd")
+    for name, row in rows.items():
+        if "config" in row:
+            try:
+                find_experiment(row["config"])
+            except InputError as error:
+                raise InputError(f"{option} {path}: row {name}: {str(error).removeprefix('--')}") from error
     if wrong := [key for row in rows.values() for key in row if not re.match(r"(?!hydra)[a-z]", str(key))]:
         raise InputError(f"{option} {path}: {wrong[0]}: not a setting of a run; leave it out")
     given = content.get("baseline") or {}

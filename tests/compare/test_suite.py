@@ -52,6 +52,9 @@ def test_a_rows_experiment_is_a_name(tmp_path):
     (tmp_path / "suite.yaml").write_text("prompts: [a red cube]\nrows:\n  a: {config: null}\n")
     with pytest.raises(InputError, match=r"config=None: must be the name of an experiment"):
         load_suite(tmp_path / "suite.yaml")
+    (tmp_path / "suite.yaml").write_text("prompts: [a red cube]\nrows:\n  a: {config: quik}\n")
+    with pytest.raises(InputError, match=r"suite\.yaml: row a: config quik: no such file .*quick"):
+        load_suite(tmp_path / "suite.yaml")
 
 
 @pytest.mark.parametrize(
