@@ -51,6 +51,8 @@ def open_in_trimesh(path: Path) -> tuple[dict[str, object], SurfaceMesh]:
             scene.export(written)
             found: dict[str, object] = {"program": f"trimesh {trimesh.__version__}", "size": _size(scene)}
             return found, read_mesh(written, RADIUS).mesh
+    except InputError:
+        raise
     except Exception as error:  # whatever it is, it is what the program makes of the file
         raise InputError(f"trimesh: {type(error).__name__}: {error}") from error
 
@@ -72,5 +74,5 @@ def measure_in_slicer(path: Path, slicer: Path) -> dict[str, object]:
 def _size(scene: trimesh.Scene) -> list[float]:
     """The sides of the bounding box, in the file's axes."""
     if scene.extents is None:
-        raise InputError("trimesh: finds no mesh in it")
+        raise InputError("there is no mesh in it")
     return [float(side) for side in scene.extents]
