@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import scipy.ndimage
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,7 +11,14 @@ from torch import Tensor
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.texture.rasterize import rasterize
 from nfsd3d.export.texture.unwrap import Charts
-from nfsd3d.generators.mesh.surface import FloatArray, SurfaceMesh, Texture, linear_to_srgb, srgb_to_linear
+from nfsd3d.generators.mesh.surface import (
+    FloatArray,
+    SurfaceMesh,
+    Texture,
+    linear_to_srgb,
+    nearest_known,
+    srgb_to_linear,
+)
 
 SUPERSAMPLING = 2
 """Colour samples per texel and axis, where a texel may hold several colours."""
@@ -104,7 +110,7 @@ def bake(
         directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
         return srgb_to_linear(color(points.astype(np.float32), directions.astype(np.float32)))
 
-    image = bake_image(charts, size, samples, light_at, encoded, on_progress)
+    image = bake_image(charts, size, samples, light_at, _encoded, on_progress)
     return Texture(charts.uv, charts.source, charts.faces, image)
 
 
@@ -112,7 +118,7 @@ def bake_vertex_colors(mesh: SurfaceMesh, charts: Charts, size: int) -> Texture:
     """The texture of ``size``^2 texels that shows the mesh's vertex colours, in between in linear light."""
     light = srgb_to_linear(mesh.colors)
     image = bake_image(
-        charts, size, 1, lambda face, weights: np.einsum("nk,nkc->nc", weights, light[mesh.faces[face]]), encoded
+        charts, size, 1, lambda face, weights: np.einsum("nk,nkc->nc", weights, light[mesh.faces[face]]), _encoded
     )
     return Texture(charts.uv, charts.source, charts.faces, image)
 
@@ -153,7 +159,7 @@ def bake_image(
     if free.any():
         slivers, place = slivers[free], (row[free], column[free])
         image[place], known[place] = encode(values_at(slivers, np.full((len(slivers), 3), 1 / 3))), True
-    return _padded(image, known)
+    return nearest_known(image, known)
 
 
 def texel_side(surface: Surface, charts: Charts, size: int) -> float:
@@ -182,12 +188,6 @@ def _texels(values: NDArray, covered: NDArray[np.bool_], samples: int) -> tuple[
     return mean.reshape(height, width, 3), (count > 0).reshape(height, width)
 
 
-def encoded(light: NDArray) -> NDArray[np.uint8]:
+def _encoded(light: NDArray) -> NDArray[np.uint8]:
     """8-bit sRGB values of linear light."""
     return np.round(linear_to_srgb(light) * 255).astype(np.uint8)
-
-
-def _padded(image: NDArray[np.uint8], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image with every unknown pixel replaced by the nearest known one."""
-    nearest = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return image[tuple(nearest)]

@@ -81,7 +81,7 @@ def vertex_tangents(surface: Surface, normals: FloatArray, charts: Charts) -> Fl
 
 
 def unit(vectors: NDArray) -> NDArray:
-    """[N,3] vectors of length 1; zero stays zero."""
+    """[N,3] vectors of length 1. Zero stays zero: what has no direction adds none."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
 
 

@@ -78,14 +78,3 @@ def places_once(uv: Tensor, faces: Tensor, areas: Tensor) -> bool:
     covered = int((cover(screen, faces, PLACES, PLACES, "numba") >= 0).sum())
     area = float(on_map.sum())
     return area <= 1.1 * covered + 3 * math.sqrt(area) + 16
-
-
-def nearest_known(values: Tensor, known: Tensor) -> Tensor:
-    """[S,S,C] ``values`` with those of pixels that are not ``known`` [S,S] replaced by the nearest known one's."""
-    import scipy.ndimage
-
-    if not known.any():
-        return values
-    index = scipy.ndimage.distance_transform_edt(~known.cpu().numpy(), return_distances=False, return_indices=True)
-    row, column = torch.from_numpy(index).to(values.device)
-    return values[row.long(), column.long()]

@@ -18,13 +18,13 @@ from torch.nn import Parameter
 
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
-from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range, nearest_known
+from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range
 from nfsd3d.generators.mesh.rasterize.coverage import CoverageBackend, cover, doubled_area
 from nfsd3d.generators.mesh.rasterize.fragments import Fragments, fragments, project
 from nfsd3d.generators.mesh.rasterize.silhouettes import Edges, antialias, crossings
 from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.mesh.smoothness import laplacian, normal_consistency, vertex_normals
-from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, nearest_known
 from nfsd3d.generators.mesh.texture import Pyramid
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.shading import needs_normals, shade
@@ -274,11 +274,11 @@ class TexturedMesh(SceneGenerator):
         # Texels are pixels of a view of the charts, all at the same depth.
         screen = torch.cat([self.uv * size, torch.ones_like(self.uv[:, :1])], dim=-1)[None]
         found = fragments(screen, self.uv_faces, cover(screen, self.uv_faces, size, size, backend=self.backend))
-        change = torch.zeros_like(self.texture).reshape(-1, 3)
+        change = torch.full_like(self.texture, torch.nan).reshape(-1, 3)
         change[found.pixel] = self.color_change(found.interpolate(self.start, self.faces))
-        known = torch.zeros(size * size, dtype=torch.bool, device=self.device)
-        known[found.pixel] = True
-        return (self.texture + nearest_known(change.view_as(self.texture), known.view(size, size))).clamp(0, 1)
+        shown = change.view_as(self.texture).cpu().numpy()
+        change = torch.from_numpy(nearest_known(shown, ~np.isnan(shown[..., 0]))).to(self.texture)
+        return (self.texture + change.nan_to_num(0.0)).clamp(0, 1)
 
     def _behind(self, rays: Rays, cameras: Cameras, options: RenderOptions) -> Tensor:
         """[N,3] the colour behind the object at every pixel."""

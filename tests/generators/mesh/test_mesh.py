@@ -7,11 +7,11 @@ import trimesh
 
 from nfsd3d.export.texture.rasterize import draw
 from nfsd3d.generators.base import RenderOptions
-from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range, nearest_known, places_once
+from nfsd3d.generators.mesh.color_change import ColorChange, kept_in_range, places_once
 from nfsd3d.generators.mesh.mesh import TexturedMesh
 from nfsd3d.generators.mesh.settings import MeshSettings
 from nfsd3d.generators.mesh.smoothness import laplacian, normal_consistency, vertex_normals
-from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture
+from nfsd3d.generators.mesh.surface import SurfaceMesh, Texture, nearest_known
 from nfsd3d.views.cameras import orbit
 
 SETTINGS = MeshSettings(
@@ -217,12 +217,12 @@ def test_a_colour_out_of_range_comes_back():
 
 
 def test_pixels_that_nothing_covers_take_the_nearest_ones_value():
-    values = torch.zeros(4, 4, 1)
+    values = np.zeros((4, 4, 1))
     values[1, 1], values[3, 3] = 1.0, 2.0
     known = values[..., 0] > 0
     found = nearest_known(values, known)[..., 0]
     assert found[0, 0] == found[1, 2] == found[2, 1] == 1 and found[3, 2] == found[2, 3] == 2
-    assert torch.equal(nearest_known(values, torch.zeros_like(known)), values)
+    assert np.array_equal(nearest_known(values, np.zeros_like(known)), values)
 
 
 def test_maps_that_use_a_place_twice_are_seen(ball):
