@@ -250,7 +250,12 @@ class DiffusersPrior:
         """Latents, times and the tensors of a context as the denoiser gets them."""
         dtype = self.denoiser.dtype
         given = (_in(value, dtype) for _, value in sorted(context.tensors.items()))
-        return z_t.to(dtype), _in(self._clock(t), z_t.dtype), *given
+        return self._latents(z_t), _in(self._clock(t), z_t.dtype), *given
+
+    def _latents(self, z_t: Tensor) -> Tensor:
+        """``z_t`` in the denoiser's precision and, on a CPU, layout: channels last, a UNet is a tenth slower there."""
+        latents: Tensor = z_t.to(self.denoiser.dtype)
+        return latents.contiguous() if latents.device.type == "cpu" else latents
 
     def _positional(self, network: Any) -> Callable[..., Tensor]:
         """The family's prediction by ``network`` as a function of latents, times and the tensors of a context."""
@@ -320,7 +325,7 @@ class DiffusersPrior:
         dtype = denoiser.dtype
         # The camera of a LoRA network stays in the precision of its own layers.
         given = {name: value if name == "class_labels" else _in(value, dtype) for name, value in given.items()}
-        output = self._family.predict(denoiser, z_t.to(dtype), _in(self._clock(t), z_t.dtype), given).to(z_t.dtype)
+        output = self._family.predict(denoiser, self._latents(z_t), _in(self._clock(t), z_t.dtype), given).to(z_t.dtype)
         return output if self._family.sign == 1 else self._family.sign * output
 
     def _of_process(self, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

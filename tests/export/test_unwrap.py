@@ -11,6 +11,7 @@ from nfsd3d.export.isosurface import Surface
 from nfsd3d.export.texture import unwrap as unwrap_module
 from nfsd3d.export.texture.rasterize import rasterize
 from nfsd3d.export.texture.unwrap import UnwrapFailed, unwrap
+from nfsd3d.export.texture.unwrap_worker import PART_FACES, cut
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,20 @@ def torus() -> Surface:
     return Surface(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
 
 
-def test_charts_cover_the_texture_without_overlap(torus):
-    charts = unwrap(torus, 256, timeout=60)
-    np.testing.assert_array_equal(charts.source[charts.faces], torus.faces)
+@pytest.fixture(scope="module")
+def large() -> Surface:
+    """More triangles than two parts hold, in two components."""
+    torus = trimesh.creation.torus(0.6, 0.25, major_sections=120, minor_sections=60)
+    ball = trimesh.creation.icosphere(3, 0.3)
+    both = trimesh.util.concatenate([torus, ball])
+    return Surface(both.vertices.astype(np.float32), both.faces.astype(np.int32))
+
+
+@pytest.mark.parametrize("name", ["torus", "large"])
+def test_charts_cover_the_texture_without_overlap(name, request):
+    surface = request.getfixturevalue(name)
+    charts = unwrap(surface, 256, timeout=60)
+    np.testing.assert_array_equal(charts.source[charts.faces], surface.faces)
     assert charts.uv.min() >= 0 and charts.uv.max() <= 1
     corner = charts.uv[charts.faces].astype(float)
     u, v = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
@@ -29,6 +41,22 @@ def test_charts_cover_the_texture_without_overlap(torus):
     assert areas.sum() > 0.4
     covered = rasterize(np.pad(corner * 2048, ((0, 0), (0, 0), (0, 1))), 2048, 2048).covered.mean()
     assert covered == pytest.approx(areas.sum(), rel=0.005)  # nothing is covered twice
+    again = unwrap(surface, 256, timeout=60)  # its threads do not change the result
+    np.testing.assert_array_equal(again.uv, charts.uv)
+    world = surface.vertices[surface.faces].astype(float)
+    true = np.linalg.norm(np.cross(world[:, 1] - world[:, 0], world[:, 2] - world[:, 0]), axis=-1) / 2
+    scale = np.sqrt(areas / true)  # of the texture, the same in all parts
+    assert np.percentile(scale, 95) < 2 * np.percentile(scale, 5)
+
+
+def test_a_surface_is_cut_into_small_compact_parts(large):
+    centres = large.vertices[large.faces].mean(axis=1)
+    parts = list(cut(centres, np.arange(len(large.faces))))
+    assert len(parts) == 4 and max(map(len, parts)) <= PART_FACES
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(large.faces)))
+    sizes = [np.ptp(centres[part], axis=0).max() for part in parts]
+    assert max(sizes) < 0.8 * np.ptp(centres, axis=0).max()
+    assert [len(part) for part in cut(centres[:5], np.arange(5))] == [5]
 
 
 @pytest.fixture

@@ -167,9 +167,11 @@ def test_a_trace_has_the_networks_bits_at_any_batch_size(configure, name):
     rng = torch.Generator().manual_seed(0)
     for count in (1, 2, 5, 12, 3, 12):
         z = torch.randn(count, *eager.latent_shape, generator=rng)
+        z = z.to(memory_format=torch.channels_last)  # as the encoder gives them; the UNet of a CPU gets them contiguous
         t = eager.schedule.time(torch.randint(1000, (count,), generator=rng))
         context = eager.embed(["a red cube"] * count)
         assert torch.equal(traced.predict_eps(z, t, context), eager.predict_eps(z, t, context))
+        assert torch.equal(eager.predict_eps(z, t, context), eager.predict_eps(z.contiguous(), t, context))
     traced.compile_nothing()
     assert not traced.is_compiled
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfsd3d.device import move
-from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
+from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, hash_encoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 
 # Corners of a tetrahedron: four evaluations give a central difference, instead of six.
@@ -29,10 +29,14 @@ SpatialOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FieldSample:
-    """``density`` [N], at least 0, in 1/world unit; ``albedo`` [N,3] in [0,1]."""
+    """``density`` [N], at least 0, in 1/world unit; ``albedo`` [N,3] in [0,1].
+
+    ``features`` [N,F] are the encoded positions, where :meth:`HashGridField.analytic_normals` can use them again.
+    """
 
     density: Tensor
     albedo: Tensor
+    features: Tensor | None = None
 
 
 class HashGridField(nn.Module):
@@ -64,18 +68,24 @@ class HashGridField(nn.Module):
         self.network = mlp(spec.width, hidden_width, hidden_layers, 4)
         self._fused = fused_network(backend, spec.width, hidden_width, hidden_layers, tensor_cores=tensor_cores)
         self._in_order = ordering(backend)
+        self._keeps_features = backend == "numba" and hidden_layers == 1
 
     def forward(self, positions: Tensor) -> FieldSample:
         """Density and albedo at ``positions`` [N,3]."""
-        raw = self._raw(positions)
-        return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]))
+        raw, features = self._raw(positions)
+        return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]), features)
 
     def density(self, positions: Tensor) -> Tensor:
         """[N] density at ``positions`` [N,3]."""
-        return self._density(positions, self._raw(positions)[:, 0])
+        return self._density(positions, self._raw(positions)[0][:, 0])
 
     def analytic_normals(self, positions: Tensor) -> Tensor:
-        """[N,3] unit normals against the density's gradient, from one backward pass; not differentiable."""
+        """[N,3] unit normals against the density's gradient; not differentiable."""
+        if self._keeps_features:
+            with torch.no_grad():
+                features = self.encoding(self._inside(positions))
+                density = self._density(positions, self._of_features(features)[:, 0])
+            return outward(self._density_gradient(positions, density, features))
         with torch.enable_grad():
             positions = positions.detach().requires_grad_()
             # Detached parameters: a kernel's backward pass computes the gradient of every input that requires one.
@@ -84,6 +94,14 @@ class HashGridField(nn.Module):
             (gradient,) = torch.autograd.grad(sample.density.sum(), positions)
         return outward(gradient)
 
+    def analytic_normals_of(self, points: Tensor, positions: Tensor, sample: FieldSample) -> Tensor:
+        """[M,3] those at the ``points`` [M] of ``positions`` [N,3], indices, where there is a ``sample`` already."""
+        chosen = positions.index_select(0, points)
+        if sample.features is None:
+            return self.analytic_normals(chosen)
+        features = sample.features.T.index_select(1, points).T  # they are stored by columns
+        return outward(self._density_gradient(chosen, sample.density.index_select(0, points), features))
+
     def finite_difference_normals(self, positions: Tensor, eps: float) -> Tensor:
         """[N,3] unit normals from finite differences over ``eps`` world units; differentiable."""
         offsets = move(torch.tensor(TETRAHEDRON, dtype=positions.dtype), positions.device)
@@ -91,17 +109,37 @@ class HashGridField(nn.Module):
         density = self.density(around.reshape(-1, 3)).reshape(4, -1)
         return outward(torch.einsum("kn,kd->nd", density, offsets) / (4 * eps))
 
-    def _raw(self, positions: Tensor) -> Tensor:
-        inside = (positions / (2 * self.radius) + 0.5).clamp(0, 1)
+    @torch.no_grad()
+    def _density_gradient(self, positions: Tensor, density: Tensor, features: Tensor) -> Tensor:
+        """[N,3] the density's gradient, without a graph, where ``density`` [N] and ``features`` [N,F] are known."""
+        from nfsd3d.generators.nerf.mlp_cpu import first_output_gradient
+
+        assert isinstance(self.encoding, HashEncoding)
+        hidden, output = self.network.parameters()
+        to_features = first_output_gradient(features, hidden, output)
+        unit = positions / (2 * self.radius) + 0.5
+        to_unit = self.encoding.position_gradient(unit.clamp(0, 1), to_features)
+        to_unit.masked_fill_((unit < 0) | (unit > 1), 0.0)  # beyond the border nothing changes
+        to_blob = positions / positions.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(positions.dtype).tiny)
+        slope = to_unit / (2 * self.radius) - (self.blob_scale / self.blob_std) * to_blob
+        return -torch.expm1(-density)[:, None] * slope  # the softplus's own: density = log(1 + exp(x))
+
+    def _inside(self, positions: Tensor) -> Tensor:
+        """[N,3] the positions in the unit cube, or the nearest points of its border."""
+        return (positions / (2 * self.radius) + 0.5).clamp(0, 1)
+
+    def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N,4] the network's output, and [N,F] the encoded positions if they are kept."""
+        inside = self._inside(positions)
         # In Morton order, neighbours share entries of the table, and its gradient needs fewer atomic additions. The
         # gradient with respect to positions has none.
         trained = torch.is_grad_enabled() and not inside.requires_grad
-        if self._in_order is None or not trained:
-            return self._encoded(inside)
-        return self._in_order(self._encoded, inside)
-
-    def _encoded(self, inside: Tensor) -> Tensor:
+        if self._in_order is not None and trained:
+            return self._in_order(lambda ordered: self._of_features(self.encoding(ordered)), inside), None
         features = self.encoding(inside)
+        return self._of_features(features), features if self._keeps_features else None
+
+    def _of_features(self, features: Tensor) -> Tensor:
         if self._fused is None:
             return self.network(features)
         hidden, output = self.network.parameters()

@@ -25,6 +25,18 @@ def perceptron(features: Tensor, hidden: Tensor, output: Tensor) -> Tensor:
     return _Perceptron.apply(features, hidden, output)
 
 
+@torch.no_grad()
+def first_output_gradient(features: Tensor, hidden: Tensor, output: Tensor) -> Tensor:
+    """[N,I] gradient of :func:`perceptron`'s first output with respect to ``features`` [N,I], stored by columns."""
+    gradient = features.new_empty(features.shape[1], features.shape[0])
+    for first in range(0, features.shape[0], PART):
+        part = slice(first, first + PART)
+        units = hidden @ features[part].T
+        to_units = torch.ops.aten.threshold_backward(output[0, :, None].expand_as(units), units, 0)
+        torch.mm(hidden.T, to_units, out=gradient[:, part])
+    return gradient.T
+
+
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, features: Tensor, hidden: Tensor, output: Tensor) -> Tensor:

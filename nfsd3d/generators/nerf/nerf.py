@@ -24,7 +24,7 @@ from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
-from nfsd3d.generators.nerf.field import HashGridField
+from nfsd3d.generators.nerf.field import FieldSample, HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
 from nfsd3d.generators.nerf.settings import NeRFSettings
@@ -239,11 +239,12 @@ class NeRF(SceneGenerator):
             positions = samples.positions(rays)
             # Depths are relative to the origin's distance, for the variance's precision.
             middles = rays.origins.norm(dim=-1)
-            depth = samples.t_mids - middles[samples.ray_indices]
+            depth = samples.t_mids - samples.of_rays(middles)
         sample = self.field(positions)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
-        normal = self._normals(positions, weights, options.normals_above) if options.normals or shaded else None
-        to_light = F.normalize(bundle.light[samples.ray_indices] - positions, dim=-1) if shaded else None
+        wants_normals = options.normals or shaded
+        normal = self._normals(positions, sample, weights, options.normals_above) if wants_normals else None
+        to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
         columns = {"opacity": torch.ones_like(depth)[:, None], "image": colour,
@@ -262,23 +263,24 @@ class NeRF(SceneGenerator):
         seen["depth_variance"] = seen["depth_variance"] / opacity.clamp(min=SMALLEST_OPACITY) - mean.square()
         seen["depth"] = middles[:, None] + mean
         if normal is not None and torch.is_grad_enabled():  # a penalty, which only training asks for
-            away = (normal * rays.directions[samples.ray_indices]).sum(-1).clamp(min=0).square()
+            away = (normal * samples.of_rays(rays.directions)).sum(-1).clamp(min=0).square()
             seen["orientation"] = accumulate(
                 away[:, None], samples, weights=weights.detach(), backend=self.sampler_backend
             )
         seen["samples"] = samples.offsets.diff()[:, None].float()
         return seen
 
-    def _normals(self, positions: Tensor, weights: Tensor, smallest_weight: float) -> Tensor:
+    def _normals(self, positions: Tensor, sample: FieldSample, weights: Tensor, smallest_weight: float) -> Tensor:
         """[S,3] normals of the samples of larger weights, zero for the others."""
         visible = (weights.detach() > smallest_weight).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
             # Analytic normals run a backward pass; an enclosing checkpoint must not recompute its saved tensors.
             # Detached: a hook that keeps an output itself makes a cycle with the output's node, which is never freed.
             with saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
-                normals = self.field.analytic_normals(positions[visible])
+                normals = self.field.analytic_normals_of(visible, positions, sample)
         else:
-            normals = self.field.finite_difference_normals(positions[visible], self.settings.finite_difference_eps)
+            seen = positions.index_select(0, visible)
+            normals = self.field.finite_difference_normals(seen, self.settings.finite_difference_eps)
         return torch.zeros_like(positions).index_copy(0, visible, normals)
 
 

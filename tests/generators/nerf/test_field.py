@@ -70,6 +70,26 @@ def test_both_normals_agree_on_a_trained_field(device: torch.device, rng: torch.
     assert cosine.mean() > 0.97
 
 
+@pytest.mark.parametrize("blob_scale", [0.0, 5.0])
+def test_normals_of_known_points_are_those_of_autograd(rng: torch.Generator, blob_scale: float) -> None:
+    """With one hidden layer they come from kernels; beyond the cube, at its centre and on its border, too."""
+    network = {"radius": 1.5, "hidden_width": 16, "hidden_layers": 1, "blob_scale": blob_scale, "blob_std": 0.5}
+    field, reference = (HashGridField(SPEC, backend, **network) for backend in ("numba", "torch"))
+    torch.nn.init.normal_(field.encoding.table)
+    reference.load_state_dict(field.state_dict())
+    special = torch.tensor([[0.0, 0.0, 0.0], [1.5, -1.5, 0.3], [1.7, 0.2, -0.1], [0.5, -9.0, 2.0]])
+    x = torch.cat([points(5000, torch.device("cpu"), rng) * 1.5, special])
+    chosen = torch.cat([torch.arange(0, 5000, 3), torch.arange(5000, 5004)])
+    expected = reference.analytic_normals(x[chosen])
+    assert (expected.norm(dim=-1) > 0.5).float().mean() > 0.5
+    sample = field(x)  # with gradient, as in training
+    for normals in (field.analytic_normals_of(chosen, x, sample), field.analytic_normals(x[chosen])):
+        torch.testing.assert_close(normals, expected, atol=2e-4, rtol=2e-4)
+        assert not normals.requires_grad
+    assert reference.forward(x).features is None
+    torch.testing.assert_close(reference.analytic_normals_of(chosen, x, reference(x)), expected)
+
+
 def test_finite_difference_normals_train_the_field(device: torch.device, rng: torch.Generator) -> None:
     field = make_field(device)
     torch.nn.init.normal_(field.encoding.table)

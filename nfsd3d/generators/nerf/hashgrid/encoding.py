@@ -12,6 +12,9 @@ from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 Interpolate = Callable[[Tensor, Tensor, Layout], Tensor]
 """A backend: the features [N, L * F] of positions [N,3], a table [entries, F] and its layout."""
 
+PositionGradient = Callable[[Tensor, Tensor, Layout, Tensor], Tensor]
+"""Its gradient with respect to the positions [N,3], given that of the features [N, L * F], without a forward pass."""
+
 
 class HashEncoding(nn.Module):
     """Trilinear interpolation in a table of trainable features, at several resolutions.
@@ -20,19 +23,35 @@ class HashEncoding(nn.Module):
     with respect to the table and to the positions. Positions outside the cube extrapolate the border cells.
     """
 
-    def __init__(self, spec: HashGridSpec, interpolate: Interpolate) -> None:
+    def __init__(
+        self, spec: HashGridSpec, interpolate: Interpolate, position_gradient: PositionGradient | None = None
+    ) -> None:
         super().__init__()
         self.width = spec.width
         self._interpolate = interpolate
+        self._position_gradient = position_gradient
         self._layout = layout_of(spec)
         # Near zero, as in Instant-NGP: the network starts from a constant, and hash collisions start without a bias.
         self.table = nn.Parameter(torch.empty(self._layout.total, spec.features).uniform_(-1e-4, 1e-4))
 
     def forward(self, positions: Tensor) -> Tensor:
         """[N, levels * features] for positions [N,3] in [0,1]."""
-        if self._layout.offsets.device != positions.device:
-            self._layout = self._layout.to(positions.device)
-        return self._interpolate(positions, self.table, self._layout)
+        return self._interpolate(positions, self.table, self._layout_on(positions.device))
+
+    def position_gradient(self, positions: Tensor, gradient: Tensor) -> Tensor:
+        """[N,3] what ``gradient`` [N, levels * features] of the result is for ``positions`` [N,3]; not differentiable.
+
+        Raises:
+            NotImplementedError: the backend has none of its own.
+        """
+        if self._position_gradient is None:
+            raise NotImplementedError
+        return self._position_gradient(positions, self.table, self._layout_on(positions.device), gradient)
+
+    def _layout_on(self, device: torch.device) -> Layout:
+        if self._layout.offsets.device != device:
+            self._layout = self._layout.to(device)
+        return self._layout
 
 
 def _torch(spec: HashGridSpec) -> nn.Module:
@@ -42,9 +61,9 @@ def _torch(spec: HashGridSpec) -> nn.Module:
 
 
 def _numba(spec: HashGridSpec) -> nn.Module:
-    from nfsd3d.generators.nerf.hashgrid.numba_kernels import interpolate
+    from nfsd3d.generators.nerf.hashgrid.numba_kernels import interpolate, position_gradient
 
-    return HashEncoding(spec, interpolate)
+    return HashEncoding(spec, interpolate, position_gradient)
 
 
 def _triton(spec: HashGridSpec) -> nn.Module:

@@ -38,6 +38,15 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
     return _Interpolate.apply(positions, table, layout)
 
 
+@torch.no_grad()
+def position_gradient(positions: Tensor, table: Tensor, layout: Layout, gradient: Tensor) -> Tensor:
+    """[N,3] ``gradient`` [N, L * F] of the result of :func:`interpolate`, with respect to its ``positions`` [N,3]."""
+    to_positions = torch.zeros_like(positions)
+    columns, levels, workers = gradient.T.contiguous(), _arguments(layout), torch.get_num_threads()
+    launch(_kernels(table.shape[1]).backward_positions, positions, table, *levels, workers, columns, to_positions)
+    return to_positions
+
+
 class _Context(Context, Protocol):
     layout: Layout
 
@@ -58,15 +67,13 @@ class _Interpolate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         positions, table = ctx.saved_tensors
-        kernels, levels = _kernels(table.shape[1]), _arguments(ctx.layout)
-        columns = gradient.T.contiguous()
         to_positions = to_table = None
         if ctx.needs_input_grad[0]:
-            to_positions = torch.empty_like(positions)
-            launch(kernels.backward_positions, positions, table, *levels, columns, to_positions)
+            to_positions = position_gradient(positions, table, ctx.layout, gradient)
         if ctx.needs_input_grad[1]:
-            to_table = torch.zeros_like(table)
-            launch(kernels.backward_table, positions, *levels, torch.get_num_threads(), columns, to_table)
+            to_table, levels = torch.zeros_like(table), _arguments(ctx.layout)
+            columns, backward = gradient.T.contiguous(), _kernels(table.shape[1]).backward_table
+            launch(backward, positions, *levels, torch.get_num_threads(), columns, to_table)
         return to_positions, to_table, None
 
 
@@ -148,6 +155,18 @@ def _vertices(points, resolution, offset, hashed, mask):  # type: ignore[no-unty
     return entries, weights
 
 
+@njit(fastmath=set(FAST), error_model="numpy")
+def _fractions(points, resolution):  # type: ignore[no-untyped-def]
+    """The positions of a block's points within their cells, x, y and z."""
+    xs, ys, zs = points
+    within = np.empty((3, BLOCK), xs.dtype)
+    for n in range(xs.shape[0]):
+        within[0, n] = _cell(xs[n], resolution)[1]
+        within[1, n] = _cell(ys[n], resolution)[1]
+        within[2, n] = _cell(zs[n], resolution)[1]
+    return within[0], within[1], within[2]
+
+
 @njit(inline="always")
 def _eight(values, n):  # type: ignore[no-untyped-def]
     """Column ``n`` of [8, BLOCK] values, in registers."""
@@ -204,30 +223,43 @@ def _kernels(width: int) -> _Kernels:
                             for corner in range(8):
                                 to_table[entry[corner], feature] += weight[corner] * change
 
+    @njit(fastmath=set(FAST), error_model="numpy")
+    def add_position_gradient(table, vertices, fractions, scale, own, to_own):  # type: ignore[no-untyped-def]
+        # Differences along x first: what is left is bilinear, then linear.
+        (entries, _), (xs, ys, zs) = vertices, fractions
+        for n in range(own.shape[1]):
+            entry, x, y, z = _eight(entries, n), xs[n], ys[n], zs[n]
+            to_x = to_y = to_z = ZERO
+            for feature in range(width):
+                change = scale * own[feature, n]
+                a0, a1 = table[entry[0], feature], table[entry[1], feature]
+                b0, b1 = table[entry[2], feature], table[entry[3], feature]
+                c0, c1 = table[entry[4], feature], table[entry[5], feature]
+                d0, d1 = table[entry[6], feature], table[entry[7], feature]
+                da, db, dc, dd = a1 - a0, b1 - b0, c1 - c0, d1 - d0
+                a, b, c, d = a0 + x * da, b0 + x * db, c0 + x * dc, d0 + x * dd
+                to_x += change * ((ONE - z) * (da + y * (db - da)) + z * (dc + y * (dd - dc)))
+                to_y += change * ((ONE - z) * (b - a) + z * (d - c))
+                to_z += change * ((ONE - y) * (c - a) + y * (d - b))
+            to_own[n, 0] += to_x
+            to_own[n, 1] += to_y
+            to_own[n, 2] += to_z
+
     @kernel()
     def backward_positions(  # type: ignore[no-untyped-def]
-        positions, table, resolutions, offsets, hashed, mask, columns, to_positions
+        positions, table, resolutions, offsets, hashed, mask, workers, columns, to_positions
     ):
-        for n in prange(positions.shape[0]):
-            to_x = to_y = to_z = positions[n, 0] * ZERO
+        blocks = (positions.shape[0] + BLOCK - 1) // BLOCK
+        share = (blocks + workers - 1) // workers
+        for worker in prange(workers):
             for level in range(resolutions.shape[0]):
                 resolution = resolutions[level]
-                i, x = _cell(positions[n, 0], resolution)
-                j, y = _cell(positions[n, 1], resolution)
-                k, z = _cell(positions[n, 2], resolution)
-                x0, y0, z0 = ONE - x, ONE - y, ONE - z
-                entry = _entries(i, j, k, resolution, offsets[level], hashed[level], mask)
-                for feature in range(width):
-                    change = np.float32(resolution) * columns[level * width + feature, n]
-                    a, b = table[entry[0], feature], table[entry[1], feature]
-                    c, d = table[entry[2], feature], table[entry[3], feature]
-                    e, f = table[entry[4], feature], table[entry[5], feature]
-                    g, h = table[entry[6], feature], table[entry[7], feature]
-                    to_x += change * (z0 * (y0 * (b - a) + y * (d - c)) + z * (y0 * (f - e) + y * (h - g)))
-                    to_y += change * (z0 * (x0 * (c - a) + x * (d - b)) + z * (x0 * (g - e) + x * (h - f)))
-                    to_z += change * (y0 * (x0 * (e - a) + x * (f - b)) + y * (x0 * (g - c) + x * (h - d)))
-            to_positions[n, 0] = to_x
-            to_positions[n, 1] = to_y
-            to_positions[n, 2] = to_z
+                for block in range(worker * share, min(blocks, (worker + 1) * share)):
+                    points = _block(positions, block)
+                    vertices = _vertices(points, resolution, UINT(offsets[level]), hashed[level], mask)
+                    own = columns[level * width : (level + 1) * width, block * BLOCK : (block + 1) * BLOCK]
+                    to_own = to_positions[block * BLOCK : (block + 1) * BLOCK]
+                    fractions = _fractions(points, resolution)
+                    add_position_gradient(table, vertices, fractions, np.float32(resolution), own, to_own)
 
     return _Kernels(forward, backward_table, backward_positions)

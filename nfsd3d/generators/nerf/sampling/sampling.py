@@ -57,8 +57,11 @@ class RaySamples:
 
     def positions(self, rays: Rays) -> Tensor:
         """[S,3] world positions of the intervals' middles."""
-        origins, directions = rays.origins[self.ray_indices], rays.directions[self.ray_indices]
-        return origins + directions * self.t_mids[:, None]
+        return self.of_rays(rays.origins) + self.of_rays(rays.directions) * self.t_mids[:, None]
+
+    def of_rays(self, values: Tensor) -> Tensor:
+        """[S,...] for each sample the entry of its ray in ``values`` [R,...]."""
+        return values.index_select(0, self.ray_indices)  # of rows on a CPU, three times as fast as indexing
 
 
 def step_length(radius: float, samples_per_ray: int) -> float:
