@@ -64,7 +64,8 @@ def test_torch_and_numba_have_the_threads_of_the_job(tmp_path, monkeypatch, engi
     assert run(read(tmp_path), EngineSettings(engine=engine, threads=threads), record_threads) == {"done": 2}
     for number in range(2):  # the second one may find torch imported
         found = json.loads((tmp_path / f"{number}" / "threads.json").read_text())
-        assert found == [threads, threads, "workqueue", [2.0 * index for index in range(8)]]
+        assert found[:2] == [threads, threads] and found[3] == [2.0 * index for index in range(8)]
+        assert found[2] in ("omp", "workqueue")  # see tests/generators/nerf/test_launch_numba.py
 
 
 @pytest.mark.parametrize("engine", HERE[:2])

@@ -1,5 +1,6 @@
 """Compilation and launch of numba kernels: one set of compiler flags, an on-disk cache, and a lock around each call."""
 
+import ctypes
 import threading
 from collections.abc import Callable
 
@@ -10,12 +11,26 @@ import torch
 # Reassociation and fused multiply-adds, but not "no NaNs" and "no infinities": a NaN must stay visible.
 FAST = frozenset({"reassoc", "contract", "arcp", "nsz"})
 
-# Design note. Problem: OpenMP threads spin for milliseconds after a kernel, which starves torch's own OpenMP threads; a
-# training step on two busy cores was measured to take up to ten times as long. Idea: the workqueue layer, whose threads
-# sleep. It aborts the process when two Python threads launch kernels at the same time, hence the lock.
-# NUMBA_THREADING_LAYER in the environment overrides the choice.
+
+def _finds_torchs_openmp() -> bool:
+    """Whether numba's OpenMP layer takes its functions from the library that torch has loaded for every one to find."""
+    try:
+        return torch.backends.openmp.is_available() and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    except (OSError, TypeError):  # a system where libraries do not see each other's functions
+        return False
+
+
+# Design note. Problem: OpenMP threads spin for milliseconds after a kernel. If numba has threads of its own, of
+# whatever kind, on the same cores, they and torch's starve each other: with two threads rendering took as long as
+# with one. Idea: one pool for both. numba's OpenMP layer finds GNU's functions in the library that torch has loaded
+# before its own, so its kernels run on torch's threads (rendering in two thirds of the time, docs/benchmarks.md).
+# Where that is not so, or without that layer, the workqueue layer, whose threads sleep. It aborts the process when
+# two Python threads launch kernels at the same time, hence the lock. NUMBA_THREADING_LAYER in the environment
+# overrides the choice.
 if numba.config.THREADING_LAYER == "default":
-    numba.config.THREADING_LAYER = "workqueue"
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
+    if not _finds_torchs_openmp():
+        numba.config.THREADING_LAYER = "workqueue"
 _LAUNCH_LOCK = threading.Lock()
 
 

@@ -1,5 +1,8 @@
 """Compilation and launch of numba kernels."""
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -63,3 +66,64 @@ def test_two_threads_can_encode_at_the_same_time() -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: encoding(x), range(16)):
             torch.testing.assert_close(found, expected)
+
+
+BUSY = """
+import json, os
+from pathlib import Path
+import torch
+from nfsd3d.generators.nerf import launch_numba
+import numba, numpy as np
+torch.set_num_threads(2)
+
+@launch_numba.kernel()
+def increase(values):
+    for index in numba.prange(values.shape[0]):
+        values[index] += 1
+
+values, matrix = torch.zeros(4_000_000), torch.ones(600, 600)
+launch_numba.launch(increase, values), matrix @ matrix
+
+def times():
+    stat = {path.parent.name: path.read_text() for path in Path("/proc/self/task").glob("*/stat")}
+    return {thread: sum(map(int, text.rpartition(")")[2].split()[11:13])) for thread, text in stat.items()}
+
+def busy(work):
+    before = times()
+    for _ in range(150):
+        work()
+    return sorted(thread for thread, ticks in times().items() if ticks > before.get(thread, 0) + 2)
+
+found = busy(lambda: launch_numba.launch(increase, values)), busy(lambda: matrix @ matrix)
+print(json.dumps([numba.threading_layer(), *found]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kernels_run_on_torchs_threads() -> None:
+    """Two pools on the same cores starve each other."""
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=True)
+    layer, numba_threads, torch_threads = json.loads(done.stdout)
+    assert layer in ("omp", "workqueue")
+    if layer == "omp":
+        assert len(numba_threads) <= 2 and set(numba_threads) <= set(torch_threads)
+    shared = subprocess.run(
+        [sys.executable, "-c", "import torch, ctypes; print(hasattr(ctypes.CDLL(None), 'GOMP_parallel'))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    has_layer = (
+        subprocess.run([sys.executable, "-c", "from numba.np.ufunc import omppool"], check=False).returncode == 0
+    )
+    assert (layer == "omp") == (shared.stdout.strip() == "True" and has_layer)
+
+
+def test_other_openmp_libraries_leave_numba_its_own_threads() -> None:
+    program = (
+        "import ctypes, torch, numba\n"
+        "class Nothing:\n    def __init__(self, *arguments, **options): pass\n"
+        "ctypes.CDLL = Nothing\n"
+        "from nfsd3d.generators.nerf import launch_numba\n"
+        "print(numba.config.THREADING_LAYER)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "workqueue"
