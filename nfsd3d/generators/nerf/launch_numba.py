@@ -28,8 +28,9 @@ def _finds_torchs_openmp() -> bool:
 # two Python threads launch kernels at the same time, hence the lock. NUMBA_THREADING_LAYER in the environment
 # overrides the choice.
 if numba.config.THREADING_LAYER == "default":
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
-    if not _finds_torchs_openmp():
+    if _finds_torchs_openmp():
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
+    else:
         numba.config.THREADING_LAYER = "workqueue"
 _LAUNCH_LOCK = threading.Lock()
 

@@ -41,6 +41,7 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
 @torch.no_grad()
 def position_gradient(positions: Tensor, table: Tensor, layout: Layout, gradient: Tensor) -> Tensor:
     """[N,3] ``gradient`` [N, L * F] of the result of :func:`interpolate`, with respect to its ``positions`` [N,3]."""
+    positions = positions.contiguous()
     to_positions = torch.zeros_like(positions)
     columns, levels, workers = gradient.T.contiguous(), _arguments(layout), torch.get_num_threads()
     launch(_kernels(table.shape[1]).backward_positions, positions, table, *levels, workers, columns, to_positions)
