@@ -2,9 +2,9 @@
 # torch 2.13.0 on a CPU: group normalisation in bfloat16 is many times slower in the channels-last layout.
 #
 # Expected: about the same time, since the layout is the one that convolutions on a CPU are often faster in.
-# Seen: for 12 images of 48 channels and 16x16 pixels in 16 groups of 3, 24 times as long (at least eight times is checked). A UNet that gets its
-# latents from an encoder in channels last keeps the layout from layer to layer, and is a tenth slower than with
-# contiguous latents. (nfsd3d makes latents contiguous on a CPU.)
+# Seen: for 12 images of 48 channels and 16x16 pixels in 16 groups of 3, 24 times as long (at least eight times is
+# checked). A UNet that gets its latents from an encoder in channels last keeps the layout from layer to layer, and is a
+# tenth slower than with contiguous latents. (nfsd3d makes latents contiguous on a CPU.)
 #
 # Exits with 0 while this is so, with 1 when it has changed.
 set -euo pipefail

@@ -2,7 +2,7 @@
 # numba 0.68.1 beside torch 2.13.0 (CPU): numba's OpenMP kernels run on torch's threads, whichever of the two came first.
 #
 # Expected: numba's OpenMP layer asks for the system's libgomp by its full name (libgomp.so.1.0.0), torch brings a copy of
-# its own, so each has its own threads: three busy ones of two, which wait for each other, since OpenMP's threads spin.
+# its own, so each has its own threads: three busy threads on two cores, which starve each other, since they spin.
 # Seen: two. If torch was first, its copy is there for every library to see, and the layer, which is loaded at the first
 # kernel, finds GOMP_parallel in it. If a kernel was first, the system's library has the name that torch asks for
 # (libgomp.so.1) and takes the place of torch's copy. (nfsd3d uses that layer where it is so: with pools of their own, as

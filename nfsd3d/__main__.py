@@ -53,7 +53,7 @@ class LastingStream:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line (default: the process's); returns the exit code."""
+    """Runs a command line (default: the process's); returns the exit code. It is the last thing that a process does."""
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     code: int | None = None

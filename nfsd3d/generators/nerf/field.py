@@ -31,7 +31,7 @@ SpatialOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 class FieldSample:
     """``density`` [N], at least 0, in 1/world unit; ``albedo`` [N,3] in [0,1].
 
-    ``features`` [N,F] are the encoded positions, where :meth:`HashGridField.analytic_normals` can use them again.
+    ``features`` [N,F] are the encoded positions, kept for :meth:`HashGridField.analytic_normals_of`.
     """
 
     density: Tensor
@@ -68,12 +68,13 @@ class HashGridField(nn.Module):
         self.network = mlp(spec.width, hidden_width, hidden_layers, 4)
         self._fused = fused_network(backend, spec.width, hidden_width, hidden_layers, tensor_cores=tensor_cores)
         self._in_order = ordering(backend)
-        self._keeps_features = backend == "numba" and hidden_layers == 1
+        self._uses_features = backend == "numba" and hidden_layers == 1
 
-    def forward(self, positions: Tensor) -> FieldSample:
-        """Density and albedo at ``positions`` [N,3]."""
+    def forward(self, positions: Tensor, *, keep_features: bool = False) -> FieldSample:
+        """Density and albedo at ``positions`` [N,3]; with their features for normals, if these can be kept."""
         raw, features = self._raw(positions)
-        return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]), features)
+        kept = features if keep_features and self._uses_features else None
+        return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]), kept)
 
     def density(self, positions: Tensor) -> Tensor:
         """[N] density at ``positions`` [N,3]."""
@@ -81,7 +82,7 @@ class HashGridField(nn.Module):
 
     def analytic_normals(self, positions: Tensor) -> Tensor:
         """[N,3] unit normals against the density's gradient; not differentiable."""
-        if self._keeps_features:
+        if self._uses_features:
             with torch.no_grad():
                 features = self.encoding(self._inside(positions))
                 density = self._density(positions, self._of_features(features)[:, 0])
@@ -94,6 +95,7 @@ class HashGridField(nn.Module):
             (gradient,) = torch.autograd.grad(sample.density.sum(), positions)
         return outward(gradient)
 
+    @torch.no_grad()
     def analytic_normals_of(self, points: Tensor, positions: Tensor, sample: FieldSample) -> Tensor:
         """[M,3] those at the ``points`` [M] of ``positions`` [N,3], indices, where there is a ``sample`` already."""
         chosen = positions.index_select(0, points)
@@ -129,7 +131,7 @@ class HashGridField(nn.Module):
         return (positions / (2 * self.radius) + 0.5).clamp(0, 1)
 
     def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N,4] the network's output, and [N,F] the encoded positions if they are kept."""
+        """[N,4] the network's output, and [N,F] the encoded positions, unless they were sorted."""
         inside = self._inside(positions)
         # In Morton order, neighbours share entries of the table, and its gradient needs fewer atomic additions. The
         # gradient with respect to positions has none.
@@ -137,7 +139,7 @@ class HashGridField(nn.Module):
         if self._in_order is not None and trained:
             return self._in_order(lambda ordered: self._of_features(self.encoding(ordered)), inside), None
         features = self.encoding(inside)
-        return self._of_features(features), features if self._keeps_features else None
+        return self._of_features(features), features
 
     def _of_features(self, features: Tensor) -> Tensor:
         if self._fused is None:

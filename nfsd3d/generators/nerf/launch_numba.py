@@ -1,8 +1,10 @@
 """Compilation and launch of numba kernels: one set of compiler flags, an on-disk cache, and a lock around each call."""
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -13,11 +15,16 @@ FAST = frozenset({"reassoc", "contract", "arcp", "nsz"})
 
 
 def _finds_torchs_openmp() -> bool:
-    """Whether numba's OpenMP layer takes its functions from the library that torch has loaded for every one to find."""
+    """Whether numba's OpenMP layer finds its functions in torch's OpenMP library, which torch has loaded globally."""
     try:
-        return torch.backends.openmp.is_available() and hasattr(ctypes.CDLL(None), "GOMP_parallel")
-    except (OSError, TypeError):  # a system where libraries do not see each other's functions
+        torchs = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so")).GOMP_parallel
+        return _address(torchs) == _address(ctypes.CDLL(None).GOMP_parallel)
+    except (AttributeError, OSError, TypeError):  # another system, or another OpenMP
         return False
+
+
+def _address(function: object) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
 
 
 # Design note. Problem: OpenMP threads spin for milliseconds after a kernel. If numba has threads of its own, of
@@ -25,9 +32,9 @@ def _finds_torchs_openmp() -> bool:
 # with one. Idea: one pool for both. numba's OpenMP layer finds GNU's functions in the library that torch has loaded
 # before its own, so its kernels run on torch's threads (rendering in two thirds of the time, docs/benchmarks.md).
 # Where that is not so, or without that layer, the workqueue layer, whose threads sleep. It aborts the process when
-# two Python threads launch kernels at the same time, hence the lock. NUMBA_THREADING_LAYER in the environment
-# overrides the choice.
-if numba.config.THREADING_LAYER == "default":
+# two Python threads launch kernels at the same time, hence the lock. NUMBA_THREADING_LAYER or
+# NUMBA_THREADING_LAYER_PRIORITY in the environment override the choice.
+if numba.config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     if _finds_torchs_openmp():
         numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
     else:
@@ -58,6 +65,9 @@ def kernel(*, exact: bool = False) -> Callable[[Callable[..., None]], Callable[.
 def launch(compiled: Callable[..., None], *arguments: torch.Tensor | np.generic | float) -> None:
     """Runs a kernel with torch's number of threads; tensors (CPU, contiguous) are passed as numpy views."""
     views = [value.detach().numpy() if isinstance(value, torch.Tensor) else value for value in arguments]
+    threads = torch.get_num_threads()
     with _LAUNCH_LOCK:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
         compiled(*views)
+    if torch.get_num_threads() != threads:  # its OpenMP layer sets torch's number to its own when it starts
+        torch.set_num_threads(threads)

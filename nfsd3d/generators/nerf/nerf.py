@@ -240,9 +240,9 @@ class NeRF(SceneGenerator):
             # Depths are relative to the origin's distance, for the variance's precision.
             middles = rays.origins.norm(dim=-1)
             depth = samples.t_mids - samples.of_rays(middles)
-        sample = self.field(positions)
-        weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         wants_normals = options.normals or shaded
+        sample = self.field(positions, keep_features=wants_normals)
+        weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         normal = self._normals(positions, sample, weights, options.normals_above) if wants_normals else None
         to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
@@ -274,8 +274,9 @@ class NeRF(SceneGenerator):
         """[S,3] normals of the samples of larger weights, zero for the others."""
         visible = (weights.detach() > smallest_weight).nonzero()[:, 0]
         if self.settings.normals == "analytic" or not torch.is_grad_enabled():
-            # Analytic normals run a backward pass; an enclosing checkpoint must not recompute its saved tensors.
-            # Detached: a hook that keeps an output itself makes a cycle with the output's node, which is never freed.
+            # Where no kernel gives analytic normals, a backward pass does, whose saved tensors an enclosing checkpoint
+            # must not recompute. Detached: a hook that keeps an output itself makes a cycle with the output's node,
+            # which is never freed.
             with saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
                 normals = self.field.analytic_normals_of(visible, positions, sample)
         else:

@@ -1,6 +1,7 @@
 """Compilation and launch of numba kernels."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -99,22 +100,52 @@ print(json.dumps([numba.threading_layer(), *found]))
 """
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of a process in which numba chooses its layer, with at most so many threads."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_THREADING")}
+    return {**kept, "NUMBA_NUM_THREADS": f"{threads}", "OMP_NUM_THREADS": f"{threads}"}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_kernels_run_on_torchs_threads() -> None:
     """Two pools on the same cores starve each other."""
-    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, check=True, env=environment(2))
     layer, numba_threads, torch_threads = json.loads(done.stdout)
-    assert layer in ("omp", "workqueue")
-    if layer == "omp":
-        assert len(numba_threads) <= 2 and set(numba_threads) <= set(torch_threads)
-    shared = subprocess.run(
-        [sys.executable, "-c", "import torch, ctypes; print(hasattr(ctypes.CDLL(None), 'GOMP_parallel'))"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    assert len(numba_threads) == 2
     has_layer = (
         subprocess.run([sys.executable, "-c", "from numba.np.ufunc import omppool"], check=False).returncode == 0
     )
-    assert (layer == "omp") == (shared.stdout.strip() == "True" and has_layer)
+    if has_layer and launch_numba._finds_torchs_openmp():
+        assert layer == "omp" and numba_threads == torch_threads
+    else:
+        assert layer == "workqueue"
+
+
+COUNTS = """
+import sys
+import torch
+from nfsd3d.generators.nerf import launch_numba
+import numba, numpy as np
+torch.set_num_threads(int(sys.argv[1]))
+
+@launch_numba.kernel()
+def increase(values):
+    for index in numba.prange(values.shape[0]):
+        values[index] += 1
+
+for _ in range(2):
+    launch_numba.launch(increase, torch.zeros(1000))
+    print(torch.get_num_threads(), numba.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("of_numba", "of_torch"), [(2, 1), (1, 2), (2, 2)])
+def test_kernels_leave_torch_the_number_of_its_threads(of_numba: int, of_torch: int) -> None:
+    """numba's OpenMP layer would set it when it starts."""
+    command = [sys.executable, "-c", COUNTS, f"{of_torch}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(of_numba))
+    assert done.stdout.splitlines() == [f"{of_torch} {min(of_numba, of_torch)}"] * 2
 
 
 def test_other_openmp_libraries_leave_numba_its_own_threads() -> None:
@@ -125,5 +156,7 @@ def test_other_openmp_libraries_leave_numba_its_own_threads() -> None:
         "from nfsd3d.generators.nerf import launch_numba\n"
         "print(numba.config.THREADING_LAYER)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment(2)
+    )
     assert done.stdout.strip() == "workqueue"

@@ -299,8 +299,8 @@ def test_depth_and_its_variance_are_those_of_the_visible_part(density: float) ->
     nerf = make_nerf(replace(SMALL, density_blob_scale=0.0, samples_per_ray=400))
     original = nerf.field.forward
 
-    def constant(positions: torch.Tensor):
-        sample = original(positions)
+    def constant(positions: torch.Tensor, **options: bool):
+        sample = original(positions, **options)
         return replace(sample, density=torch.full_like(sample.density, density))
 
     nerf.field.forward = constant
