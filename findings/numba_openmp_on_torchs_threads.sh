@@ -19,6 +19,7 @@ venv/bin/pip install --quiet torch==2.13.0 numba==0.68.1 numpy==2.4.6
 cat > threads.py <<'PY'
 import os
 import sys
+import time
 from pathlib import Path
 
 os.environ["NUMBA_THREADING_LAYER"] = "omp"
@@ -50,10 +51,11 @@ def times():
 
 
 def busy(work):
-    before = times()
-    for _ in range(200):
+    before, begin = times(), time.process_time()
+    while time.process_time() < begin + 1:
         work()
-    return {thread for thread, ticks in times().items() if ticks > before.get(thread, 0) + 2}
+    spent = {thread: ticks - before.get(thread, 0) for thread, ticks in times().items()}
+    return {thread for thread, ticks in spent.items() if ticks > 0.1 * sum(spent.values())}
 
 
 of_numba, of_torch = busy(lambda: increase(values)), busy(lambda: matrix @ matrix)

@@ -70,7 +70,7 @@ def test_two_threads_can_encode_at_the_same_time() -> None:
 
 
 BUSY = """
-import json, os
+import json, time
 from pathlib import Path
 import torch
 from nfsd3d.generators.nerf import launch_numba
@@ -90,10 +90,11 @@ def times():
     return {thread: sum(map(int, text.rpartition(")")[2].split()[11:13])) for thread, text in stat.items()}
 
 def busy(work):
-    before = times()
-    for _ in range(150):
+    before, begin = times(), time.process_time()
+    while time.process_time() < begin + 1:
         work()
-    return sorted(thread for thread, ticks in times().items() if ticks > before.get(thread, 0) + 2)
+    spent = {thread: ticks - before.get(thread, 0) for thread, ticks in times().items()}
+    return sorted(thread for thread, ticks in spent.items() if ticks > 0.1 * sum(spent.values()))
 
 found = busy(lambda: launch_numba.launch(increase, values)), busy(lambda: matrix @ matrix)
 print(json.dumps([numba.threading_layer(), *found]))
