@@ -230,3 +230,15 @@ def test_triton_on_a_cpu_without_the_interpreter_is_an_input_error(monkeypatch: 
     monkeypatch.setattr(launch_triton, "INTERPRETED", False)
     with pytest.raises(InputError, match=r"backend\.field=triton works on CUDA only.*machine=cuda"):
         hash_encoding(HASH_GRID, "triton")(points(8))
+
+
+def test_the_gradient_of_positions_needs_no_forward_pass(rng: torch.Generator) -> None:
+    """numba's kernel, given positions that are not contiguous, and autograd through the reference."""
+    spec = HashGridSpec(levels=4, features=2, log2_entries=10, base_resolution=4, growth=1.6)
+    kernel, reference = hash_encoding(spec, "numba"), hash_encoding(spec, "torch")
+    torch.nn.init.normal_(kernel.table)
+    reference.load_state_dict(kernel.state_dict())
+    positions, gradient = torch.rand(3, 1000, generator=rng).T, torch.randn(1000, spec.width, generator=rng)
+    found, expected = (encoding.position_gradient(positions, gradient) for encoding in (kernel, reference))
+    assert expected.abs().mean() > 1 and not expected.requires_grad
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)

@@ -39,14 +39,13 @@ class HashEncoding(nn.Module):
         return self._interpolate(positions, self.table, self._layout_on(positions.device))
 
     def position_gradient(self, positions: Tensor, gradient: Tensor) -> Tensor:
-        """[N,3] what ``gradient`` [N, levels * features] of the result is for ``positions`` [N,3]; not differentiable.
-
-        Raises:
-            NotImplementedError: the backend has none of its own.
-        """
-        if self._position_gradient is None:
-            raise NotImplementedError
-        return self._position_gradient(positions, self.table, self._layout_on(positions.device), gradient)
+        """[N,3] ``gradient`` [N, levels * features] of the result with respect to ``positions``; not differentiable."""
+        layout, table = self._layout_on(positions.device), self.table.detach()
+        if self._position_gradient is not None:
+            return self._position_gradient(positions, table, layout, gradient)
+        with torch.enable_grad():
+            positions = positions.detach().requires_grad_()
+            return torch.autograd.grad(self._interpolate(positions, table, layout), positions, gradient)[0]
 
     def _layout_on(self, device: torch.device) -> Layout:
         if self._layout.offsets.device != device:
