@@ -15,6 +15,7 @@ from torch import Tensor
 from nfsd3d.prior.compiled.cuda_graphs import CapturedGraph
 from nfsd3d.prior.compiled.encoder import frozen_encoder
 from nfsd3d.prior.compiled.shapes import channels_last
+from nfsd3d.prior.networks import first_weight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ class Autoencoder:
         if image.shape[-2:] != (size, size):
             shrinks = max(image.shape[-2:]) > size
             image = F.interpolate(image, (size, size), mode="bilinear", align_corners=False, antialias=shrinks)
-        latent = self._encoder(channels_last((image * 2 - 1).to(self.network.dtype)), checkpoint).float()
+        latent = self._encoder(channels_last((image * 2 - 1).to(first_weight(self.network).dtype)), checkpoint).float()
         if (statistics := self._statistics(latent)) is not None:
             mean, std = statistics
             return (latent - mean) * self._scale / std
@@ -85,7 +86,7 @@ class Autoencoder:
             latent = z * std / self._scale + mean
         else:
             latent = z / self._scale + self._shift
-        image = self.network.decode(latent.to(self.network.dtype)).sample.float()
+        image = self.network.decode(latent.to(first_weight(self.network).dtype)).sample.float()
         # The decoder slightly overshoots its range, which is expected.
         return (image / 2 + 0.5).clamp(0, 1)
 

@@ -18,6 +18,7 @@ from nfsd3d.prior.compiled.denoiser import CompiledDenoiser, FastDenoiser, Trace
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
 from nfsd3d.prior.files.configs_and_headers import reason
+from nfsd3d.prior.networks import first_weight
 from nfsd3d.prior.parametrizations import PARAMETRIZATIONS
 from nfsd3d.prior.schedule import NoiseSchedule
 from nfsd3d.prior.text_encoders import TextEncoders
@@ -133,8 +134,7 @@ class DiffusersPrior:
     @property
     def device(self) -> torch.device:
         """The device of the networks."""
-        device: torch.device = self._denoiser.device if self._weights is None else self._weights.device
-        return device
+        return first_weight(self._denoiser).device if self._weights is None else self._weights.device
 
     def blank_context(self, count: int) -> Context:
         """A condition of ``count`` prompts of the right shape, to run the denoiser once."""
@@ -248,13 +248,13 @@ class DiffusersPrior:
 
     def _arguments(self, z_t: Tensor, t: Tensor, context: Context) -> tuple[Tensor, ...]:
         """Latents, times and the tensors of a context as the denoiser gets them."""
-        dtype = self.denoiser.dtype
+        dtype = first_weight(self.denoiser).dtype
         given = (_in(value, dtype) for _, value in sorted(context.tensors.items()))
         return self._latents(z_t), _in(self._clock(t), z_t.dtype), *given
 
     def _latents(self, z_t: Tensor) -> Tensor:
         """``z_t`` in the denoiser's precision; on a CPU contiguous: in channels last a UNet is a tenth slower there."""
-        latents: Tensor = z_t.to(self.denoiser.dtype)
+        latents: Tensor = z_t.to(first_weight(self.denoiser).dtype)
         return latents.contiguous() if latents.device.type == "cpu" else latents
 
     def _positional(self, network: Any) -> Callable[..., Tensor]:
@@ -322,7 +322,7 @@ class DiffusersPrior:
     def _output(self, z_t: Tensor, t: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """What the denoiser predicts, in the sign of its scheduler's prediction type and in the dtype of ``z_t``."""
         denoiser = self.denoiser
-        dtype = denoiser.dtype
+        dtype = first_weight(denoiser).dtype
         # The camera of a LoRA network stays in the precision of its own layers.
         given = {name: value if name == "class_labels" else _in(value, dtype) for name, value in given.items()}
         output = self._family.predict(denoiser, self._latents(z_t), _in(self._clock(t), z_t.dtype), given).to(z_t.dtype)

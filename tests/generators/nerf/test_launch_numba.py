@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -161,3 +162,31 @@ def test_other_openmp_libraries_leave_numba_its_own_threads() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment(2)
     )
     assert done.stdout.strip() == "workqueue"
+
+
+EVERY_KERNEL = """
+import torch
+from dataclasses import replace
+from small_settings import CAMERAS, HASH_GRID, NERF
+from nfsd3d.generators.base import RenderOptions
+from nfsd3d.generators.nerf.nerf import NeRF
+from nfsd3d.views.cameras import sample_cameras
+
+settings = replace(NERF, encoding=replace(HASH_GRID, levels=2), normals="analytic", samples_per_ray=16)
+nerf = NeRF(settings, field_backend="numba", sampler_backend="numba")
+cameras = sample_cameras(torch.Generator(), 1, 8, CAMERAS)
+view = nerf.render(cameras, options=RenderOptions(normals=True))
+(view.image.sum() + view.normal.sum()).backward()
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    """A kernel that numba cannot find in its cache takes seconds of every run, and the cache grows with each."""
+    places = {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", EVERY_KERNEL], check=True, env={**environment(1), **places})
+        found.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
+    assert found[0] == found[1]
+    kernels = {name.partition("-")[0].rpartition(".")[2] for name in found[0]}
+    assert kernels >= {"forward", "backward_table", "backward_positions", "_mark", "_fill", "_weights", "_sums"}

@@ -176,6 +176,30 @@ def _eight(values, n):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
+@njit(fastmath=set(FAST), error_model="numpy")
+def _add_position_gradient(table, width, vertices, fractions, scale, own, to_own):  # type: ignore[no-untyped-def]
+    """Adds the ``scale`` times gradient ``own`` [width, n] of a block's features, to that of its positions [n,3]."""
+    # Differences along x first: what is left is bilinear, then linear.
+    (entries, _), (xs, ys, zs) = vertices, fractions
+    for n in range(own.shape[1]):
+        entry, x, y, z = _eight(entries, n), xs[n], ys[n], zs[n]
+        to_x = to_y = to_z = ZERO
+        for feature in range(width):
+            change = scale * own[feature, n]
+            a0, a1 = table[entry[0], feature], table[entry[1], feature]
+            b0, b1 = table[entry[2], feature], table[entry[3], feature]
+            c0, c1 = table[entry[4], feature], table[entry[5], feature]
+            d0, d1 = table[entry[6], feature], table[entry[7], feature]
+            da, db, dc, dd = a1 - a0, b1 - b0, c1 - c0, d1 - d0
+            a, b, c, d = a0 + x * da, b0 + x * db, c0 + x * dc, d0 + x * dd
+            to_x += change * ((ONE - z) * (da + y * (db - da)) + z * (dc + y * (dd - dc)))
+            to_y += change * ((ONE - z) * (b - a) + z * (d - c))
+            to_z += change * ((ONE - y) * (c - a) + y * (d - b))
+        to_own[n, 0] += to_x
+        to_own[n, 1] += to_y
+        to_own[n, 2] += to_z
+
+
 class _Kernels(NamedTuple):
     forward: Callable[..., None]
     backward_table: Callable[..., None]
@@ -224,28 +248,6 @@ def _kernels(width: int) -> _Kernels:
                             for corner in range(8):
                                 to_table[entry[corner], feature] += weight[corner] * change
 
-    @njit(fastmath=set(FAST), error_model="numpy")
-    def add_position_gradient(table, vertices, fractions, scale, own, to_own):  # type: ignore[no-untyped-def]
-        # Differences along x first: what is left is bilinear, then linear.
-        (entries, _), (xs, ys, zs) = vertices, fractions
-        for n in range(own.shape[1]):
-            entry, x, y, z = _eight(entries, n), xs[n], ys[n], zs[n]
-            to_x = to_y = to_z = ZERO
-            for feature in range(width):
-                change = scale * own[feature, n]
-                a0, a1 = table[entry[0], feature], table[entry[1], feature]
-                b0, b1 = table[entry[2], feature], table[entry[3], feature]
-                c0, c1 = table[entry[4], feature], table[entry[5], feature]
-                d0, d1 = table[entry[6], feature], table[entry[7], feature]
-                da, db, dc, dd = a1 - a0, b1 - b0, c1 - c0, d1 - d0
-                a, b, c, d = a0 + x * da, b0 + x * db, c0 + x * dc, d0 + x * dd
-                to_x += change * ((ONE - z) * (da + y * (db - da)) + z * (dc + y * (dd - dc)))
-                to_y += change * ((ONE - z) * (b - a) + z * (d - c))
-                to_z += change * ((ONE - y) * (c - a) + y * (d - b))
-            to_own[n, 0] += to_x
-            to_own[n, 1] += to_y
-            to_own[n, 2] += to_z
-
     @kernel()
     def backward_positions(  # type: ignore[no-untyped-def]
         positions, table, resolutions, offsets, hashed, mask, workers, columns, to_positions
@@ -261,6 +263,6 @@ def _kernels(width: int) -> _Kernels:
                     own = columns[level * width : (level + 1) * width, block * BLOCK : (block + 1) * BLOCK]
                     to_own = to_positions[block * BLOCK : (block + 1) * BLOCK]
                     fractions = _fractions(points, resolution)
-                    add_position_gradient(table, vertices, fractions, np.float32(resolution), own, to_own)
+                    _add_position_gradient(table, width, vertices, fractions, np.float32(resolution), own, to_own)
 
     return _Kernels(forward, backward_table, backward_positions)
