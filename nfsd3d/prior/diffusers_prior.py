@@ -15,6 +15,7 @@ from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.prior.autoencoder import Autoencoder, pixels_per_latent
 from nfsd3d.prior.compiled.denoiser import CompiledDenoiser, FastDenoiser, TracedDenoiser
+from nfsd3d.prior.compiled.shared_start import SharedStart, can_share, shared
 from nfsd3d.prior.families.base import Family, thousand, timesteps
 from nfsd3d.prior.families.stable_diffusion import STABLE_DIFFUSION
 from nfsd3d.prior.files.configs_and_headers import reason
@@ -233,18 +234,26 @@ class DiffusersPrior:
 
         Not for a denoiser with a LoRA network, whose layers are switched on and off.
         """
-        denoise = self._positional(self.denoiser)
-        architecture = self._family.predict, type(self.denoiser), repr(sorted(self.denoiser.config.items()))
-        self._fast_denoiser = TracedDenoiser(
-            denoise, self.denoiser, architecture, self._example, after=after, on_failure=on_failure
-        )
+        network = self.denoiser
+        denoise, shares = self._positional(network), can_share(network)
 
-    def _example(self) -> tuple[Tensor, ...]:
-        """Arguments of :meth:`_positional`'s function."""
-        count = 2  # not 1, which an operation could take for a dimension to repeat
-        latents = torch.zeros(count, *self.latent_shape, device=self.device)
-        t = self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device)
-        return self._arguments(latents, t, self.blank_context(count))
+        def example() -> tuple[Tensor, ...]:
+            # Not 1, which an operation could take for a dimension to repeat.
+            count, entries = (2, (torch.tensor([0, 1, 0], device=self.device),)) if shares else (2, ())
+            latents = torch.zeros(count, *self.latent_shape, device=self.device)
+            t = self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device)
+            return *self._arguments(latents, t, self.blank_context(3 if shares else count)), *entries
+
+        architecture = self._family.predict, type(network), repr(sorted(network.config.items())), shares
+        traced = TracedDenoiser(
+            shared(denoise, network) if shares else denoise,
+            network,
+            architecture,
+            example,
+            after=after,
+            on_failure=on_failure,
+        )
+        self._fast_denoiser = SharedStart(traced) if shares else traced
 
     def _arguments(self, z_t: Tensor, t: Tensor, context: Context) -> tuple[Tensor, ...]:
         """Latents, times and the tensors of a context as the denoiser gets them."""

@@ -128,7 +128,8 @@ class HashGridField(nn.Module):
 
     def _inside(self, positions: Tensor) -> Tensor:
         """[N,3] the positions in the unit cube, or the nearest points of its border."""
-        return (positions / (2 * self.radius) + 0.5).clamp(0, 1)
+        inside = positions / (2 * self.radius) + 0.5
+        return inside.clamp(0, 1) if inside.requires_grad else inside.clamp_(0, 1)
 
     def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """[N,4] the network's output, and [N,F] the encoded positions, unless they were sorted."""

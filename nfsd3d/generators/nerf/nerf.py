@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
-from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, render_weights
+from nfsd3d.generators.nerf.compositing.compositing import accumulate, composite, contributing, render_weights
 from nfsd3d.generators.nerf.field import FieldSample, HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
-from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_rays, step_length
+from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_points, sample_rays, step_length
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.generators.nerf.shading import needs_normals, shade
 from nfsd3d.views.cameras import Cameras, Rays
@@ -236,10 +236,7 @@ class NeRF(SceneGenerator):
         shaded = needs_normals(options.shading)
         rays = bundle.rays
         with torch.no_grad():
-            positions = samples.positions(rays)
-            # Depths are relative to the origin's distance, for the variance's precision.
-            middles = rays.origins.norm(dim=-1)
-            depth = samples.t_mids - samples.of_rays(middles)
+            positions, depth = sample_points(samples, rays, backend=self.sampler_backend)
         wants_normals = options.normals or shaded
         sample = self.field(positions, keep_features=wants_normals)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
@@ -247,21 +244,20 @@ class NeRF(SceneGenerator):
         to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
-        columns = {"opacity": torch.ones_like(depth)[:, None], "image": colour,
-                   "depth": depth[:, None], "depth_variance": depth.square()[:, None]}  # fmt: skip
-        if normal is not None:
-            columns["normal"] = normal
-        if shaded:
-            columns["albedo"] = sample.albedo
-        values = torch.cat(list(columns.values()), dim=-1)
-        sums = accumulate(values, samples, weights=weights, backend=self.sampler_backend)
-        seen = dict(zip(columns, sums.split([column.shape[-1] for column in columns.values()], dim=-1), strict=True))
-
-        opacity = seen["opacity"]
-        seen["image"] = seen["image"] + (1 - opacity) * self._behind(bundle)
-        mean = seen["depth"] / opacity.clamp(min=SMALLEST_OPACITY)
-        seen["depth_variance"] = seen["depth_variance"] / opacity.clamp(min=SMALLEST_OPACITY) - mean.square()
-        seen["depth"] = middles[:, None] + mean
+        opacity, image, mean, squares = composite(weights, colour, depth, samples, backend=self.sampler_backend)
+        mean = mean / opacity.clamp(min=SMALLEST_OPACITY)
+        seen = {
+            "opacity": opacity,
+            "image": image + (1 - opacity) * self._behind(bundle),
+            "depth": rays.origins.norm(dim=-1, keepdim=True) + mean,
+            "depth_variance": squares / opacity.clamp(min=SMALLEST_OPACITY) - mean.square(),
+        }
+        others = {"normal": normal, "albedo": sample.albedo if shaded else None}
+        seen |= {
+            name: accumulate(values, samples, weights=weights, backend=self.sampler_backend)
+            for name, values in others.items()
+            if values is not None
+        }
         if normal is not None and torch.is_grad_enabled():  # a penalty, which only training asks for
             away = (normal * samples.of_rays(rays.directions)).sum(-1).clamp(min=0).square()
             seen["orientation"] = accumulate(

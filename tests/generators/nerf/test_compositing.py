@@ -7,7 +7,13 @@ import nerfacc
 import pytest
 import torch
 
-from nfsd3d.generators.nerf.compositing.compositing import accumulate, contributing, exclusive_sum, render_weights
+from nfsd3d.generators.nerf.compositing.compositing import (
+    accumulate,
+    composite,
+    contributing,
+    exclusive_sum,
+    render_weights,
+)
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples
 
 
@@ -117,6 +123,32 @@ def test_kernels_equal_torch_in_float64(rng: torch.Generator, fast_backend: tupl
         sums.sin().sum().backward()
         results.append((weights.detach(), sums.detach(), *(tensor.grad for tensor in inputs)))
     for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("counts", [RAGGED, [], [0, 0, 0], [1]], ids=["ragged", "no rays", "nothing", "one"])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_a_composite_is_the_sums_of_its_columns(
+    counts: list[int], by_columns: bool, rng: torch.Generator, implementation: tuple[str, torch.device]
+) -> None:
+    backend, device = implementation
+    samples = on(device, pack(counts, rng, torch.float64))
+    count = samples.t_starts.shape[0]
+    weights, depth = (torch.rand(count, generator=rng, dtype=torch.float64).to(device) for _ in range(2))
+    colour = torch.rand(3, count, generator=rng, dtype=torch.float64).to(device).T  # as the field gives it
+    colour = colour if by_columns else colour.contiguous()
+    cotangent = torch.randn(len(counts), 6, generator=rng, dtype=torch.float64).to(device)
+    results = []
+    for composited in (True, False):
+        inputs = [tensor.detach().clone().requires_grad_() for tensor in (weights, colour)]
+        if composited:
+            sums = torch.cat(composite(inputs[0], inputs[1], depth, samples, backend=backend), dim=-1)
+        else:
+            values = torch.cat([torch.ones_like(depth)[:, None], inputs[1], depth[:, None], depth[:, None] ** 2], -1)
+            sums = torch.zeros_like(cotangent).index_add(0, samples.ray_indices, inputs[0][:, None] * values)
+        (sums * cotangent).sum().backward()
+        results.append([sums.detach(), *(tensor.grad for tensor in inputs)])
+    for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 

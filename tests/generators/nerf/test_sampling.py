@@ -12,7 +12,14 @@ from fake_gpu import fake_gpu
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.nerfacc import check_nerfacc, march_nerfacc, nerfacc_obstacle
-from nfsd3d.generators.nerf.sampling.sampling import RaySamples, intersect_cube, is_occupied, sample_rays, step_length
+from nfsd3d.generators.nerf.sampling.sampling import (
+    RaySamples,
+    intersect_cube,
+    is_occupied,
+    sample_points,
+    sample_rays,
+    step_length,
+)
 from nfsd3d.views.cameras import Rays, orbit
 
 MANY = 10**9
@@ -78,6 +85,18 @@ def test_kernels_are_bit_identical_to_torch(
     assert (~alike).sum() <= 1e-4 * expected.t_mids.shape[0] + 1
     pairs = expected.t_mids[alike[expected.ray_indices]], found.t_mids[alike[found.ray_indices]]
     assert ((pairs[0] - pairs[1]).abs() > 1e-5).sum() <= 1e-4 * expected.t_mids.shape[0] + 1
+
+
+def test_points_are_bit_identical_to_torch(fast_backend: tuple[str, torch.device]) -> None:
+    backend, device = fast_backend
+    rays = on(device, mixed_rays())
+    samples = sample_rays(rays, ball_grid().to(device), step_size=0.0437, max_samples=MANY)
+    expected, found = (sample_points(samples, rays, backend=name) for name in ("torch", backend))
+    assert expected[0].abs().max() <= 1
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    views = orbit(1, 9).rays()
+    _, depth = sample_points(sample_rays(views, make_grid(), step_size=0.04, max_samples=MANY), views)
+    assert -2 < depth.min() < -0.5 and 0.5 < depth.max() < 2  # distance 2.5: around the world's origin
 
 
 def test_samples_lie_in_occupied_cells_in_order(implementation: tuple[str, torch.device], rng: torch.Generator) -> None:

@@ -65,6 +65,25 @@ def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = 
     return _SumByRay.apply(values, samples.offsets, samples.ray_indices)
 
 
+def composite(
+    weights: Tensor, colour: Tensor, depth: Tensor, samples: RaySamples, *, backend: str = "torch"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per ray the sums of its samples' ``weights`` [S]: opacity; and of these times colour, depth and squared depth.
+
+    ``colour`` [S,3]; ``depth`` [S], without gradient; the results are [n_rays,1], [n_rays,3] and twice [n_rays,1].
+    """
+    if backend == "numba":
+        from nfsd3d.generators.nerf.compositing.numba_kernels import composite as on_cpu
+
+        sums = on_cpu(weights, colour, depth, samples)
+    else:
+        one, depth = torch.ones_like(depth)[:, None], depth.detach()[:, None]
+        values = torch.cat([one, colour, depth, depth.square()], dim=-1)
+        sums = accumulate(values, samples, weights=weights, backend=backend)
+    opacity, image, first, second = sums.split([1, 3, 1, 1], dim=-1)
+    return opacity, image, first, second
+
+
 def _kernels(backend: str) -> ModuleType | None:
     """The module with the kernels of ``backend``."""
     if backend == "numba":

@@ -1,5 +1,6 @@
 """Compositing kernels in numba, for the CPU: the formulas of ``compositing``, ray by ray, forward and backward."""
 
+import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch.autograd.function import once_differentiable
 from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.launch_numba import kernel, launch
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples
+
+ZERO = np.float32(0)
 
 
 def render_weights(density: Tensor, samples: RaySamples) -> Tensor:
@@ -19,6 +22,11 @@ def accumulate(values: Tensor, samples: RaySamples, weights: Tensor | None) -> T
     """[n_rays, C] sums along rays; see ``compositing.accumulate``."""
     weights = values.new_ones(values.shape[0]) if weights is None else weights
     return _Sums.apply(values, weights, samples.offsets)
+
+
+def composite(weights: Tensor, colour: Tensor, depth: Tensor, samples: RaySamples) -> Tensor:
+    """[n_rays, 6] sums of weights, and of these times colour, depth, squared depth; see ``compositing.composite``."""
+    return _Composite.apply(weights, colour, depth, samples.offsets)
 
 
 class _Weights(torch.autograd.Function):
@@ -55,6 +63,24 @@ class _Sums(torch.autograd.Function):
         to_values, to_weights = torch.empty_like(values), torch.empty_like(weights)
         launch(_sums_backward, values, weights, offsets, gradient.contiguous(), to_values, to_weights)
         return to_values, to_weights, None
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Context, weights: Tensor, colour: Tensor, depth: Tensor, offsets: Tensor) -> Tensor:
+        weights, columns = weights.contiguous(), colour.T.contiguous()  # the field stores colours by columns
+        sums = weights.new_empty(offsets.shape[0] - 1, 6)
+        launch(_composite, weights, columns, depth, offsets, sums)
+        ctx.save_for_backward(weights, columns, depth, offsets)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weights, columns, depth, offsets = ctx.saved_tensors
+        to_weights, to_columns = torch.empty_like(weights), torch.empty_like(columns)
+        launch(_composite_backward, weights, columns, depth, offsets, gradient.contiguous(), to_weights, to_columns)
+        return to_weights, to_columns.T, None, None
 
 
 @kernel()
@@ -99,3 +125,34 @@ def _sums_backward(values, weights, offsets, gradient, to_values, to_weights):  
                 to_values[s, channel] = weights[s] * gradient[ray, channel]
                 total += values[s, channel] * gradient[ray, channel]
             to_weights[s] = total
+
+
+@kernel()
+def _composite(weights, colour, depth, offsets, sums):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        opacity = red = green = blue = first = second = ZERO
+        for s in range(offsets[ray], offsets[ray + 1]):
+            weight = weights[s]
+            opacity += weight
+            red += weight * colour[0, s]
+            green += weight * colour[1, s]
+            blue += weight * colour[2, s]
+            first += weight * depth[s]
+            second += weight * depth[s] * depth[s]
+        sums[ray, 0], sums[ray, 1], sums[ray, 2], sums[ray, 3] = opacity, red, green, blue
+        sums[ray, 4], sums[ray, 5] = first, second
+
+
+@kernel()
+def _composite_backward(  # type: ignore[no-untyped-def]
+    weights, colour, depth, offsets, gradient, to_weights, to_colour
+):
+    for ray in prange(offsets.shape[0] - 1):
+        opacity, red, green, blue = gradient[ray, 0], gradient[ray, 1], gradient[ray, 2], gradient[ray, 3]
+        first, second = gradient[ray, 4], gradient[ray, 5]
+        for s in range(offsets[ray], offsets[ray + 1]):
+            of_colour = red * colour[0, s] + green * colour[1, s] + blue * colour[2, s]
+            to_weights[s] = opacity + of_colour + (first + second * depth[s]) * depth[s]
+            to_colour[0, s] = weights[s] * red
+            to_colour[1, s] = weights[s] * green
+            to_colour[2, s] = weights[s] * blue

@@ -1,6 +1,9 @@
 """Ray marching through the occupancy grid in numba, for the CPU; bit-identical to ``sampling.march_torch``."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +15,13 @@ from nfsd3d.generators.nerf.launch_numba import kernel, launch
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
+if TYPE_CHECKING:
+    from nfsd3d.generators.nerf.sampling.sampling import RaySamples
+    from nfsd3d.views.cameras import Rays
+
 # Samples of a ray whose cells are computed together; one bit each.
 WORD = 32
-UINT, ZERO = np.uint32, np.float32(0)
+UINT, ZERO, HALF = np.uint32, np.float32(0), np.float32(0.5)
 
 
 def march_numba(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
@@ -51,6 +58,37 @@ def march_numba(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Te
         return ray_indices, t_mids
 
     return offsets, fill
+
+
+def points_numba(samples: RaySamples, rays: Rays, from_depth: Tensor) -> tuple[Tensor, Tensor]:
+    """The bits of ``sampling.sample_points`` from one pass over the samples."""
+    count = samples.t_starts.shape[0]
+    positions, depth = rays.origins.new_empty(count, 3), rays.origins.new_empty(count)
+    launch(
+        _points,
+        rays.origins.contiguous(),
+        rays.directions.contiguous(),
+        from_depth,
+        samples.t_starts,
+        samples.t_ends,
+        samples.offsets,
+        positions,
+        depth,
+    )
+    return positions, depth
+
+
+@kernel(exact=True)
+def _points(origins, directions, from_depth, t_starts, t_ends, offsets, positions, depth):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        ox, oy, oz = origins[ray, 0], origins[ray, 1], origins[ray, 2]
+        dx, dy, dz = directions[ray, 0], directions[ray, 1], directions[ray, 2]
+        for s in range(offsets[ray], offsets[ray + 1]):
+            t = (t_starts[s] + t_ends[s]) * HALF
+            positions[s, 0] = ox + dx * t
+            positions[s, 1] = oy + dy * t
+            positions[s, 2] = oz + dz * t
+            depth[s] = t - from_depth[ray]
 
 
 @kernel(exact=True)

@@ -64,6 +64,19 @@ class RaySamples:
         return values.index_select(0, self.ray_indices)  # of rows on a CPU, three times as fast as indexing
 
 
+def sample_points(samples: RaySamples, rays: Rays, *, backend: str = "torch") -> tuple[Tensor, Tensor]:
+    """World positions [S,3] of the intervals' middles, and their depths [S], where 0 is as far as the world's origin.
+
+    Such depths are small numbers, for the precision of their variance.
+    """
+    zero = rays.origins.norm(dim=-1)
+    if backend == "numba":
+        from nfsd3d.generators.nerf.sampling.numba_kernels import points_numba
+
+        return points_numba(samples, rays, zero)
+    return samples.positions(rays), samples.t_mids - samples.of_rays(zero)
+
+
 def step_length(radius: float, samples_per_ray: int) -> float:
     """World units between samples, if the cube's diagonal has ``samples_per_ray`` of them."""
     return 2 * math.sqrt(3) * radius / samples_per_ray
