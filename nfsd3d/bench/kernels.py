@@ -3,7 +3,7 @@
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -112,6 +112,7 @@ def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> di
     With ``compiled``, on a CPU, also torch.compile's versions (Inductor): of the reference, and of an equivalent
     gather, which Inductor fuses better.
     """
+    spec = replace(spec, precision="float32")
     reference = hash_encoding(spec, "torch")
     assert isinstance(reference, HashEncoding)
     found: dict[str, nn.Module] = {"embedding_bag": reference}
@@ -120,6 +121,8 @@ def encodings(spec: HashGridSpec, device: torch.device, *, compiled: bool) -> di
         found["gather, torch.compile"] = HashEncoding(spec, torch.compile(_gather))
     for name in _fast(device.type):
         found[name] = hash_encoding(spec, name)
+    if "triton" in found:
+        found["triton, float16 table"] = hash_encoding(replace(spec, precision="float16"), "triton")
     nn.init.normal_(reference.table)
     for encoding in found.values():
         encoding.load_state_dict(reference.state_dict())

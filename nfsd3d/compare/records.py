@@ -16,9 +16,10 @@ from nfsd3d.jobs.state import RECORD, SUMMARY, object_in
 _ABOUT_OUTPUT = ("preview_every", "preview_size", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 _ELSEWHERE = ("prompt", "seed", "run_dir", "dry_run", "viewer", "logger", "machine", "backend", "export", "prior")
 
-_NEWER: dict[str, dict[str, float]] = {
+_NEWER: dict[str, dict[str, float | str]] = {
     "distill": {"guidance_factor": 1.0, "eta": 0.0},
     "generator": {"prune_alpha": 0.0, "color_cells": 0},
+    "generator.encoding": {"precision": "float32"},
     "train.shading": {"normals": 0.0},
 }
 """Settings that older recipes lack, and the values at which they have no effect and leave the hash unchanged."""
@@ -185,7 +186,8 @@ def recipe_of(config: Config, kind: str, **more: float) -> str:
     for group, neutral in _NEWER.items():
         *path, last = group.split(".")
         above = reduce(operator.getitem, path, values)
-        above[last] = {k: v for k, v in above[last].items() if k not in neutral or v != neutral[k]}
+        if last in above:  # an image has no encoding
+            above[last] = {k: v for k, v in above[last].items() if k not in neutral or v != neutral[k]}
     if kind == "oracle_fit":
         values = {key: values[key] for key in ("generator", "cameras", "train")}
     elif kind == "samples":

@@ -53,13 +53,15 @@ JITFunction.run = compile_only
 launch_triton.INTERPRETED = True  # so that tensors on the CPU pass
 
 # Ones become constants of Triton's.
-for width, dtype, levels, log2_entries, count in (
-    (2, torch.float32, 3, 9, 77),
-    (2, torch.float64, 1, 1, 1),
-    (3, torch.float32, 3, 9, 77),
-    (8, torch.float32, 3, 9, 77),
+for width, dtype, levels, log2_entries, count, precision in (
+    (2, torch.float32, 3, 9, 77, "float32"),
+    (2, torch.float32, 3, 9, 77, "float16"),
+    (2, torch.float64, 1, 1, 1, "float32"),
+    (3, torch.float32, 3, 9, 77, "float32"),
+    (8, torch.float32, 3, 9, 77, "float32"),
 ):
-    spec = HashGridSpec(levels=levels, features=width, log2_entries=log2_entries, base_resolution=5, growth=1.5)
+    sizes = {"levels": levels, "features": width, "log2_entries": log2_entries}
+    spec = HashGridSpec(**sizes, base_resolution=5, growth=1.5, precision=precision)
     module = hash_encoding(spec, "triton").to(dtype)
     features = module(torch.rand(count, 3, dtype=dtype).requires_grad_())
     features.backward(torch.zeros_like(features))

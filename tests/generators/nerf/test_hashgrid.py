@@ -102,6 +102,30 @@ def test_kernels_equal_torch_in_float64_and_for_any_strides(fast_backend: tuple[
         torch.testing.assert_close(fast, reference, atol=1e-11, rtol=1e-11)
 
 
+def test_float16_tables_equal_tables_that_were_rounded(triton_device: torch.device) -> None:
+    """Sums and gradients are float32: nothing else is rounded."""
+    spec, device = replace(SPECS["colliding"], precision="float16"), triton_device
+    rounded, half = encodings(SPECS["colliding"], "torch")[0], hash_encoding(spec, "triton")
+    half.load_state_dict(rounded.state_dict())
+    with torch.no_grad():
+        rounded.table.copy_(rounded.table.half().float())
+    positions = points(1001).to(device)
+    gradient = torch.randn(1001, spec.width, generator=torch.Generator().manual_seed(2)).to(device)
+    expected, found = (
+        encode_and_differentiate(encoding.to(device), positions, gradient) for encoding in (rounded, half)
+    )
+    for reference, fast in zip(expected, found, strict=True):
+        assert fast.dtype == torch.float32
+        torch.testing.assert_close(fast, reference, atol=1e-5 * float(reference.abs().max()), rtol=1e-4)
+    assert not torch.equal(half.table, rounded.table)  # what is trained is not rounded
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_other_backends_have_no_float16_tables(backend: str) -> None:
+    with pytest.raises(InputError, match=r"generator.encoding.precision=float16: backend.field=" + backend):
+        hash_encoding(replace(HASH_GRID, precision="float16"), backend)
+
+
 @pytest.mark.gpu
 def test_more_than_2_to_31_elements() -> None:
     """More than 2^31 features of a table of more than 2^31 numbers; only the last points and entries are compared."""

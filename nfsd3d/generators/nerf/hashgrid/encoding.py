@@ -1,6 +1,7 @@
 """Multiresolution hash encoding (Instant-NGP, arXiv 2201.05989): the trainable table and the choice of backend."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def _triton(spec: HashGridSpec) -> nn.Module:
             f"backend.field=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
             "Linux; or choose backend.field=torch"
         ) from error
-    return HashEncoding(spec, interpolate)
+    return HashEncoding(spec, partial(interpolate, read_as=getattr(torch, spec.precision)))
 
 
 def _tcnn(spec: HashGridSpec) -> nn.Module:
@@ -93,8 +94,13 @@ ENCODINGS: dict[str, Callable[[HashGridSpec], nn.Module]] = {
 def hash_encoding(spec: HashGridSpec, backend: str) -> nn.Module:
     """The encoding of ``spec`` by a backend of ENCODINGS; all but ``tcnn`` have interchangeable ``state_dict``s.
 
-    Raises InputError for an unknown backend, or one that is not installed.
+    Raises InputError for an unknown backend, or one that is not installed or has no such precision.
     """
     if backend not in ENCODINGS:
         raise InputError(f"backend.field={backend}: unknown; choose one of {', '.join(ENCODINGS)}")
+    if spec.precision != "float32" and backend != "triton":
+        raise InputError(
+            f"generator.encoding.precision={spec.precision}: backend.field={backend} reads float32 only; choose "
+            "float32, or backend.field=triton on a GPU"
+        )
     return ENCODINGS[backend](spec)

@@ -27,6 +27,8 @@ class HashGridSpec:
     """Cells per axis of the coarsest grid."""
     growth: Annotated[float, Field(ge=1, le=4)]
     """Factor between the resolutions of consecutive levels."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Number format of the copy of the tables that is read; what is trained, sums and gradients stay float32."""
 
     def __post_init__(self) -> None:
         """Raises InputError for sizes that define no grid."""

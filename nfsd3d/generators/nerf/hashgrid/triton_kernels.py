@@ -1,7 +1,7 @@
 """Hash encoding kernels in Triton, for CUDA: the formulas of ``torch_reference``, forward and backward.
 
-float32 or float64. The gradient with respect to the table is a sum of atomic additions in no fixed order, so that its
-last bits differ from run to run. Everything else is deterministic.
+float32 or float64; the table may be read from a copy in float16. The gradient with respect to the table is a sum of
+atomic additions in no fixed order, so that its last bits differ from run to run. Everything else is deterministic.
 
 Design note. Problem: the backward pass adds 8 values per point and level to the table, and thousands of threads add to
 the same entries of coarse levels at once; these atomic additions serialise. Idea: one thread processes RUN consecutive
@@ -35,15 +35,17 @@ TILE = 4096 if INTERPRETED else 512
 RUN = 32
 
 
-def interpolate(positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+def interpolate(positions: Tensor, table: Tensor, layout: Layout, *, read_as: torch.dtype = torch.float32) -> Tensor:
     """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``torch_reference.interpolate``.
 
     The result is stored feature by feature (strides 1, N): the kernels write and matrix products read it in this order.
+    With ``read_as`` torch.float16 the table is read from a copy in that type, which has half the bytes; sums and
+    gradients are in the table's own type.
 
     Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(positions, "backend.field")
-    return _Interpolate.apply(positions, table, layout)
+    return _Interpolate.apply(positions, table, layout, read_as)
 
 
 class _Context(Context, Protocol):
@@ -52,8 +54,9 @@ class _Context(Context, Protocol):
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout, read_as: torch.dtype) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
+        read = table.to(read_as) if read_as == torch.float16 else table
         count, levels, width = positions.shape[0], layout.resolutions.shape[0], table.shape[1]
         # In the table's type under autocast too; the network's first layer then rounds it, as with the reference.
         features = table.new_empty_strided((count, levels * width), (1, max(count, 1)))
@@ -64,7 +67,7 @@ class _Interpolate(torch.autograd.Function):
             _forward,
             (triton.cdiv(count, block), levels),
             positions,
-            table,
+            read,
             *_arguments(layout),
             features,
             count,
@@ -72,14 +75,14 @@ class _Interpolate(torch.autograd.Function):
             PADDED=padded,
             BLOCK=block,
         )
-        ctx.save_for_backward(positions, table)
+        ctx.save_for_backward(positions, table, read if ctx.needs_input_grad[0] else None)
         ctx.layout = layout
         return features
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        positions, table = ctx.saved_tensors
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        positions, table, read = ctx.saved_tensors
         count, levels, width = positions.shape[0], ctx.layout.resolutions.shape[0], table.shape[1]
         padded = power_of_two(width)
         to_positions = to_table = None
@@ -90,7 +93,7 @@ class _Interpolate(torch.autograd.Function):
                 _backward_positions,
                 (triton.cdiv(count, block),),
                 positions,
-                table,
+                read,
                 *_arguments(ctx.layout),
                 gradient,
                 *gradient.stride(),
@@ -118,7 +121,7 @@ class _Interpolate(torch.autograd.Function):
                 RUNS=runs,
                 STEPS=RUN,
             )
-        return to_positions, to_table, None
+        return to_positions, to_table, None, None
 
 
 def _arguments(layout: Layout) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -194,12 +197,12 @@ def _forward(  # type: ignore[no-untyped-def]
     shown = inside[:, None] & (feature < WIDTH)
     i, j, k, x, y, z = _cells(positions, n, inside, resolution)
     first = table + offset * WIDTH
-    total = tl.zeros([BLOCK, PADDED], table.dtype.element_ty)
+    total = tl.zeros([BLOCK, PADDED], features.dtype.element_ty)
     for corner in tl.static_range(8):
         entry = _entry(i, j, k, corner, is_hashed, times_y, times_z, mask)
         weight = _side(x, corner & 1) * _side(y, (corner >> 1) & 1) * _side(z, corner >> 2)
-        value = tl.load(first + entry[:, None] * WIDTH + feature, mask=shown, other=0.0)
-        total += weight[:, None].to(value.dtype) * value
+        value = tl.load(first + entry[:, None] * WIDTH + feature, mask=shown, other=0.0).to(total.dtype)
+        total += weight[:, None].to(total.dtype) * value
     row = (level * WIDTH + feature).to(tl.int64)
     tl.store(features + row * count + n[:, None], total, mask=shown)
 
