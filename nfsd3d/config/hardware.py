@@ -10,9 +10,11 @@ import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.settings import NeRFSettings
 
 # By implementation: the import name of its package besides torch, and how to install it.
 _PACKAGES = {
@@ -192,6 +194,19 @@ def check_machine(config: Config) -> None:
         obstacle = _backend_obstacle(name, device)
         if obstacle is not None:
             raise InputError(f"backend.{setting}={name}: {obstacle}")
+    obstacle = _encoding_obstacle(config)
+    if obstacle is not None:
+        raise InputError(f"generator.encoding.precision={obstacle}")
+
+
+def _encoding_obstacle(config: Config) -> str | None:
+    """The precision of the tables and why they cannot be read in it, with the remedy; None if they can."""
+    if not isinstance(config.generator, NeRFSettings):
+        return None
+    precision, backend = config.generator.encoding.precision, config.backend.field
+    if precision == "float32" or backend == "triton":
+        return None
+    return f"{precision}: backend.field={backend} reads float32 only; choose float32, or backend.field=triton on a GPU"
 
 
 def _backend_obstacle(name: str, device: str) -> str | None:
@@ -237,9 +252,17 @@ def adapted(config: Config) -> tuple[Config, str | None]:
         )
     machine = "cpu" if config.machine.device == "cpu" else auto_machine().value
     backend = auto_backend(machine).value
-    values = config.to_dict()
-    values["machine"] |= {"name": machine, "device": machine}
+    settings = config.to_dict()["machine"] | {"name": machine, "device": machine}
     if machine == "cpu":
-        values["machine"]["precision"] = cpu_precision()
-    values["backend"] = dict.fromkeys(("field", "sampler", "rasterizer"), backend)
-    return Config.from_dict(values), f"opened with machine={machine} and backend={backend} ({reason})"
+        settings["precision"] = cpu_precision()
+    backends = dict.fromkeys(("field", "sampler", "rasterizer"), backend)
+    note = f"opened with machine={machine} and backend={backend} ({reason})"
+    return with_hardware(config, settings, backends), note
+
+
+def with_hardware(config: Config, machine: dict[str, Any], backend: dict[str, Any]) -> Config:
+    """The configuration of a finished run with other settings ``machine`` and ``backend``, which open the same run."""
+    values = config.to_dict() | {"machine": machine, "backend": backend}
+    if backend["field"] != "triton" and "encoding" in values["generator"]:
+        values["generator"]["encoding"]["precision"] = "float32"  # which checkpoints have, whatever a step reads
+    return Config.from_dict(values)

@@ -244,7 +244,7 @@ class DiffusersPrior:
             t = self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device)
             return *self._arguments(latents, t, self.blank_context(3 if shares else count)), *entries
 
-        architecture = self._family.predict, type(network), repr(sorted(network.config.items())), shares
+        architecture = self._family.predict, type(network), repr(sorted(network.config.items()))
         traced = TracedDenoiser(
             shared(denoise, network) if shares else denoise,
             network,

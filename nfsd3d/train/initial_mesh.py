@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nfsd3d.config.compose import load_run_config
+from nfsd3d.config.hardware import with_hardware
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
 from nfsd3d.export.extract import extract_mesh
@@ -40,8 +41,8 @@ def load_mesh(config: Config, generator: TexturedMesh) -> None:
         return
     assert config.source_run is not None
     folder = user_path(config.source_run)
-    here = {name: config.to_dict()[name] for name in ("machine", "backend")}
-    source = build_generator(load_run_config(folder).replace(**here))
+    here = config.to_dict()
+    source = build_generator(with_hardware(load_run_config(folder), here["machine"], here["backend"]))
     checkpoints.load_generator(checkpoints.newest(folder), source)
     if isinstance(source, TexturedMesh):
         generator.replace(_changeable(source.surface(), config, f"source_run={config.source_run}"))

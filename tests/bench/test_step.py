@@ -1,6 +1,7 @@
 """The benchmarks of kernels and steps: results are compared, and the parts of a step add up."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from nfsd3d.bench.tables import step_table
 from nfsd3d.cli import bench as bench_command
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.field import HashGridField
+from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.train.build import build_generator, build_parts
 
@@ -32,6 +34,14 @@ def test_encodings_are_timed_side_by_side():
     assert timings[1].forward_ratio == timings[1].training_ratio == 1
     assert timings[0].training_ratio == pytest.approx(timings[0].training / timings[1].training)
     assert len(rounds) == 3
+
+
+def test_float16_tables_are_compared_with_their_own_tolerance(triton_interpreter):
+    encodings = kernels.encodings(SPEC, CPU, compiled=False)
+    encodings[kernels.HALF] = hash_encoding(replace(SPEC, precision="float16"), "triton")
+    encodings[kernels.HALF].load_state_dict(encodings["numba"].state_dict())
+    timings = kernels.bench_kernel(kernels.encoding_contenders(encodings, torch.rand(300, 3)), CPU, rounds=1)
+    assert kernels.HALF in [timing.name for timing in timings]
 
 
 def test_an_encoding_with_wrong_results_is_not_timed():

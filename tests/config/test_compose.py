@@ -599,6 +599,10 @@ def test_torch_cuda_version_agrees_with_torch():
         (["backend=triton"], "backend.field=triton: computes on CUDA only"),
         (["backend.sampler=triton"], "use backend=numba or torch with cpu"),
         (["machine.precision=float16"], "machine.precision=float16: not on a CPU"),
+        (
+            ["generator.encoding.precision=float16", "backend=torch"],
+            "generator.encoding.precision=float16: backend.field=torch reads float32 only; choose float32, or",
+        ),
     ],
 )
 def test_a_machine_or_backend_that_is_not_there(monkeypatch, overrides, message):

@@ -47,9 +47,11 @@ def kernel(*, exact: bool = False) -> Callable[[Callable[..., None]], Callable[.
 
     ``exact`` keeps IEEE arithmetic as written, so that a torch reference gives the same bits. The cache is beside the
     source, else in the user's cache folder, or where ``NUMBA_CACHE_DIR`` says. If none of them is writable, each
-    process compiles the kernel again (about a second). So does each process, and the cache grows every time, if the
-    kernel is an inner function that uses a compiled function of the function around it: numba's key of such a kernel
-    holds a number that is new in each process (numba issue 6264). Functions of the module are no such case.
+    process compiles the kernel again (about a second).
+
+    A kernel that is an inner function may use compiled functions of the module, but none of the function around it: its
+    key in the cache would hold a number that is new in each process (numba issue 6264), so that each compiles it again
+    and adds a file.
     """
     options = {"parallel": True, "fastmath": False if exact else set(FAST), "error_model": "numpy"}
 

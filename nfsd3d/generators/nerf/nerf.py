@@ -235,8 +235,7 @@ class NeRF(SceneGenerator):
         """The fields of Rendering as [R,C], composited along each of R rays; and "samples" [R,1], their number."""
         shaded = needs_normals(options.shading)
         rays = bundle.rays
-        with torch.no_grad():
-            positions, depth = sample_points(samples, rays, backend=self.sampler_backend)
+        positions, depth = sample_points(samples, rays, backend=self.sampler_backend)
         wants_normals = options.normals or shaded
         sample = self.field(positions, keep_features=wants_normals)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
@@ -244,13 +243,13 @@ class NeRF(SceneGenerator):
         to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None
         colour = shade(options.shading, sample.albedo, normal, to_light, options.ambient)
 
-        opacity, image, mean, squares = composite(weights, colour, depth, samples, backend=self.sampler_backend)
-        mean = mean / opacity.clamp(min=SMALLEST_OPACITY)
+        opacity, image, first, second = composite(weights, colour, depth, samples, backend=self.sampler_backend)
+        mean = first / opacity.clamp(min=SMALLEST_OPACITY)
         seen = {
             "opacity": opacity,
             "image": image + (1 - opacity) * self._behind(bundle),
             "depth": rays.origins.norm(dim=-1, keepdim=True) + mean,
-            "depth_variance": squares / opacity.clamp(min=SMALLEST_OPACITY) - mean.square(),
+            "depth_variance": second / opacity.clamp(min=SMALLEST_OPACITY) - mean.square(),
         }
         others = {"normal": normal, "albedo": sample.albedo if shaded else None}
         seen |= {

@@ -15,7 +15,7 @@ Denoise = Callable[..., Tensor]
 
 
 class FastDenoiser(Protocol):
-    """A denoiser in another form, with the same numbers."""
+    """A denoiser in another form, with the same numbers up to rounding."""
 
     def __call__(self, *arguments: Tensor, at_most: int | None = None) -> Tensor:
         """The denoiser's output [N,C,h,w], which the next call may overwrite; a batch is padded up to ``at_most``."""

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nfsd3d.prior.compiled.denoiser import Denoise, TracedDenoiser
 
 KNOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
 """Kinds of blocks that :func:`sharing` knows."""
+
+PROBE = 16
+"""Parts of two bytes of a latent that :func:`distinct` compares with those of all others."""
 
 
 def can_share(denoiser: Any) -> bool:
@@ -30,9 +34,10 @@ def can_share(denoiser: Any) -> bool:
 
 @contextmanager
 def sharing(unet: Any, entries: Tensor) -> Iterator[None]:
-    """Within the block ``unet`` maps U < N latents, their times and N conditions to N predictions.
+    """Within the block, ``unet`` maps U latents, their times and N conditions to N predictions.
 
-    Prediction n is of latent ``entries[n]`` (int64 [N]), and has the bits that the UNet computes of N latents.
+    Prediction n is of latent ``entries[n]`` (int64 [N]). If U is N, the entries are in order. The layers before the
+    first attention are evaluated of U latents, whose numbers differ from those of N by rounding at most.
     """
 
     def each(values: Tensor, like: Tensor) -> Tensor:
@@ -94,10 +99,13 @@ def shared(denoise: Denoise, unet: Any) -> Denoise:
 
 def distinct(latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Indices [U] of the distinct pairs of a latent [N,...] and a time [N], and the place [N] of each among them."""
-    rows = latents.flatten(1)
-    same = (rows[:, None] == rows).all(-1) & (t[:, None] == t)
-    same.fill_diagonal_(True)  # not a number is not equal to itself
-    chosen, entries = same.int().argmax(1).unique(return_inverse=True)
+    bits, times = latents.flatten(1).view(torch.int16), t[:, None].contiguous().view(torch.int16)
+    # Noised latents that begin alike are the same, so that a few numbers of each are compared with all others.
+    start = torch.cat([bits[:, :PROBE], times], dim=1)
+    first = (start[:, None] == start).all(-1).int().argmax(1)
+    if not torch.equal(bits, bits[first]):  # they only begin alike
+        first = torch.arange(len(t), device=t.device)
+    chosen, entries = first.unique(return_inverse=True)
     return chosen, entries
 
 

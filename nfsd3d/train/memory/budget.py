@@ -94,6 +94,8 @@ class Estimator:
         self.scene = 4 * _size_of([*optimized, *further])  # a parameter, its gradient and two moments
         self.sample_count, self.sample_bytes = 0, SampleBytes(0, 0, 0)
         if isinstance(generator, NeRF):
+            if generator.settings.encoding.precision == "float16":  # a copy of the tables
+                self.scene += _size_of(generator.field.encoding.parameters()) // 2
             normals = any(highest(schedule) > 0 for schedule in (train.regularizers.orient, train.shading.lambertian))
             self.sample_count = samples_at_most(generator, self.views, self.resolution)
             self.sample_bytes = sample_bytes(generator, config.cameras, normals=normals)

@@ -74,7 +74,7 @@ def _triton(spec: HashGridSpec) -> nn.Module:
             f"backend.field=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
             "Linux; or choose backend.field=torch"
         ) from error
-    return HashEncoding(spec, partial(interpolate, read_as=getattr(torch, spec.precision)))
+    return HashEncoding(spec, partial(interpolate, half=spec.precision == "float16"))
 
 
 def _tcnn(spec: HashGridSpec) -> nn.Module:

@@ -178,7 +178,11 @@ def _eight(values, n):  # type: ignore[no-untyped-def]
 
 @njit(fastmath=set(FAST), error_model="numpy")
 def _add_position_gradient(table, width, vertices, fractions, scale, own, to_own):  # type: ignore[no-untyped-def]
-    """Adds the ``scale`` times gradient ``own`` [width, n] of a block's features, to that of its positions [n,3]."""
+    """Adds to the gradient of a block's positions, ``to_own`` [n,3]; that of its features is ``own`` [width,n].
+
+    ``scale`` is the level's resolution: cells for each unit of length.
+    ``width`` is a constant of the caller, so that the compiler unrolls the loop over features.
+    """
     # Differences along x first: what is left is bilinear, then linear.
     (entries, _), (xs, ys, zs) = vertices, fractions
     for n in range(own.shape[1]):

@@ -28,7 +28,7 @@ class HashGridSpec:
     growth: Annotated[float, Field(ge=1, le=4)]
     """Factor between the resolutions of consecutive levels."""
     precision: Literal["float32", "float16"] = "float32"
-    """Number format of the copy of the tables that is read; what is trained, sums and gradients stay float32."""
+    """Number format in which tables are read; float16: from a copy, with backend.field=triton, sums in float32."""
 
     def __post_init__(self) -> None:
         """Raises InputError for sizes that define no grid."""

@@ -35,17 +35,17 @@ TILE = 4096 if INTERPRETED else 512
 RUN = 32
 
 
-def interpolate(positions: Tensor, table: Tensor, layout: Layout, *, read_as: torch.dtype = torch.float32) -> Tensor:
+def interpolate(positions: Tensor, table: Tensor, layout: Layout, *, half: bool = False) -> Tensor:
     """[N, L * F] trilinear interpolation at positions [N,3] in the unit cube; see ``torch_reference.interpolate``.
 
     The result is stored feature by feature (strides 1, N): the kernels write and matrix products read it in this order.
-    With ``read_as`` torch.float16 the table is read from a copy in that type, which has half the bytes; sums and
-    gradients are in the table's own type.
+    With ``half`` the table is read from a copy in float16, made by each call; sums and gradients are in the table's own
+    type.
 
     Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
     """
     check_device(positions, "backend.field")
-    return _Interpolate.apply(positions, table, layout, read_as)
+    return _Interpolate.apply(positions, table, layout, half)
 
 
 class _Context(Context, Protocol):
@@ -54,9 +54,9 @@ class _Context(Context, Protocol):
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout, read_as: torch.dtype) -> Tensor:
+    def forward(ctx: _Context, positions: Tensor, table: Tensor, layout: Layout, half: bool) -> Tensor:
         positions, table = positions.contiguous(), table.contiguous()
-        read = table.to(read_as) if read_as == torch.float16 else table
+        read = table.half() if half else table
         count, levels, width = positions.shape[0], layout.resolutions.shape[0], table.shape[1]
         # In the table's type under autocast too; the network's first layer then rounds it, as with the reference.
         features = table.new_empty_strided((count, levels * width), (1, max(count, 1)))

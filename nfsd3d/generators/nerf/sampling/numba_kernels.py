@@ -60,15 +60,18 @@ def march_numba(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Te
     return offsets, fill
 
 
-def points_numba(samples: RaySamples, rays: Rays, from_depth: Tensor) -> tuple[Tensor, Tensor]:
-    """The bits of ``sampling.sample_points`` from one pass over the samples."""
+def points_numba(samples: RaySamples, rays: Rays, origin_distance: Tensor) -> tuple[Tensor, Tensor]:
+    """The bits of ``sampling.sample_points`` from one pass over the samples.
+
+    ``origin_distance`` [R] is how far each ray's origin is from the world's.
+    """
     count = samples.t_starts.shape[0]
     positions, depth = rays.origins.new_empty(count, 3), rays.origins.new_empty(count)
     launch(
         _points,
         rays.origins.contiguous(),
         rays.directions.contiguous(),
-        from_depth,
+        origin_distance,
         samples.t_starts,
         samples.t_ends,
         samples.offsets,
@@ -79,7 +82,7 @@ def points_numba(samples: RaySamples, rays: Rays, from_depth: Tensor) -> tuple[T
 
 
 @kernel(exact=True)
-def _points(origins, directions, from_depth, t_starts, t_ends, offsets, positions, depth):  # type: ignore[no-untyped-def]
+def _points(origins, directions, origin_distance, t_starts, t_ends, offsets, positions, depth):  # type: ignore[no-untyped-def]
     for ray in prange(offsets.shape[0] - 1):
         ox, oy, oz = origins[ray, 0], origins[ray, 1], origins[ray, 2]
         dx, dy, dz = directions[ray, 0], directions[ray, 1], directions[ray, 2]
@@ -88,7 +91,7 @@ def _points(origins, directions, from_depth, t_starts, t_ends, offsets, position
             positions[s, 0] = ox + dx * t
             positions[s, 1] = oy + dy * t
             positions[s, 2] = oz + dz * t
-            depth[s] = t - from_depth[ray]
+            depth[s] = t - origin_distance[ray]
 
 
 @kernel(exact=True)

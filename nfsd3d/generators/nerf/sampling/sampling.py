@@ -64,17 +64,19 @@ class RaySamples:
         return values.index_select(0, self.ray_indices)  # of rows on a CPU, three times as fast as indexing
 
 
+@torch.no_grad()
 def sample_points(samples: RaySamples, rays: Rays, *, backend: str = "torch") -> tuple[Tensor, Tensor]:
-    """World positions [S,3] of the intervals' middles, and their depths [S], where 0 is as far as the world's origin.
+    """World positions [S,3] of the intervals' middles, and depths [S], relative to the world's origin; no gradient.
 
-    Such depths are small numbers, for the precision of their variance.
+    A depth is the distance from the ray's origin less the distance between both origins: a small number, for the
+    precision of its variance.
     """
-    zero = rays.origins.norm(dim=-1)
+    origin_distance = rays.origins.norm(dim=-1)
     if backend == "numba":
         from nfsd3d.generators.nerf.sampling.numba_kernels import points_numba
 
-        return points_numba(samples, rays, zero)
-    return samples.positions(rays), samples.t_mids - samples.of_rays(zero)
+        return points_numba(samples, rays, origin_distance)
+    return samples.positions(rays), samples.t_mids - samples.of_rays(origin_distance)
 
 
 def step_length(radius: float, samples_per_ray: int) -> float:
