@@ -14,6 +14,7 @@ from typing import Any
 
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.hashgrid.spec import check_precision
 from nfsd3d.generators.nerf.settings import NeRFSettings
 
 # By implementation: the import name of its package besides torch, and how to install it.
@@ -194,19 +195,8 @@ def check_machine(config: Config) -> None:
         obstacle = _backend_obstacle(name, device)
         if obstacle is not None:
             raise InputError(f"backend.{setting}={name}: {obstacle}")
-    obstacle = _encoding_obstacle(config)
-    if obstacle is not None:
-        raise InputError(f"generator.encoding.precision={obstacle}")
-
-
-def _encoding_obstacle(config: Config) -> str | None:
-    """The precision of the tables and why they cannot be read in it, with the remedy; None if they can."""
-    if not isinstance(config.generator, NeRFSettings):
-        return None
-    precision, backend = config.generator.encoding.precision, config.backend.field
-    if precision == "float32" or backend == "triton":
-        return None
-    return f"{precision}: backend.field={backend} reads float32 only; choose float32, or backend.field=triton on a GPU"
+    if isinstance(config.generator, NeRFSettings):
+        check_precision(config.generator.encoding, config.backend.field)
 
 
 def _backend_obstacle(name: str, device: str) -> str | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.hashgrid.layout import Layout, layout_of
-from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
+from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec, check_precision
 
 Interpolate = Callable[[Tensor, Tensor, Layout], Tensor]
 """A backend: the features [N, L * F] of positions [N,3], a table [entries, F] and its layout."""
@@ -98,9 +98,5 @@ def hash_encoding(spec: HashGridSpec, backend: str) -> nn.Module:
     """
     if backend not in ENCODINGS:
         raise InputError(f"backend.field={backend}: unknown; choose one of {', '.join(ENCODINGS)}")
-    if spec.precision != "float32" and backend != "triton":
-        raise InputError(
-            f"generator.encoding.precision={spec.precision}: backend.field={backend} reads float32 only; choose "
-            "float32, or backend.field=triton on a GPU"
-        )
+    check_precision(spec, backend)
     return ENCODINGS[backend](spec)

@@ -50,3 +50,12 @@ class HashGridSpec:
     def width(self) -> int:
         """Length of an encoded position."""
         return self.levels * self.features
+
+
+def check_precision(spec: HashGridSpec, backend: str) -> None:
+    """Raises InputError for a precision in which the ``backend`` does not read tables."""
+    if spec.precision != "float32" and backend != "triton":
+        raise InputError(
+            f"generator.encoding.precision={spec.precision}: backend.field={backend} reads float32 only; choose "
+            "float32, or backend.field=triton on a GPU"
+        )
