@@ -238,11 +238,13 @@ class DiffusersPrior:
         denoise, shares = self._positional(network), can_share(network)
 
         def example() -> tuple[Tensor, ...]:
-            # Not 1, which an operation could take for a dimension to repeat.
-            count, entries = (2, (torch.tensor([0, 1, 0], device=self.device),)) if shares else (2, ())
+            count = 2  # not 1, which an operation could take for a dimension to repeat
             latents = torch.zeros(count, *self.latent_shape, device=self.device)
             t = self._process.time(torch.zeros(count, dtype=torch.int64)).to(self.device)
-            return *self._arguments(latents, t, self.blank_context(3 if shares else count)), *entries
+            if not shares:
+                return self._arguments(latents, t, self.blank_context(count))
+            entries = torch.tensor([0, 1, 0], device=self.device)
+            return *self._arguments(latents, t, self.blank_context(len(entries))), entries
 
         architecture = self._family.predict, type(network), repr(sorted(network.config.items()))
         traced = TracedDenoiser(
