@@ -95,7 +95,7 @@ def test_pruning_synchronises_for_the_number_of_remaining_samples(configure, nar
     """It depends on the current weights, which the previous step may still be writing."""
     syncs = syncs_of_a_step(configure, narrow, "nfsd", **{"generator.prune_alpha": 0.01})
     (own,) = (sync for sync in syncs if not sync.startswith("(side stream)"))
-    assert "nonzero" in own and "compositing/compositing.py" in own
+    assert "nonzero" in own and "sampling/sampling.py" in own
 
 
 def test_the_occupancy_grid_synchronises_only_on_the_side_stream(configure):

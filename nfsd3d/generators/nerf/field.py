@@ -1,7 +1,7 @@
 """The radiance field: density and albedo at every point, from a hash encoding, a small MLP and a density bias."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nfsd3d.device import move
 from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, hash_encoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
+from nfsd3d.generators.nerf.points import EncodedPoints
 
 # Corners of a tetrahedron: four evaluations give a central difference, instead of six.
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
@@ -23,8 +24,8 @@ FusedNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
 """[N,O] of features [N,I] and the weights [H,I] and [O,H] of an MLP of one hidden layer."""
 
 
-SpatialOrder = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""Evaluates a function on Morton-sorted positions [N,3] in the unit cube; results are in the original order."""
+SpatialOrder = Callable[[Tensor], Tensor]
+"""[N] int64 indices that sort positions [N,3] in the unit cube so that neighbours in space follow each other."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,31 @@ class HashGridField(nn.Module):
         self.encoding = hash_encoding(spec, backend)
         self.network = mlp(spec.width, hidden_width, hidden_layers, 4)
         self._fused = fused_network(backend, spec.width, hidden_width, hidden_layers, tensor_cores=tensor_cores)
-        self._in_order = ordering(backend)
+        self._space_order = ordering(backend)
         self._uses_features = backend == "numba" and hidden_layers == 1
 
-    def forward(self, positions: Tensor, *, keep_features: bool = False) -> FieldSample:
-        """Density and albedo at ``positions`` [N,3]; with their features for normals, if these can be kept."""
-        raw, features = self._raw(positions)
-        kept = features if keep_features and self._uses_features else None
+    def forward(
+        self, positions: Tensor, *, known: EncodedPoints | None = None, keep_features: bool = False
+    ) -> FieldSample:
+        """Density and albedo at ``positions`` [N,3]; with their features for normals, if these can be kept.
+
+        ``known``: their encoding, from :meth:`density_and_points`, which is not computed again.
+        """
+        points = self._encoded(positions) if known is None else self._trainable(known)
+        raw = points.in_place(self._of_features(points.features))
+        kept = points.features if keep_features and self._uses_features else None
         return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]), kept)
 
     def density(self, positions: Tensor) -> Tensor:
         """[N] density at ``positions`` [N,3]."""
-        return self._density(positions, self._raw(positions)[0][:, 0])
+        points = self._encoded(positions)
+        return self._density(positions, points.in_place(self._of_features(points.features))[:, 0])
+
+    @torch.no_grad()
+    def density_and_points(self, positions: Tensor) -> tuple[Tensor, EncodedPoints]:
+        """[N] density at ``positions`` [N,3] without gradient, and the encoded points, for :meth:`forward`."""
+        points = self._encoded(positions, in_space_order=True)
+        return self._density(positions, points.in_place(self._of_features(points.features))[:, 0]), points
 
     def analytic_normals(self, positions: Tensor) -> Tensor:
         """[N,3] unit normals against the density's gradient; not differentiable."""
@@ -131,16 +145,21 @@ class HashGridField(nn.Module):
         inside = positions / (2 * self.radius) + 0.5
         return inside.clamp(0, 1) if inside.requires_grad else inside.clamp_(0, 1)
 
-    def _raw(self, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N,4] the network's output, and [N,F] the encoded positions, unless they were sorted."""
-        inside = self._inside(positions)
+    def _encoded(self, positions: Tensor, *, in_space_order: bool = False) -> EncodedPoints:
+        inside, order = self._inside(positions), None
         # In Morton order, neighbours share entries of the table, and its gradient needs fewer atomic additions. The
         # gradient with respect to positions has none.
         trained = torch.is_grad_enabled() and not inside.requires_grad
-        if self._in_order is not None and trained:
-            return self._in_order(lambda ordered: self._of_features(self.encoding(ordered)), inside), None
-        features = self.encoding(inside)
-        return self._of_features(features), features
+        if self._space_order is not None and (trained or in_space_order):
+            order = self._space_order(inside)
+            inside = inside.detach()[order]
+        return EncodedPoints(inside, self.encoding(inside), order)
+
+    def _trainable(self, points: EncodedPoints) -> EncodedPoints:
+        """The same ``points``, their features differentiable with respect to the table."""
+        if isinstance(self.encoding, HashEncoding):
+            return replace(points, features=self.encoding.known(points.inside, points.features))
+        return replace(points, features=self.encoding(points.inside))  # tiny-cuda-nn has no backward pass alone
 
     def _of_features(self, features: Tensor) -> Tensor:
         if self._fused is None:
@@ -183,15 +202,15 @@ def fused_network(backend: str, inputs: int, width: int, layers: int, *, tensor_
 
 
 def ordering(backend: str) -> SpatialOrder | None:
-    """The evaluation in Morton order for ``backend`` "triton"; None for the others.
+    """The Morton order for ``backend`` "triton"; None for the others.
 
     It pays on a GPU, where thousands of points add to the table at the same time.
     """
     if backend != "triton":
         return None
-    from nfsd3d.generators.nerf.morton_triton import in_space_order
+    from nfsd3d.generators.nerf.morton_triton import space_order
 
-    return in_space_order
+    return space_order
 
 
 def outward(gradient: Tensor) -> Tensor:

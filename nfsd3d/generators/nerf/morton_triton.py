@@ -7,14 +7,11 @@ backward 5.87 ms instead of 7.65; sorting takes .3 and restoring the order .2 (d
 a GPU").
 """
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, launch
 
 BITS = 10
@@ -33,34 +30,6 @@ def space_order(positions: Tensor) -> Tensor:
     if count:
         launch(_codes, (triton.cdiv(count, BLOCK),), positions, codes, count, SIDE=2**BITS, BLOCK=BLOCK)
     return codes.argsort()
-
-
-def in_space_order(function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
-    """[N,...] ``function`` of positions [N,3] in the unit cube, evaluated on the Morton-sorted positions.
-
-    Differentiable, except with respect to the positions.
-    """
-    order = space_order(positions)
-    return back_in_place(function(positions.detach()[order]), order)
-
-
-def back_in_place(values: Tensor, order: Tensor) -> Tensor:
-    """[N,...] the tensor x with x[``order``] = ``values`` [N,...], for a permutation [N]; differentiable."""
-    return _BackInPlace.apply(values, order)
-
-
-class _BackInPlace(torch.autograd.Function):
-    """A permutation's forward and backward are copies; torch's indexing would add, in case an index repeats."""
-
-    @staticmethod
-    def forward(ctx: Context, values: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return torch.empty_like(values).index_copy_(0, order, values)
-
-    @staticmethod
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return gradient[order], None
 
 
 @triton.jit

@@ -10,7 +10,7 @@ tenth of the memory.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
-from nfsd3d.generators.nerf.compositing.compositing import accumulate, composite, contributing, render_weights
+from nfsd3d.generators.nerf.compositing.compositing import accumulate, composite, contributes, render_weights
 from nfsd3d.generators.nerf.field import FieldSample, HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_points, sample_rays, step_length
@@ -115,7 +115,8 @@ class NeRF(SceneGenerator):
             bundle = self._bundle(cameras, options)
             samples = self._march(bundle.rays, rng)
             keep([*bundle.tensors, *samples.tensors])
-        return self._composited(cameras, bundle, self._pruned(samples, bundle.rays), options)
+        samples = self._pruned(samples, bundle.rays, encoded=options.rays_per_chunk is None)
+        return self._composited(cameras, bundle, samples, options)
 
     def render_samples(
         self, cameras: Cameras, samples: RaySamples, options: RenderOptions = DEFAULT_OPTIONS
@@ -151,7 +152,7 @@ class NeRF(SceneGenerator):
         channels = []
         for first in range(0, len(bundle.rays), count):
             chunk = bundle.part(first, first + count)
-            channels.append(self._composite(chunk, self.sample(chunk.rays), options))
+            channels.append(self._composite(chunk, self.sample(chunk.rays, encoded=True), options))
             on_chunk()
         return _images(_concatenated(channels), cameras)
 
@@ -204,12 +205,13 @@ class NeRF(SceneGenerator):
             return move(torch.tensor([PLAIN_BACKGROUND]), self.device).expand(directions.shape[0], 3)
         return self.background(directions)
 
-    def sample(self, rays: Rays) -> RaySamples:
+    def sample(self, rays: Rays, *, encoded: bool = False) -> RaySamples:
         """The samples of ``rays``, at most ``max_samples``, without jitter.
 
-        With ``prune_alpha``, samples that do not contribute are dropped, which costs one evaluation of all densities.
+        With ``prune_alpha``, samples that do not contribute are dropped, for which the field is evaluated at all of
+        them; with ``encoded``, those that are left keep their encoding, so that it is not computed again.
         """
-        return self._pruned(self._march(rays, None), rays)
+        return self._pruned(self._march(rays, None), rays, encoded=encoded)
 
     @torch.no_grad()
     def _march(self, rays: Rays, rng: torch.Generator | None) -> RaySamples:
@@ -223,13 +225,18 @@ class NeRF(SceneGenerator):
         )
 
     @torch.no_grad()
-    def _pruned(self, samples: RaySamples, rays: Rays) -> RaySamples:
+    def _pruned(self, samples: RaySamples, rays: Rays, *, encoded: bool) -> RaySamples:
         if self.settings.prune_alpha == 0:
             return samples
         # At most the mean, as in the occupancy grid: a scene of low density everywhere keeps samples to train on.
         threshold = self.occupancy.density.mean().clamp(max=-math.log1p(-self.settings.prune_alpha) / self.step_size)
-        density = self._in_chunks(self.field.density, samples.positions(rays))
-        return contributing(samples, density, threshold)
+        positions, _ = sample_points(samples, rays, backend=self.sampler_backend)
+        if not encoded:
+            return samples.where(contributes(samples, self._in_chunks(self.field.density, positions), threshold))
+        density, points = self.field.density_and_points(positions)
+        kept = contributes(samples, density, threshold)
+        samples = samples.where(kept)
+        return replace(samples, encoded=points.where(kept, len(samples.ray_indices)))
 
     def _composite(self, bundle: "_Bundle", samples: RaySamples, options: RenderOptions) -> dict[str, Tensor]:
         """The fields of Rendering as [R,C], composited along each of R rays; and "samples" [R,1], their number."""
@@ -237,7 +244,7 @@ class NeRF(SceneGenerator):
         rays = bundle.rays
         positions, depth = sample_points(samples, rays, backend=self.sampler_backend)
         wants_normals = options.normals or shaded
-        sample = self.field(positions, keep_features=wants_normals)
+        sample = self.field(positions, known=samples.encoded, keep_features=wants_normals)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         normal = self._normals(positions, sample, weights, options.normals_above) if wants_normals else None
         to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None

@@ -64,7 +64,7 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
     with count_bytes(known) as counter:
         # They live on until the backward pass, as in a view in chunks, which all refer to them: not every backend
         # keeps them itself.
-        samples = nerf.sample(cameras.rays())
+        samples = nerf.sample(cameras.rays(), encoded=True)
         options = RenderOptions(shading="lambertian" if normals else "albedo")
         view = nerf.render_samples(cameras, samples, options)
         kept = counter.live()

@@ -23,6 +23,7 @@ from nfsd3d.generators.nerf.hashgrid.encoding import hash_encoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import Lines, RaySamples
+from nfsd3d.views.cameras import Rays
 
 found = []
 
@@ -95,6 +96,11 @@ for channels, dtype in ((1, torch.float64), (7, torch.float32)):
     weights = compositing.render_weights(density, samples)
     (compositing.accumulate(values, samples, weights).sum() + compositing.accumulate(values, samples).sum()).backward()
     compositing.accumulate(values.detach(), samples, depth.clone().requires_grad_()).sum().backward()
+
+colour = torch.zeros(5, 3).requires_grad_()
+compositing.composite(torch.zeros(5).requires_grad_(), colour, torch.zeros(5), samples).sum().backward()
+rays = Rays(torch.zeros(1, 3), torch.zeros(1, 3))
+sampling.points_triton(RaySamples(samples.ray_indices, *torch.zeros(2, 5), samples.offsets), rays, torch.zeros(1))
 
 ordering.space_order(torch.rand(77, 3))
 

@@ -1,7 +1,6 @@
 """Packed volume rendering: torch and Triton against nerfacc's dense functions, a slow loop and closed forms."""
 
 import math
-from dataclasses import fields
 
 import nerfacc
 import pytest
@@ -10,7 +9,7 @@ import torch
 from nfsd3d.generators.nerf.compositing.compositing import (
     accumulate,
     composite,
-    contributing,
+    contributes,
     exclusive_sum,
     render_weights,
 )
@@ -32,7 +31,7 @@ def pack(counts: list[int], rng: torch.Generator, dtype: torch.dtype = torch.flo
 
 
 def on(device: torch.device, samples: RaySamples) -> RaySamples:
-    return RaySamples(*(getattr(samples, field.name).to(device) for field in fields(samples)))
+    return RaySamples(*(tensor.to(device) for tensor in samples.tensors))
 
 
 def densities(samples: RaySamples, rng: torch.Generator) -> torch.Tensor:
@@ -265,7 +264,7 @@ def test_contributing_samples_equal_a_slow_loop(name: str, rng: torch.Generator)
     samples = pack(COUNTS[name], rng)
     density = 40 * densities(samples, rng)  # opaque after a sample or two
     density[:1] = 60.0  # the least that is kept
-    found = contributing(samples, density, torch.tensor(60.0))
+    found = samples.where(contributes(samples, density, torch.tensor(60.0)))
     expected, counts = [], []
     for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
         left, before = 1.0, len(expected)

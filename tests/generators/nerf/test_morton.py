@@ -1,11 +1,11 @@
-"""Morton sorting, and results back in the original order."""
+"""Morton sorting."""
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from nfsd3d.generators.nerf.morton_triton import BITS, back_in_place, in_space_order, space_order
+from nfsd3d.generators.nerf.morton_triton import BITS, space_order
 
 
 def code(cell):
@@ -34,21 +34,3 @@ def test_points_outside_the_cube_and_nan_are_sorted_too(triton_device):
     positions = torch.tensor([[0.5, 0.5, 0.5], [-3.0, 9.0, 0.1], [float("nan"), 0.2, float("inf")]]).to(triton_device)
     assert sorted(space_order(positions).tolist()) == [0, 1, 2]
     assert space_order(positions[:0]).shape == (0,)
-
-
-def test_a_function_gets_sorted_positions_and_its_results_are_in_the_original_order(triton_device):
-    positions = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)).to(triton_device)
-    met = []
-    weight = torch.tensor([2.0, 3.0, 5.0], device=triton_device, requires_grad=True)
-    found = in_space_order(lambda x: met.append(x) or x * weight, positions)
-    assert torch.equal(met[0], positions[space_order(positions)]) and torch.equal(found, positions * weight)
-    found.sum().backward()
-    torch.testing.assert_close(weight.grad, positions.sum(0))
-
-
-def test_values_return_to_the_original_order():
-    rng = torch.Generator().manual_seed(0)
-    values = torch.rand(50, 4, generator=rng, dtype=torch.float64).requires_grad_()
-    order = torch.randperm(50, generator=rng)
-    assert torch.equal(back_in_place(values[order], order), values)
-    assert torch.autograd.gradcheck(lambda x: back_in_place(x, order), values)

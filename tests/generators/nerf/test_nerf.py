@@ -9,6 +9,7 @@ from small_settings import NERF
 
 from nfsd3d.errors import InputError
 from nfsd3d.generators.base import Rendering, RenderOptions
+from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec
 from nfsd3d.generators.nerf.nerf import NeRF
 from nfsd3d.generators.nerf.sampling.sampling import intersect_cube
@@ -107,15 +108,17 @@ def test_shapes_and_ranges(device: torch.device, rng: torch.Generator) -> None:
     assert rendering.samples_per_ray.shape == () and rendering.samples_per_ray > 1
 
 
-@pytest.mark.parametrize("normals", ["analytic", "finite_difference"])
+@pytest.mark.parametrize(
+    ("normals", "prune_alpha"), [("analytic", 0.0), ("finite_difference", 0.0), ("analytic", 0.05)]
+)
 def test_kernels_render_and_give_gradients_like_the_torch_reference(
-    normals: str, fast_backend: tuple[str, torch.device]
+    normals: str, prune_alpha: float, fast_backend: tuple[str, torch.device]
 ) -> None:
     """Every channel of a shaded view and every parameter's gradient, from the same field."""
     backend, device = fast_backend
     found = {}
     for name in ("torch", backend):
-        nerf = make_nerf(replace(SMALL, normals=normals), name)
+        nerf = make_nerf(replace(SMALL, normals=normals, prune_alpha=prune_alpha), name)
         torch.nn.init.normal_(nerf.field.encoding.table, std=0.3, generator=torch.Generator().manual_seed(1))
         nerf, rng = nerf.to(device), torch.Generator().manual_seed(5)
         nerf.update(0, rng)
@@ -224,6 +227,37 @@ def test_backends_render_the_same(rng: torch.Generator) -> None:
         ]
         for name, expected in views[0].items():
             torch.testing.assert_close(views[1][name], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shading", ["albedo", "lambertian"])
+def test_pruned_samples_keep_the_encoding_that_they_were_pruned_with(
+    shading: str, implementation: tuple[str, torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same views and gradients as encoded again, as chunks do; kernels encode each sample once."""
+    backend, device = implementation
+    nerf = make_nerf(replace(SMALL, normals="analytic", prune_alpha=0.05), backend).to(device)
+    torch.nn.init.normal_(nerf.field.encoding.table, std=0.3, generator=torch.Generator().manual_seed(1))
+    nerf.update(0, torch.Generator().manual_seed(5))
+    encoded, encode = [], HashEncoding.forward
+    monkeypatch.setattr(HashEncoding, "forward", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    found = []
+    for count in (None, 10**6):
+        encoded.clear()
+        view = nerf.render(
+            orbit(2, 13), torch.Generator().manual_seed(3), RenderOptions(shading=shading, rays_per_chunk=count)
+        )
+        samples = int(view.samples_per_ray * 2 * 13 * 13 + 0.5)
+        met = [number for number in encoded if number >= samples]  # normals of visible samples are fewer
+        (view.image.square().sum() + view.depth_variance.sum()).backward()
+        gradients = [parameter.grad for parameter in nerf.parameters()]
+        nerf.zero_grad()
+        found.append(([view.image.detach(), view.depth_variance.detach(), *gradients], met, samples))
+    (known, once, kept), (again, twice, _) = found
+    assert 0 < kept < once[0], "nothing was pruned"
+    assert twice == [once[0], kept] and once == (twice if backend == "torch" else twice[:1])
+    for value, expected in zip(known, again, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(value, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("prune_alpha", [0.0, 0.01])

@@ -37,18 +37,14 @@ def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
     return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
 
 
-def contributing(samples: RaySamples, density: Tensor, least_density: Tensor) -> RaySamples:
-    """The samples with a ``density`` [S] of at least ``least_density`` (a scalar) that are not hidden.
+def contributes(samples: RaySamples, density: Tensor, least_density: Tensor) -> Tensor:
+    """[S] bool: which samples have a ``density`` [S] of at least ``least_density`` (a scalar) and are not hidden.
 
     A sample is hidden if the transmittance in front of it is below :data:`SMALLEST_TRANSMITTANCE`.
     """
     depth = density * (samples.t_ends - samples.t_starts)
     reached = exclusive_sum(depth, samples) <= -math.log(SMALLEST_TRANSMITTANCE)
-    kept = (density >= least_density) & reached
-    offsets = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[samples.offsets]
-    indices = kept.nonzero()[:, 0]  # only once: synchronises with a GPU
-    ray_indices, t_starts, t_ends = (x[indices] for x in (samples.ray_indices, samples.t_starts, samples.t_ends))
-    return RaySamples(ray_indices, t_starts, t_ends, offsets)
+    return (density >= least_density) & reached
 
 
 def accumulate(values: Tensor, samples: RaySamples, *, weights: Tensor | None = None, backend: str = "torch") -> Tensor:
@@ -72,10 +68,9 @@ def composite(
 
     ``colour`` [S,3]; ``depth`` [S], without gradient; the results are [n_rays,1], [n_rays,3] and twice [n_rays,1].
     """
-    if backend == "numba":
-        from nfsd3d.generators.nerf.compositing.numba_kernels import composite as on_cpu
-
-        sums = on_cpu(weights, colour, depth, samples)
+    kernels = _kernels(backend)
+    if kernels is not None:
+        sums = kernels.composite(weights, colour, depth.detach(), samples)
     else:
         one, depth = torch.ones_like(depth)[:, None], depth.detach()[:, None]
         values = torch.cat([one, colour, depth, depth.square()], dim=-1)

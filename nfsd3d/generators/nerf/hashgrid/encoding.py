@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nfsd3d.errors import InputError
+from nfsd3d.generators.nerf.autograd import Context
 from nfsd3d.generators.nerf.hashgrid.layout import Layout, layout_of
 from nfsd3d.generators.nerf.hashgrid.spec import HashGridSpec, check_precision
 
 Interpolate = Callable[[Tensor, Tensor, Layout], Tensor]
 """A backend: the features [N, L * F] of positions [N,3], a table [entries, F] and its layout."""
 
-PositionGradient = Callable[[Tensor, Tensor, Layout, Tensor], Tensor]
-"""Its gradient with respect to the positions [N,3], given that of the features [N, L * F], without a forward pass."""
+Gradient = Callable[[Tensor, Tensor, Layout, Tensor], Tensor]
+"""Its gradient with respect to one of its inputs, given that of the features [N, L * F], without a forward pass."""
 
 
 class HashEncoding(nn.Module):
@@ -25,12 +28,18 @@ class HashEncoding(nn.Module):
     """
 
     def __init__(
-        self, spec: HashGridSpec, interpolate: Interpolate, position_gradient: PositionGradient | None = None
+        self,
+        spec: HashGridSpec,
+        interpolate: Interpolate,
+        *,
+        position_gradient: Gradient | None = None,
+        table_gradient: Gradient | None = None,
     ) -> None:
         super().__init__()
         self.width = spec.width
         self._interpolate = interpolate
         self._position_gradient = position_gradient
+        self._table_gradient = table_gradient
         self._layout = layout_of(spec)
         # Near zero, as in Instant-NGP: the network starts from a constant, and hash collisions start without a bias.
         self.table = nn.Parameter(torch.empty(self._layout.total, spec.features).uniform_(-1e-4, 1e-4))
@@ -38,6 +47,17 @@ class HashEncoding(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """[N, levels * features] for positions [N,3] in [0,1]."""
         return self._interpolate(positions, self.table, self._layout_on(positions.device))
+
+    def known(self, positions: Tensor, features: Tensor) -> Tensor:
+        """``features`` [N, levels * features], found at ``positions`` [N,3] without gradient, differentiable.
+
+        With respect to the table. Without a kernel for its gradient they are computed again.
+        """
+        if not torch.is_grad_enabled():
+            return features
+        if self._table_gradient is None:
+            return self(positions)
+        return _Known.apply(self.table, features, positions, self._layout_on(positions.device), self._table_gradient)
 
     def position_gradient(self, positions: Tensor, gradient: Tensor) -> Tensor:
         """[N,3] ``gradient`` [N, levels * features] of the result with respect to ``positions``; not differentiable."""
@@ -54,6 +74,29 @@ class HashEncoding(nn.Module):
         return self._layout
 
 
+class _Context(Context, Protocol):
+    layout: Layout
+    table_gradient: Gradient
+
+
+class _Known(torch.autograd.Function):
+    """Features that are known, whose backward pass is the encoding's."""
+
+    @staticmethod
+    def forward(
+        ctx: _Context, table: Tensor, features: Tensor, positions: Tensor, layout: Layout, table_gradient: Gradient
+    ) -> Tensor:
+        ctx.save_for_backward(table, positions)
+        ctx.layout, ctx.table_gradient = layout, table_gradient
+        return features.view_as(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        table, positions = ctx.saved_tensors
+        return ctx.table_gradient(positions, table, ctx.layout, gradient), None, None, None, None
+
+
 def _torch(spec: HashGridSpec) -> nn.Module:
     from nfsd3d.generators.nerf.hashgrid.torch_reference import interpolate
 
@@ -61,20 +104,22 @@ def _torch(spec: HashGridSpec) -> nn.Module:
 
 
 def _numba(spec: HashGridSpec) -> nn.Module:
-    from nfsd3d.generators.nerf.hashgrid.numba_kernels import interpolate, position_gradient
+    from nfsd3d.generators.nerf.hashgrid import numba_kernels as kernels
 
-    return HashEncoding(spec, interpolate, position_gradient)
+    gradients = {"position_gradient": kernels.position_gradient, "table_gradient": kernels.table_gradient}
+    return HashEncoding(spec, kernels.interpolate, **gradients)
 
 
 def _triton(spec: HashGridSpec) -> nn.Module:
     try:
-        from nfsd3d.generators.nerf.hashgrid.triton_kernels import interpolate
+        from nfsd3d.generators.nerf.hashgrid.triton_kernels import interpolate, table_gradient
     except ImportError as error:
         raise InputError(
             f"backend.field=triton: triton cannot be imported ({error}); it comes with CUDA builds of torch for "
             "Linux; or choose backend.field=torch"
         ) from error
-    return HashEncoding(spec, partial(interpolate, half=spec.precision == "float16"))
+    half = spec.precision == "float16"
+    return HashEncoding(spec, partial(interpolate, half=half), table_gradient=table_gradient)
 
 
 def _tcnn(spec: HashGridSpec) -> nn.Module:

@@ -48,6 +48,15 @@ def position_gradient(positions: Tensor, table: Tensor, layout: Layout, gradient
     return to_positions
 
 
+@torch.no_grad()
+def table_gradient(positions: Tensor, table: Tensor, layout: Layout, gradient: Tensor) -> Tensor:
+    """[entries, F] ``gradient`` [N, L * F] of the result of :func:`interpolate`, with respect to its ``table``."""
+    positions, to_table = positions.contiguous(), torch.zeros_like(table)
+    columns, levels, workers = gradient.T.contiguous(), _arguments(layout), torch.get_num_threads()
+    launch(_kernels(table.shape[1]).backward_table, positions, *levels, workers, columns, to_table)
+    return to_table
+
+
 class _Context(Context, Protocol):
     layout: Layout
 
@@ -72,9 +81,7 @@ class _Interpolate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_positions = position_gradient(positions, table, ctx.layout, gradient)
         if ctx.needs_input_grad[1]:
-            to_table, levels = torch.zeros_like(table), _arguments(ctx.layout)
-            columns, backward = gradient.T.contiguous(), _kernels(table.shape[1]).backward_table
-            launch(backward, positions, *levels, torch.get_num_threads(), columns, to_table)
+            to_table = table_gradient(positions, table, ctx.layout, gradient)
         return to_positions, to_table, None
 
 

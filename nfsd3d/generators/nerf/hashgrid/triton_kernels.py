@@ -48,6 +48,31 @@ def interpolate(positions: Tensor, table: Tensor, layout: Layout, *, half: bool 
     return _Interpolate.apply(positions, table, layout, half)
 
 
+@torch.no_grad()
+def table_gradient(positions: Tensor, table: Tensor, layout: Layout, gradient: Tensor) -> Tensor:
+    """[entries, F] ``gradient`` [N, L * F] of the result of :func:`interpolate`, with respect to its ``table``."""
+    check_device(positions, "backend.field")
+    positions, to_table = positions.contiguous(), torch.zeros_like(table)
+    count, levels, width = positions.shape[0], layout.resolutions.shape[0], table.shape[1]
+    padded = power_of_two(width)
+    runs = max(TILE // (8 * padded), 1)
+    launch(
+        _backward_table,
+        (triton.cdiv(count, runs * RUN), levels),
+        positions,
+        *_arguments(layout),
+        gradient,
+        *gradient.stride(),
+        to_table,
+        count,
+        WIDTH=width,
+        PADDED=padded,
+        RUNS=runs,
+        STEPS=RUN,
+    )
+    return to_table
+
+
 class _Context(Context, Protocol):
     layout: Layout
 
@@ -84,10 +109,10 @@ class _Interpolate(torch.autograd.Function):
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         positions, table, read = ctx.saved_tensors
         count, levels, width = positions.shape[0], ctx.layout.resolutions.shape[0], table.shape[1]
-        padded = power_of_two(width)
         to_positions = to_table = None
         if ctx.needs_input_grad[0]:
             to_positions = torch.empty_like(positions)
+            padded = power_of_two(width)
             block = max(TILE // padded, 1)
             launch(
                 _backward_positions,
@@ -105,22 +130,7 @@ class _Interpolate(torch.autograd.Function):
                 BLOCK=block,
             )
         if ctx.needs_input_grad[1]:
-            to_table = torch.zeros_like(table)
-            runs = max(TILE // (8 * padded), 1)
-            launch(
-                _backward_table,
-                (triton.cdiv(count, runs * RUN), levels),
-                positions,
-                *_arguments(ctx.layout),
-                gradient,
-                *gradient.stride(),
-                to_table,
-                count,
-                WIDTH=width,
-                PADDED=padded,
-                RUNS=runs,
-                STEPS=RUN,
-            )
+            to_table = table_gradient(positions, table, ctx.layout, gradient)
         return to_positions, to_table, None, None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from nfsd3d.device import move
 from nfsd3d.errors import InputError
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
+from nfsd3d.generators.nerf.points import EncodedPoints
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines, March
 from nfsd3d.shared_batch import SharedGenerator, draw
 
@@ -32,13 +33,15 @@ class RaySamples:
     """S intervals on ``n_rays`` rays, packed: sorted by ray, then by depth. A ray may have none.
 
     ``ray_indices`` [S] int64; ``t_starts``, ``t_ends`` [S] distances from the rays' origins in world units;
-    ``offsets`` [n_rays + 1] int64: the samples of ray r are ``offsets[r]:offsets[r + 1]``.
+    ``offsets`` [n_rays + 1] int64: the samples of ray r are ``offsets[r]:offsets[r + 1]``. ``encoded`` are their
+    positions in the field, if these are encoded already.
     """
 
     ray_indices: Tensor
     t_starts: Tensor
     t_ends: Tensor
     offsets: Tensor
+    encoded: EncodedPoints | None = None
 
     @property
     def n_rays(self) -> int:
@@ -52,8 +55,14 @@ class RaySamples:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All its tensors."""
+        """Its tensors, without the encoding."""
         return self.ray_indices, self.t_starts, self.t_ends, self.offsets
+
+    def where(self, kept: Tensor) -> RaySamples:
+        """The samples that are ``kept`` [S] bool, of as many rays, without an encoding."""
+        offsets = torch.nn.functional.pad(kept.cumsum(0), (1, 0))[self.offsets]
+        indices = kept.nonzero()[:, 0]  # only once: synchronises with a GPU
+        return RaySamples(self.ray_indices[indices], self.t_starts[indices], self.t_ends[indices], offsets)
 
     def positions(self, rays: Rays) -> Tensor:
         """[S,3] world positions of the intervals' middles."""
@@ -76,6 +85,10 @@ def sample_points(samples: RaySamples, rays: Rays, *, backend: str = "torch") ->
         from nfsd3d.generators.nerf.sampling.numba_kernels import points_numba
 
         return points_numba(samples, rays, origin_distance)
+    if backend == "triton":
+        from nfsd3d.generators.nerf.sampling.triton_kernels import points_triton
+
+        return points_triton(samples, rays, origin_distance)
     return samples.positions(rays), samples.t_mids - samples.of_rays(origin_distance)
 
 

@@ -4,6 +4,10 @@ The bits agree because ``launch_triton.launch`` disables fused multiply-adds: ev
 its own, as by torch's separate operations on the same device.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -13,11 +17,17 @@ from nfsd3d.generators.nerf.launch_triton import INTERPRETED, check_device, laun
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.types import Fill, Lines
 
+if TYPE_CHECKING:
+    from nfsd3d.generators.nerf.sampling.sampling import RaySamples
+    from nfsd3d.views.cameras import Rays
+
 # Rays of one program, and candidates that it tests together on each. A warp takes 32 candidates of one ray, so that
 # its writes are coalesced. A program's rays are neighbours and have similar lengths in the cube, so few lanes idle.
 # The interpreter's time is proportional to the number of operations, whatever their size.
 RAYS = 512 if INTERPRETED else 16
 STEPS = 32
+# Samples of one program that computes positions.
+POINTS = 4096 if INTERPRETED else 512
 
 
 def march_triton(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[Tensor, Fill]:
@@ -51,6 +61,30 @@ def march_triton(lines: Lines, step: float, occupancy: OccupancyGrid) -> tuple[T
         return ray_indices, t_mids
 
     return offsets, fill
+
+
+def points_triton(samples: RaySamples, rays: Rays, origin_distance: Tensor) -> tuple[Tensor, Tensor]:
+    """The bits of ``sampling.sample_points`` from one pass over the samples.
+
+    ``origin_distance`` [R] is how far each ray's origin is from the world's.
+    """
+    count = samples.t_starts.shape[0]
+    positions, depth = rays.origins.new_empty(count, 3), rays.origins.new_empty(count)
+    launch(
+        _points,
+        (triton.cdiv(count, POINTS),),
+        rays.origins.contiguous(),
+        rays.directions.contiguous(),
+        origin_distance,
+        samples.t_starts,
+        samples.t_ends,
+        samples.ray_indices,
+        positions,
+        depth,
+        count,
+        BLOCK=POINTS,
+    )
+    return positions, depth
 
 
 # A tile of RAYS times STEPS candidates is one axis, with the steps of a ray adjacent: Triton's versions differ in which
@@ -139,3 +173,17 @@ def _fill(  # type: ignore[no-untyped-def]
         tl.store(ray_indices + at, ray, mask=keep)
         tl.store(t_mids + at, t, mask=keep)
         place += tl.sum(kept, axis=1)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _points(  # type: ignore[no-untyped-def]
+    origins, directions, origin_distance, t_starts, t_ends, ray_indices, positions, depth, count, BLOCK: tl.constexpr
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    ray = tl.load(ray_indices + at, mask=inside, other=0)
+    t = (tl.load(t_starts + at, mask=inside, other=0.0) + tl.load(t_ends + at, mask=inside, other=0.0)) * 0.5
+    tl.store(depth + at, t - tl.load(origin_distance + ray, mask=inside, other=0.0), mask=inside)
+    for axis in tl.static_range(3):
+        origin, direction = _axis(origins, directions, ray, inside, axis)
+        tl.store(positions + 3 * at + axis, origin + direction * t, mask=inside)
