@@ -19,7 +19,7 @@ def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     """The same method with a common implementation's choices; the networks themselves change to ``precision``.
 
     No compilation and no chunks. All predictions for every view in one call. Each encoding is followed by an unused
-    decoding. Samples are pruned by their opacity, which evaluates all densities once more.
+    decoding. Samples are pruned by their opacity, whatever the recipe's setting.
     """
     assert isinstance(parts.prior, DiffusersPrior)
     assert isinstance(parts.generator, NeRF)

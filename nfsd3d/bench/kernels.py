@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nfsd3d.bench.clock import now
 from nfsd3d.config.hardware import is_installed, triton_obstacle
-from nfsd3d.generators.nerf.compositing.compositing import accumulate, render_weights
+from nfsd3d.generators.nerf.compositing.compositing import composite, render_weights
 from nfsd3d.generators.nerf.field import FusedNetwork, HashGridField, fused_network
 from nfsd3d.generators.nerf.hashgrid.encoding import HashEncoding, hash_encoding
 from nfsd3d.generators.nerf.hashgrid.layout import Layout
@@ -37,8 +37,6 @@ SHIFTED = 1e-2
 """The same for the numbers of samples per ray: one sample across a cell's border changes its ray's by one."""
 CALLS = {"cpu": 1, "cuda": 20}
 """Calls of a kernel per measurement, so that a GPU always has work queued."""
-CHANNELS = 6
-"""What a training step without normals composites: opacity, colour, depth and its square."""
 
 
 @dataclass(frozen=True)
@@ -204,25 +202,24 @@ def marching_contenders(scene: Scene) -> dict[str, Contender]:
 
 
 def compositing_contenders(scene: Scene) -> dict[str, Contender]:
-    """Weights and CHANNELS sums by ray, as the torch reference and (on CUDA) Triton compute them.
+    """Weights and a view's sums by ray, as the torch reference and (on CUDA) Triton compute them.
 
-    Gradients are to the densities and the values.
+    Gradients are to the densities and the colours.
     """
     device = scene.density.device
-    shape = scene.density.shape[0], CHANNELS
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    colour = torch.rand(scene.density.shape[0], 3, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def composite(name: str, density: Tensor, values: Tensor) -> Tensor:
+    def sums(name: str, density: Tensor, colour: Tensor) -> Tensor:
         weights = render_weights(density, scene.samples, backend=name)
-        return accumulate(values, scene.samples, weights=weights, backend=name)
+        return torch.cat(composite(weights, colour, scene.samples.t_mids, scene.samples, backend=name), dim=-1)
 
     def train(name: str) -> Tensor:
-        inputs = scene.density.clone().requires_grad_(), values.clone().requires_grad_()
-        composite(name, *inputs).square().sum().backward()
+        inputs = scene.density.clone().requires_grad_(), colour.clone().requires_grad_()
+        sums(name, *inputs).square().sum().backward()
         return torch.cat([torch.as_tensor(one.grad).flatten() for one in inputs])
 
     names = ["torch", *_fast("cuda")] if device.type == "cuda" else ["torch"]
-    return {name: Contender(partial(composite, name, scene.density, values), partial(train, name)) for name in names}
+    return {name: Contender(partial(sums, name, scene.density, colour), partial(train, name)) for name in names}
 
 
 def _network_backends(device: str) -> list[str]:

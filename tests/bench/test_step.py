@@ -83,8 +83,8 @@ def test_a_scene_is_that_of_a_first_step(configure):
     compared = 1000 if scene.density.shape[0] > 1000 else scene.density.shape[0]
     assert network.training().shape == (compared * hidden.shape[1] + hidden.numel() + output.numel(),)
     (compositing,) = kernels.compositing_contenders(scene).values()
-    assert compositing.forward().shape == (512, kernels.CHANNELS)
-    assert compositing.training().shape == (scene.density.shape[0] * (1 + kernels.CHANNELS),)
+    assert compositing.forward().shape == (512, 6)
+    assert compositing.training().shape == (scene.density.shape[0] * 4,)
 
 
 @pytest.mark.gpu

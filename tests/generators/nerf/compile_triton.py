@@ -100,7 +100,8 @@ for channels, dtype in ((1, torch.float64), (7, torch.float32)):
 colour = torch.zeros(5, 3).requires_grad_()
 compositing.composite(torch.zeros(5).requires_grad_(), colour, torch.zeros(5), samples).sum().backward()
 rays = Rays(torch.zeros(1, 3), torch.zeros(1, 3))
-sampling.points_triton(RaySamples(samples.ray_indices, *torch.zeros(2, 5), samples.offsets), rays, torch.zeros(1))
+edges = torch.zeros(5)
+sampling.points_triton(RaySamples(samples.ray_indices, edges, edges, samples.offsets), rays, torch.zeros(1))
 
 ordering.space_order(torch.rand(77, 3))
 
