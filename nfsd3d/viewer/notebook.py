@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nfsd3d.callbacks.callback import Callback, LiveRun
 from nfsd3d.export.progress import clock
-from nfsd3d.visualize.report import costs, jpeg_source, method_name, result_image
+from nfsd3d.visualize.page import jpeg_source
+from nfsd3d.visualize.report import costs, method_name, result_image
 
 if TYPE_CHECKING:
     from nfsd3d.callbacks.events import StepEvent

@@ -10,18 +10,8 @@ from nfsd3d.config.trust import leaves
 from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import read_summary
 from nfsd3d.visualize.charts import line_chart
-from nfsd3d.visualize.report import (
-    EVALUATION,
-    PLOTS,
-    STATUS,
-    costs,
-    method_name,
-    page,
-    plots,
-    result_image,
-    scores,
-    table,
-)
+from nfsd3d.visualize.page import page, plots, table
+from nfsd3d.visualize.report import EVALUATION, PLOTS, STATUS, costs, method_name, result_image, scores
 
 WITHOUT_EFFECT = ("run_dir", "dry_run", "viewer", "logger")
 

@@ -1,19 +1,13 @@
 """report.html: a self-contained page of a run, without network access; its links lead to the files beside it."""
 
-import base64
-import io
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
-
-import numpy as np
-from PIL import Image as PIL
 
 from nfsd3d.config.schema import Config
 from nfsd3d.distill.methods import TABLE as METHODS
@@ -27,7 +21,7 @@ from nfsd3d.runs.metrics import read_metrics, series
 from nfsd3d.runs.summary import Summary, read_summary
 from nfsd3d.settings.schedules import value_at
 from nfsd3d.visualize.charts import line_chart
-from nfsd3d.visualize.image_grid import Image
+from nfsd3d.visualize.page import base64_text, image_source, in_words, page, plots, table
 
 MAX_TEXTURE = 1024
 """Maximum texels per side of the page's copy of the mesh."""
@@ -96,19 +90,6 @@ def render_report(run_dir: Path, config: Config, mesh: SurfaceMesh | None) -> st
     return page(config.prompt, sections)
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A page of these sections, with its style and scripts."""
-    style, *scripts = (asset(name) for name in ("report.css", "viewer.js", "report.js"))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · nfsd3d</title><style>\n{style}</style></head>\n<body>\n"
-        + "\n".join(part for part in sections if part)
-        + "".join(f"\n<script>\n{script}</script>" for script in scripts)
-        + "\n</body></html>\n"
-    )
-
-
 def _facts(config: Config, summary: Summary) -> str:
     progress = (0.0, 1.0)  # a schedule is described by its ends
     scale, factor = config.distill.guidance_scale, config.distill.guidance_factor
@@ -168,7 +149,7 @@ def _turntable(run_dir: Path) -> str:
     video, sheet = run_dir / "turntable.mp4", run_dir / "turntable.png"
     parts = []
     if video.is_file() and video.stat().st_size <= MAX_VIDEO_BYTES:
-        source = f"data:video/mp4;base64,{_base64(video.read_bytes())}"
+        source = f"data:video/mp4;base64,{base64_text(video.read_bytes())}"
         parts.append(f'<video src="{source}" autoplay loop muted playsinline tabindex="0"></video>')
         parts.append('<p class="note">image, depth, normals; a click holds it</p>')
     elif video.is_file():
@@ -176,28 +157,6 @@ def _turntable(run_dir: Path) -> str:
     if source := image_source(sheet):
         parts.append(f'<img src="{source}" alt="eight views around the object, their normals below">')
     return "<h2>Turntable</h2>" + "".join(parts) if parts else ""
-
-
-def image_source(path: Path, width: int | None = None) -> str:
-    """An image file as the address of a JPEG image within the page, reduced to ``width`` pixels if it is wider.
-
-    "" for a file that cannot be read as an image.
-    """
-    try:
-        with PIL.open(path) as opened:
-            return jpeg_source(np.asarray(opened.convert("RGB")), width)
-    except (OSError, ValueError, SyntaxError, EOFError):  # what Pillow raises for damaged files
-        return ""
-
-
-def jpeg_source(pixels: Image, width: int | None = None) -> str:
-    """An image [H,W,3] as the address of a JPEG image within a page, reduced to ``width`` pixels if it is wider."""
-    image = PIL.fromarray(pixels)
-    if width is not None and image.width > width:
-        image = image.resize((width, round(image.height * width / image.width)))
-    compressed = io.BytesIO()
-    image.save(compressed, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{_base64(compressed.getvalue())}"
 
 
 def result_image(run_dir: Path) -> str:
@@ -218,7 +177,7 @@ _PREVIEW = re.compile(r"step-(\d+)\.png")
 def _images(run_dir: Path) -> str:
     named = {"the images": run_dir / "image.png", "their initial images": run_dir / "source.png"}
     parts = [
-        f'<img src="data:image/png;base64,{_base64(path.read_bytes())}" alt="{name}"><p class="note">{name}</p>'
+        f'<img src="data:image/png;base64,{base64_text(path.read_bytes())}" alt="{name}"><p class="note">{name}</p>'
         for name, path in named.items()
         if path.is_file()
     ]
@@ -240,7 +199,7 @@ def _viewer(mesh: SurfaceMesh | None, file: Path, prompt: str) -> str:
         'aria-describedby="viewer-note"></canvas>'
         f'<p class="note" id="viewer-note">{shown}; drag or arrow keys to turn, wheel, two fingers or + and - to zoom, '
         "double click or n for normals, space to start and stop</p>"
-        f'<script type="text/plain" id="model">{_base64(content)}</script>'
+        f'<script type="text/plain" id="model">{base64_text(content)}</script>'
     )
 
 
@@ -293,20 +252,7 @@ def scores(path: Path) -> list[tuple[str, str]]:
     except (OSError, ValueError):
         return []
     plain = {name.replace("_", " "): value for name, value in found.items() if not isinstance(value, dict | list)}
-    return [(name, _shown(value)) for name, value in plain.items()]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls where it is wider than the page."""
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+    return [(name, in_words(value)) for name, value in plain.items()]
 
 
 def _figures(folder: Path) -> str:
@@ -325,20 +271,13 @@ def _plots(path: Path) -> str:
     return plots(found)
 
 
-def plots(charts: Sequence[str], note: str = "") -> str:
-    """A section of charts below a note; "" without any."""
-    found = "".join(f"<figure>{chart}</figure>" for chart in charts if chart)
-    words = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f'<h2>Training</h2>{words}<div class="plots">{found}</div>' if found else ""
-
-
 def _steered(summary: Summary) -> str:
     """The changes by which somebody steered the run."""
     changes: list[Mapping[str, object]] = [one for one in summary.get("steered", []) if isinstance(one, dict)]
     if not changes:
         return ""
     names = list(changes[0])
-    rows = [[_shown(change.get(name)) for name in names] for change in changes]
+    rows = [[in_words(change.get(name)) for name in names] for change in changes]
     note = '<p class="note">The run was steered while it trained; from the step after each of these on:</p>'
     return f"<h2>Steered</h2>{note}{table([name.replace('_', ' ') for name in names], rows)}"
 
@@ -351,12 +290,3 @@ def _commands(run_dir: Path, summary: Summary) -> str:
     lines += [f"nfsd3d view {folder}    # in the browser", f"nfsd3d export {folder} --formats obj,ply    # other files"]
     note = '<p class="note">In the folder that holds the run\'s:</p>'
     return f"<h2>Commands</h2>{note}<pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def asset(name: str) -> str:
-    """A file beside this module's pages."""
-    return files("nfsd3d.visualize").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
