@@ -232,11 +232,12 @@ class NeRF(SceneGenerator):
         threshold = self.occupancy.density.mean().clamp(max=-math.log1p(-self.settings.prune_alpha) / self.step_size)
         positions, _ = sample_points(samples, rays, backend=self.sampler_backend)
         if not encoded:
-            return samples.where(contributes(samples, self._in_chunks(self.field.density, positions), threshold))
-        density, points = self.field.density_and_points(positions)
-        kept = contributes(samples, density, threshold)
+            density, points = self._in_chunks(self.field.density, positions), None
+        else:
+            density, points = self.field.density_and_points(positions)
+        kept = contributes(samples, density, threshold, backend=self.sampler_backend)
         samples = samples.where(kept)
-        return replace(samples, encoded=points.where(kept, len(samples.ray_indices)))
+        return samples if points is None else replace(samples, encoded=points.where(kept, len(samples.ray_indices)))
 
     def _composite(self, bundle: "_Bundle", samples: RaySamples, options: RenderOptions) -> dict[str, Tensor]:
         """The fields of Rendering as [R,C], composited along each of R rays; and "samples" [R,1], their number."""

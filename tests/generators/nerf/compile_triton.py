@@ -97,6 +97,7 @@ for channels, dtype in ((1, torch.float64), (7, torch.float32)):
     (compositing.accumulate(values, samples, weights).sum() + compositing.accumulate(values, samples).sum()).backward()
     compositing.accumulate(values.detach(), samples, depth.clone().requires_grad_()).sum().backward()
 
+compositing.contributes(torch.zeros(5), torch.zeros(()), samples, 9.2)
 colour = torch.zeros(5, 3).requires_grad_()
 compositing.composite(torch.zeros(5).requires_grad_(), colour, torch.zeros(5), samples).sum().backward()
 rays = Rays(torch.zeros(1, 3), torch.zeros(1, 3))

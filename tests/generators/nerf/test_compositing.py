@@ -260,11 +260,16 @@ def test_an_opaque_sample_does_not_reduce_the_precision_of_its_ray(implementatio
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_contributing_samples_equal_a_slow_loop(name: str, rng: torch.Generator) -> None:
+def test_contributing_samples_equal_a_slow_loop(
+    name: str, rng: torch.Generator, implementation: tuple[str, torch.device]
+) -> None:
+    backend, device = implementation
     samples = pack(COUNTS[name], rng)
     density = 40 * densities(samples, rng)  # opaque after a sample or two
     density[:1] = 60.0  # the least that is kept
-    found = samples.where(contributes(samples, density, torch.tensor(60.0)))
+    least = torch.tensor(60.0).to(device)
+    kept = contributes(on(device, samples), density.to(device), least, backend=backend).cpu()
+    found = samples.where(kept)
     expected, counts = [], []
     for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
         left, before = 1.0, len(expected)

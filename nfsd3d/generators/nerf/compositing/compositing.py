@@ -37,11 +37,16 @@ def exclusive_sum(values: Tensor, samples: RaySamples) -> Tensor:
     return _ExclusiveSum.apply(values, samples.offsets, samples.ray_indices)
 
 
-def contributes(samples: RaySamples, density: Tensor, least_density: Tensor) -> Tensor:
+@torch.no_grad()
+def contributes(samples: RaySamples, density: Tensor, least_density: Tensor, *, backend: str = "torch") -> Tensor:
     """[S] bool: which samples have a ``density`` [S] of at least ``least_density`` (a scalar) and are not hidden.
 
     A sample is hidden if the transmittance in front of it is below :data:`SMALLEST_TRANSMITTANCE`.
     """
+    kernels = _kernels(backend)
+    if kernels is not None:
+        kept: Tensor = kernels.contributes(density, least_density, samples, -math.log(SMALLEST_TRANSMITTANCE))
+        return kept
     depth = density * (samples.t_ends - samples.t_starts)
     reached = exclusive_sum(depth, samples) <= -math.log(SMALLEST_TRANSMITTANCE)
     return (density >= least_density) & reached

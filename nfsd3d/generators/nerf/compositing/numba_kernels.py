@@ -29,6 +29,14 @@ def composite(weights: Tensor, colour: Tensor, depth: Tensor, samples: RaySample
     return _Composite.apply(weights, colour, depth, samples.offsets)
 
 
+def contributes(density: Tensor, least_density: Tensor, samples: RaySamples, most_depth: float) -> Tensor:
+    """[S] bool; see ``compositing.contributes``. Samples behind the optical depth ``most_depth`` are hidden."""
+    kept = torch.empty_like(density, dtype=torch.bool)
+    least = float(least_density)
+    launch(_contributes, density, samples.t_starts, samples.t_ends, samples.offsets, least, most_depth, kept)
+    return kept
+
+
 class _Weights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, density: Tensor, lengths: Tensor, offsets: Tensor) -> Tensor:
@@ -90,6 +98,15 @@ def _weights(alpha, offsets, weights):  # type: ignore[no-untyped-def]
         for s in range(offsets[ray], offsets[ray + 1]):
             weights[s] = transmittance * alpha[s]
             transmittance *= 1.0 - alpha[s]
+
+
+@kernel()
+def _contributes(density, t_starts, t_ends, offsets, least, most_depth, kept):  # type: ignore[no-untyped-def]
+    for ray in prange(offsets.shape[0] - 1):
+        before = 0.0
+        for s in range(offsets[ray], offsets[ray + 1]):
+            kept[s] = density[s] >= least and before <= most_depth
+            before += density[s] * (t_ends[s] - t_starts[s])
 
 
 @kernel()

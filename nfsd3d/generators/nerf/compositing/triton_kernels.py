@@ -54,6 +54,31 @@ def composite(weights: Tensor, colour: Tensor, depth: Tensor, samples: RaySample
     return _Composite.apply(weights, colour, depth, samples.offsets, samples.ray_indices)
 
 
+def contributes(density: Tensor, least_density: Tensor, samples: RaySamples, most_depth: float) -> Tensor:
+    """[S] bool; see ``compositing.contributes``. Samples behind the optical depth ``most_depth`` are hidden.
+
+    Raises InputError for tensors that are not on a GPU, except in Triton's interpreter.
+    """
+    check_device(density, "backend.sampler")
+    kept = torch.empty_like(density, dtype=torch.bool)
+    n_rays, rays = samples.n_rays, TILE // STEPS
+    launch(
+        _contributes,
+        (triton.cdiv(n_rays, rays),),
+        density.contiguous(),
+        samples.t_starts,
+        samples.t_ends,
+        samples.offsets,
+        least_density,
+        most_depth,
+        kept,
+        n_rays,
+        RAYS=rays,
+        STEPS=STEPS,
+    )
+    return kept
+
+
 class _RenderWeights(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, density: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
@@ -249,6 +274,26 @@ def _weights(  # type: ignore[no-untyped-def]
         passed += tl.sum(late, axis=1)
         tl.store(weights + at, tl.exp(-before) * _opacity(depth, TERMS), mask=inside)
         tl.store(behind + at, tl.exp(-(before + depth)), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_rays"])
+def _contributes(  # type: ignore[no-untyped-def]
+    density, t_starts, t_ends, offsets, least_density, most_depth, kept, n_rays,
+    RAYS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """``least_density`` is a tensor, so that its value need not be read by the CPU."""
+    ray = tl.program_id(0).to(tl.int64) * RAYS + tl.arange(0, RAYS)
+    begin, end, longest = _bounds(offsets, ray, n_rays)
+    least = tl.load(least_density)
+    passed = tl.zeros([RAYS], density.dtype.element_ty)
+    for first in range(0, longest, STEPS):
+        at = begin + first + tl.arange(0, STEPS)[None, :]
+        inside = at < end
+        own = tl.load(density + at, mask=inside, other=0.0)
+        late = _optical_depth(density, t_starts, t_ends, at - 1, inside & (at > begin))
+        before = passed[:, None] + tl.cumsum(late, axis=1)
+        passed += tl.sum(late, axis=1)
+        tl.store(kept + at, (own >= least) & (before <= most_depth), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_rays"])
