@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nfsd3d.errors import InputError
 from nfsd3d.plugins.table import Table
+from nfsd3d.prior.deferred_imports import import_diffusers
 from nfsd3d.prior.families.table import PRESETS
 from nfsd3d.prior.files.download import fetch
 from nfsd3d.prior.files.locate import EMBEDDED_PRIORS, ModelSource, locate
@@ -68,6 +69,7 @@ def build_diffusers(settings: PriorSettings, device: str, dtype: torch.dtype) ->
     """A latent diffusion model in the layout of diffusers, downloaded if need be."""
     from nfsd3d.prior.load_prior import load_prior
 
+    import_diffusers()
     return load_prior(
         fetch(locate_diffusers(settings)), device, dtype, clock=settings.clock, image_size=settings.image_size
     )
@@ -77,6 +79,7 @@ def build_family(settings: PriorSettings, device: str, dtype: torch.dtype) -> Pr
     """A model of one of the families, downloaded if need be."""
     from nfsd3d.prior.load_prior import load_family_prior
 
+    import_diffusers()
     files = fetch(locate_family(settings))
     return load_family_prior(
         files, device, dtype, clock=settings.clock, image_size=settings.image_size, cache=settings.cache
