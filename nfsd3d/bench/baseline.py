@@ -19,13 +19,13 @@ def as_baseline(parts: Parts, precision: torch.dtype) -> Parts:
     """The same method with a common implementation's choices; the networks themselves change to ``precision``.
 
     No compilation and no chunks. All predictions for every view in one call. Each encoding is followed by an unused
-    decoding. Samples are pruned by their opacity, whatever the recipe's setting.
+    decoding. Samples are pruned by their opacity, which evaluates all densities once more.
     """
     assert isinstance(parts.prior, DiffusersPrior)
     assert isinstance(parts.generator, NeRF)
     prior = _BaselinePrior(parts.prior.in_precision(precision))
     nerf = parts.generator
-    nerf.settings = replace(nerf.settings, prune_alpha=ALPHA)
+    nerf.settings, nerf.keeps_encodings = replace(nerf.settings, prune_alpha=ALPHA), False
     method = _for_every_view(parts.distillation.method)
     return replace(parts, prior=prior, distillation=replace(parts.distillation, method=method))
 

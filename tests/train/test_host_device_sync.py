@@ -91,9 +91,12 @@ def test_normals_synchronise_for_the_number_of_visible_samples(configure, narrow
     assert "nonzero" in own and "nerf/nerf.py" in own
 
 
-def test_pruning_synchronises_for_the_number_of_remaining_samples(configure, narrow):
+@pytest.mark.usefixtures("triton_interpreter")
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_pruning_synchronises_for_the_number_of_remaining_samples(configure, narrow, backend):
     """It depends on the current weights, which the previous step may still be writing."""
-    syncs = syncs_of_a_step(configure, narrow, "nfsd", **{"generator.prune_alpha": 0.01})
+    kernels = {"backend.field": backend, "backend.sampler": backend}
+    syncs = syncs_of_a_step(configure, narrow, "nfsd", **kernels, **{"generator.prune_alpha": 0.01})
     (own,) = (sync for sync in syncs if not sync.startswith("(side stream)"))
     assert "nonzero" in own and "sampling/sampling.py" in own
 

@@ -114,13 +114,16 @@ def test_the_bytes_of_a_sample_predict_larger_views(configure, backend, lit):
     assert size.peak >= size.kept
 
 
-def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure):
-    nerf, ranges = build_generator(configure()), CAMERAS
+@pytest.mark.parametrize("prune_alpha", [0.0, 0.05])
+def test_the_bytes_of_a_sample_do_not_depend_on_how_full_the_scene_is(configure, prune_alpha):
+    """Nor on what is known of it, by which samples would be pruned, as in a run that is resumed."""
+    nerf, ranges = build_generator(configure(**{"generator.prune_alpha": prune_alpha})), CAMERAS
     full = sample_bytes(nerf, ranges, normals=False)
     nerf.occupancy.occupied.fill_(False)
     nerf.occupancy.occupied[4, 4, 4] = True
+    nerf.occupancy.density.fill_(9.0)
     assert sample_bytes(nerf, ranges, normals=False) == full
-    assert int(nerf.occupancy.occupied.sum()) == 1
+    assert int(nerf.occupancy.occupied.sum()) == 1 and (nerf.occupancy.density == 9).all()
 
 
 def test_a_peak_can_leave_out_tensors_afterwards():

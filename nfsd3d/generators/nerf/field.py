@@ -18,6 +18,8 @@ from nfsd3d.generators.nerf.points import EncodedPoints
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
 # Density gradients (per world unit squared) far below this have no reliable direction: their normal goes to zero.
 SMALLEST_GRADIENT = 1e-3
+# Points that are evaluated together, without gradient.
+POINTS_PER_CHUNK = 2**18
 
 
 FusedNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -76,7 +78,7 @@ class HashGridField(nn.Module):
     ) -> FieldSample:
         """Density and albedo at ``positions`` [N,3]; with their features for normals, if these can be kept.
 
-        ``known``: their encoding, from :meth:`density_and_points`, which is not computed again.
+        ``known``: their encoding, from :meth:`density_and_points` with the same parameters; not computed again.
         """
         points = self._encoded(positions) if known is None else self._trainable(known)
         raw = points.in_place(self._of_features(points.features))
@@ -88,11 +90,20 @@ class HashGridField(nn.Module):
         points = self._encoded(positions)
         return self._density(positions, points.in_place(self._of_features(points.features))[:, 0])
 
+    @property
+    def takes_known(self) -> bool:
+        """Whether the points of :meth:`density_and_points` can be ``known`` to :meth:`forward`, by the backend."""
+        return isinstance(self.encoding, HashEncoding) and self.encoding.takes_known
+
     @torch.no_grad()
     def density_and_points(self, positions: Tensor) -> tuple[Tensor, EncodedPoints]:
-        """[N] density at ``positions`` [N,3] without gradient, and the encoded points, for :meth:`forward`."""
+        """[N] density at ``positions`` [N,3] without gradient, and the encoded points, for :meth:`forward`.
+
+        Of all points only the features are in memory at the same time, not the network's hidden layers.
+        """
         points = self._encoded(positions, in_space_order=True)
-        return self._density(positions, points.in_place(self._of_features(points.features))[:, 0]), points
+        raw = torch.cat([self._of_features(part)[:, :1] for part in points.features.split(POINTS_PER_CHUNK)])
+        return self._density(positions, points.in_place(raw)[:, 0]), points
 
     def analytic_normals(self, positions: Tensor) -> Tensor:
         """[N,3] unit normals against the density's gradient; not differentiable."""
@@ -157,9 +168,8 @@ class HashGridField(nn.Module):
 
     def _trainable(self, points: EncodedPoints) -> EncodedPoints:
         """The same ``points``, their features differentiable with respect to the table."""
-        if isinstance(self.encoding, HashEncoding):
-            return replace(points, features=self.encoding.known(points.inside, points.features))
-        return replace(points, features=self.encoding(points.inside))  # tiny-cuda-nn has no backward pass alone
+        assert isinstance(self.encoding, HashEncoding)
+        return replace(points, features=self.encoding.known(points.inside, points.features))
 
     def _of_features(self, features: Tensor) -> Tensor:
         if self._fused is None:

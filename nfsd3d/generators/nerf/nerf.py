@@ -24,15 +24,13 @@ from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, composite, contributes, render_weights
-from nfsd3d.generators.nerf.field import FieldSample, HashGridField
+from nfsd3d.generators.nerf.field import POINTS_PER_CHUNK, FieldSample, HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
 from nfsd3d.generators.nerf.sampling.sampling import RaySamples, sample_points, sample_rays, step_length
 from nfsd3d.generators.nerf.settings import NeRFSettings
 from nfsd3d.generators.nerf.shading import needs_normals, shade
 from nfsd3d.views.cameras import Cameras, Rays
 
-# Points that the field is evaluated at together, without gradient.
-POINTS_PER_CHUNK = 2**18
 # Rays that are rendered together, without gradient.
 RAYS_PER_CHUNK = 2**15
 # Opacity below which a pixel has no depth.
@@ -70,6 +68,8 @@ class NeRF(SceneGenerator):
             blob_std=settings.density_blob_std,
             tensor_cores=tensor_cores,
         )
+        # Whether training takes over the encoding of the samples that pruning leaves.
+        self.keeps_encodings = self.field.takes_known
         self.background = Background() if settings.background == "learned" else None
         self.occupancy = OccupancyGrid(
             settings.occupancy_resolution,
@@ -115,13 +115,16 @@ class NeRF(SceneGenerator):
             bundle = self._bundle(cameras, options)
             samples = self._march(bundle.rays, rng)
             keep([*bundle.tensors, *samples.tensors])
-        samples = self._pruned(samples, bundle.rays, encoded=options.rays_per_chunk is None)
+        samples = self._pruned(samples, bundle.rays, encoded=options.rays_per_chunk is None and torch.is_grad_enabled())
         return self._composited(cameras, bundle, samples, options)
 
     def render_samples(
         self, cameras: Cameras, samples: RaySamples, options: RenderOptions = DEFAULT_OPTIONS
     ) -> Rendering:
-        """As :meth:`render`, with ``samples`` of all rays of the cameras, in their order."""
+        """As :meth:`render`, with ``samples`` of all rays of the cameras, in their order.
+
+        If they are encoded, then by the present parameters.
+        """
         return self._composited(cameras, self._bundle(cameras, options), samples, options)
 
     def _composited(
@@ -152,7 +155,7 @@ class NeRF(SceneGenerator):
         channels = []
         for first in range(0, len(bundle.rays), count):
             chunk = bundle.part(first, first + count)
-            channels.append(self._composite(chunk, self.sample(chunk.rays, encoded=True), options))
+            channels.append(self._composite(chunk, self.sample(chunk.rays), options))
             on_chunk()
         return _images(_concatenated(channels), cameras)
 
@@ -209,7 +212,8 @@ class NeRF(SceneGenerator):
         """The samples of ``rays``, at most ``max_samples``, without jitter.
 
         With ``prune_alpha``, samples that do not contribute are dropped, for which the field is evaluated at all of
-        them; with ``encoded``, those that are left keep their encoding, so that it is not computed again.
+        them. With ``encoded``, those that are left keep their encoding, if the backend can train with it: it is not
+        computed again, and needs the memory of all samples' features for a moment.
         """
         return self._pruned(self._march(rays, None), rays, encoded=encoded)
 
@@ -231,7 +235,7 @@ class NeRF(SceneGenerator):
         # At most the mean, as in the occupancy grid: a scene of low density everywhere keeps samples to train on.
         threshold = self.occupancy.density.mean().clamp(max=-math.log1p(-self.settings.prune_alpha) / self.step_size)
         positions, _ = sample_points(samples, rays, backend=self.sampler_backend)
-        if not encoded:
+        if not (encoded and self.keeps_encodings):
             density, points = self._in_chunks(self.field.density, positions), None
         else:
             density, points = self.field.density_and_points(positions)

@@ -43,7 +43,7 @@ class NeRFSettings:
     max_samples: Annotated[int, Field(ge=1024)]
     """Largest number of samples in one rendering (memory); a fuller scene is rendered with longer steps."""
     prune_alpha: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Opacity below which a sample gets no gradient and is not shown, as are occluded ones; 0: all are kept."""
+    """Opacity below which a sample is dropped, as occluded ones are, once the field is evaluated there; 0: keep all."""
     normals: Literal["analytic", "finite_difference"]
     """Normals from the density: analytic (exact, without gradient) or finite_difference (differentiable)."""
     finite_difference_eps: PositiveFloat

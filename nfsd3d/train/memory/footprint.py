@@ -1,5 +1,6 @@
 """The memory of a step: networks are traced on PyTorch's meta device, rendering is measured on a few pixels."""
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -37,15 +38,18 @@ def samples_at_most(nerf: NeRF, views: int, resolution: int) -> int:
 def sample_bytes(nerf: NeRF, ranges: CameraRanges, *, normals: bool) -> SampleBytes:
     """The bytes of a sample, measured on two small views; memory that does not depend on their size cancels.
 
-    All cells are marked as occupied for the measurement, because a nearly empty scene has too few samples.
+    All cells are marked as occupied for the measurement, and nothing of them is known that would prune samples, because
+    a nearly empty scene has too few.
     """
-    occupied = nerf.occupancy.occupied
-    before = occupied.clone()
+    occupied, density = nerf.occupancy.occupied, nerf.occupancy.density
+    before = occupied.clone(), density.clone()
     occupied.fill_(True)
+    density.zero_()
     try:
         (few, *small), (many, *large) = (_probe(nerf, ranges, size, normals) for size in PROBES)
     finally:
-        occupied.copy_(before)
+        occupied.copy_(before[0])
+        density.copy_(before[1])
     return SampleBytes(*(max(b - a, 0) / max(many - few, 1) for a, b in zip(small, large, strict=True)))
 
 
@@ -67,6 +71,7 @@ def _probe(nerf: NeRF, ranges: CameraRanges, size: int, normals: bool) -> tuple[
         samples = nerf.sample(cameras.rays(), encoded=True)
         options = RenderOptions(shading="lambertian" if normals else "albedo")
         view = nerf.render_samples(cameras, samples, options)
+        samples = replace(samples, encoded=None)
         kept = counter.live()
         (view.image.sum() + view.opacity.sum() + view.depth_variance.sum()).backward()
         # The parameters' gradients do not depend on the samples; they are counted with the scene.

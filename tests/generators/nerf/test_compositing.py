@@ -1,6 +1,7 @@
 """Packed volume rendering: torch and Triton against nerfacc's dense functions, a slow loop and closed forms."""
 
 import math
+from dataclasses import replace
 
 import nerfacc
 import pytest
@@ -268,8 +269,12 @@ def test_contributing_samples_equal_a_slow_loop(
     density = 40 * densities(samples, rng)  # opaque after a sample or two
     density[:1] = 60.0  # the least that is kept
     least = torch.tensor(60.0).to(device)
-    kept = contributes(on(device, samples), density.to(device), least, backend=backend).cpu()
+    moved = on(device, samples)
+    kept = contributes(moved, density.to(device), least, backend=backend).cpu()
     found = samples.where(kept)
+    edges = torch.stack([moved.t_starts, moved.t_ends], dim=1)  # whatever the strides
+    strided = replace(moved, t_starts=edges[:, 0], t_ends=edges[:, 1])
+    assert torch.equal(contributes(strided, density.to(device), least, backend=backend).cpu(), kept)
     expected, counts = [], []
     for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
         left, before = 1.0, len(expected)

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,9 @@ def test_points_are_bit_identical_to_torch(fast_backend: tuple[str, torch.device
     expected, found = (sample_points(samples, rays, backend=name) for name in ("torch", backend))
     assert expected[0].abs().max() <= 1
     assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    edges = torch.stack([samples.t_starts, samples.t_ends], dim=1)  # whatever the strides
+    again = sample_points(replace(samples, t_starts=edges[:, 0], t_ends=edges[:, 1]), rays, backend=backend)
+    assert all(torch.equal(*pair) for pair in zip(expected, again, strict=True))
     views = orbit(1, 9).rays()
     _, depth = sample_points(sample_rays(views, make_grid(), step_size=0.04, max_samples=MANY), views)
     assert -2 < depth.min() < -0.5 and 0.5 < depth.max() < 2  # distance 2.5: around the world's origin

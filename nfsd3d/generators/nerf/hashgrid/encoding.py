@@ -48,15 +48,17 @@ class HashEncoding(nn.Module):
         """[N, levels * features] for positions [N,3] in [0,1]."""
         return self._interpolate(positions, self.table, self._layout_on(positions.device))
 
+    @property
+    def takes_known(self) -> bool:
+        """Whether :meth:`known` works: the backend has a kernel for the table's gradient alone."""
+        return self._table_gradient is not None
+
     def known(self, positions: Tensor, features: Tensor) -> Tensor:
         """``features`` [N, levels * features], found at ``positions`` [N,3] without gradient, differentiable.
 
-        With respect to the table. Without a kernel for its gradient they are computed again.
+        With respect to the table; see :attr:`takes_known`.
         """
-        if not torch.is_grad_enabled():
-            return features
-        if self._table_gradient is None:
-            return self(positions)
+        assert self._table_gradient is not None
         return _Known.apply(self.table, features, positions, self._layout_on(positions.device), self._table_gradient)
 
     def position_gradient(self, positions: Tensor, gradient: Tensor) -> Tensor:

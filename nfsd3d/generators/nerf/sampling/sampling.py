@@ -34,7 +34,7 @@ class RaySamples:
 
     ``ray_indices`` [S] int64; ``t_starts``, ``t_ends`` [S] distances from the rays' origins in world units;
     ``offsets`` [n_rays + 1] int64: the samples of ray r are ``offsets[r]:offsets[r + 1]``. ``encoded`` are their
-    positions in the field, if these are encoded already.
+    positions in the field, if these are encoded already, with the parameters of that moment.
     """
 
     ray_indices: Tensor

@@ -68,6 +68,7 @@ def points_triton(samples: RaySamples, rays: Rays, origin_distance: Tensor) -> t
 
     ``origin_distance`` [R] is how far each ray's origin is from the world's.
     """
+    check_device(rays.origins, "backend.sampler")
     count = samples.t_starts.shape[0]
     positions, depth = rays.origins.new_empty(count, 3), rays.origins.new_empty(count)
     launch(
@@ -76,9 +77,9 @@ def points_triton(samples: RaySamples, rays: Rays, origin_distance: Tensor) -> t
         rays.origins.contiguous(),
         rays.directions.contiguous(),
         origin_distance,
-        samples.t_starts,
-        samples.t_ends,
-        samples.ray_indices,
+        samples.t_starts.contiguous(),
+        samples.t_ends.contiguous(),
+        samples.ray_indices.contiguous(),
         positions,
         depth,
         count,
