@@ -20,6 +20,7 @@ torchrun reaches the workers, and nothing is restarted. If torchrun dies of SIGK
 handle, its workers run on: the ranks stop as after SIGTERM.
 """
 
+import importlib
 import os
 import re
 import signal
@@ -79,6 +80,9 @@ class Ranks:
             return
         if device != "cpu":
             torch.cuda.set_device(self.worker.local_index)
+        # Before there is a group. Imported later, as by torch's optimisers, its functions keep the group as a default, and
+        # the threads of a group that is not freed can abort a process that ends (findings/late_import_keeps_group.sh).
+        importlib.import_module("torch.distributed.nn.functional")
         with _others_alive():
             distributed.init_process_group(
                 "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",

@@ -301,6 +301,23 @@ def test_torchrun_restarts_a_run_that_lost_a_process_and_it_resumes(tmp_path):
     assert read_summary(metrics.parent)["status"] == "done"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds threads in /proc")
+def test_the_communications_threads_end_with_the_run(tmp_path):
+    """One that lives on may want Python's lock while the process ends, and abort it."""
+    program = tmp_path / "threads.py"
+    program.write_text(
+        "import os\nfrom pathlib import Path\nfrom nfsd3d.__main__ import main\ncode = main()\n"
+        "names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]\n"
+        f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(sum('gloo' in name for name in names)))\n"
+        "raise SystemExit(code)\n"
+    )
+    settings = ("generator=latent", "train.batch_size=2", "train.steps=2", "export.report=false")
+    process = torchrun(tmp_path, "machine=cpu", *settings, f"run_dir={tmp_path / 'run'}", program=program)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["0", "0"]
+
+
 def test_torchrun_prints_an_error_once_however_late_the_first_process_finds_it(tmp_path):
     program = tmp_path / "late.py"
     program.write_text(
