@@ -80,8 +80,8 @@ class Ranks:
             return
         if device != "cpu":
             torch.cuda.set_device(self.worker.local_index)
-        # Before there is a group. Imported later, as by torch's optimisers, its functions keep the group as a default; and
-        # the threads of a group that is not freed can abort a process that ends (findings/late_import_keeps_group.sh).
+        # Before there is a group. Imported later, as by torch's optimisers, its functions keep the group as a default.
+        # The threads of a group that is not freed can abort a process that ends (findings/late_import_keeps_group.sh).
         importlib.import_module("torch.distributed.nn.functional")
         with _others_alive():
             distributed.init_process_group(
