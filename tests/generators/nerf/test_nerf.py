@@ -238,6 +238,7 @@ def test_pruned_samples_keep_the_encoding_that_they_were_pruned_with(
     nerf = make_nerf(replace(SMALL, normals="analytic", prune_alpha=0.05), backend).to(device)
     torch.nn.init.normal_(nerf.field.encoding.table, std=0.3, generator=torch.Generator().manual_seed(1))
     nerf.update(0, torch.Generator().manual_seed(5))
+    monkeypatch.setattr("nfsd3d.generators.nerf.field.POINTS_PER_CHUNK", 300)  # several parts of the network's input
     encoded, encode = [], HashEncoding.forward
     monkeypatch.setattr(HashEncoding, "forward", lambda self, x: encoded.append(len(x)) or encode(self, x))
     found = []
