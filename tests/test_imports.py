@@ -98,6 +98,7 @@ ADAPTERS = {
         "nfsd3d.generators.nerf.mlp_triton",
         "nfsd3d.generators.nerf.sampling.triton_kernels",
         "nfsd3d.generators.nerf.compositing.triton_kernels",
+        "nfsd3d.generators.nerf.compositing.triton_sums",
     },
     "diffusers": {
         "nfsd3d.prior.architectures",

@@ -9,9 +9,8 @@ tenth of the memory.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from nfsd3d.device import move
 from nfsd3d.generators.base import DEFAULT_OPTIONS, Rendering, RenderOptions, SceneGenerator
 from nfsd3d.generators.nerf.background import Background
+from nfsd3d.generators.nerf.bundle import Bundle, chunks_of_rays
 from nfsd3d.generators.nerf.compositing.compositing import accumulate, composite, contributes, render_weights
 from nfsd3d.generators.nerf.field import POINTS_PER_CHUNK, FieldSample, HashGridField
 from nfsd3d.generators.nerf.occupancy import OccupancyGrid
@@ -127,10 +127,8 @@ class NeRF(SceneGenerator):
         """
         return self._composited(cameras, self._bundle(cameras, options), samples, options)
 
-    def _composited(
-        self, cameras: Cameras, bundle: "_Bundle", samples: RaySamples, options: RenderOptions
-    ) -> Rendering:
-        chunks = list(_chunks(bundle, samples, options.rays_per_chunk))
+    def _composited(self, cameras: Cameras, bundle: Bundle, samples: RaySamples, options: RenderOptions) -> Rendering:
+        chunks = list(chunks_of_rays(bundle, samples, options.rays_per_chunk))
         if len(chunks) == 1:
             return _images(self._composite(*chunks[0], options), cameras)
         channels = [
@@ -177,7 +175,7 @@ class NeRF(SceneGenerator):
     def _in_chunks(self, function: Callable[[Tensor], Tensor], positions: Tensor) -> Tensor:
         return torch.cat([function(chunk) for chunk in positions.to(self.device).split(POINTS_PER_CHUNK)])
 
-    def _bundle(self, cameras: Cameras, options: RenderOptions) -> "_Bundle":
+    def _bundle(self, cameras: Cameras, options: RenderOptions) -> Bundle:
         cameras = cameras.to(self.device)
         background, replaced = options.background, options.replaced
         if background is None or replaced is None or replaced.all():
@@ -188,14 +186,14 @@ class NeRF(SceneGenerator):
         def for_each_ray(values: Tensor) -> Tensor:
             return move(values, self.device).repeat_interleave(cameras.height * cameras.width, 0)
 
-        return _Bundle(
+        return Bundle(
             cameras.rays(),
             for_each_ray(cameras.light),
             None if background is None else for_each_ray(background),
             None if replaced is None else for_each_ray(replaced),
         )
 
-    def _behind(self, bundle: "_Bundle") -> Tensor:
+    def _behind(self, bundle: Bundle) -> Tensor:
         """[R,3] each ray's background colour."""
         if bundle.background is None:
             return self._own_background(bundle.rays.directions)
@@ -243,7 +241,7 @@ class NeRF(SceneGenerator):
         samples = samples.where(kept)
         return samples if points is None else replace(samples, encoded=points.where(kept, len(samples.ray_indices)))
 
-    def _composite(self, bundle: "_Bundle", samples: RaySamples, options: RenderOptions) -> dict[str, Tensor]:
+    def _composite(self, bundle: Bundle, samples: RaySamples, options: RenderOptions) -> dict[str, Tensor]:
         """The fields of Rendering as [R,C], composited along each of R rays; and "samples" [R,1], their number."""
         shaded = needs_normals(options.shading)
         rays = bundle.rays
@@ -290,48 +288,6 @@ class NeRF(SceneGenerator):
             seen = positions.index_select(0, visible)
             normals = self.field.finite_difference_normals(seen, self.settings.finite_difference_eps)
         return torch.zeros_like(positions).index_copy(0, visible, normals)
-
-
-@dataclass(frozen=True)
-class _Bundle:
-    """R rays, and for each the position of its light [R,3].
-
-    ``background`` [R,3] replaces the scene's own for all rays, or for those of ``replaced`` [R] bool.
-    """
-
-    rays: Rays
-    light: Tensor
-    background: Tensor | None
-    replaced: Tensor | None
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.rays.origins, self.rays.directions, self.light, self.background, self.replaced
-
-    def part(self, first: int, last: int) -> "_Bundle":
-        return _Bundle(
-            Rays(self.rays.origins[first:last], self.rays.directions[first:last]),
-            self.light[first:last],
-            None if self.background is None else self.background[first:last],
-            None if self.replaced is None else self.replaced[first:last],
-        )
-
-
-def _chunks(bundle: _Bundle, samples: RaySamples, count: int | None) -> Iterator[tuple[_Bundle, RaySamples]]:
-    """``count`` rays at a time (None: all) with their samples; views of the same memory, except for the indices."""
-    if count is None or count >= len(bundle.rays):
-        yield bundle, samples
-        return
-    bounds = [*range(0, len(bundle.rays), count), len(bundle.rays)]
-    ends = [*samples.offsets[:-1:count].tolist(), samples.ray_indices.shape[0]]
-    for (first, last), (start, end) in zip(pairwise(bounds), pairwise(ends), strict=True):
-        chunk = RaySamples(
-            samples.ray_indices[start:end] - first,
-            samples.t_starts[start:end],
-            samples.t_ends[start:end],
-            samples.offsets[first : last + 1] - start,
-        )
-        yield bundle.part(first, last), chunk
 
 
 def _concatenated(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
