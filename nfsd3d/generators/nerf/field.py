@@ -74,13 +74,13 @@ class HashGridField(nn.Module):
         self._uses_features = backend == "numba" and hidden_layers == 1
 
     def forward(
-        self, positions: Tensor, *, known: EncodedPoints | None = None, keep_features: bool = False
+        self, positions: Tensor, *, encoded: EncodedPoints | None = None, keep_features: bool = False
     ) -> FieldSample:
         """Density and albedo at ``positions`` [N,3]; with their features for normals, if these can be kept.
 
-        ``known``: their encoding, from :meth:`density_and_points` with the same parameters; not computed again.
+        ``encoded``: their encoding, from :meth:`density_and_points` with the same parameters; not computed again.
         """
-        points = self._encoded(positions) if known is None else self._trainable(known)
+        points = self._encoded(positions) if encoded is None else self._trainable(encoded)
         raw = points.in_place(self._of_features(points.features))
         kept = points.features if keep_features and self._uses_features else None
         return FieldSample(self._density(positions, raw[:, 0]), torch.sigmoid(raw[:, 1:]), kept)
@@ -91,9 +91,9 @@ class HashGridField(nn.Module):
         return self._density(positions, points.in_place(self._of_features(points.features))[:, 0])
 
     @property
-    def takes_known(self) -> bool:
-        """Whether the points of :meth:`density_and_points` can be ``known`` to :meth:`forward`, by the backend."""
-        return isinstance(self.encoding, HashEncoding) and self.encoding.takes_known
+    def takes_encoded(self) -> bool:
+        """Whether the points of :meth:`density_and_points` can be given to :meth:`forward`, by the backend."""
+        return isinstance(self.encoding, HashEncoding) and self.encoding.has_table_gradient
 
     @torch.no_grad()
     def density_and_points(self, positions: Tensor) -> tuple[Tensor, EncodedPoints]:
@@ -169,7 +169,7 @@ class HashGridField(nn.Module):
     def _trainable(self, points: EncodedPoints) -> EncodedPoints:
         """The same ``points``, their features differentiable with respect to the table."""
         assert isinstance(self.encoding, HashEncoding)
-        return replace(points, features=self.encoding.known(points.inside, points.features))
+        return replace(points, features=self.encoding.trainable(points.inside, points.features))
 
     def _of_features(self, features: Tensor) -> Tensor:
         if self._fused is None:

@@ -69,7 +69,7 @@ class NeRF(SceneGenerator):
             tensor_cores=tensor_cores,
         )
         # Whether training takes over the encoding of the samples that pruning leaves.
-        self.keeps_encodings = self.field.takes_known
+        self.keeps_encodings = self.field.takes_encoded
         self.background = Background() if settings.background == "learned" else None
         self.occupancy = OccupancyGrid(
             settings.occupancy_resolution,
@@ -247,7 +247,7 @@ class NeRF(SceneGenerator):
         rays = bundle.rays
         positions, depth = sample_points(samples, rays, backend=self.sampler_backend)
         wants_normals = options.normals or shaded
-        sample = self.field(positions, known=samples.encoded, keep_features=wants_normals)
+        sample = self.field(positions, encoded=samples.encoded, keep_features=wants_normals)
         weights = render_weights(sample.density, samples, backend=self.sampler_backend)
         normal = self._normals(positions, sample, weights, options.normals_above) if wants_normals else None
         to_light = F.normalize(samples.of_rays(bundle.light) - positions, dim=-1) if shaded else None

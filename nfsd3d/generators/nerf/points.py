@@ -1,4 +1,4 @@
-"""Points of the field whose encoding is known, in the order in which they were evaluated."""
+"""Encoded points of the field, in the order in which they were evaluated."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Points whose encoding is known: their order, and some of them."""
+"""Encoded points: their order, and some of them."""
 
 import pytest
 import torch

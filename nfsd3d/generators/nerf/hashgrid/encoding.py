@@ -49,17 +49,19 @@ class HashEncoding(nn.Module):
         return self._interpolate(positions, self.table, self._layout_on(positions.device))
 
     @property
-    def takes_known(self) -> bool:
-        """Whether :meth:`known` works: the backend has a kernel for the table's gradient alone."""
+    def has_table_gradient(self) -> bool:
+        """Whether :meth:`trainable` works: the backend has a kernel for the table's gradient alone."""
         return self._table_gradient is not None
 
-    def known(self, positions: Tensor, features: Tensor) -> Tensor:
+    def trainable(self, positions: Tensor, features: Tensor) -> Tensor:
         """``features`` [N, levels * features], found at ``positions`` [N,3] without gradient, differentiable.
 
-        With respect to the table; see :attr:`takes_known`.
+        With respect to the table; see :attr:`has_table_gradient`.
         """
         assert self._table_gradient is not None
-        return _Known.apply(self.table, features, positions, self._layout_on(positions.device), self._table_gradient)
+        return _Trainable.apply(
+            self.table, features, positions, self._layout_on(positions.device), self._table_gradient
+        )
 
     def position_gradient(self, positions: Tensor, gradient: Tensor) -> Tensor:
         """[N,3] ``gradient`` [N, levels * features] of the result with respect to ``positions``; not differentiable."""
@@ -81,7 +83,7 @@ class _Context(Context, Protocol):
     table_gradient: Gradient
 
 
-class _Known(torch.autograd.Function):
+class _Trainable(torch.autograd.Function):
     """Features that are known, whose backward pass is the encoding's."""
 
     @staticmethod
