@@ -238,6 +238,15 @@ def test_below_the_threshold_nfsd_saves_the_negative_prompt(times, rows):
     assert len(denoiser.calls[0][0]) == rows
 
 
+@pytest.mark.parametrize("training_steps", [1000, 50])
+def test_with_the_threshold_1_nfsd_is_sds_without_its_noise(training_steps):
+    times, denoiser = [0, training_steps // 2, training_steps - 1], Denoiser()
+    at_all = threshold_step(1.0, training_steps)
+    p = predicted(METHODS["nfsd"], latents(3), times, denoiser, noise=latents(3, seed=9), threshold=at_all)
+    torch.testing.assert_close(nfsd(p, 7.5), sds(p, 7.5) + p.noise)
+    assert len(denoiser.calls[0][0]) == 6  # two predictions of each of the three
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_reads_the_predictions_it_lists_and_no_others(name):
     method = METHODS[name]

@@ -1,4 +1,8 @@
-"""Chroma: T5 states, all but one of whose padding is masked; latents are packed in squares of 2x2."""
+"""Chroma: T5 states, all but one of whose padding is masked; latents are packed in squares of 2x2.
+
+The mask is one of booleans: diffusers 0.42.1 makes it of the numbers 0 and 1, which its attention adds, and which hide
+nothing (``findings/chroma_mask.sh``).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     places = torch.zeros(rows, columns, 3, dtype=latents.dtype, device=latents.device)
     places[..., 1] += torch.arange(rows, device=latents.device)[:, None]
     places[..., 2] += torch.arange(columns, device=latents.device)
-    mask = given["mask"]
+    mask = given["mask"].bool()
     output: Tensor = denoiser(
         hidden_states=packed.reshape(count, rows * columns, 4 * channels),
         timestep=t,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_families import PIPELINES, pipeline_of, prior_of
 
+from nfsd3d.context import Context
 from nfsd3d.guidance import guided
 from nfsd3d.prior.families.table import FAMILIES
 from nfsd3d.prior.schedule import RectifiedFlow
@@ -69,14 +70,17 @@ def looped(pipeline, prior, name, prompts, negatives, latents):
         given = pipeline._pack_latents(latents, *latents.shape)
     scale = SCALE - 1 if name == "zimage" else SCALE  # Z-Image's counts from the conditional prediction
     options = {"cfg_normalization": False} if "cfg_normalization" in _parameters(pipeline) else {}
-    if negatives is not None:
-        options["negative_prompt"] = list(negatives)
+    if name == "chroma":
+        options |= embedded_with_masks(pipeline, prompts, negatives)
+    else:
+        options["prompt"] = list(prompts)
+        if negatives is not None:
+            options["negative_prompt"] = list(negatives)
     if "use_resolution_binning" in _parameters(pipeline):
         options["use_resolution_binning"] = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(pipeline.scheduler), "step", recording)
         pipeline(
-            prompt=list(prompts),
             height=prior.image_size,
             width=prior.image_size,
             num_inference_steps=3,
@@ -92,6 +96,20 @@ def looped(pipeline, prior, name, prompts, negatives, latents):
             for sample, t, output in recorded
         ]
     return recorded
+
+
+def embedded_with_masks(pipeline, prompts, negatives):
+    """The prompts with masks of booleans: the numbers 0 and 1 that diffusers 0.42.1 makes of them hide nothing."""
+    states, _, mask, *_ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    others, _, hidden, *_ = pipeline.encode_prompt(
+        list(negatives or [""] * len(prompts)), do_classifier_free_guidance=False
+    )
+    return {
+        "prompt_embeds": states,
+        "prompt_attention_mask": mask.bool(),
+        "negative_prompt_embeds": others,
+        "negative_prompt_attention_mask": hidden.bool(),
+    }
 
 
 def _parameters(pipeline):
@@ -165,6 +183,40 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(prior):
     together = prior.predict_eps(z_t, t, context)
     alone = [prior.predict_eps(z_t[i : i + 1], t[i : i + 1], context[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_mask_hides_is_not_read(prior, name):
+    """Neither the states of hidden tokens, nor how many there are of them."""
+    context = prior.embed(PROMPTS[:1])
+    if "mask" not in context.tensors:
+        pytest.skip("reads all tokens")
+    mask, states = context.tensors["mask"].bool(), context.tensors["embeddings"]
+    if mask.all():
+        pytest.skip("no token of this prompt is hidden")
+    others = torch.where(mask[..., None], states, torch.randn(states.shape, generator=torch.Generator().manual_seed(6)))
+    changed = Context({**context.tensors, "embeddings": others})
+    z_t = torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(5))
+    t = prior.schedule.time(torch.tensor([500]))
+    torch.testing.assert_close(prior.predict_eps(z_t, t, changed), prior.predict_eps(z_t, t, context), **CLOSE)
+    seen = Context({**context.tensors, "embeddings": states + mask[..., None]})
+    assert (prior.predict_eps(z_t, t, seen) - prior.predict_eps(z_t, t, context)).abs().max() > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_hidden_tokens_are_finite_on_a_gpu(dtype):
+    """Chroma's hidden tokens attend to nothing, for which kernels of attention have their own answers."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pipeline = pipeline_of("chroma")
+    context = prior_of(pipeline, "chroma").embed(PROMPTS[:1])
+    denoiser = pipeline.transformer.to("cuda", dtype)
+    tensors = {name: value.to("cuda", dtype) for name, value in context.tensors.items()}
+    latents = torch.randn(1, 16, 16, 16, device="cuda", dtype=dtype)
+    predicted = FAMILIES["chroma"].predict(
+        denoiser, latents, torch.full((1,), 0.5, device="cuda", dtype=dtype), tensors
+    )
+    assert predicted.isfinite().all()
 
 
 def test_memory_is_predicted_where_the_denoiser_reads_no_values(prior, name):
