@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import imageio.v3 as imageio
 import torch
 from torch import Tensor
 
@@ -121,10 +120,25 @@ def write_turntable(
 
 
 def write_video(path: Path, frames: Iterator[Image]) -> None:
-    """Writes an H.264 video atomically, frame by frame; frames must have even sides."""
+    """Writes an H.264 video atomically, frame by frame; frames must have even sides.
+
+    Its colours are BT.709's, and the file says so. Where a file says nothing, browsers guess by the height: from 720
+    pixels on Chromium 150 shows BT.601's colours wrongly, by up to 39 levels of 255.
+    """
+    import av
+    from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
     content = io.BytesIO()  # see `image_grid.write_png`
-    with imageio.imopen(content, "w", plugin="pyav", extension=".mp4") as video:
-        video.init_video_stream("libx264", fps=FRAMES_PER_SECOND, pixel_format="yuv420p")
+    with av.open(content, "w", format="mp4") as video:
+        stream = video.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.pix_fmt = "yuv420p"
+        codec = stream.codec_context
+        codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
+        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.IEC61966_2_1
         for frame in frames:
-            video.write_frame(frame)
+            if not codec.is_open:
+                stream.height, stream.width = frame.shape[:2]
+            rgb = av.VideoFrame.from_ndarray(frame)
+            video.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+        video.mux(stream.encode())
     write_bytes(path, content.getvalue())

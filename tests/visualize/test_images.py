@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import av
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from nfsd3d.views.cameras import orbit
 from nfsd3d.visualize.animation import cut_outs, write_animation
 from nfsd3d.visualize.image_grid import write_png
 from nfsd3d.visualize.images import contact_sheet, depth_image, normal_image, preview, turntable_frames, write_video
+
+PATCHES = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [200, 100, 50], [128, 128, 128], [255, 255, 255]]
 
 
 def rendering(size=16, solid=True, depth=2.0, normal=(0.0, 0.0, 1.0), value=0.5) -> Rendering:
@@ -71,6 +74,28 @@ def test_a_video_reloads_with_its_frames(tmp_path):
     assert loaded.shape == (12, 34, 3 * 34, 3)
     assert np.abs(loaded[:, :, :34].mean((1, 2, 3)) - np.stack(frames)[:, :, :34].mean((1, 2, 3))).max() < 6
     assert [path.name for path in tmp_path.iterdir()] == ["turntable.mp4"]
+
+
+def test_a_video_says_which_colours_it_has(tmp_path):
+    """Limited-range YCbCr by BT.709's formula, and the marks that say so."""
+    frame = np.empty((32, 16 * len(PATCHES), 3), np.uint8)
+    for index, color in enumerate(PATCHES):
+        frame[:, 16 * index : 16 * (index + 1)] = color
+    write_video(tmp_path / "video.mp4", iter([frame] * 3))
+    with av.open(tmp_path / "video.mp4") as video:
+        decoded = next(video.decode(video=0))
+        marks = video.streams.video[0].codec_context
+        # H.273: matrix and primaries of BT.709, sRGB's transfer function, limited range.
+        assert (marks.colorspace, marks.color_primaries, marks.color_trc, marks.color_range) == (1, 1, 13, 1)
+    assert decoded.format.name == "yuv420p"
+    planes = decoded.to_ndarray()
+    luma = planes[16, 8 : 16 * len(PATCHES) : 16].astype(float)
+    red, green, blue = np.array(PATCHES, float).T / 255
+    expected = 16 + 219 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    assert np.abs(luma - expected).max() < 2
+    assert (
+        np.abs(imageio.imread(tmp_path / "video.mp4", plugin="pyav")[0, 16, 8::16] - np.array(PATCHES, float)).max() < 4
+    )
 
 
 def test_an_incomplete_video_leaves_no_file(tmp_path):
