@@ -32,6 +32,7 @@ PACKAGES = (
     "trimesh",
     "xatlas",
     "imageio",
+    "av",
     "tensorboard",
 )
 OPTIONAL_PACKAGES = {

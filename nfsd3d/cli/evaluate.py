@@ -187,8 +187,12 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
 
         check_available(clip)
     manifest = manifest_of(suite, folder)
-    for job in {job.values[0]: job for job in manifest.jobs}.values():  # a wrong row fails before anything is written
-        check_run(compose(job.arguments[1], job.arguments[2:], settings.machine), settings)
+    configs = {}
+    for row, job in {
+        job.values[0]: job for job in manifest.jobs
+    }.items():  # a wrong row fails before anything is written
+        configs[row] = compose(job.arguments[1], job.arguments[2:], settings.machine)
+        check_run(configs[row], settings)
     if not clip:
         from nfsd3d.evaluate.ground_truth import composition_of
 
@@ -197,7 +201,7 @@ def _evaluate_suite(options: argparse.Namespace, settings: EngineSettings) -> tu
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with owned(folder):
-        check_settings(manifest)
+        check_settings(manifest, configs)
         rewrite(manifest)
         counts = controller.run(manifest, settings, run_command)
     left = [controller.line_of(manifest, job, state) for job, state in states(manifest) if state.status != "done"]

@@ -8,14 +8,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nfsd3d.config.compose import load_run_config
 from nfsd3d.config.experiments import find_experiment
 from nfsd3d.config.renamed import notice
+from nfsd3d.config.schema import Config
 from nfsd3d.config.trust import Rules, check_file
 from nfsd3d.config.yaml_files import read_yaml
 from nfsd3d.errors import InputError
 from nfsd3d.jobs.manifest import NAME, Job, Manifest, new_manifest, read
+from nfsd3d.runs import identity
+from nfsd3d.runs.absolute_paths import SETTINGS_OF_A_PRIOR, SETTINGS_OF_A_RUN
 from nfsd3d.runs.directory import slug
 
+_OF_A_JOB = {"prompt", "seed", "source_prompt", *SETTINGS_OF_A_RUN, *(f"prior.{name}" for name in SETTINGS_OF_A_PRIOR)}
+"""Settings that jobs of a row differ in, or that a run has the absolute path of."""
 TIERS = Path(__file__).parents[2] / "scripts" / "suites"
 
 
@@ -189,16 +195,27 @@ def _job(
     return f"{slug(row)}/{before}{slug(prompt)}-{seed}", arguments, values
 
 
-def check_settings(manifest: Manifest) -> None:
-    """Raises `InputError` if a run of an earlier call in the same directory has other settings."""
+def check_settings(manifest: Manifest, configs: Mapping[str, Config]) -> None:
+    """Raises `InputError` if a run of an earlier call in the same directory has other settings.
+
+    Whether on the suite's command line, or in the experiment that it names: ``configs`` has that of each row now.
+    """
     if not (manifest.folder / NAME).exists():  # also of version 0.1, whose runs stay where they are
         return
     before = {job.directory: _settings_of(job) for job in read(manifest.folder).jobs}
     for job in manifest.jobs:
         run_dir, settings = manifest.run_dir(job), _settings_of(job)
-        if has_checkpoint(run_dir) and before.get(job.directory, settings) != settings:
+        if not has_checkpoint(run_dir):
+            continue
+        if before.get(job.directory, settings) != settings:
             raise InputError(
                 f"{run_dir}: a run with other settings than the suite has now; remove it, or choose another --output"
+            )
+        now, trained = configs[job.values[0]], identity.settings(load_run_config(run_dir))
+        if edited := identity.changes({k: v for k, v in trained.items() if k not in _OF_A_JOB}, now, now):
+            raise InputError(
+                f"{run_dir}: a run of {job.arguments[1]} as it was; now it has {edited}; remove the run, or choose "
+                "another --output"
             )
 
 

@@ -130,7 +130,7 @@ class Config:
     prompt: Annotated[str, AfterValidator(_check_prompt)]
     """Description of the scene or image, or of the result of an edit."""
     negative_prompt: Annotated[str, AfterValidator(_check_prompt_text)]
-    """NFSD: description of out-of-domain images, whose prediction delta_D subtracts."""
+    """NFSD: description of out-of-domain images, whose prediction delta_D subtracts, unless distill.threshold is 1."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Seed of all random numbers; repeats a run on the same machine."""
     run_dir: Name | None = None

@@ -21,7 +21,7 @@ class DistillSettings:
     weighting: Literal["sigma2", "uniform", "sigma_over_alpha", "sigma_alpha", "velocity"]
     """Weight w(t) of a timestep's gradient; ``sigma2`` is 1 - alpha_bar, the usual one."""
     threshold: Fraction = 0.2
-    """NFSD: fraction of the prior's timesteps below which delta_D is eps_uncond (the paper: 200 of 1000)."""
+    """NFSD: fraction of the prior's timesteps below which delta_D is eps_uncond (the paper: 200 of 1000; 1: at all)."""
     lora_rank: PositiveInt = 4
     """VSD: rank of the LoRA network; more fits the renders better, at more memory."""
     lora_learning_rate: PositiveFloat = 1e-4

@@ -5,8 +5,8 @@ import os
 from nfsd3d.config.schema import Config
 from nfsd3d.settings.paths import user_path
 
-_OF_RUN = ("source_run", "source_mesh", "source_image")
-_OF_PRIOR = ("model", "layout", "vae", "lora")
+SETTINGS_OF_A_RUN = ("source_run", "source_mesh", "source_image")
+SETTINGS_OF_A_PRIOR = ("model", "layout", "vae", "lora")
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -15,7 +15,7 @@ def with_absolute_paths(config: Config) -> Config:
     What is not there, such as a hub id, is left as it is.
     """
     values = config.to_dict()
-    for group, names in ((values, _OF_RUN), (values["prior"], _OF_PRIOR)):
+    for group, names in ((values, SETTINGS_OF_A_RUN), (values["prior"], SETTINGS_OF_A_PRIOR)):
         for name in names:
             given = group[name]
             group[name] = [_absolute(place) for place in given] if isinstance(given, list) else _absolute(given)

@@ -191,6 +191,22 @@ def test_runs_with_other_settings_than_a_suite_has_now_are_not_counted_as_its_ow
     assert len(read(Path("out")).jobs) == 4
 
 
+def test_runs_of_an_experiment_that_was_edited_since_are_not_counted_as_its_own(small, jobs_here, capsys):
+    def suite_of(scale):
+        Path("mine.yaml").write_text(f"defaults: [nfsd_2d, _self_]\ndistill: {{guidance_scale: {scale}}}\n")
+        path = Path(small(A={}))
+        path.write_text(path.read_text().replace("config: nfsd_2d", "config: mine.yaml"))
+        return ["evaluate", "--suite", str(path), "--output", "out", "--prompts", "1"]
+
+    assert main(suite_of(5)) == 0 and main(suite_of(5)) == 0
+    capsys.readouterr()
+    assert main(suite_of(6)) == 2
+    printed = capsys.readouterr().err
+    assert "error: out/a/a-blue-sphere-0: a run of mine.yaml as it was; now it has " in printed
+    assert "distill.guidance_scale=6 (trained with 5); remove the run, or choose another --output" in printed
+    assert main(suite_of(5)) == 0  # nothing was changed
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

@@ -62,7 +62,18 @@ def test_there_are_few_files_and_no_stubs():
         recipes = {f"{made}-{kind}" for made in all_made for kind in kinds - {None}}
         assert {path.stem for path in (config_root() / group).glob("*.yaml")} == recipes
     others = [path for path in files if path.parent.name not in ("configs", "distill", "prior", "recipe", "fast")]
-    assert len(others) <= 27
+    assert len(others) <= 28
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_quick_takes_the_whole_score_in_place_of_falling_guidance_with_nfsd_alone(method):
+    quick = compose("quick", [*SETTLED, f"distill={method}"]).distill
+    if method == "nfsd":
+        assert (quick.threshold, quick.guidance_factor) == (1.0, 1.0)
+    else:
+        assert quick.threshold == 0.2 and quick.guidance_factor[-1][1] < 0.6
+    given = compose("quick", [*SETTLED, f"distill={method}", "distill.guidance_factor=0.9"]).distill
+    assert (given.threshold, given.guidance_factor) == (quick.threshold, 0.9)
 
 
 def test_priors_of_one_kind_share_a_recipe():

@@ -3,6 +3,8 @@ import torch
 
 from nfsd3d.distill.gradient import WEIGHTINGS, inject_gradient, threshold_step, weight
 from nfsd3d.guidance import guided
+from nfsd3d.prior.schedule import RectifiedFlow, VariancePreserving, stable_diffusion_alphas
+from nfsd3d.train.build import threshold_time
 
 
 def test_guidance_has_one_meaning():
@@ -63,3 +65,10 @@ def test_sum_over_the_latent_mean_over_the_batch():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="shape"):
         inject_gradient(torch.zeros(2, 4, 3, 3), torch.zeros(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize("schedule", [VariancePreserving(stable_diffusion_alphas()), RectifiedFlow()])
+def test_no_timestep_reaches_the_threshold_1(schedule):
+    last = schedule.time(torch.tensor([schedule.training_steps - 1])).item()
+    assert threshold_time(0.2, schedule) < last < threshold_time(1.0, schedule)
+    assert threshold_time(1.0, schedule) > 1.0  # the end of a flow

@@ -77,7 +77,7 @@ def test_a_video_reloads_with_its_frames(tmp_path):
 
 
 def test_a_video_says_which_colours_it_has(tmp_path):
-    """Limited-range YCbCr by BT.709's formula, and the marks that say so."""
+    """Limited-range YCbCr by BT.601's formula, and the marks that say so."""
     frame = np.empty((32, 16 * len(PATCHES), 3), np.uint8)
     for index, color in enumerate(PATCHES):
         frame[:, 16 * index : 16 * (index + 1)] = color
@@ -85,17 +85,23 @@ def test_a_video_says_which_colours_it_has(tmp_path):
     with av.open(tmp_path / "video.mp4") as video:
         decoded = next(video.decode(video=0))
         marks = video.streams.video[0].codec_context
-        # H.273: matrix and primaries of BT.709, sRGB's transfer function, limited range.
-        assert (marks.colorspace, marks.color_primaries, marks.color_trc, marks.color_range) == (1, 1, 13, 1)
+        # H.273: the matrix of BT.601, primaries of BT.709, sRGB's transfer function, limited range.
+        assert (marks.colorspace, marks.color_primaries, marks.color_trc, marks.color_range) == (6, 1, 13, 1)
     assert decoded.format.name == "yuv420p"
     planes = decoded.to_ndarray()
     luma = planes[16, 8 : 16 * len(PATCHES) : 16].astype(float)
     red, green, blue = np.array(PATCHES, float).T / 255
-    expected = 16 + 219 * (0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    expected = 16 + 219 * (0.299 * red + 0.587 * green + 0.114 * blue)
     assert np.abs(luma - expected).max() < 2
     assert (
         np.abs(imageio.imread(tmp_path / "video.mp4", plugin="pyav")[0, 16, 8::16] - np.array(PATCHES, float)).max() < 4
     )
+
+
+def test_a_video_of_no_frames_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="a video needs a frame"):
+        write_video(tmp_path / "video.mp4", iter([]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_incomplete_video_leaves_no_file(tmp_path):

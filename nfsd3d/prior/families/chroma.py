@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def embed(pipeline: Any, prompts: list[str], negative: bool) -> Tensors:
     """Token states, and the mask of words and of the first padding."""
     embeddings, _, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
-    return {"embeddings": embeddings, "mask": mask}
+    return {"embeddings": embeddings, "mask": mask.bool()}
 
 
 def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor:
@@ -30,7 +30,7 @@ def predict(denoiser: Any, latents: Tensor, t: Tensor, given: Tensors) -> Tensor
     places = torch.zeros(rows, columns, 3, dtype=latents.dtype, device=latents.device)
     places[..., 1] += torch.arange(rows, device=latents.device)[:, None]
     places[..., 2] += torch.arange(columns, device=latents.device)
-    mask = given["mask"].bool()
+    mask = given["mask"].bool()  # that of a cache may be numbers
     output: Tensor = denoiser(
         hidden_states=packed.reshape(count, rows * columns, 4 * channels),
         timestep=t,

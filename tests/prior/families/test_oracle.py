@@ -186,7 +186,6 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(prior):
 
 
 def test_what_the_mask_hides_is_not_read(prior, name):
-    """Neither the states of hidden tokens, nor how many there are of them."""
     context = prior.embed(PROMPTS[:1])
     if "mask" not in context.tensors:
         pytest.skip("reads all tokens")
