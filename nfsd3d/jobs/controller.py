@@ -31,6 +31,9 @@ ENGINES = {
 ENGINE = "engine.json"
 """The settings of the engine that a set's jobs were last given to."""
 
+SIGNAL_EARLY = 60
+"""Seconds by which SLURM may send a signal before its time (its manual of sbatch, --signal)."""
+
 POLL = 0.5
 """Seconds between two looks at signals and at the order to cancel."""
 
@@ -111,7 +114,12 @@ def last_engine(folder: Path) -> EngineSettings:
 
 
 def check_engine(settings: EngineSettings) -> None:
-    """Raises `InputError` unless the engine's package is installed and its workers have cores and GPUs here."""
+    """Raises `InputError` unless the engine's package is installed and its settings fit this machine and each other."""
+    if settings.engine == "submitit_slurm" and settings.signal_delay_s + SIGNAL_EARLY >= 60 * settings.timeout_min:
+        raise InputError(
+            f"signal_delay_s={settings.signal_delay_s}: with timeout_min={settings.timeout_min} the signal would end a "
+            f"job as it begins, since SLURM may send it {SIGNAL_EARLY} s early; raise timeout_min, or lower signal_delay_s"
+        )
     _, package = ENGINES[settings.engine]
     if package is not None and find_spec(package) is None:
         raise InputError(

@@ -270,8 +270,8 @@ def test_a_killed_job_of_slurm_is_started_again_and_a_signal_to_the_controller_e
 
 
 def test_a_job_of_slurm_at_its_time_limit_without_requeues_left_is_interrupted(tmp_path, slurm, controller):
-    manifest = jobs_of(tmp_path / "set", LONG)
-    process = controller(manifest, "submitit_slurm", timeout_min=1, signal_delay_s=30, max_requeues=0)
+    manifest = jobs_of(tmp_path / "set", (*LONG, "train.steps=30000"))
+    process = controller(manifest, "submitit_slurm", timeout_min=2, signal_delay_s=50, max_requeues=0)
     _, printed = process.communicate(timeout=240)
     ((_, state),) = states(manifest)
     assert (state.status, state.attempt.attempt) == ("interrupted", 1) and "SIGUSR2" in state.reason

@@ -38,17 +38,12 @@ class SlurmEngine(QueueingEngine["Job[str]"]):
     """See the module; of each array ``settings.workers`` jobs run at a time.
 
     Raises:
-        InputError: SLURM is not installed here, or the signal would come before a job begins.
+        InputError: SLURM is not installed here.
     """
 
     def __init__(self, settings: EngineSettings, command: Command) -> None:
         if shutil.which("sbatch") is None:
             raise InputError("engine submitit_slurm: there is no sbatch; start it on a login node of a SLURM cluster")
-        if settings.signal_delay_s >= 60 * settings.timeout_min:
-            raise InputError(
-                f"signal_delay_s={settings.signal_delay_s}: must be less than the time limit; raise timeout_min, or "
-                "lower it"
-            )
         super().__init__(_largest_array())
         self._settings, self._command = settings, command
         self._looked = 0.0
