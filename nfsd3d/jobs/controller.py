@@ -118,7 +118,7 @@ def check_engine(settings: EngineSettings) -> None:
     if settings.engine == "submitit_slurm" and settings.signal_delay_s + SIGNAL_EARLY >= 60 * settings.timeout_min:
         raise InputError(
             f"signal_delay_s={settings.signal_delay_s}: with timeout_min={settings.timeout_min} the signal would end a "
-            f"job as it begins, since SLURM may send it {SIGNAL_EARLY} s early; raise timeout_min, or lower signal_delay_s"
+            f"job as it begins, since SLURM may send it {SIGNAL_EARLY} s early; raise timeout_min, or lower the delay"
         )
     _, package = ENGINES[settings.engine]
     if package is not None and find_spec(package) is None:
