@@ -18,7 +18,8 @@ from rich.console import Console
 from nfsd3d.callbacks.callback import Callback
 from nfsd3d.cli.launch import start
 from nfsd3d.config import hardware
-from nfsd3d.config.compose import compose, load_run_config
+from nfsd3d.config.compose import compose_experiment, load_run_config
+from nfsd3d.config.experiments import find_experiment
 from nfsd3d.config.objects import register_object
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, did_you_mean
@@ -247,7 +248,9 @@ def generate(
         raise TypeError("method, distill: are two names of one setting; leave one out")
     chosen = {"distill": method, "prior": prior, "generator": generator}
     overrides |= {key: register_object(key, value) for key, value in chosen.items() if value is not None}
-    composed = compose(config, [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)])
+    lines = [f"prompt={prompt}", f"seed={seed}", *_settings("", overrides)]
+    composition = compose_experiment(find_experiment(config), lines)
+    composed = composition.config
     if composed.dry_run:
         raise InputError(
             "dry_run=true has no result to return: use nfsd3d.config.compose.compose to see a configuration"
@@ -256,7 +259,7 @@ def generate(
     if in_notebook():
         warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, whose bars are not shown
         console, callbacks = Console(quiet=True), [NotebookProgress(), *callbacks]
-    run_dir = start(composed, Path(config).stem, callbacks=callbacks, console=console)
+    run_dir = start(composed, Path(config).stem, composition.idle, callbacks=callbacks, console=console)
     assert run_dir is not None  # no dry run
     return load_run(run_dir)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfsd3d.config.compose import load_run_config
-from nfsd3d.config.hardware import Choice
 from nfsd3d.config.schema import Config
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.generators.nerf.settings import NeRFSettings
@@ -35,14 +34,14 @@ if TYPE_CHECKING:
 def start(
     config: Config,
     label: str,
-    choices: Mapping[str, Choice] | None = None,
+    notes: Sequence[str] = (),
     worker: Worker = ALONE,
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
 ) -> Path | None:
     """Trains and exports ``config`` in a new run directory, and returns it; with ``dry_run`` prints the plan only.
 
-    ``label`` names the run directory's parent where ``config.run_dir`` is None; ``choices`` are printed. Of several
+    ``label`` names the run directory's parent where ``config.run_dir`` is None; ``notes`` are printed. Of several
     processes that share the run, ``worker`` is this one. Where torchrun has restarted them, the run is resumed. The
     first one calls the ``callbacks``, and shows its progress on the ``console``.
 
@@ -55,7 +54,7 @@ def start(
     if config.dry_run:
         if config.run_dir is not None:
             directory.check_unused(user_path(config.run_dir))
-        announce(choices or {})
+        announce(notes)
         print_plan(config, source, config.run_dir or f"{directory.OUTPUTS / label}/<prompt>/<time>")
         return None
     if not worker.first:
@@ -70,7 +69,7 @@ def start(
             return resume(config, run_dir, worker)
         config = config.replace(run_dir=begun)
     with directory.claimed(config, label) as config:
-        announce(choices or {})
+        announce(notes)
         return _train(config, source, worker, callbacks=callbacks, console=console)
 
 
@@ -142,10 +141,10 @@ def _train(
     return train_and_export(config, resume=resumed, worker=worker, callbacks=callbacks, console=console)
 
 
-def announce(choices: Mapping[str, Choice]) -> None:
-    """Prints the choices made for ``auto``, and their reasons."""
-    for group, choice in choices.items():
-        print(f"{group}={choice.value} (auto: {choice.reason})", file=sys.stderr)
+def announce(notes: Sequence[str]) -> None:
+    """Prints lines on how the settings were understood."""
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def print_plan(config: Config, source: ModelSource | None, run_dir: str) -> None:

@@ -95,7 +95,7 @@ def run_command(arguments: list[str]) -> int:
             print(composed_yaml(experiment, options.overrides, options.cfg), end="")
         else:
             composition = compose_experiment(experiment, options.overrides)
-            start(composition.config, experiment.label, composition.choices, worker)
+            start(composition.config, experiment.label, composition.notes, worker)
     return 0
 
 

@@ -22,7 +22,7 @@ from nfsd3d.cli.engine_options import settings_of
 from nfsd3d.cli.launch import announce
 from nfsd3d.cli.prompt_file import prompts_of_file
 from nfsd3d.cli.sweep import run_and_report
-from nfsd3d.config.compose import settle, to_config
+from nfsd3d.config.compose import lines_of, settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hydra_compose import compose_with_hydra
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, check_listed, each_value, parse_override, parse_overrides
@@ -66,7 +66,7 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         lines, choices = settle(experiment, overrides, sweep.engine.machine)
         sweep = Sweep.of(experiment, list(map(parse_override, lines)))
     config = checked(experiment, sweep)
-    announce(choices)
+    announce(lines_of(choices))
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
     if config.dry_run:

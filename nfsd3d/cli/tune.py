@@ -16,7 +16,7 @@ from nfsd3d.cli.multirun import Sweep, as_given, checked, shown
 from nfsd3d.cli.options import Parser, whole_number
 from nfsd3d.cli.parse_search_space import Space, search_space
 from nfsd3d.cli.prompt_file import prompts_of_file
-from nfsd3d.config.compose import settle
+from nfsd3d.config.compose import lines_of, settle
 from nfsd3d.config.experiments import Experiment, find_experiment
 from nfsd3d.config.overrides import parse_override, parse_overrides
 from nfsd3d.config.schema import Config
@@ -81,7 +81,7 @@ def _begun(options: argparse.Namespace) -> tuple[Path, Tuning] | None:
         begun = _written(user_path(options.output).absolute(), tuning)
     elif not config.dry_run:
         begun = _written(directory.new_folder((directory.OUTPUTS / experiment.label).absolute(), "tune-"), tuning)
-    announce(choices)
+    announce(lines_of(choices))
     print("\n".join(_plan(tuning)), file=sys.stderr)
     if config.dry_run:
         print("dry run: nothing was started", file=sys.stderr)

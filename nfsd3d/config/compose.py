@@ -19,6 +19,7 @@ from nfsd3d.config.choices import AUTO_GROUPS, KIND_GROUPS, all_choices, offer
 from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
+from nfsd3d.config.idle import idle_settings
 from nfsd3d.config.overrides import check_listed, each_value, group_values, parse_overrides
 from nfsd3d.config.renamed import RENAMED
 from nfsd3d.config.schema import Config, known_keys, takes_list
@@ -28,10 +29,21 @@ from nfsd3d.settings.paths import user_path
 
 @dataclass(frozen=True)
 class Composition:
-    """A validated configuration, and the choices made for ``auto``."""
+    """A validated configuration, the choices made for ``auto``, and a line for each given setting without effect."""
 
     config: Config
     choices: Mapping[str, Choice]
+    idle: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person is told: a line for each choice and for each setting without effect."""
+        return [*lines_of(self.choices), *self.idle]
+
+
+def lines_of(choices: Mapping[str, Choice]) -> list[str]:
+    """A line for each choice that was made for ``auto``, with its reason."""
+    return [f"{group}={choice.value} (auto: {choice.reason})" for group, choice in choices.items()]
 
 
 def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = (), machine: Choice | None = None) -> Config:
@@ -47,7 +59,7 @@ def compose(name_or_path: str | Path = "nfsd", overrides: Sequence[str] = (), ma
 
 
 def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine: Choice | None = None) -> Composition:
-    """As `compose`, with the choices made for ``auto``.
+    """As `compose`, with what a person is told about it.
 
     Raises:
         InputError: naming the setting, the value and the remedy.
@@ -64,7 +76,8 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine
                 + (f", or write {key}=[{values}] for a list" if takes_list(key) else "")
             )
     lines, choices = settle(experiment, parsed, machine)
-    return Composition(to_config(compose_with_hydra(experiment, lines)[0]), choices)
+    config = to_config(compose_with_hydra(experiment, lines)[0])
+    return Composition(config, choices, idle_settings(config, {override.key_or_group for override in parsed}))
 
 
 def composed_yaml(experiment: Experiment, overrides: Sequence[str], part: str) -> str:
