@@ -12,8 +12,8 @@ from nfsd3d.train.run import train_and_export
 ON_CUDA = {"machine.name": "cuda", "machine.device": "cuda"}
 
 
-@pytest.mark.parametrize("method", ["nfsd", "vsd"])
-def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, console, method):
+@pytest.mark.parametrize(("method", "exported"), [("nfsd", {}), ("vsd", OFF)])
+def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, console, method, exported):
     """Resumed from a checkpoint and exported; the same tensors as without a GPU, and opened without one."""
     choices = {"distill.method": method, "machine.precision": "float32", "train.keep_checkpoints": 9}
     expected = train_and_export(configure(**choices, **OFF, run_dir=tmp_path / "cpu"), console=console)
@@ -21,7 +21,8 @@ def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, co
         run_dir = train_and_export(configure(**choices, **ON_CUDA, **OFF, run_dir=tmp_path / "cuda"), console=console)
         for path in (run_dir / "checkpoints").glob("step-000006.*"):
             path.unlink()
-        train_and_export(configure(**choices, **ON_CUDA, run_dir=run_dir), resume=run_dir, console=console)
+        resumed = configure(**choices, **ON_CUDA, **exported, run_dir=run_dir)
+        train_and_export(resumed, resume=run_dir, console=console)
     assert gpu.errors == []
     found = final_tensors(run_dir)
     for name, value in final_tensors(expected).items():
@@ -29,7 +30,8 @@ def test_a_gpu_run_equals_the_cpu_run_and_opens_on_a_cpu(configure, tmp_path, co
         assert (found[name].double() - value.double()).norm() <= 1e-3 * value.double().norm(), name
     summary = json.loads((run_dir / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["device"]) == ("done", 6, "a fake GPU")
-    assert all((run_dir / name).is_file() for name in ("mesh/model.glb", "turntable.mp4", "report.html"))
+    files = ("mesh/model.glb", "turntable.mp4", "report.html")
+    assert [(run_dir / name).is_file() for name in files] == [exported is not OFF] * 3
     assert nfsd3d.load_run(run_dir).views(n=2, size=16).shape == (2, 16, 16, 3)
 
 
