@@ -51,8 +51,8 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
 
     expected = results()
     prior.compile(batch_unit=4, backend="aot_eager")
-    shapes, compiled = [], prior._fast_denoiser.run
-    monkeypatch.setattr(prior._fast_denoiser, "run", lambda z, *rest: (
+    shapes, compiled = [], prior._predictor.fast.run
+    monkeypatch.setattr(prior._predictor.fast, "run", lambda z, *rest: (
         shapes.append(len(z)) or compiled(z, *rest)
     ))  # fmt: skip
     for result, value in zip(results(), expected, strict=True):
@@ -60,7 +60,7 @@ def test_a_compiled_prior_gives_the_same_numbers(model_folder, monkeypatch):
     assert shapes == [12]  # ten batch entries needed, two of padding
     # Peers, precisions and predictions of memory begin from networks as they are.
     assert (
-        prior.without_weights()._fast_denoiser is None
+        prior.without_weights()._predictor.fast is None
         and prior.in_precision(torch.float64)._autoencoder._compiled is None
     )
     prior.in_precision(torch.float32).compile_nothing()

@@ -115,7 +115,7 @@ def test_captured_networks_give_the_same_steps(configure, narrow, recordings, na
     assert recordings == []
     found, prior = gradients_of_steps(configure, narrow, name, compiled=True, **common)
     assert isinstance(prior._autoencoder._compiled, CapturedGraph)
-    assert (isinstance(getattr(prior._fast_denoiser, "run", None), CapturedGraph)) == (
+    assert (isinstance(getattr(prior._predictor.fast, "run", None), CapturedGraph)) == (
         name != "vsd"
     )  # whose network is switched in between
     assert sum(differentiated for _, differentiated in recordings) == 3  # one to record, and one a step
@@ -128,7 +128,7 @@ def test_an_encoder_that_gets_single_images_is_not_captured(configure, narrow, r
     common = dict(perp_neg=False, chunks=ChunkSizes(unet_batch_size=1))
     expected, _ = gradients_of_steps(configure, narrow, "dds", compiled=False, **common)
     found, prior = gradients_of_steps(configure, narrow, "dds", compiled=True, **common)
-    assert prior._autoencoder._compiled is None and isinstance(prior._fast_denoiser.run, CapturedGraph)
+    assert prior._autoencoder._compiled is None and isinstance(prior._predictor.fast.run, CapturedGraph)
     assert_near(found, expected)
 
 

@@ -78,7 +78,7 @@ def test_steps_use_only_the_listed_batch_sizes(configure, monkeypatch, name):
         prior, "a red cube", "dull", PROMPTS, needed=METHODS[name].all_prompts, source_prompt="a blue cube"
     )
     seen = set()
-    monkeypatch.setattr(prior, "denoise", lambda z_t, *rest: seen.add(len(z_t)) or torch.zeros_like(z_t))
+    monkeypatch.setattr(prior, "predict_eps", lambda z_t, *_, **named: seen.add(len(z_t)) or torch.zeros_like(z_t))
     images = [ImageBatch("latent", torch.zeros(2, *prior.latent_shape)) for _ in range(2)]
     source = images[1] if METHODS[name].needs_source else None
     distillation = Distillation(METHODS[name], DISTILL, 200)
@@ -198,7 +198,7 @@ def test_predictions_of_the_same_latents_share_the_unets_start(configure, after,
 
 
 def test_other_unets_are_traced_as_they_are(configure, monkeypatch):
-    monkeypatch.setattr("nfsd3d.prior.diffusers_prior.can_share", lambda network: False)
+    monkeypatch.setattr("nfsd3d.prior.noise_predictor.can_share", lambda network: False)
     monkeypatch.setattr(denoiser, "_RECORDED", {})
     traced, eager = (build_prior(configure()) for _ in range(2))
     traced.trace()
@@ -219,7 +219,7 @@ def test_what_torch_keeps_of_a_trace_does_not_grow_with_the_jobs_of_a_worker(con
                 prior.denoiser.conv_out.weight.mul_(scale)
         before = [name for name, _ in traced.denoiser.named_parameters()]
         traced.trace()
-        assert torch.equal(predict(traced), predict(eager)) and traced._fast_denoiser.is_traced
+        assert torch.equal(predict(traced), predict(eager)) and traced._predictor.fast.is_traced
         assert [name for name, _ in traced.denoiser.named_parameters()] == before
         weights.append(weakref.ref(next(traced.denoiser.parameters())))
         assert len(recorded) == 1
@@ -235,9 +235,9 @@ def predict(prior):
 def test_the_embedded_models_unet_is_traced_on_a_cpu(compiled_with):
     prior, asked, said = compiled_with("auto")
     results = [predict(prior) for _ in range(TRACED_AFTER)]
-    assert not prior._fast_denoiser.is_traced
+    assert not prior._predictor.fast.is_traced
     results += [predict(prior) for _ in range(2)]
-    assert prior._fast_denoiser.is_traced and asked == said == []
+    assert prior._predictor.fast.is_traced and asked == said == []
     assert all(torch.equal(result, results[0]) for result in results)
     assert not compiled_with(False)[0].is_compiled
     assert not compiled_with("auto", **{"distill.method": "vsd"})[0].is_compiled
@@ -286,7 +286,7 @@ def test_the_encoder_is_warmed_as_steps_use_it(monkeypatch):
 
 def test_a_run_logs_that_it_compiles(compiled_with, tmp_path):
     prior, asked, said = compiled_with(True)
-    assert asked == [(2, True, True)] and prior._fast_denoiser is not None
+    assert asked == [(2, True, True)] and prior._predictor.fast is not None
     assert said[0].startswith("compiling the UNet and the encoder") and f"s (kept in {tmp_path})" in said[1]
 
 
@@ -320,7 +320,7 @@ def test_nothing_is_compiled_unless_wanted(compiled_with):
 
 def test_vsds_unet_is_not_compiled(compiled_with):
     prior, asked, _ = compiled_with(True, **{"distill.method": "vsd"})
-    assert asked == [(2, False, True)] and prior._fast_denoiser is None and prior._autoencoder._compiled is not None
+    assert asked == [(2, False, True)] and prior._predictor.fast is None and prior._autoencoder._compiled is not None
 
 
 def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, monkeypatch):
@@ -333,4 +333,4 @@ def test_if_compiling_fails_auto_continues_and_true_is_an_error(compiled_with, m
     # Triton's own errors are no RuntimeErrors, and some say nothing.
     for failing, told in ((RuntimeError("no C compiler\nand more"), "no C compiler"), (LookupError(), "LookupError")):
         prior, _, said = compiled_with("auto", failing=failing)
-        assert prior._fast_denoiser is None and f"not compiled ({told})" in said[-1]
+        assert prior._predictor.fast is None and f"not compiled ({told})" in said[-1]
