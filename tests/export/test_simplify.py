@@ -1,5 +1,6 @@
 """Mesh simplification: fewer triangles, the same shape, still closed."""
 
+import fast_simplification
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,27 @@ def test_a_rough_surface_meets_the_budget_and_stays_closed(lump, max_faces):
     assert mesh.is_watertight and mesh.is_winding_consistent
     whole = trimesh.Trimesh(lump.vertices, lump.faces, process=False)
     assert mesh.volume == pytest.approx(whole.volume, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [2.0**-10, 2.0**12])
+def test_the_triangles_do_not_depend_on_the_unit(lump, size):
+    expected, found = simplify(lump, 4000), simplify(Surface(lump.vertices * np.float32(size), lump.faces), 4000)
+    np.testing.assert_array_equal(found.faces, expected.faces)
+    np.testing.assert_array_equal(found.vertices, expected.vertices * np.float32(size))
+
+
+def test_cheap_collapses_come_first():
+    """Which the library does not see to in a world of radius 1."""
+    mesh = trimesh.creation.torus(0.6, 0.25, major_sections=400, minor_sections=200)
+    surface = Surface(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
+
+    def distance(vertices, faces):
+        x, y, z = vertices[faces].mean(axis=1).T
+        return np.abs(np.hypot(np.hypot(x, y) - 0.6, z) - 0.25).mean()
+
+    small = simplify(surface, 20_000)
+    in_the_world = fast_simplification.simplify(surface.vertices, surface.faces, target_count=20_000)
+    assert distance(small.vertices, small.faces) < 0.6 * distance(*in_the_world)
 
 
 def test_a_small_surface_is_unchanged(lump):

@@ -49,6 +49,24 @@ def test_charts_cover_the_texture_without_overlap(name, request):
     assert np.percentile(scale, 95) < 2 * np.percentile(scale, 5)
 
 
+@pytest.mark.parametrize("size", [2.0**-10, 2.0**12])
+def test_the_charts_do_not_depend_on_the_unit(torus, size):
+    """xatlas alone gives triangles below an area of 1e-7 none in the texture."""
+    charts = unwrap(Surface(torus.vertices * np.float32(size), torus.faces), 256, timeout=60)
+    np.testing.assert_array_equal(charts.uv, unwrap(torus, 256, timeout=60).uv)
+
+
+def test_a_part_without_a_place_in_the_texture_is_a_failure(torus, monkeypatch):
+    def placed(command, *_):
+        faces = torus.faces.astype(np.uint32)
+        uv = np.full((len(torus.vertices), 2), np.nan)
+        np.savez(command[-1], source=np.arange(len(torus.vertices)), faces=faces, uv=uv)
+
+    monkeypatch.setattr(unwrap_module, "_run", placed)
+    with pytest.raises(UnwrapFailed, match="no place in the texture"):
+        unwrap(torus, 256, timeout=60)
+
+
 def test_a_surface_is_cut_into_small_compact_parts(large):
     centres = large.vertices[large.faces].mean(axis=1)
     parts = list(cut(centres, np.arange(len(large.faces))))

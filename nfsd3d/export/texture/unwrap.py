@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nfsd3d.export import unit
 from nfsd3d.export.isosurface import Surface
 from nfsd3d.generators.mesh.surface import FloatArray
 
@@ -39,7 +40,8 @@ class Charts:
 def unwrap(surface: Surface, size: int, timeout: float, on_wait: Callable[[], None] | None = None) -> Charts:
     """Charts of ``surface`` for a texture of ``size``^2 texels, by xatlas, in at most ``timeout`` seconds.
 
-    xatlas runs in a separate process, because on some surfaces it does not terminate and cannot be interrupted.
+    xatlas runs in a separate process, because on some surfaces it does not terminate and cannot be interrupted. It gets
+    the surface in a unit of its size, because triangles below an absolute area would have none in the texture.
     ``on_wait`` is called every 0.2 s meanwhile; an exception that it raises kills the process, too.
 
     Raises:
@@ -47,12 +49,15 @@ def unwrap(surface: Surface, size: int, timeout: float, on_wait: Callable[[], No
     """
     with tempfile.TemporaryDirectory(prefix="nfsd3d-") as folder:
         given, result = Path(folder) / "surface.npz", Path(folder) / "charts.npz"
-        np.savez(given, vertices=surface.vertices, faces=surface.faces.astype(np.uint32), size=size)
+        vertices = (surface.vertices * unit.factor(surface.vertices)).astype(np.float32)
+        np.savez(given, vertices=vertices, faces=surface.faces.astype(np.uint32), size=size)
         _run([sys.executable, str(WORKER), str(given), str(result)], timeout, on_wait)
         with np.load(result) as charts:
             uv, source, faces = (charts[name] for name in ("uv", "source", "faces"))
     if not np.array_equal(source[faces], surface.faces):
         raise UnwrapFailed("xatlas returned other triangles than it was given")
+    if not np.isfinite(uv).all():
+        raise UnwrapFailed("xatlas gave no place in the texture to a part of the surface")
     return Charts(uv.astype(np.float32), source.astype(np.int32), faces.astype(np.int32))
 
 

@@ -1,0 +1,19 @@
+"""The unit in which libraries get a surface: their tolerances are plain numbers, not shares of its size."""
+
+import numpy as np
+
+from nfsd3d.generators.mesh.surface import FloatArray
+
+HALF = 16.0
+"""About half the longest side, in the libraries' unit (between 11.3 and 22.6: see :func:`factor`).
+
+Measured with fast_simplification 0.2.0 on a snowman and a chair (162,740 and 211,652 triangles at 256^3, in a world of
+radius 1): 50,000 triangles lie .55 and .52 times as far from the surface as with half of the longest side at 1, 5,000
+triangles .6 times. With 64 it is .5 times, and 100 triangles are not reached any more.
+"""
+
+
+def factor(vertices: FloatArray) -> float:
+    """The power of two that makes half the longest side of ``vertices`` [V,3] about :data:`HALF`; exact both ways."""
+    half = float(np.ptp(vertices, axis=0).max()) / 2
+    return float(2.0 ** np.round(np.log2(HALF / half))) if half > 0 else 1.0
