@@ -7,9 +7,8 @@ from nfsd3d.generators.mesh.surface import FloatArray
 HALF = 16.0
 """About half the longest side, in the libraries' unit (between 11.3 and 22.6: see :func:`factor`).
 
-Measured with fast_simplification 0.2.0 on a snowman and a chair (162,740 and 211,652 triangles at 256^3, in a world of
-radius 1): 50,000 triangles lie .55 and .52 times as far from the surface as with half of the longest side at 1, 5,000
-triangles .6 times. With 64 it is .5 times, and 100 triangles are not reached any more.
+Measured with fast_simplification 0.2.0 on three surfaces of 160,000 to 230,000 triangles, of which half the longest side is
+.6 to .8 in a world of radius 1: docs/benchmarks.md, "Meshes". With 64, 100 triangles are not reached any more.
 """
 
 

@@ -76,6 +76,15 @@ def test_quick_takes_the_whole_score_in_place_of_falling_guidance_with_nfsd_alon
     assert (given.threshold, given.guidance_factor) == (quick.threshold, 0.9)
 
 
+@pytest.mark.parametrize("method", ["nfsd", "sds"])
+def test_best_takes_less_guidance_with_nfsd_and_falling_guidance_with_others(method):
+    best, usual = (compose(name, [*SETTLED, f"distill={method}"]).distill for name in ("best", "nfsd"))
+    if method == "nfsd":
+        assert (best.guidance_scale, best.threshold, best.guidance_factor) == (4.0, 1.0, 1.0)
+    else:
+        assert best.guidance_scale == usual.guidance_scale and best.guidance_factor[-1][1] == 0.3
+
+
 def test_priors_of_one_kind_share_a_recipe():
     sd15, sd21 = (compose("nfsd", [*SETTLED, f"prior={name}"]) for name in ("sd15", "sd21"))
     assert sd15.train == sd21.train and sd15.cameras == sd21.cameras and sd15.generator == sd21.generator
