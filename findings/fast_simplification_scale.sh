@@ -9,8 +9,7 @@
 # by their cost. It goes through the triangles at most a hundred times, and collapses the edges whose squared error is
 # below a bound, which grows from one time to the next and is a plain number, not a share of the mesh's size. In a
 # small mesh nearly every edge is below the first bounds, so that edges go in the order of the file until there are few
-# enough; in a large one some never are. (nfsd3d gives it every surface in
-# a unit of the surface's size.)
+# enough; in a large one some never are. (nfsd3d gives it every surface in a unit of the surface's size.)
 #
 # Exits with 0 while this is so, with 1 when it has changed.
 set -euo pipefail

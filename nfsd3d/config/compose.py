@@ -29,7 +29,10 @@ from nfsd3d.settings.paths import user_path
 
 @dataclass(frozen=True)
 class Composition:
-    """A validated configuration, the choices made for ``auto``, and a line for each given setting without effect."""
+    """A validated configuration, the choices made for ``auto``, and a line for each given setting without effect.
+
+    Sweeps and resumed runs do not print the lines; each run of a sweep has them in its log.
+    """
 
     config: Config
     choices: Mapping[str, Choice]

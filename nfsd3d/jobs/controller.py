@@ -116,9 +116,11 @@ def last_engine(folder: Path) -> EngineSettings:
 def check_engine(settings: EngineSettings) -> None:
     """Raises `InputError` unless the engine's package is installed and its settings fit this machine and each other."""
     if settings.engine == "submitit_slurm" and settings.signal_delay_s + SIGNAL_EARLY >= 60 * settings.timeout_min:
+        lower = " or lower signal_delay_s" if 60 * settings.timeout_min > SIGNAL_EARLY + 1 else ""
         raise InputError(
-            f"signal_delay_s={settings.signal_delay_s}: with timeout_min={settings.timeout_min} the signal would end a "
-            f"job as it begins, since SLURM may send it {SIGNAL_EARLY} s early; raise timeout_min, or lower the delay"
+            f"timeout_min={settings.timeout_min}: must be longer than signal_delay_s={settings.signal_delay_s} and the "
+            f"{SIGNAL_EARLY} s by which SLURM may send its signal early, which could end a job as it begins; raise it"
+            + lower
         )
     _, package = ENGINES[settings.engine]
     if package is not None and find_spec(package) is None:

@@ -7,6 +7,7 @@ import torch
 import trimesh
 
 from nfsd3d.export import simplify as simplify_module
+from nfsd3d.export import unit
 from nfsd3d.export.isosurface import Surface, extract_surface
 from nfsd3d.export.level_set import LevelSet, sample_density
 from nfsd3d.export.simplify import apart, is_closed, simplify, simplify_mesh, without_folds
@@ -41,6 +42,21 @@ def test_the_triangles_do_not_depend_on_the_unit(lump, size):
     expected, found = simplify(lump, 4000), simplify(Surface(lump.vertices * np.float32(size), lump.faces), 4000)
     np.testing.assert_array_equal(found.faces, expected.faces)
     np.testing.assert_array_equal(found.vertices, expected.vertices * np.float32(size))
+
+
+@pytest.mark.parametrize(
+    "places", [np.zeros((0, 3)), np.zeros((3, 3)), np.full((2, 3), np.inf), np.full((2, 3), np.nan)]
+)
+def test_what_has_no_size_keeps_its_unit(places):
+    with np.errstate(invalid="ignore"):
+        assert unit.factor(places.astype(np.float32)) == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-42, 3e38])
+def test_a_surface_of_any_size_has_a_unit(size):
+    places = np.array([[-1, 0, 0], [1, 0, 0]], dtype=np.float32) * np.float32(size)
+    scaled = places * unit.factor(places)
+    assert np.isfinite(scaled).all() and scaled.any()
 
 
 def test_cheap_collapses_come_first():

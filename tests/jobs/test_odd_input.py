@@ -192,7 +192,7 @@ def test_an_engine_has_the_options_of_its_own_settings_alone(sweep, refusal):
 def test_a_job_of_slurm_may_not_hear_the_signal_as_it_begins(sweep, refusal, monkeypatch):
     monkeypatch.setattr(controller, "find_spec", bool)  # as if submitit were installed
     limits = ("sweep", "resume", "my sweep", "--engine", "submitit_slurm", "--timeout-min", "2", "--signal-delay-s")
-    assert "signal_delay_s=60: with timeout_min=2 the signal would end a job as it begins" in refusal(*limits, "60")
+    assert "timeout_min=2: must be longer than signal_delay_s=60 and the 60 s by which SLURM" in refusal(*limits, "60")
     controller.check_engine(EngineSettings(engine="submitit_slurm", timeout_min=2, signal_delay_s=59))
 
 
