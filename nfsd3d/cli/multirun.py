@@ -25,6 +25,7 @@ from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import lines_of, settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hydra_compose import compose_with_hydra
+from nfsd3d.config.idle import idle_settings
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, check_listed, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
 from nfsd3d.errors import InputError
@@ -40,6 +41,8 @@ from nfsd3d.settings.paths import user_path
 _MOST_JOBS = 10_000
 _TRIED = 16
 """Combinations that are composed for a value, as long as none is valid."""
+_OF_NO_OTHERS = frozenset({"prompt", "negative_prompt", "seed"})
+"""Settings whose values do not decide whether others have an effect."""
 
 
 def multirun(experiment: Experiment, arguments: Sequence[str], command: Command) -> int:
@@ -67,6 +70,8 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
         sweep = Sweep.of(experiment, list(map(parse_override, lines)))
     config = checked(experiment, sweep)
     announce(lines_of(choices))
+    if sweep.swept.keys() <= _OF_NO_OTHERS:  # what has no effect in one job has none in any
+        announce(idle_settings(config, {override.key_or_group for override in overrides}))
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
     if config.dry_run:

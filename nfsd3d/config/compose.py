@@ -31,7 +31,7 @@ from nfsd3d.settings.paths import user_path
 class Composition:
     """A validated configuration, the choices made for ``auto``, and a line for each given setting without effect.
 
-    Sweeps and resumed runs do not print the lines; each run of a sweep has them in its log.
+    Each run of a sweep has the lines in its log; a resumed run does not print them again.
     """
 
     config: Config

@@ -71,6 +71,14 @@ def test_it_is_printed_before_a_run_begins(capsys):
     )
 
 
+def test_a_sweep_says_what_has_no_effect_in_any_of_its_runs(capsys):
+    sweep = ["--config", "quick", "-m", *CUBE, "negative_prompt=dull,dark", "dry_run=true"]
+    assert main([*sweep, "seed=0,1"]) == 0
+    assert capsys.readouterr().err.count("negative_prompt: has no effect here") == 1
+    assert main([*sweep, "distill.threshold=0.2,1"]) == 0
+    assert "has no effect" not in capsys.readouterr().err
+
+
 STAGES = {
     "later": Method(nfsd, ("cond", "uncond"), then=Method(nfsd, ("cond", "uncond", "neg"))),
     "as another": Method(nfsd, ("cond", "uncond"), prompts={"uncond": "neg"}),
