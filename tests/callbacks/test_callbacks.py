@@ -6,6 +6,7 @@ from tiny_runs import OFF, final_tensors
 
 import nfsd3d
 from nfsd3d.callbacks.dispatch import CallbackFailed
+from nfsd3d.config.compose import Composition
 from nfsd3d.errors import InputError, RunFailed
 from nfsd3d.runs import checkpoints
 from nfsd3d.runs.metrics import read_metrics
@@ -228,7 +229,8 @@ def test_a_callback_learns_of_a_divergence(configure, console, monkeypatch):
 
 def test_generate_takes_callbacks(configure, tmp_path, monkeypatch):
     seen = Recorder()
-    monkeypatch.setattr("nfsd3d.api.compose", lambda *arguments: configure(**OFF, run_dir=tmp_path / "run"))
+    tiny = Composition(configure(**OFF, run_dir=tmp_path / "run"), {}, [])
+    monkeypatch.setattr("nfsd3d.api.compose_experiment", lambda *arguments: tiny)
     run = nfsd3d.generate("a red cube", callbacks=[seen])
     assert run.step == 6 and seen.calls[-1] == "end"
 
