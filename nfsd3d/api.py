@@ -259,7 +259,7 @@ def generate(
     if in_notebook():
         warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, whose bars are not shown
         console, callbacks = Console(quiet=True), [NotebookProgress(), *callbacks]
-    run_dir = start(composed, Path(config).stem, composition.idle, callbacks=callbacks, console=console)
+    run_dir = start(composed, Path(config).stem, composition.without_effect, callbacks=callbacks, console=console)
     assert run_dir is not None  # no dry run
     return load_run(run_dir)
 

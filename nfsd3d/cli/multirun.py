@@ -25,9 +25,9 @@ from nfsd3d.cli.sweep import run_and_report
 from nfsd3d.config.compose import lines_of, settle, to_config
 from nfsd3d.config.experiments import Experiment, choices_of
 from nfsd3d.config.hydra_compose import compose_with_hydra
-from nfsd3d.config.idle import idle_settings
 from nfsd3d.config.overrides import PATH_KEYS, TEXT_KEYS, check_listed, each_value, parse_override, parse_overrides
 from nfsd3d.config.schema import Config, known_keys
+from nfsd3d.config.without_effect import settings_without_effect
 from nfsd3d.errors import InputError
 from nfsd3d.jobs import table
 from nfsd3d.jobs.controller import ENGINE, check_engine
@@ -71,7 +71,7 @@ def multirun(experiment: Experiment, arguments: Sequence[str], command: Command)
     config = checked(experiment, sweep)
     announce(lines_of(choices))
     if sweep.swept.keys() <= _OF_NO_OTHERS:  # what has no effect in one job has none in any
-        announce(idle_settings(config, {override.key_or_group for override in overrides}))
+        announce(settings_without_effect(config, {override.key_or_group for override in overrides}))
     folder = directory.OUTPUTS / experiment.label / "sweep" if given is None else user_path(str(given))
     manifest = _manifest(experiment, sweep, folder)
     if config.dry_run:

@@ -19,10 +19,10 @@ from nfsd3d.config.choices import AUTO_GROUPS, KIND_GROUPS, all_choices, offer
 from nfsd3d.config.experiments import Experiment, choices_of, config_root, find_experiment
 from nfsd3d.config.hardware import Choice
 from nfsd3d.config.hydra_compose import compose_with_hydra
-from nfsd3d.config.idle import idle_settings
 from nfsd3d.config.overrides import check_listed, each_value, group_values, parse_overrides
 from nfsd3d.config.renamed import RENAMED
 from nfsd3d.config.schema import Config, known_keys, takes_list
+from nfsd3d.config.without_effect import settings_without_effect
 from nfsd3d.errors import InputError, did_you_mean
 from nfsd3d.settings.paths import user_path
 
@@ -36,12 +36,12 @@ class Composition:
 
     config: Config
     choices: Mapping[str, Choice]
-    idle: Sequence[str]
+    without_effect: Sequence[str]
 
     @property
     def notes(self) -> list[str]:
         """What a person is told: a line for each choice and for each setting without effect."""
-        return [*lines_of(self.choices), *self.idle]
+        return [*lines_of(self.choices), *self.without_effect]
 
 
 def lines_of(choices: Mapping[str, Choice]) -> list[str]:
@@ -80,7 +80,7 @@ def compose_experiment(experiment: Experiment, overrides: Sequence[str], machine
             )
     lines, choices = settle(experiment, parsed, machine)
     config = to_config(compose_with_hydra(experiment, lines)[0])
-    return Composition(config, choices, idle_settings(config, {override.key_or_group for override in parsed}))
+    return Composition(config, choices, settings_without_effect(config, {override.key_or_group for override in parsed}))
 
 
 def composed_yaml(experiment: Experiment, overrides: Sequence[str], part: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings that were given, and that change nothing beside the others: a person is told, and the run goes on."""
+"""Settings that were given and have no effect beside the others: a person is told, and the run goes on."""
 
 from collections.abc import Collection, Iterator
 
@@ -14,18 +14,18 @@ _ROUNDING = 0.01
 """More than a threshold and t_max, which become whole timesteps, are rounded by."""
 
 
-def idle_settings(config: Config, given: Collection[str]) -> list[str]:
+def settings_without_effect(config: Config, given: Collection[str]) -> list[str]:
     """A line for each of the ``given`` settings (dotted keys) that has no effect in ``config``, with the reason.
 
     Where it cannot be known, as for a method that is not registered, nothing is said.
     """
     if not given:
         return []
-    return [f"{key}: has no effect here, {reason}" for keys, reason in _idle(config) for key in keys if key in given]
+    return [f"{key}: has no effect here, {reason}" for keys, reason in _unused(config) for key in keys if key in given]
 
 
-def _idle(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Keys without effect, and why."""
+def _unused(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys of settings without effect, and why."""
     # A mesh's field has settings of its own; a method may be registered by a program that is not this one.
     if config.refine is None and config.distill.method in METHODS:
         reason = _unread_negative_prompt(config, METHODS.find(config.distill.method))

@@ -43,7 +43,7 @@ CUBE = ("prompt=a red cube", "machine=cpu", "backend=numba", "prior=shapes")
     ],
 )
 def test_what_has_no_effect_is_said(config, given, reason):
-    (line,) = compose_experiment(find_experiment(config), [*CUBE, *given]).idle
+    (line,) = compose_experiment(find_experiment(config), [*CUBE, *given]).without_effect
     assert reason in line
 
 
@@ -61,7 +61,7 @@ def test_what_has_no_effect_is_said(config, given, reason):
     ],
 )
 def test_what_has_an_effect_is_not_mentioned(config, given):
-    assert not compose_experiment(find_experiment(config), [*CUBE, *given]).idle
+    assert not compose_experiment(find_experiment(config), [*CUBE, *given]).without_effect
 
 
 def test_it_is_printed_before_a_run_begins(capsys):
@@ -95,7 +95,7 @@ def mine(request):
 
 def test_a_method_may_read_it_later_or_as_another_prediction(mine):
     given = [*CUBE, "distill=nfsd", "distill.method=mine", "negative_prompt=dull", "distill.threshold=1"]
-    assert not compose_experiment(find_experiment("nfsd"), given).idle
+    assert not compose_experiment(find_experiment("nfsd"), given).without_effect
 
 
 def test_a_run_of_a_method_that_is_not_registered_any_more_opens(mine, tmp_path):
